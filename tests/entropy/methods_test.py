@@ -39,12 +39,12 @@ def batch():
 
 
 def run(token_tx, batch, **more):
-  """The chain's edit of no signal at all, and its state."""
+  """The chain's result for a signal of 0, and its state."""
   stats, context = batch
-  silent = jax.tree.map(jnp.zeros_like, stats)
+  zero_signal = jax.tree.map(jnp.zeros_like, stats)
   state = token_tx.init(TokenStats.template())
   update = jax.jit(functools.partial(update_signal, token_tx))
-  return update(silent, state, stats, **context, **more)
+  return update(zero_signal, state, stats, **context, **more)
 
 
 def explained(token_tx, stats, **context):
@@ -91,9 +91,11 @@ def test_penalty_is_the_gradient_of_its_divergence(batch, divergence):
 
 def test_penalty_is_zero_where_the_policy_is_unchanged(batch):
   stats, context = batch
-  still = TokenStats(logprobs=context['old_logprobs'], entropy=stats.entropy)
+  unchanged = TokenStats(
+    logprobs=context['old_logprobs'], entropy=stats.entropy
+  )
   tx = covrl.kl_cov(fraction=0.05, minimum=1)
-  signal, state = run(tx, (still, context))
+  signal, state = run(tx, (unchanged, context))
   assert int(state.summary.selected) >= 1
   assert not signal.logprobs.any()
   # …and within the noise between two programs.
@@ -101,12 +103,14 @@ def test_penalty_is_zero_where_the_policy_is_unchanged(batch):
   current_stats = TokenStats(
     logprobs=context['old_logprobs'] + noise, entropy=stats.entropy
   )
-  quiet, _ = run(
+  within_noise, _ = run(
     tx, (current_stats, context), log_ratio_noise=jnp.asarray(2e-4)
   )
-  assert not quiet.logprobs.any()
-  loud, _ = run(tx, (current_stats, context), log_ratio_noise=jnp.asarray(5e-5))
-  assert loud.logprobs.any()
+  assert not within_noise.logprobs.any()
+  beyond_noise, _ = run(
+    tx, (current_stats, context), log_ratio_noise=jnp.asarray(5e-5)
+  )
+  assert beyond_noise.logprobs.any()
 
 
 def test_selects_by_old_statistics_by_default(batch):
@@ -153,8 +157,8 @@ def test_every_score_ranks_by_its_formula(batch, score):
     np.asarray(chosen.scores)[mask], expected[mask], rtol=2e-5, atol=1e-6
   )
   count = int(0.05 * mask.sum())
-  cut = np.sort(expected[mask])[-count]
-  np.testing.assert_array_equal(chosen.mask, mask & (expected >= cut))
+  threshold = np.sort(expected[mask])[-count]
+  np.testing.assert_array_equal(chosen.mask, mask & (expected >= threshold))
 
 
 def test_schedules_and_composition(batch):
@@ -175,10 +179,10 @@ def test_schedules_and_composition(batch):
   update = jax.jit(
     lambda signal, state, context: tx.update(signal, state, stats, **context)
   )
-  silent = jax.tree.map(jnp.zeros_like, stats)
+  zero_signal = jax.tree.map(jnp.zeros_like, stats)
   selected, bonus, norms = [], [], []
   for step in range(3):
-    signal, state = update(silent, state, context | {'step': step})
+    signal, state = update(zero_signal, state, context | {'step': step})
     selected.append(int(optax.tree.get(state, 'summary').selected))
     bonus.append(float(-jnp.sum(signal.entropy)))
     norms.append(float(optax.tree.get(state, 'signal_norm')))
@@ -221,7 +225,7 @@ def test_summary_counts_quadrants(batch):
 
 
 @pytest.mark.parametrize('value', [jnp.nan, -jnp.inf])
-def test_bad_statistics_are_left_out_and_counted(batch, value):
+def test_statistics_that_are_not_finite_are_left_out_and_counted(batch, value):
   stats, context = batch
   where = np.argwhere(np.asarray(context['mask']))[0]
   old = context['old_logprobs'].at[tuple(where)].set(value)

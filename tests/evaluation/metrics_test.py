@@ -48,7 +48,7 @@ def test_pass_at_k_refuses_k_out_of_range(k: Any):
 
 
 @pytest.mark.parametrize(
-  ('answers', 'correct', 'right'),
+  ('answers', 'correct', 'expected'),
   [
     (['1', '2', '2'], [1, 0, 0], 0),
     (['1', '1', '2'], [1, 1, 0], 1),
@@ -61,9 +61,9 @@ def test_pass_at_k_refuses_k_out_of_range(k: Any):
     (['0.5', '1/2', '.50', r'\frac12', '3', '3'], [1, 1, 1, 1, 0, 0], 1),
   ],
 )
-def test_majority_vote_by_hand(answers, correct, right):
+def test_majority_vote_by_hand(answers, correct, expected):
   (share,) = majority_vote([answers], np.array([correct], bool))
-  assert share == pytest.approx(right)
+  assert share == pytest.approx(expected)
 
 
 def result(name, greedy, correct, answers=None):
@@ -89,16 +89,19 @@ SAMPLED = result('aime24', [1, 0], [[1, 1, 0, 1], [0, 0, 0, 1]])
 GREEDY = result('math500', [1, 1, 0, 1], [[]] * 4)
 
 
-NONE = float('nan')
+# Mark of a response without a score.
+UNSCORED = float('nan')
 
 
-@given(st.lists(st.sampled_from([0.0, 1.0, NONE]), min_size=1, max_size=8))
+@given(st.lists(st.sampled_from([0.0, 1.0, UNSCORED]), min_size=1, max_size=8))
 @settings(deadline=None)
 def test_unscored_responses_are_left_out(row):
   marks = np.array([row])
   scored = [mark for mark in row if mark == mark]
   (mean,) = mean_correct(marks)
-  assert mean == pytest.approx(np.mean(scored) if scored else NONE, nan_ok=True)
+  assert mean == pytest.approx(
+    np.mean(scored) if scored else UNSCORED, nan_ok=True
+  )
   for k in range(1, len(row) + 1):
     (chance,) = pass_at_k(marks, k)
     assert (chance == chance) == (k <= len(scored))
@@ -111,9 +114,9 @@ def test_unscored_responses_are_left_out(row):
 def unscored_result():
   """400 problems, half correct, of which each twentieth has no score."""
   greedy = np.tile([1.0, 0.0], 200)
-  greedy[::20] = NONE
+  greedy[::20] = UNSCORED
   correct = np.stack([greedy, greedy[::-1]], axis=1)
-  correct[7] = NONE
+  correct[7] = UNSCORED
   answers = [['1', '2']] * 400
   return dataclasses.replace(
     result('a', [1] * 400, [[1, 1]] * 400, answers),
@@ -150,8 +153,8 @@ def test_intervals_include_all_scores_that_unscored_responses_allow():
 def test_a_metric_without_any_scored_problem_is_missing(tmp_path):
   nothing = dataclasses.replace(
     result('a', [0], [[0, 0]]),
-    greedy=np.array([NONE]),
-    correct=np.array([[NONE, 1.0]]),
+    greedy=np.array([UNSCORED]),
+    correct=np.array([[UNSCORED, 1.0]]),
   )
   evaluation = Evaluation(results=(nothing, SAMPLED), entropy=0.0)
   summary = evaluation.summary()

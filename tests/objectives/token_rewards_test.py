@@ -29,8 +29,8 @@ RATIO = jnp.array(
 
 def test_the_reward_is_at_the_last_token_on_the_mask():
   actual = token_rewards(REWARDS, MASK, clip=10.0)
-  wanted = [[0, 0, 1, 0], [0, 0, 0, -10], [0, 0, 0, 0]]
-  np.testing.assert_array_equal(actual.rewards, wanted)
+  expected = [[0, 0, 1, 0], [0, 0, 0, -10], [0, 0, 0, 0]]
+  np.testing.assert_array_equal(actual.rewards, expected)
   assert actual.clipped.tolist() == [False, True, False]
   assert np.isnan(actual.divergence)
 
@@ -47,11 +47,11 @@ def test_penalties(kind, penalties):
   actual = token_rewards(
     REWARDS, MASK, log_ratio=RATIO, coefficient=0.5, kind=kind
   )
-  wanted = np.zeros((3, 4))
-  wanted[np.asarray(MASK)] = -0.5 * np.array(penalties)
-  wanted[0, 2] += 1
-  wanted[1, 3] -= 20
-  np.testing.assert_allclose(actual.rewards, wanted, rtol=1e-5, atol=1e-7)
+  expected = np.zeros((3, 4))
+  expected[np.asarray(MASK)] = -0.5 * np.array(penalties)
+  expected[0, 2] += 1
+  expected[1, 3] -= 20
+  np.testing.assert_allclose(actual.rewards, expected, rtol=1e-5, atol=1e-7)
   np.testing.assert_allclose(actual.divergence, np.mean(penalties), rtol=1e-5)
 
 
@@ -59,8 +59,8 @@ def test_penalties(kind, penalties):
 @hypothesis.given(hnp.arrays(bool, (3, 4)))
 def test_rewards_add_up(mask):
   actual = jax.jit(token_rewards)(REWARDS, mask)
-  wanted = np.where(mask.any(axis=1), REWARDS, 0)
-  np.testing.assert_array_equal(actual.rewards.sum(axis=1), wanted)
+  expected = np.where(mask.any(axis=1), REWARDS, 0)
+  np.testing.assert_array_equal(actual.rewards.sum(axis=1), expected)
   assert not actual.rewards[~mask].any()
 
 
@@ -75,14 +75,14 @@ def test_a_nan_reward_affects_no_other_response():
   [(0.1, 1.0), (0.11, 1.01), (0.5, 1.02), (0.0, 0.98), (np.nan, 1.0)],
 )
 def test_coefficients_adapt_by_at_most_a_fifth_per_horizon(divergence, factor):
-  got = adapt_coefficient(
+  actual = adapt_coefficient(
     jnp.float32(0.05),
     jnp.float32(divergence),
     target=0.1,
     horizon=1000,
     sequences=100,
   )
-  np.testing.assert_allclose(got, 0.05 * factor, rtol=1e-6)
+  np.testing.assert_allclose(actual, 0.05 * factor, rtol=1e-6)
 
 
 @pytest.mark.usefixtures('no_annotation_checks')

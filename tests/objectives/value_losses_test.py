@@ -26,13 +26,13 @@ def test_loss_and_gradient():
     (VALUES - RETURNS) ** 2 / 2,
     (clipped_values - RETURNS) ** 2 / 2,
   )
-  wanted = np.maximum(plain, bound)
-  np.testing.assert_allclose(value, (WEIGHTS * wanted).sum(), rtol=1e-5)
+  expected = np.maximum(plain, bound)
+  np.testing.assert_allclose(value, (WEIGHTS * expected).sum(), rtol=1e-5)
   clipped = (bound > plain) & (WEIGHTS > 0)
   assert 0 < clipped.sum() < (WEIGHTS > 0).sum()
   np.testing.assert_array_equal(aux.clipped, clipped)
-  slope = np.where(clipped, 0, WEIGHTS * (VALUES - RETURNS))
-  np.testing.assert_allclose(gradient, slope, rtol=1e-5, atol=1e-7)
+  expected_gradient = np.where(clipped, 0, WEIGHTS * (VALUES - RETURNS))
+  np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-5, atol=1e-7)
 
 
 def test_what_has_no_weight_does_not_count():
@@ -67,10 +67,10 @@ def test_without_a_clip_it_is_half_the_squared_error():
 
 def test_explained_variance():
   mask = WEIGHTS > 0
-  wanted = 1 - np.var((RETURNS - VALUES)[mask]) / np.var(RETURNS[mask])
+  expected = 1 - np.var((RETURNS - VALUES)[mask]) / np.var(RETURNS[mask])
   spoilt = jnp.asarray(np.where(mask, VALUES, np.nan))
-  got = explained_variance(spoilt, jnp.asarray(RETURNS), jnp.asarray(mask))
-  np.testing.assert_allclose(got, wanted, rtol=1e-5)
+  actual = explained_variance(spoilt, jnp.asarray(RETURNS), jnp.asarray(mask))
+  np.testing.assert_allclose(actual, expected, rtol=1e-5)
   perfect = explained_variance(
     jnp.asarray(RETURNS) + 3, jnp.asarray(RETURNS), jnp.asarray(mask)
   )
@@ -81,12 +81,12 @@ def test_explained_variance():
   ('returns', 'mask'), [(1.0, True), (0.0, True), (RETURNS, False)]
 )
 def test_equal_returns_have_no_variance_to_explain(returns, mask):
-  got = explained_variance(
+  actual = explained_variance(
     jnp.asarray(VALUES),
     jnp.broadcast_to(jnp.asarray(returns), (4, 6)),
     jnp.full((4, 6), mask),
   )
-  assert np.isnan(got)
+  assert np.isnan(actual)
 
 
 @pytest.mark.usefixtures('no_annotation_checks')

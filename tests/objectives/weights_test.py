@@ -31,19 +31,19 @@ PUBLISHED = {
 
 
 def pack(masks, rows, length):
-  """Packs sequences by first fit; returns mask, ids and where each one is."""
+  """Packs sequences by first fit; returns mask, ids, and row and columns of each."""
   mask = np.zeros((rows, length), bool)
   segment_ids = np.zeros((rows, length), np.int32)
   sequence_ids = np.full((rows, length), -1, np.int32)
   used, count, slices = [0] * rows, [0] * rows, []
   for name, tokens in enumerate(masks):
     row = next(r for r in range(rows) if used[r] + len(tokens) <= length)
-    where = slice(used[row], used[row] + len(tokens))
-    used[row], count[row] = where.stop, count[row] + 1
-    mask[row, where] = tokens
-    segment_ids[row, where] = count[row]
-    sequence_ids[row, where] = 1000 + name
-    slices.append((row, where))
+    columns = slice(used[row], used[row] + len(tokens))
+    used[row], count[row] = columns.stop, count[row] + 1
+    mask[row, columns] = tokens
+    segment_ids[row, columns] = count[row]
+    sequence_ids[row, columns] = 1000 + name
+    slices.append((row, columns))
   return mask, segment_ids, sequence_ids, slices
 
 
@@ -81,9 +81,9 @@ def test_padded_and_packed_rows_give_the_same(masks, mode):
     },
   ):
     packed = np.asarray(token_weights(jnp.asarray(mask), mode, length=6, **ids))
-    for i, (row, where) in enumerate(slices):
+    for i, (row, columns) in enumerate(slices):
       np.testing.assert_array_equal(
-        packed[row, where], plain[i, : len(masks[i])]
+        packed[row, columns], plain[i, : len(masks[i])]
       )
     assert not packed[~mask].any()
 

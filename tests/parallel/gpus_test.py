@@ -178,12 +178,12 @@ def test_links_and_times_of_collectives():
   assert network.seconds(single) == 0
 
 
-def test_tpu_links_are_as_before():
+def test_tpu_slices_use_ici_within_and_dcn_between():
   slice_ = find_topology('v5p:2x2x1')
   devices = [types.SimpleNamespace(coords=(i % 2, i // 2, 0)) for i in range(4)]
   network = Network(slice_, devices)
   gather = collective('all-gather', tuple(range(4)), sent=90e9)
   assert network.busy(gather) == {'ici': pytest.approx(1 / 2)}
-  across = gather._replace(network='dcn')
-  assert network.link(across) == 'dcn'
+  between_slices = gather._replace(network='dcn')
+  assert network.link(between_slices) == 'dcn'
   assert topologies.find_topology('v5p-8').platform == 'tpu'

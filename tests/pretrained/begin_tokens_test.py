@@ -17,13 +17,14 @@ from covrl.train import text_task
 WORDS = {'<unk>': 0, '<s>': 1, '</s>': 2, 'q': 3, 'a': 4}
 BOS, END, QUESTION, ANSWER = 1, 2, 3, 4
 
+# Post-processors by the special tokens that they add.
 PROCESSORS = {
   'none': None,
-  'bytes': processors.ByteLevel(trim_offsets=False),
+  'none_of_bytes': processors.ByteLevel(trim_offsets=False),
   'begin': processors.TemplateProcessing(
     single='<s> $A', pair='<s> $A <s> $B', special_tokens=[('<s>', BOS)]
   ),
-  'both': processors.TemplateProcessing(
+  'begin_and_end': processors.TemplateProcessing(
     single='<s> $A </s>', special_tokens=[('<s>', BOS), ('</s>', END)]
   ),
   'end': processors.TemplateProcessing(
@@ -31,7 +32,12 @@ PROCESSORS = {
   ),
 }
 # Prompt templates and chat templates that write a begin token, or none.
-TEXTS = {'none': '', 'writes': '<s>', 'newline': '\n<s>', 'blanks': ' \n <s> '}
+TEXTS = {
+  'none': '',
+  'begin_token': '<s>',
+  'after_newline': '\n<s>',
+  'between_spaces': ' \n <s> ',
+}
 
 
 def tokenizer_file(processor):

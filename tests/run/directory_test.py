@@ -193,6 +193,7 @@ def edit(content):
   return json.dumps(saved).encode()
 
 
+# Changes of a file's content, `None` for its removal, and how each is reported.
 CHANGES = [
   (lambda content: None, 'was removed'),
   (lambda content: b'', 'is damaged'),
