@@ -91,6 +91,7 @@ def _lazy_imports() -> dict[str, str]:
 
 
 _PACKAGE_OF = _lazy_imports()
+# Modules that hold all functions of a kind.
 _GROUPS = ('advantages', 'controllers', 'losses', 'selectors')
 _MODULES = frozenset(
   path.stem
@@ -111,6 +112,6 @@ def __getattr__(name: str) -> Any:
   if name in _MODULES:
     return importlib.import_module(f'covrl.{name}')
   groups = [importlib.import_module(f'covrl.{group}') for group in _GROUPS]
-  homes = [group.__name__ for group in groups if hasattr(group, name)]
-  hint = f'; it is {homes[0]}.{name}' if homes else ''
+  modules = [group.__name__ for group in groups if hasattr(group, name)]
+  hint = f'; it is {modules[0]}.{name}' if modules else ''
   raise AttributeError(f'module covrl has no attribute {name!r}{hint}')

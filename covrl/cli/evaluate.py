@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluates a policy: greedy accuracy, mean@k, pass@k and maj@k.
 
-Each figure has a 95 % confidence interval over problems. A run is evaluated on
+Each number has a 95 % confidence interval over problems. A run is evaluated on
 its held-out problems, or like a pretrained model on evaluation suites.
 Examples:
 
@@ -129,7 +129,7 @@ def run(arguments: argparse.Namespace) -> None:
         'iteration': opened.iteration,
         'seed': opened.config.seed,
       }
-  width = _print_figures(evaluation)
+  width = _print_metrics(evaluation)
   if output is None:
     print(f'{"results":{width}} not written without --output')
   else:
@@ -178,8 +178,8 @@ def _open(
   )
 
 
-def _print_figures(evaluation: Evaluation) -> int:
-  """Prints one figure per line, with its 95 % interval over problems.
+def _print_metrics(evaluation: Evaluation) -> int:
+  """Prints one metric per line, with its 95 % interval over problems.
 
   Returns:
     The width of the names.

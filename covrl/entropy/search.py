@@ -46,7 +46,7 @@ Candidates = Callable[[PyTree], tuple[Array, Array]]
 def largest(
   rank: RankFunction,
   tokens: PyTree,
-  wanted: Int[Array, ''],
+  k: Int[Array, ''],
   total: Int[Array, ''],
 ) -> Bool[Array, '*shape']:
   """The highest-ranked tokens.
@@ -54,14 +54,14 @@ def largest(
   Args:
     rank: maps `tokens` to keys, elementwise.
     tokens: arrays of one shape, and scalars.
-    wanted: number of tokens to choose.
-    total: number of eligible tokens; all are chosen if `wanted` is more.
+    k: number of tokens to choose.
+    total: number of eligible tokens; all are chosen if `k` is more.
 
   Returns:
     True for the chosen tokens.
   """
   tokens = jax.lax.stop_gradient(tokens)
-  left = jnp.minimum(wanted, total)
+  remaining = jnp.minimum(k, total)
   # The lowest chosen value of each key, among the tokens tied in earlier keys.
   lows: list[Int[Array, '']] = []
   for index in range(len(jax.eval_shape(rank, tokens).keys)):
@@ -69,17 +69,20 @@ def largest(
     if index == 0:
       start = full_interval(_key_dtype(tied, tokens), total)
     else:
-      start = _candidate_interval(tied, tokens, left, total)
-    boundary = kth_largest(tied, tokens, left, start)
+      start = _candidate_interval(tied, tokens, remaining, total)
+    boundary = kth_largest(tied, tokens, remaining, start)
     lows.append(boundary.low)
     # Tokens tied at the lowest chosen key, and how many of them are to choose.
-    left, total = left - boundary.above, boundary.kept - boundary.above
+    remaining, total = (
+      remaining - boundary.above,
+      boundary.kept - boundary.above,
+    )
 
   eligible, keys = rank(tokens)
   chosen = jnp.ones_like(eligible)
   for key, low in zip(reversed(keys), reversed(lows), strict=True):
     chosen = (key > low) | ((key == low) & chosen)
-  return eligible & chosen & (wanted > 0)
+  return eligible & chosen & (k > 0)
 
 
 class Interval(NamedTuple):
@@ -111,24 +114,24 @@ def full_interval(dtype: jnp.dtype, total: Int[Array, '']) -> Interval:
 def kth_largest(
   candidates: Candidates,
   tokens: PyTree,
-  wanted: Int[Array, ''],
+  k: Int[Array, ''],
   start: Interval,
 ) -> Interval:
-  """Finds the highest key with `wanted` candidates at or above it.
+  """Finds the highest key with `k` candidates at or above it.
 
   The result's `low` may be a lower key with exactly as many at or above it.
 
   Args:
     candidates: maps `tokens` to a mask of candidates and their keys.
     tokens: arrays of one shape, and scalars.
-    wanted: k, at least 1; for 0 the result is undefined.
+    k: at least 1; for 0 the result is undefined.
     start: interval to search.
   """
   dtype = start.low.dtype
   one = jnp.ones((), dtype)
 
   def undecided(interval: Interval) -> Bool[Array, '']:
-    return (interval.bits > 0) & (interval.kept != wanted)
+    return (interval.bits > 0) & (interval.kept != k)
 
   def narrow(interval: Interval) -> Interval:
     # The barrier keeps XLA from hoisting the keys out of the loop into memory.
@@ -141,7 +144,7 @@ def kth_largest(
     # A trial beyond the largest integer overflows to a negative one.
     counts = jnp.where(jnp.stack(trials) > interval.low, counts, 0)
     kept = jnp.concatenate([interval.kept[None], counts, interval.above[None]])
-    index = jnp.sum(counts >= wanted, dtype=jnp.int32)
+    index = jnp.sum(counts >= k, dtype=jnp.int32)
     return Interval(
       bits=bits,
       low=interval.low + step * index.astype(dtype),
@@ -169,10 +172,10 @@ def _tied_candidates(
 def _candidate_interval(
   candidates: Candidates,
   tokens: PyTree,
-  wanted: Int[Array, ''],
+  k: Int[Array, ''],
   total: Int[Array, ''],
 ) -> Interval:
-  """Keys from the lowest candidate's to the highest's, unless all are wanted."""
+  """Keys from the lowest candidate's to the highest's, unless all are chosen."""
   dtype = _key_dtype(candidates, tokens)
 
   def narrowest() -> Interval:
@@ -184,7 +187,7 @@ def _candidate_interval(
     )
 
   return jax.lax.cond(
-    total != wanted, narrowest, lambda: full_interval(dtype, total)
+    total != k, narrowest, lambda: full_interval(dtype, total)
   )
 
 

@@ -126,19 +126,19 @@ def reward_law(
       f'run, got {entropy[0]:g} everywhere'
     )
   generator = np.random.default_rng(seed)
-  draws = _block_indices(generator, entropy.size, resamples)
+  indices = _block_indices(generator, entropy.size, resamples)
   return RewardLaw(
-    exponential=_fit(np.exp(entropy), reward, draws),
-    linear=_fit(entropy, reward, draws),
+    exponential=_fit(np.exp(entropy), reward, indices),
+    linear=_fit(entropy, reward, indices),
   )
 
 
-def _fit(x: Numbers, y: Numbers, draws: np.ndarray) -> Fit:
+def _fit(x: Numbers, y: Numbers, indices: np.ndarray) -> Fit:
   """Least-squares fit with bootstrap intervals and a forecast."""
   coefficients = _fit_line(x, y)
   residuals = y - _line_at(coefficients, x)
   design = np.linalg.pinv(np.stack([-x, np.ones_like(x)], axis=1))
-  resampled = design @ (_line_at(coefficients, x) + residuals[draws]).T
+  resampled = design @ (_line_at(coefficients, x) + residuals[indices]).T
   low, high = np.quantile(resampled, [0.025, 0.975], axis=1)
   third, tenth = x.size // 3, max(1, x.size // 10)
   end = x[-tenth:].mean(keepdims=True)

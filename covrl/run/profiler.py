@@ -39,7 +39,7 @@ class Profiler:
     self._tracing = self._has_traced = False
 
   def remark(self) -> str:
-    """A sentence if updates were to be traced and none was; else nothing."""
+    """A warning if updates were to be traced and none was; else empty."""
     if not self._steps or self._has_traced:
       return ''
     return (

@@ -16,7 +16,7 @@ from typing import Any, TextIO, cast
 
 
 def prepare() -> None:
-  """Makes this process's standard streams fit for a command.
+  """Prepares the standard streams of this process for a command.
 
   Closed ones are opened at the null device: otherwise the next file would get
   their descriptor, and libraries would write messages into it. Standard error
@@ -61,7 +61,7 @@ def _open(number: int) -> TextIO:
 
 
 class _Wrapper:
-  """A text stream whose errors of writing are treated.
+  """A text stream that handles errors of writing.
 
   Args:
     stream: stream to write to.
@@ -75,23 +75,23 @@ class _Wrapper:
 
   def write(self, text: str) -> int:
     """Writes a text; returns its length."""
-    with self._treated():
+    with self._handling_errors():
       self._stream.write(text)
     return len(text)
 
   def flush(self) -> None:
     """Writes what is buffered."""
-    with self._treated():
+    with self._handling_errors():
       self._stream.flush()
 
-  def _treated(self) -> contextlib.AbstractContextManager[None]:
+  def _handling_errors(self) -> contextlib.AbstractContextManager[None]:
     raise NotImplementedError
 
 
 class _Messages(_Wrapper):
   """A stream of messages, which are dropped where they cannot be written."""
 
-  def _treated(self) -> contextlib.AbstractContextManager[None]:
+  def _handling_errors(self) -> contextlib.AbstractContextManager[None]:
     return contextlib.suppress(OSError, ValueError)
 
 
@@ -99,7 +99,7 @@ class _Results(_Wrapper):
   """A stream of results; a pipe without a reader raises `BrokenPipeError`."""
 
   @contextlib.contextmanager
-  def _treated(self) -> Iterator[None]:
+  def _handling_errors(self) -> Iterator[None]:
     try:
       yield
     except OSError:

@@ -18,6 +18,7 @@ from covrl.rewards.math.extraction import extract
 from covrl.tasks.task import Task
 from covrl.tasks.text import prompt_format
 
+# Rule of `math_reward`: the last number of a response is its answer.
 _RULE = 'number'
 
 

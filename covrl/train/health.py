@@ -72,8 +72,8 @@ class UpdateHealth:
     Raises:
       DivergedError: too many updates in a row were skipped.
     """
-    is_barren = is_end and 0 < self.made == self.skipped
-    if self.skipped_in_a_row >= limit or is_barren:
+    all_skipped = is_end and 0 < self.made == self.skipped
+    if self.skipped_in_a_row >= limit or all_skipped:
       raise DivergedError(
         f'training has diverged: the last {self.skipped_in_a_row} updates were '
         'skipped because gradients or parameters were not finite '

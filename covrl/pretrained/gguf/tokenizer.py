@@ -40,7 +40,7 @@ class _Splitting(NamedTuple):
     single_digits: whether each digit is a word, before the pattern applies.
     normalises: whether texts are brought to Unicode's form NFC.
     whole_words: whether words in the vocabulary are taken without merging.
-    adds_bos: whether texts begin with a BOS token, unless the file says.
+    adds_bos: whether texts begin with a BOS token, unless the file says otherwise.
   """
 
   pattern: str = ''
@@ -82,7 +82,7 @@ def tokenizer_files(metadata: Metadata, vocab_size: int) -> dict[str, bytes]:
     )
   types = metadata.integers(f'{_PREFIX}.token_type')
   if len(types) != len(tokens):
-    raise metadata.refuse(f'{_PREFIX}.token_type', f'{len(tokens)} types')
+    raise metadata.error(f'{_PREFIX}.token_type', f'{len(tokens)} types')
   if kind == 'gpt2':
     adds_bos = _adds_bos(metadata, _splitting(metadata).adds_bos)
     tokenizer = _byte_level(metadata, tokens, types, adds_bos)
@@ -93,7 +93,7 @@ def tokenizer_files(metadata: Metadata, vocab_size: int) -> dict[str, bytes]:
     files = {'tokenizer.model': sentencepiece_model(metadata, tokens, types)}
     class_name = 'LlamaTokenizer'
   else:
-    raise metadata.refuse(f'{_PREFIX}.model', 'gpt2 or llama')
+    raise metadata.error(f'{_PREFIX}.model', 'gpt2 or llama')
   special = {
     f'{name}_token': tokens[token]
     for name, token in _special_ids(metadata, tokens).items()
@@ -120,14 +120,14 @@ def _splitting(metadata: Metadata) -> _Splitting:
   """Preparation of texts by the tokenizer of a file."""
   name = metadata.text(f'{_PREFIX}.pre')
   if name not in _SPLITTINGS:
-    raise metadata.refuse(f'{_PREFIX}.pre', f'one of {", ".join(_SPLITTINGS)}')
+    raise metadata.error(f'{_PREFIX}.pre', f'one of {", ".join(_SPLITTINGS)}')
   return _SPLITTINGS[name]
 
 
 def _adds_bos(metadata: Metadata, default: bool) -> bool:
   """Whether texts begin with a BOS token."""
   if metadata.flag(f'{_PREFIX}.add_eos_token', False):
-    raise metadata.refuse(f'{_PREFIX}.add_eos_token', 'false')
+    raise metadata.error(f'{_PREFIX}.add_eos_token', 'false')
   return metadata.flag(f'{_PREFIX}.add_bos_token', default)
 
 
@@ -136,7 +136,7 @@ def _token_id(metadata: Metadata, name: str, tokens: list[str]) -> int | None:
   field = f'{_PREFIX}.{name}_token_id'
   token_id = metadata.integer(field, None)
   if token_id is not None and token_id >= len(tokens):
-    raise metadata.refuse(field, f'below {len(tokens)}, the number of tokens')
+    raise metadata.error(field, f'below {len(tokens)}, the number of tokens')
   return token_id
 
 
@@ -157,7 +157,7 @@ def _generation(metadata: Metadata, tokens: list[str]) -> dict[str, Any]:
   ends = [_token_id(metadata, name, tokens) for name in ('eos', 'eot', 'eom')]
   unique = list(dict.fromkeys(token for token in ends if token is not None))
   if not unique:
-    raise metadata.refuse(f'{_PREFIX}.eos_token_id', 'the id of a token')
+    raise metadata.error(f'{_PREFIX}.eos_token_id', 'the id of a token')
   special = _special_ids(metadata, tokens)
   return {
     'eos_token_id': unique if len(unique) > 1 else unique[0],
@@ -179,7 +179,7 @@ def _byte_level(
     # Unused tokens fill the embedding; they stand for no text.
     if types[token] != _UNUSED:
       if text in vocabulary:
-        raise metadata.refuse(
+        raise metadata.error(
           f'{_PREFIX}.tokens', f'without {text[:40]!r} twice'
         )
       vocabulary[text] = token
@@ -201,7 +201,7 @@ def _byte_level(
   if adds_bos:
     bos = _token_id(metadata, 'bos', tokens)
     if bos is None:
-      raise metadata.refuse(f'{_PREFIX}.bos_token_id', 'the id of a token')
+      raise metadata.error(f'{_PREFIX}.bos_token_id', 'the id of a token')
     template = processors.TemplateProcessing(
       single=f'{tokens[bos]}:0 $A:0',
       pair=f'{tokens[bos]}:0 $A:0 {tokens[bos]}:1 $B:1',

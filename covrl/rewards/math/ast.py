@@ -8,7 +8,7 @@ import re
 from fractions import Fraction
 from typing import Any
 
-MAX_DIGITS = 1000
+MAX_DIGITS = 1000  # of a decimal
 
 
 class ParseError(ValueError):

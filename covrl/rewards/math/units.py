@@ -114,7 +114,7 @@ _IRREGULAR = {
   **{'men': 'man', 'women': 'woman', 'pennies': 'penny', 'hertz': 'hz'},
   **{'Hz': 'hz', 'L': 'l', 'mL': 'ml', 'centuries': 'century'},
 }
-# Words that make a number another one, or a statement.
+# Words that are not units: they change the number, or state something about it.
 _NOT_UNITS = frozenset(
   [
     'or',

@@ -41,7 +41,8 @@ class ProgramClient:
 
   def __init__(self) -> None:
     self.requests = 0
-    # Requests that use what a global of the program holds, or names a constant.
+    # Requests that use a value of the program; fetching a function or class is
+    # none, fetching a constant is one.
     self.uses = 0
     self._channel = JsonChannel(self._refer, self._resolve)
     self._callbacks: list[Any] = []

@@ -54,8 +54,10 @@ def find_launcher(
       reasons.append(f'{launcher.backend}: {reason}')
   except OSError as error:
     reasons.append(str(error))
-  wanted = 'a sandbox' if backend is None else f'the sandbox backend {backend}'
-  raise JudgeError(f'programs need {wanted}, got none: {"; ".join(reasons)}')
+  required = (
+    'a sandbox' if backend is None else f'the sandbox backend {backend}'
+  )
+  raise JudgeError(f'programs need {required}, got none: {"; ".join(reasons)}')
 
 
 def _candidates(

@@ -123,8 +123,8 @@ def _cross_effect(
 ) -> Float[np.ndarray, ' n']:
   """Entropy change by u + h minus the changes by u and by h."""
   both, only_u, only_h, neither = (
-    categorical.entropy(categorical.softmax(z + move))
-    for move in (u + h, u, h, 0 * u)
+    categorical.entropy(categorical.softmax(z + update))
+    for update in (u + h, u, h, 0 * u)
   )
   return both - only_u - only_h + neither
 
@@ -149,7 +149,7 @@ def annealing_conditions(settings: Settings, formula: Formula) -> Evidence:
   run = run_schedules(settings, (1.0, 0.0))
   gaps = dict(zip(BOUNDED_SCHEDULES, run.reward_gap, strict=True))
   late = run.times > run.times[-1] / 30
-  advantages = -categorical.power_law_exponent(
+  gap_exponent = -categorical.power_law_exponent(
     run.times[late], gaps['none'][late]
   )
   # C is the maximum of ‖πf‖ = √2 p (1 − p) ℓ over the log odds ℓ.
@@ -176,7 +176,7 @@ def annealing_conditions(settings: Settings, formula: Formula) -> Evidence:
     ],
     corrected=[
       close_to(
-        'exponent of the convergence without bonus', advantages, 1, 0.02
+        'exponent of the convergence without bonus', gap_exponent, 1, 0.02
       ),
       close_to(
         'reward gap without bonus divided by 1/(2ηt)',

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Second networks of a run: their kind, start, loss and parameter chain."""
+"""Second networks of a run: output, initial parameters, loss and parameter chain."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ UpdateOrder = Literal['before', 'after']
 PerToken = dict[str, Float[Array, 'B T']]
 
 POLICY, RANDOM = 'policy', 'random'
-"""Starts of a network other than a pretrained model."""
+"""Values of `Network.initial` other than a pretrained model."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
