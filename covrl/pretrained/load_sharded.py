@@ -40,7 +40,7 @@ def load_arrays(
       without a sharding are loaded to the default device.
     names: the family's tensor names.
     tensors: the checkpoint.
-    redundant: names of tensors that the model needs not.
+    redundant: names of tensors that the model does not need.
     owner: description of the model, for errors.
 
   Raises:

@@ -71,23 +71,23 @@ def config_fields(
   """
   architecture = metadata.text('general.architecture')
   if architecture not in _ARCHITECTURES:
-    raise metadata.refuse(
+    raise metadata.error(
       'general.architecture', f'one of {", ".join(_ARCHITECTURES)}'
     )
   if metadata.integer('split.count', 1) != 1:
-    raise metadata.refuse('split.count', '1, the whole model in one file')
+    raise metadata.error('split.count', '1, the whole model in one file')
   _warn_of_unknown_fields(metadata, architecture)
   name, model_type = _ARCHITECTURES[architecture]
   heads = metadata.integer(f'{architecture}.attention.head_count')
   dim = metadata.integer(f'{architecture}.embedding_length')
   if heads < 1:
-    raise metadata.refuse(f'{architecture}.attention.head_count', 'at least 1')
+    raise metadata.error(f'{architecture}.attention.head_count', 'at least 1')
   head_dim = metadata.integer(
     f'{architecture}.attention.key_length', dim // heads
   )
   for field in ('attention.value_length', 'rope.dimension_count'):
     if metadata.integer(f'{architecture}.{field}', head_dim) != head_dim:
-      raise metadata.refuse(
+      raise metadata.error(
         f'{architecture}.{field}', f'{head_dim}, the width of a head'
       )
   embedding = tensors.get('token_embd.weight')
@@ -153,7 +153,7 @@ def _expert_fields(metadata: Metadata, architecture: str) -> dict[str, Any]:
   count = metadata.integer(field, 0)
   if architecture != 'qwen3moe':
     if count:
-      raise metadata.refuse(field, f'0 for the architecture {architecture}')
+      raise metadata.error(field, f'0 for the architecture {architecture}')
     return {}
   return {
     'num_experts': count,
@@ -178,7 +178,7 @@ def _rope_scaling(
   kind = metadata.text(f'{prefix}.type', 'none')
   if ROPE_FACTORS in tensors:
     if kind != 'none':
-      raise metadata.refuse(f'{prefix}.type', f'none beside {ROPE_FACTORS}')
+      raise metadata.error(f'{prefix}.type', f'none beside {ROPE_FACTORS}')
     factors = read_vector(file, tensors[ROPE_FACTORS])
     head_dim = fields['head_dim']
     scaling = _llama3_scaling(factors, fields['rope_theta'], head_dim)
@@ -191,10 +191,10 @@ def _rope_scaling(
   if kind == 'none':
     return None
   if kind not in ('linear', 'yarn'):
-    raise metadata.refuse(f'{prefix}.type', 'none, linear or yarn')
+    raise metadata.error(f'{prefix}.type', 'none, linear or yarn')
   factor = metadata.number(f'{prefix}.factor')
   if factor < 1:
-    raise metadata.refuse(f'{prefix}.factor', 'at least 1')
+    raise metadata.error(f'{prefix}.factor', 'at least 1')
   if kind == 'linear':
     return {'rope_type': kind, 'factor': factor}
   magnitude = metadata.number(f'{prefix}.attn_factor', 1.0)

@@ -15,8 +15,8 @@ _T = TypeVar('_T')
 class Metadata:
   """The fields of a file.
 
-  Every method takes the name of a field and a value that stands in for an
-  absent one.
+  The methods take the name of a field; those for single values also take a default
+  for an absent one.
 
   Attributes:
     file: name of the file, for errors.
@@ -68,32 +68,32 @@ class Metadata:
 
   def texts(self, name: str) -> list[str]:
     """A list of texts."""
-    return self._get(name, 'a list of texts', _are(_is_text), ())
+    return self._get(name, 'a list of texts', _is_list_of(_is_text), ())
 
   def integers(self, name: str) -> list[int]:
     """A list of integers of at least 0."""
-    return self._get(name, 'a list of integers', _are(_is_count), ())
+    return self._get(name, 'a list of integers', _is_list_of(_is_count), ())
 
   def numbers(self, name: str) -> list[float]:
     """A list of finite numbers."""
-    return self._get(name, 'a list of numbers', _are(_is_number), ())
+    return self._get(name, 'a list of numbers', _is_list_of(_is_number), ())
 
-  def refuse(self, name: str, wanted: str) -> ValueError:
+  def error(self, name: str, requirement: str) -> ValueError:
     """The error for a field with an unsupported value."""
     value = str(self.fields.get(name, 'none'))[:80]
-    return ValueError(f'{self.file}: {name} must be {wanted}, got {value}')
+    return ValueError(f'{self.file}: {name} must be {requirement}, got {value}')
 
   def _get(
     self,
     name: str,
-    wanted: str,
-    fits: Callable[[Any], bool],
+    requirement: str,
+    is_valid: Callable[[Any], bool],
     default: tuple[Any, ...],
   ) -> Any:
     if name not in self.fields and default:
       return default[0]
-    if name not in self.fields or not fits(self.fields[name]):
-      raise self.refuse(name, wanted)
+    if name not in self.fields or not is_valid(self.fields[name]):
+      raise self.error(name, requirement)
     return self.fields[name]
 
 
@@ -113,6 +113,6 @@ def _is_text(value: Any) -> bool:
   return isinstance(value, str)
 
 
-def _are(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
-  """Whether a value is a list of fitting values."""
-  return lambda value: isinstance(value, list) and all(map(fits, value))
+def _is_list_of(is_valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
+  """Returns a function that checks for a list of valid values."""
+  return lambda value: isinstance(value, list) and all(map(is_valid, value))

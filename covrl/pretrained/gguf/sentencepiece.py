@@ -40,9 +40,9 @@ def sentencepiece_model(
 
   scores = metadata.numbers(f'{_PREFIX}.scores')
   if len(scores) != len(tokens):
-    raise metadata.refuse(f'{_PREFIX}.scores', f'{len(tokens)} numbers')
+    raise metadata.error(f'{_PREFIX}.scores', f'{len(tokens)} numbers')
   if not all(1 <= kind <= _BYTE for kind in types):
-    raise metadata.refuse(f'{_PREFIX}.token_type', f'numbers of 1 to {_BYTE}')
+    raise metadata.error(f'{_PREFIX}.token_type', f'numbers of 1 to {_BYTE}')
   pieces = [
     _message(
       _PIECE,
@@ -61,7 +61,7 @@ def sentencepiece_model(
     sentencepiece.SentencePieceProcessor(model_proto=model)
   except (RuntimeError, ValueError) as error:
     reason = ' '.join(str(error).split())[:120]
-    raise metadata.refuse(
+    raise metadata.error(
       f'{_PREFIX}.tokens', f'those of a sentencepiece model ({reason})'
     ) from None
   return model
@@ -77,7 +77,7 @@ def _trainer(metadata: Metadata, tokens: list[str], has_bytes: bool) -> bytes:
     token = metadata.integer(field, 0 if name == 'unknown' else None)
     if token is not None:
       if token >= len(tokens):
-        raise metadata.refuse(
+        raise metadata.error(
           field, f'below {len(tokens)}, the number of tokens'
         )
       fields += _integer(id_field, token) + _text(piece_field, tokens[token])

@@ -36,11 +36,13 @@ _PARTS: Mapping[str, str] = {
   'ffn_down': 'mlp.down_proj',
   'ffn_gate_inp': 'mlp.gate',
 }
+# Names of the stacked matrices of experts.
 _EXPERT_PARTS: Mapping[str, str] = {
   'ffn_gate_exps': 'gate_proj',
   'ffn_up_exps': 'up_proj',
   'ffn_down_exps': 'down_proj',
 }
+# Names of the tensors outside of layers.
 _OTHERS: Mapping[str, str] = {
   'token_embd.weight': 'model.embed_tokens.weight',
   'output_norm.weight': 'model.norm.weight',
