@@ -25,7 +25,9 @@ from launch.slices import Slice, find_slice
 
 # States of a queued resource that will not become active again.
 _ENDED = ('SUSPENDING', 'SUSPENDED', 'FAILED', 'DELETING')
+# Errors by which Google Cloud reports a lack of quota or capacity.
 _SCARCE = re.compile(r'RESOURCE_EXHAUSTED|quota|capacity|UNAVAILABLE', re.I)
+# Line by which the script of a host reports its exit status.
 _EXIT = re.compile(r'covrl-exit=(\d+)')
 # Exit status of ssh when the connection is lost.
 _LOST = 255
@@ -127,13 +129,13 @@ class _Queued:
     return [f'{self.job.name}-{n}' for n in range(self.options.num_slices)]
 
   @property
-  def _where(self) -> list[str]:
+  def _location_options(self) -> list[str]:
     return [f'--project={self.options.project}', f'--zone={self.options.zone}']
 
   def _command(self, verb: str, *arguments: str) -> list[str]:
     return [
       *('gcloud', 'compute', 'tpus', 'queued-resources', verb, self.job.name),
-      *self._where,
+      *self._location_options,
       *arguments,
     ]
 
@@ -238,7 +240,7 @@ class _Queued:
         [
           *('gcloud', 'compute', 'tpus', 'tpu-vm', 'scp', *sources),
           f'{node}:',
-          *self._where,
+          *self._location_options,
           '--worker=all',
         ]
       )
@@ -267,7 +269,7 @@ class _Queued:
   def _ssh(self, node: str, command: str) -> list[str]:
     return [
       *('gcloud', 'compute', 'tpus', 'tpu-vm', 'ssh', node),
-      *self._where,
+      *self._location_options,
       '--worker=all',
       *(f'--ssh-flag={flag}' for flag in _ALIVE),
       f'--command={command}',

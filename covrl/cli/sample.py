@@ -11,9 +11,9 @@ of log p over the response's tokens, in nats. Examples:
 A line of --file is a JSON object with a prompt, and may have options that
 replace those of the command: n, max_tokens, temperature, top_p, top_k, min_p,
 seed, stop (texts that end a response), stop_token_ids, and an id that is repeated
-in the output. An interrupted command has written the first lines; with --resume
-and otherwise the same options it goes on to the same output, after it has sampled
-the last of them again: it refuses another policy or other options. Responses have
+in the output. An interrupted command has written the first lines. The same command
+with --resume samples the last of them again and goes on after it; with another
+policy or other options it refuses. Responses have
 log-probabilities at temperature 1, and under the distribution that they were
 sampled from. A line that is refused has an error in the output.
 """

@@ -67,18 +67,20 @@ def _splash(
   ]
   queries, keys = shapes[0], shapes[1]
   *rows, length, width = queries.dims
-  across = rows[-1] * (rows[0] if len(rows) > 1 else 1)
+  # Heads of all rows.
+  num_heads = rows[-1] * (rows[0] if len(rows) > 1 else 1)
   window = re.search(r'window_(\d+)', instruction.scope)
   sizes = [
     int(size) for size in re.findall(r'block_q\w*\W+(\d+)', instruction.text)
   ]
   block = sizes[0] if sizes else 512
   visible = blocks(length, block, int(window[1]) if window else 0)
-  products = across * visible * block * block
+  products = num_heads * visible * block * block
   flops = 2.0 * _PRODUCTS[phase] * products * width
   item = keys.bits // 8
-  # Two arrays are read per block of the other, forward and backward.
-  moved_bytes = 2.0 * across * visible * block * width * item
+  # Forward: keys and values per block of queries; backward: queries and gradients
+  # per block of keys.
+  moved_bytes = 2.0 * num_heads * visible * block * width * item
   return Kernel(
     flops, moved_bytes + sum(s.padded_size for s in instruction.shapes)
   )

@@ -108,7 +108,7 @@ def decode(work: Workload) -> dict[str, Program]:
   program = dataclasses.replace(
     program, ideal_bytes=_weights(work) + bytes_on_chip(keys)
   )
-  sampled = _sampled(work, segment, loop, program)
+  sampled = _decoding_estimates(work, segment, loop, program)
   return {'decode': dataclasses.replace(program, sampled=sampled)}
 
 
@@ -127,7 +127,7 @@ def _scopes(work: Workload) -> Scopes:
   return Scopes(unused=frozenset() if truncates else frozenset([TRUNCATION]))
 
 
-def _sampled(
+def _decoding_estimates(
   work: Workload, segment: Compiled, loop: Instruction | None, program: Program
 ) -> tuple[DecodingTime, ...]:
   """Estimates the time of an iteration's decoding; empty if it does not fit."""

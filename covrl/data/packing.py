@@ -234,7 +234,7 @@ def _copy_to_slots(
   shape: tuple[int, int],
 ) -> RowsT:
   """Copies each sequence to its slot of zero-filled arrays of a shape."""
-  moves = [
+  copies = [
     ((row, columns), (to_row, slice(start, start + len(columns))), segment)
     for (row, columns), (to_row, start, segment) in zip(
       sequences, slots, strict=True
@@ -244,7 +244,7 @@ def _copy_to_slots(
   def pack(array: Any) -> np.ndarray:
     array = np.asarray(array)
     out = np.zeros((*shape, *array.shape[2:]), array.dtype)
-    for source, destination, _ in moves:
+    for source, destination, _ in copies:
       out[destination] = array[source]
     return out
 
@@ -252,7 +252,7 @@ def _copy_to_slots(
     field.name: jax.tree.map(pack, getattr(rows, field.name))
     for field in dataclasses.fields(rows)
   }
-  for _, destination, segment in moves:
+  for _, destination, segment in copies:
     packed['segment_ids'][destination] = segment
   return dataclasses.replace(rows, **packed)
 

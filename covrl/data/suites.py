@@ -14,6 +14,7 @@ from covrl import storage
 from covrl.data.problems import Problem
 from covrl.data.sources import FileSource
 
+# Suffixes of files of problems, in order of precedence.
 SUFFIXES = ('.jsonl', '.parquet', '.array_record')
 
 

@@ -250,8 +250,8 @@ class _DoublingScale:
     updates = state.updates + 1
     direction = jnp.sign(setpoint(self.target, context) - entropy_in(context))
     due = (updates % self.every == 0) & (direction != 0)
-    moved = self._moved(state.scale, direction)
-    scale = jnp.where(due, moved, state.scale)
+    changed = self._changed_scale(state.scale, direction)
+    scale = jnp.where(due, changed, state.scale)
     return keep_without_reading(
       DoublingScaleState(scale, updates), state, context
     )
@@ -260,15 +260,15 @@ class _DoublingScale:
     del context
     return state.scale
 
-  def _moved(
+  def _changed_scale(
     self, scale: Scalar, direction: Float[Array, '']
   ) -> Float[Array, '']:
     doubled = jnp.clip(2 * scale, -self.maximum, self.maximum)
     halved = scale / 2
-    crossed = jnp.abs(halved) < self.minimum
-    halved = jnp.where(crossed, direction * self.minimum, halved)
-    is_helping: Bool[Array, ''] = scale * direction > 0
-    return jnp.where(is_helping, doubled, halved)
+    changes_sign = jnp.abs(halved) < self.minimum
+    halved = jnp.where(changes_sign, direction * self.minimum, halved)
+    has_right_sign: Bool[Array, ''] = scale * direction > 0
+    return jnp.where(has_right_sign, doubled, halved)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,14 +289,14 @@ class _ProportionalIntegral:
     self, state: ProportionalIntegralState, **context: Any
   ) -> ProportionalIntegralState:
     error = setpoint(self.target, context) - entropy_in(context)
-    wanted = self._wanted(state.total, error)
-    push = self.integral * error
-    is_saturated = ((wanted > self.maximum) & (push > 0)) | (
-      (wanted < self.minimum) & (push < 0)
+    unclipped = self._unclipped(state.total, error)
+    integral_change = self.integral * error
+    is_saturated = ((unclipped > self.maximum) & (integral_change > 0)) | (
+      (unclipped < self.minimum) & (integral_change < 0)
     )
-    moved = state.total + jnp.where(is_saturated, 0, error)
+    total = state.total + jnp.where(is_saturated, 0, error)
     return keep_without_reading(
-      ProportionalIntegralState(moved), state, context
+      ProportionalIntegralState(total), state, context
     )
 
   def __call__(
@@ -306,9 +306,9 @@ class _ProportionalIntegral:
     if not is_initializing(context):
       error = setpoint(self.target, context) - entropy_in(context)
       error = jnp.where(has_reading(context), error, 0)
-    wanted = self._wanted(state.total, error)
-    return jnp.clip(wanted, self.minimum, self.maximum)
+    unclipped = self._unclipped(state.total, error)
+    return jnp.clip(unclipped, self.minimum, self.maximum)
 
-  def _wanted(self, total: Scalar, error: Scalar) -> Scalar:
+  def _unclipped(self, total: Scalar, error: Scalar) -> Scalar:
     proportional = self.proportional * error
     return self.offset + proportional + self.integral * (total + error)

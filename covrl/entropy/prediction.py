@@ -74,10 +74,13 @@ def entropy_change(
   True
   """
   entropy = stats.entropy
-  surprise = jnp.exp(stats.logprobs) * (stats.logprobs + entropy)
+  pi_f = jnp.exp(stats.logprobs) * (stats.logprobs + entropy)
   kappa = moments.square_log + entropy * moments.square
-  spread = moments.square_log_square + entropy * (moments.square_log + kappa)
-  change = signal.logprobs * (surprise - kappa) - signal.entropy * spread
+  # Σπ² f².
+  sum_square_f = moments.square_log_square + entropy * (
+    moments.square_log + kappa
+  )
+  change = signal.logprobs * (pi_f - kappa) - signal.entropy * sum_square_f
   return jnp.where(jnp.isfinite(change), change, 0)
 
 

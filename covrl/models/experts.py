@@ -152,7 +152,7 @@ class RoutedMLP(nnx.Module):
 
   With `Experts.normalised`, p is divided by its sum over these k. With routing
   replay the k experts are those that the sampler recorded, whatever the router
-  prefers, and p is that of the router: it is trained as ever.
+  prefers, and p is that of the router, which is trained as without replay.
 
   References:
     Shazeer et al., "Outrageously Large Neural Networks: The Sparsely-Gated

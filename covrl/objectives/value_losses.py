@@ -35,7 +35,7 @@ def clipped_value_loss(
   weights: Float[Array, 'B T'],
   clip: Number | None = 0.5,
 ) -> tuple[Scalar, ValueAux]:
-  """PPO's clipped value loss: moving far from the old value does not lower it.
+  """PPO's clipped value loss: changes beyond the clip range do not lower it.
 
     loss = ½ max((V − G)², (clip(V, V_old − c, V_old + c) − G)²)
 
@@ -122,9 +122,9 @@ def explained_variance(
   check_array('values', values, 'real', 'B T', shape)
   check_array('returns', returns, 'real', 'B T', shape)
   total = _variance(returns, mask)
-  left = _variance(returns - values, mask)
+  unexplained = _variance(returns - values, mask)
   known = (total > 0) & (count(mask) > 0)
-  return jnp.where(known, 1 - left / jnp.where(known, total, 1), jnp.nan)
+  return jnp.where(known, 1 - unexplained / jnp.where(known, total, 1), jnp.nan)
 
 
 def _variance(values: Float[Array, 'B T'], mask: Bool[Array, 'B T']) -> Scalar:

@@ -40,7 +40,8 @@ Rules: TypeAlias = Mapping[str, MeshAxes]
 # hidden units, vocabulary), those of experts over expert as well. Attention
 # needs whole rows: there an all-to-all moves context from tokens to heads. The
 # embedding table is sharded by its width: each device looks up its columns for
-# all rows of its replica, which moves far less than gathering the table.
+# all rows of its replica, which moves far less than gathering the table: for this
+# the rows are `'looked_up'`. `'attended'` are the tokens of whole rows in attention.
 TRAIN_RULES: Rules = {
   'batch': ('data', 'fsdp', 'expert'),
   'sequence': 'context',

@@ -18,12 +18,15 @@ from collections.abc import Sequence
 
 from covrl.exit_codes import Exit
 
+# Environment variable that is set in the child.
 _VARIABLE = 'COVRL_SUPERVISED'
+# Lines of JAX's messages about a lost peer.
 _LOST = re.compile(
   r'coordination_service|JAX distributed service|stopped sending heartbeats'
 )
+# Beginning of covrl's own message about it.
 _SENTENCE = 'covrl: another process of the run is lost'
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG = 1  # an option of `prctl`
 
 
 def is_supervised() -> bool:
@@ -41,8 +44,9 @@ def die_with_parent() -> None:
 def supervise(command: Sequence[str]) -> int:
   """Runs a command as a child process and returns its exit status.
 
-  SIGTERM, SIGINT and, unless it is ignored, SIGHUP are forwarded. Standard error is forwarded, too, except for
-  JAX's messages about a lost peer (with COVRL_TRACEBACK set, those as well).
+  SIGTERM, SIGINT and, unless it is ignored, SIGHUP are forwarded. So is standard
+  error, except for JAX's messages about a lost peer, which are forwarded only if
+  COVRL_TRACEBACK is set.
   """
   child = subprocess.Popen(
     command,

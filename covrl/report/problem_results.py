@@ -56,8 +56,8 @@ def problem_score(problem: Mapping[str, Any], metric: str) -> float | None:
   if metric.startswith('mean'):
     return float(np.mean(correct)) if correct else None
   # Whether one of k responses is correct is unknown where one is not scored.
-  is_whole = len(correct) == len(problem['correct'])
-  return float(max(correct)) if correct and is_whole else None
+  all_scored = len(correct) == len(problem['correct'])
+  return float(max(correct)) if correct and all_scored else None
 
 
 def _result(record: Mapping[str, Any]) -> dict[str, Any] | None:

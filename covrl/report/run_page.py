@@ -28,9 +28,9 @@ from covrl.report.rendering import check_output, render, write_page
 from covrl.report.run_data import RunData, load_run
 from covrl.report.summary import Finding, Summary, health_warnings, summarize
 
-# Characters of the configuration file.
+# Maximum number of characters of the recipe's source.
 _SOURCE = 100_000
-# Rows of the table of evaluations, the first and the last ones.
+# Maximum number of rows of the table of evaluations: the first and the last ones.
 _EVALUATIONS = 200
 
 
@@ -47,7 +47,7 @@ def write_report(
     Path of the page.
 
   Raises:
-    FileNotFoundError: the path is not a directory, or no run's directory.
+    FileNotFoundError: the path is not a run directory.
     ValueError: `output` is a file that holds something else.
   """
   run = load_run(workdir)

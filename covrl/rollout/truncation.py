@@ -111,21 +111,21 @@ def find_threshold(
   # Top-p: the largest key whose tokens have enough probability.
   value = _from_bits(key, logits.dtype)
   weight = jnp.exp(value - peak)
-  wanted = top_p * (mass(keys > key[:, None]) + kept * weight)
-  cuts = top_p < 1
+  top_p_mass = top_p * (mass(keys > key[:, None]) + kept * weight)
+  is_below_one = top_p < 1
   nucleus = _largest(
-    lambda key: mass(keys >= key[:, None]) >= wanted, keys.dtype, k.shape
+    lambda key: mass(keys >= key[:, None]) >= top_p_mass, keys.dtype, k.shape
   )
-  is_higher = cuts & (nucleus > key)
+  is_higher = is_below_one & (nucleus > key)
   key = jnp.where(is_higher, nucleus, key)
   tied = count(keys == key[:, None])
   weight = jnp.exp(_from_bits(key, logits.dtype) - peak)
-  missing = (wanted - mass(keys > key[:, None])) / weight
+  missing = (top_p_mass - mass(keys > key[:, None])) / weight
   # The loop of the search compares sums, this a quotient: at least one token.
   needed = jnp.clip(jnp.ceil(missing), 1, tied.astype(logits.dtype))
   needed = jnp.where(weight > 0, needed, 1).astype(jnp.int32)
   kept = jnp.where(is_higher, tied, kept)
-  kept = jnp.where(cuts, jnp.minimum(needed, kept), kept)
+  kept = jnp.where(is_below_one, jnp.minimum(needed, kept), kept)
 
   # Min-p.
   value = _from_bits(key, logits.dtype)

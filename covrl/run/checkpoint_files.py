@@ -79,14 +79,14 @@ def read_arrays(path: epath.Path, like: PyTree, check: ShapeCheck) -> PyTree:
 
   Args:
     path: the checkpoint's directory.
-    like: arrays or `jax.ShapeDtypeStruct` with the wanted shardings.
-    check: called with the wanted and the saved arrays by path, before reading.
+    like: arrays or `jax.ShapeDtypeStruct` with the requested shardings.
+    check: called with the requested and the saved arrays by path, before reading.
   """
-  wanted = leaves_by_path(like)
+  requested = leaves_by_path(like)
   with ocp.StandardCheckpointer(**_multiprocess_options()) as checkpointer:
-    check(wanted, dict(checkpointer.metadata(path / _ARRAYS).item_metadata))
-    restored = checkpointer.restore(path / _ARRAYS, wanted)
-  leaves = [restored[name] for name in wanted]
+    check(requested, dict(checkpointer.metadata(path / _ARRAYS).item_metadata))
+    restored = checkpointer.restore(path / _ARRAYS, requested)
+  leaves = [restored[name] for name in requested]
   return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
@@ -101,7 +101,7 @@ def read_subtree(
     like: shapes and shardings of the subtree.
     check: see `read_arrays`.
   """
-  wanted = leaves_by_path(like)
+  requested = leaves_by_path(like)
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
     saved = dict(checkpointer.metadata(path / _ARRAYS).item_metadata)
     subtree = {
@@ -109,21 +109,21 @@ def read_subtree(
       for name, leaf in saved.items()
       if name.startswith(f'{prefix}.')
     }
-    check(wanted, subtree)
+    check(requested, subtree)
     restored = checkpointer.restore(
       path / _ARRAYS,
       args=ocp.args.PyTreeRestore(
-        item={f'{prefix}.{name}': leaf for name, leaf in wanted.items()},
+        item={f'{prefix}.{name}': leaf for name, leaf in requested.items()},
         restore_args={
           f'{prefix}.{name}': ocp.ArrayRestoreArgs(
             sharding=leaf.sharding, dtype=leaf.dtype
           )
-          for name, leaf in wanted.items()
+          for name, leaf in requested.items()
         },
         partial_restore=True,
       ),
     )
-  leaves = [restored[f'{prefix}.{name}'] for name in wanted]
+  leaves = [restored[f'{prefix}.{name}'] for name in requested]
   return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 

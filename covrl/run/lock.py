@@ -28,6 +28,7 @@ from covrl import storage
 from covrl.config import ConfigError
 from covrl.exit_codes import Exit
 
+# Name of the locked file, or of the lease, in a run directory.
 NAME = '.lock'
 
 # Seconds between two renewals of a lease, and until one without any expires.
@@ -85,7 +86,7 @@ class _FileLock:
     with storage.writing(directory):
       if not _is_same(directory, self._directory):
         raise storage.StorageError(
-          f'{directory} cannot be written: it was {self._fate()} while the run'
+          f'{directory} cannot be written: it was {self._how_it_changed()} while the run'
           ' used it'
         )
       if not _is_same(self._file, os.fstat(self._stream.fileno())):
@@ -97,7 +98,7 @@ class _FileLock:
     """Unlocks the directory."""
     self._stream.close()
 
-  def _fate(self) -> str:
+  def _how_it_changed(self) -> str:
     """Returns what happened to the directory, as a participle."""
     with contextlib.suppress(OSError):
       file = os.readlink(f'/proc/self/fd/{self._stream.fileno()}')

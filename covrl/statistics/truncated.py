@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Statistics of a policy that is truncated to its likely tokens.
 
-Which tokens a truncation keeps is known only when all logits of a position are:
-the largest of them for min-p, a quantile for a share of the vocabulary. So these
-statistics are computed a few positions at a time, each with its whole logits, by
+A truncation needs all logits of a position to determine the kept tokens: min-p the
+largest of them, a share of the vocabulary a quantile. Therefore these statistics are
+computed a few positions at a time, each with its whole logits, by
 XLA on every platform; on a mesh each device has its own positions and columns.
 Memory is that of the logits of `POSITIONS` positions. It costs another product
 with the unembedding beside `token_stats`, and two more backward.

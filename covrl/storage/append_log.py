@@ -23,7 +23,7 @@ from covrl.storage.log_files import parts_of, stored_log
 
 
 class LogPosition(TypedDict):
-  """An amount of a log: its size in bytes, its lines and their SHA-256."""
+  """Length of a log: bytes, number of lines, and SHA-256 of the content."""
 
   size: int
   lines: int

@@ -75,23 +75,33 @@ class Task:
     Raises:
       ValueError: a field is of another type, or two suites have the same name.
     """
-    for name, is_valid, wanted in (
-      ('tokenizer', _is(Tokenizer), 'a Tokenizer'),
-      ('train', _is(ProblemSource), 'a ProblemSource, such as ListSource'),
-      ('solved', _is(ProblemSource, NoneType), 'a ProblemSource or None'),
-      ('held_out', _lists(Problem), 'a sequence of Problem'),
-      ('rewards', _lists(Reward, Overlong), 'a sequence of Reward'),
-      ('suites', _lists(Suite), 'a sequence of Suite'),
+    for name, is_valid, requirement in (
+      ('tokenizer', _has_type(Tokenizer), 'a Tokenizer'),
+      (
+        'train',
+        _has_type(ProblemSource),
+        'a ProblemSource, such as ListSource',
+      ),
+      ('solved', _has_type(ProblemSource, NoneType), 'a ProblemSource or None'),
+      ('held_out', _is_sequence_of(Problem), 'a sequence of Problem'),
+      ('rewards', _is_sequence_of(Reward, Overlong), 'a sequence of Reward'),
+      ('suites', _is_sequence_of(Suite), 'a sequence of Suite'),
       ('answer_extractor', callable, 'a function of a problem'),
       ('reference_response', callable, 'a function of a problem'),
-      ('checked_sources', _lists(ProblemSource), 'a sequence of ProblemSource'),
-      ('notes', _lists(str), 'a sequence of texts'),
-      ('description', _is(str), 'a text'),
+      (
+        'checked_sources',
+        _is_sequence_of(ProblemSource),
+        'a sequence of ProblemSource',
+      ),
+      ('notes', _is_sequence_of(str), 'a sequence of texts'),
+      ('description', _has_type(str), 'a text'),
     ):
       value = getattr(self, name)
       if not is_valid(value):
         shown = reprlib.repr(value)
-        raise ConfigError(f"the task's {name} must be {wanted}, got {shown}")
+        raise ConfigError(
+          f"the task's {name} must be {requirement}, got {shown}"
+        )
     _check_source('train', self.train)
     if self.solved is not None:
       _check_source('solved', self.solved)
@@ -183,12 +193,12 @@ def _evaluated_in_training(task: Task) -> Iterator[str]:
       )
 
 
-def _is(*types: type) -> Callable[[object], bool]:
+def _has_type(*types: type) -> Callable[[object], bool]:
   """Returns a function that checks the type of a value."""
   return lambda value: isinstance(value, types)
 
 
-def _lists(*types: type) -> Callable[[object], bool]:
+def _is_sequence_of(*types: type) -> Callable[[object], bool]:
   """Returns a function that checks for a sequence with items of some types."""
   return lambda value: (
     isinstance(value, Sequence)
@@ -206,7 +216,7 @@ def _check_source(name: str, source: ProblemSource) -> None:
       f"the task's {name} must have a length of at least 0, got: {error}"
     ) from None
   names: object = source.names
-  if not isinstance(names, list | tuple) or not _lists(str)(names):
+  if not isinstance(names, list | tuple) or not _is_sequence_of(str)(names):
     raise ConfigError(
       f"the names of the task's {name} must be a tuple of texts, got {names!r}"
     )

@@ -14,7 +14,7 @@ from covrl.theory import categorical
 from covrl.theory.claim import Settings
 
 Vectors = Float[np.ndarray, '*n K']
-BANDITS = 40
+BANDITS = 40  # of `random_bandits`
 
 
 def random_bandits(settings: Settings) -> tuple[Vectors, Vectors]:

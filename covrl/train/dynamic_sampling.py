@@ -107,14 +107,14 @@ class DynamicSampling:
     return GroupFilter.from_config(self.config)
 
   @property
-  def _wanted(self) -> int:
+  def _num_groups(self) -> int:
     """Number of groups that an iteration trains on."""
     return self.config.rollout.prompts_per_iteration
 
   @property
   def _limit(self) -> int:
     """Number of groups that an iteration may begin."""
-    return self.config.rollout.max_draws * self._wanted
+    return self.config.rollout.max_draws * self._num_groups
 
   def sample(
     self,
@@ -140,7 +140,7 @@ class DynamicSampling:
     try:
       self.engine.begin(params, key=key, sampling=sampling)
       end = self._sample(prompts, groups, first_sequence)
-      draws = -(-end // self._wanted)
+      draws = -(-end // self._num_groups)
       if prompts.get_state()['draw'] != start['draw'] + draws:
         prompts.set_state({**start, 'draw': start['draw'] + draws})
       return Drawn(self._result(groups[:end], step), draws)
@@ -156,7 +156,7 @@ class DynamicSampling:
     """Begins groups, in order, until enough pass; returns how many that takes."""
     engine, waiting = self.engine, list[_Group]()
     began = idle_since = time.monotonic()
-    cycle, is_late = 0.0, False
+    cycle_seconds, is_late = 0.0, False
     while True:
       finished = engine.read()
       for each in finished:
@@ -183,10 +183,10 @@ class DynamicSampling:
           call.add(each.member, each.tokens)
       now = time.monotonic()
       if engine.is_busy:
-        cycle, began, idle_since = now - began, now, now
+        cycle_seconds, began, idle_since = now - began, now, now
       else:
         self._wait_for_scores(groups)
-        is_late = time.monotonic() - idle_since > cycle
+        is_late = time.monotonic() - idle_since > cycle_seconds
         if is_late:
           idle_since = time.monotonic()
 
@@ -259,7 +259,7 @@ class DynamicSampling:
       if group.passes is None:
         return None
       passed += group.passes
-      if passed == self._wanted:
+      if passed == self._num_groups:
         return index + 1
     return self._limit if len(groups) == self._limit else None
 
@@ -272,10 +272,10 @@ class DynamicSampling:
     known = [group.passes for group in groups if group.passes is not None]
     share = (sum(known) + 1) / (len(known) + 1)
     unknown = len(groups) - len(known)
-    return sum(known) + share * unknown < self._wanted
+    return sum(known) + share * unknown < self._num_groups
 
   def _wait_for_scores(self, groups: Sequence[_Group]) -> None:
-    """Waits until another group of this process is scored, or a moment."""
+    """Waits until another group of this process is scored, at most 20 ms."""
     pending = [
       group.call.scores
       for group in groups

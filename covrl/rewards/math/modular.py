@@ -17,7 +17,9 @@ from covrl.rewards.math.evaluate import Undefined, Value, evaluate
 
 # Exponents beyond this bound are refused.
 MAX_EXPONENT = 10**15
+# Factorials of larger numbers are refused.
 MAX_FACTORIAL = 20_000
+# Decimal digits of magnitudes.
 _DIGITS = 80
 # Primes p for which (p − 1) / 2 is prime, too: no small power of a number is 1.
 _PRIMES = (

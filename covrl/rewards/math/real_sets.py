@@ -18,6 +18,7 @@ from covrl.rewards.math.evaluate import Undefined, Value, is_close
 from covrl.rewards.math.numeric import constant
 
 _INEQUALITIES = {'<', '>', 'le', 'ge', 'ne'}
+# The same inequality with its sides exchanged.
 _FLIPPED = {'<': '>', '>': '<', 'le': 'ge', 'ge': 'le', 'ne': 'ne'}
 # Digits in which different boundary points differ.
 DIGITS = 60

@@ -3,9 +3,9 @@
 
 Executed after `_program.py` and `_descendants.py`; never imported. Jobs come from
 the control socket; each runs in a forked child, an interpreter that has already
-started and has not executed any program. When the child ends, all other processes of the sandbox are killed. A
-program can tamper with its process, this script's functions included: only bytes
-leave the sandbox, and the judge trusts none of them.
+started and has not executed any program. When the child ends, all other processes of
+the sandbox are killed. A program can tamper with its process, this script's functions
+included: only bytes leave the sandbox, and the judge trusts none of them.
 """
 
 from __future__ import annotations
