@@ -71,7 +71,7 @@ class Field:
         need = self.bounds.requirement if self.bounds else 'must be finite'
         raise ConfigError(f'{self.name} {need}, got {_number(value)}')
       largest = MAX_MAGNITUDES[self.kind]
-      if abs(value) > largest:
+      if math.isinf(bounds.high) and abs(value) > largest:
         raise ConfigError(
           f'{self.name} must be at most {largest:.10g} in magnitude, got '
           f'{_number(value)}'

@@ -274,6 +274,12 @@ def test_invalid_and_conflicting_values(overrides, reason):
   assert refused(*given) == reason
 
 
+def test_the_largest_seed_is_valid():
+  largest = (1 << 32) - 1
+  recipe = load(KL_COV, [f'--config.seed={largest}'])
+  assert recipe.config.seed == largest
+
+
 @pytest.mark.parametrize('value', ['nan', 'inf', '-inf'])
 def test_every_number_must_be_finite(value):
   floats = [f for f in fields_by_name().values() if f.kind is float]
