@@ -92,7 +92,7 @@ def test_training_imports_neither_reports_nor_the_theory_lab(package):
   assert not importers
 
 
-def test_only_time_stamps_are_of_the_clock():
+def test_only_time_stamps_read_the_system_clock():
   """The clock may jump; what waits or measures uses `time.monotonic`."""
   uses = set()
   for file in (ROOT / 'covrl').rglob('*.py'):

@@ -9,30 +9,30 @@ from covrl.compile.hlo import parse
 from covrl.compile.kernels import blocks, kernel_of
 
 
-# More than its arguments, or a part of them.
-@pytest.mark.parametrize('moved', [99999, 99])
-def test_kernels_with_a_stated_cost(moved):
+# More and fewer bytes than the arguments have.
+@pytest.mark.parametrize('stated_bytes', [99999, 99])
+def test_kernels_with_a_stated_cost(stated_bytes):
   module = parse_lines(
     '%x = f32[8,128]{1,0:T(8,128)} parameter(0)',
-    'ROOT %mine = f32[8,128]{1,0:T(8,128)} custom-call(%x), '
+    'ROOT %own_kernel = f32[8,128]{1,0:T(8,128)} custom-call(%x), '
     'custom_call_target="tpu_custom_call", backend_config={"custom_call_config"'
     ':{"cost_estimate":{"flops":"12","transcendentals":"1",'
-    f'"bytes_accessed":"{moved}"'
+    f'"bytes_accessed":"{stated_bytes}"'
     '}}}',
   )
   cost = cost_of(module)
-  assert (cost.flops, cost.bytes, cost.unknown) == (12, moved, set())
+  assert (cost.flops, cost.bytes, cost.unknown) == (12, stated_bytes, set())
 
 
 def test_kernels_without_a_stated_cost():
   module = parse_lines(
     '%x = f32[8,128]{1,0:T(8,128)} parameter(0)',
-    'ROOT %theirs.3 = f32[8,128]{1,0:T(8,128)} custom-call(%x), '
+    'ROOT %other_kernel.3 = f32[8,128]{1,0:T(8,128)} custom-call(%x), '
     'custom_call_target="tpu_custom_call"',
   )
   cost = cost_of(module)
   assert (cost.flops, cost.bytes) == (0, 2 * 4 * 8 * 128)
-  assert cost.unknown == {'theirs'}
+  assert cost.unknown == {'other_kernel'}
 
 
 @pytest.mark.parametrize(
@@ -152,8 +152,8 @@ def test_kernels_of_unknown_cost_are_named_on_gpus():
   cost = cost_of(
     parse_gpu_lines(
       '%x = f32[8]{0} parameter(0)',
-      'ROOT %mine.2 = f32[8]{0} custom-call(%x), '
+      'ROOT %own_kernel.2 = f32[8]{0} custom-call(%x), '
       'custom_call_target="__gpu$xla.gpu.triton"',
     )
   )
-  assert cost.unknown == {'mine'}
+  assert cost.unknown == {'own_kernel'}

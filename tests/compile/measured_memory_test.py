@@ -23,7 +23,7 @@ from covrl.parallel import topologies
 
 TESTS = pathlib.Path(__file__).parents[1]
 RECIPE = pathlib.Path(__file__).parent / 'recipes' / 'small.py'
-CHANGES = [
+OVERRIDES = [
   '--config.mesh.data=1',
   '--config.mesh.fsdp=1',
   '--config.mesh.tensor=1',
@@ -58,7 +58,7 @@ def main(name):
 
   pytest.MonkeyPatch().setattr(jax.stages.Lowered, 'compile', record)
   report = compile_recipe(
-    config.load(str(RECIPE), CHANGES),
+    config.load(str(RECIPE), OVERRIDES),
     topologies.find_topology('h100:1'),
     names=[name],
     devices=jax.devices(),

@@ -88,9 +88,9 @@ def select_both(scores, mask, sequences, positions):
 def test_selection_is_equal_on_every_mesh(tokens, shape):
   expected = jax.jit(select_both)(*tokens)
   sharded = sharding.shard_batch(tokens, sharding.make_mesh(shape))
-  for got, want in zip(jax.jit(select_both)(*sharded), expected, strict=True):
-    np.testing.assert_array_equal(got, want)
-    assert int(want.sum()) == int(np.floor(0.1 * tokens[1].sum()))
+  for got, mask in zip(jax.jit(select_both)(*sharded), expected, strict=True):
+    np.testing.assert_array_equal(got, mask)
+    assert int(mask.sum()) == int(np.floor(0.1 * tokens[1].sum()))
 
 
 def test_selection_is_equal_in_every_row_order_and_packing(tokens):
@@ -98,9 +98,9 @@ def test_selection_is_equal_in_every_row_order_and_packing(tokens):
   order = np.random.default_rng(1).permutation(64)
   shuffled = jax.jit(select_both)(*(array[order] for array in tokens))
   packed = jax.jit(select_both)(*(_pack(array[order]) for array in tokens))
-  for want, rows, pack in zip(expected, shuffled, packed, strict=True):
-    np.testing.assert_array_equal(rows, np.asarray(want)[order])
-    np.testing.assert_array_equal(pack, _pack(np.asarray(want)[order]))
+  for mask, rows, pack in zip(expected, shuffled, packed, strict=True):
+    np.testing.assert_array_equal(rows, np.asarray(mask)[order])
+    np.testing.assert_array_equal(pack, _pack(np.asarray(mask)[order]))
 
 
 def _pack(array):

@@ -12,7 +12,7 @@ import covrl
 from covrl.entropy import EntropyPrediction
 
 
-def predicting(drift, effect, limit=np.inf, **context):
+def context_with_prediction(drift, effect, limit=np.inf, **context):
   """A context with an entropy prediction."""
   prediction = EntropyPrediction(drift=drift, effect=effect, limit=limit)
   return {'entropy_prediction': lambda: prediction} | jax.tree.map(
@@ -25,7 +25,7 @@ def test_coefficient_solves_the_formula():
   controller = covrl.target_entropy(0.5, horizon=10.0, slope=0.02, maximum=2.0)
 
   def value(*prediction, entropy=0.48):
-    context = predicting(*prediction, entropy=entropy)
+    context = context_with_prediction(*prediction, entropy=entropy)
     return jnp.asarray(controller(controller.init(), **context)).item()
 
   needed = 0.02 / 10 / 0.02
@@ -50,8 +50,8 @@ def test_aims_at_the_scheduled_target_a_horizon_ahead():
 
 
 @pytest.mark.parametrize('slope', [0.3, 1.0])
-def test_holds_its_target_up_to_what_it_does_not_predict(slope):
-  """A drift that is not predicted leaves an offset of horizon · drift."""
+def test_an_unpredicted_drift_leaves_an_offset(slope):
+  """The offset of the entropy from the target is horizon · drift."""
   controller = covrl.target_entropy(0.5, horizon=10.0, slope=slope, maximum=0.5)
   entropy, value, _ = closed_loop(
     controller, slope, updates=600, drift=-0.002, noise=0.0

@@ -110,7 +110,7 @@ def test_losses_refuse_bare_logprobs():
     ),
   ],
 )
-def test_losses_refuse_options(loss, sentence):
+def test_losses_refuse_invalid_options(loss, sentence):
   with pytest.raises((TypeError, ValueError), match=sentence):
     loss(STATS, **CONTEXT)
 
@@ -171,14 +171,14 @@ REFUSED = {
 
 
 @pytest.mark.parametrize('name', REFUSED)
-def test_advantages_refuse(name):
+def test_advantages_refuse_invalid_arguments(name):
   function = getattr(advantages, name)
   for arguments, options, sentence in REFUSED[name]:
     with pytest.raises((TypeError, ValueError), match=sentence):
       function(*arguments, **options)
 
 
-def test_token_weights_refuse():
+def test_token_weights_refuse_invalid_arguments():
   weights = unchecked(covrl.token_weights)
   for arguments, options, sentence in (
     ((MASK[0],), {}, r'loss_mask must be \[B, T\], got \(8,\)'),
@@ -195,10 +195,10 @@ def test_token_weights_refuse():
 
 
 def test_rewards_of_nan_are_not_failures():
-  spoilt = jax.jit(functools.partial(advantages.pass_at_k, k=2))(
+  with_nan = jax.jit(functools.partial(advantages.pass_at_k, k=2))(
     jnp.array([1.0, jnp.nan, 1.0, 0.0]), IDS
   )
-  np.testing.assert_array_equal(jnp.isnan(spoilt), [True, True, False, False])
+  np.testing.assert_array_equal(jnp.isnan(with_nan), [True, True, False, False])
   scaled = advantages.unlikeliness(
     REWARDS, jnp.array([-1.0, jnp.nan, -1.0, -2.0]), IDS
   )

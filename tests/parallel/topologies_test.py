@@ -79,9 +79,9 @@ def test_libtpu_describes_the_topology(topology):
   devices = topologies.compile_only_devices(topology)
   assert len(devices) == topology.chips
   assert {device.device_kind for device in devices} == {topology.chip.kind}
-  places = {tuple(device.coords) for device in devices}
+  coordinates = {tuple(device.coords) for device in devices}
   shape = (*topology.shape, 1)[:3]
-  assert max(places) == tuple(size - 1 for size in shape)
+  assert max(coordinates) == tuple(size - 1 for size in shape)
 
 
 def collective(kind, groups, sent=90e9, network: Literal['ici', 'dcn'] = 'ici'):
@@ -94,9 +94,9 @@ def collective(kind, groups, sent=90e9, network: Literal['ici', 'dcn'] = 'ici'):
 def test_counts_links_of_a_group():
   cube = find_topology('v5p:4x4x4')
   network = Network(cube, topologies.compile_only_devices(cube))
-  places = [tuple(device.coords) for device in network.devices]
-  line = tuple(i for i, place in enumerate(places) if place[1:] == (0, 0))
-  plane = tuple(i for i, place in enumerate(places) if place[2] == 0)
+  coordinates = [tuple(device.coords) for device in network.devices]
+  line = tuple(i for i, xyz in enumerate(coordinates) if xyz[1:] == (0, 0))
+  plane = tuple(i for i, xyz in enumerate(coordinates) if xyz[2] == 0)
   # Two links along each axis; each link sends the message in one second.
   everyone = tuple(range(64))
   for group, seconds in ((line, 1 / 2), (plane, 1 / 4), (everyone, 1 / 6)):
@@ -105,15 +105,15 @@ def test_counts_links_of_a_group():
   assert network.seconds(collective('collective-permute', (line[:2],))) == 1
   # An axis of length two, or a part of a pod, does not form a ring.
   flat = find_topology('v5p:2x2x1')
-  ends = Network(flat, topologies.compile_only_devices(flat))
+  flat_network = Network(flat, topologies.compile_only_devices(flat))
   gather = collective('all-gather', (tuple(range(4)),))
-  assert ends.seconds(gather) == pytest.approx(1 / 2)
+  assert flat_network.seconds(gather) == pytest.approx(1 / 2)
 
 
 @needs_libtpu
 def test_groups_across_slices_use_the_slow_network():
-  cube = find_topology('v5p:2x2x1')
-  network = Network(cube, topologies.compile_only_devices(cube, 2))
+  square = find_topology('v5p:2x2x1')
+  network = Network(square, topologies.compile_only_devices(square, 2))
   assert len(network.devices) == 8
   across = collective('all-reduce', ((1, 2),), 6.25e9, 'dcn')
   assert network.seconds(across) == 1

@@ -101,7 +101,7 @@ def test_the_lower_bound_excludes_negative_covariances():
   assert advice.low == 0
 
 
-def test_an_unfinished_run_and_a_rise_are_said():
+def test_an_unfinished_run_and_a_rise_are_stated():
   advice = advise(dataclasses.replace(COLLAPSE, planned=500))
   assert '100 iterations of 500, the run is not finished' in advice.reasons[0]
   advice = advise(dataclasses.replace(COLLAPSE, entropy_end=0.8))
@@ -109,7 +109,7 @@ def test_an_unfinished_run_and_a_rise_are_said():
   assert 'rose by 100\u202f%' in advice.reasons[0]
 
 
-def test_the_control_of_the_run_is_said():
+def test_the_selected_tokens_of_the_run_are_stated():
   advice = advise(dataclasses.replace(COLLAPSE, selected=400.0))
   assert 'control of 400 of 20,000 tokens per update' in advice.reasons[0]
   assert not any('control of' in reason for reason in advise(COLLAPSE).reasons)
@@ -172,15 +172,15 @@ def test_missing_metrics_are_named(tmp_path):
   )
   with pytest.raises(ValueError, match=r'lacks: covariance and tokens$'):
     read(load_run(run))
-  run = without_covariances(tmp_path / 'none', lambda *_: False)
+  run = run_with_covariances_at(tmp_path / 'none', lambda *_: False)
   with pytest.raises(ValueError, match=r'logging\.diagnostics_every=0 leaves'):
     read(run)
 
 
-@pytest.mark.parametrize('gone', [slice(0, 6), slice(14, 20)])
+@pytest.mark.parametrize('missing', [slice(0, 6), slice(14, 20)])
 @pytest.mark.parametrize('name', ['entropy', 'reward'])
 def test_metrics_that_are_missing_in_a_part_of_the_run_are_named(
-  tmp_path, name, gone
+  tmp_path, name, missing
 ):
   run = write_run(tmp_path / 'grpo', np.linspace(1.0, 0.05, 20))
   lines = [
@@ -188,7 +188,7 @@ def test_metrics_that_are_missing_in_a_part_of_the_run_are_named(
     for line in (run / 'metrics.jsonl').read_text().splitlines()
   ]
   for line in lines:
-    if line['iteration'] in range(20)[gone]:
+    if line['iteration'] in range(20)[missing]:
       line[name] = None
   text = ''.join(f'{json.dumps(line)}\n' for line in lines)
   (run / 'metrics.jsonl').write_text(text)
@@ -196,7 +196,7 @@ def test_metrics_that_are_missing_in_a_part_of_the_run_are_named(
     read(load_run(run))
 
 
-def without_covariances(path, is_measured):
+def run_with_covariances_at(path, is_measured):
   """A run that measures the distribution of covariances at some iterations."""
   run = write_run(path, np.linspace(1.0, 0.05, 20))
   file, lines = run / 'metrics.jsonl', []
@@ -214,12 +214,16 @@ def without_covariances(path, is_measured):
 
 def test_covariances_may_be_measured_at_intervals(tmp_path):
   # Two updates per iteration: iterations 0 and 5 of the first six.
-  run = without_covariances(tmp_path / 'a', lambda number, _: number % 10 == 0)
+  run = run_with_covariances_at(
+    tmp_path / 'a', lambda number, _: number % 10 == 0
+  )
   found = read(run)
   assert found.high_quantile == found.tails[0.02] == pytest.approx(2.5)
   assert found.entropy_end == pytest.approx(0.075)
   assert found.halving == 11
-  run = without_covariances(tmp_path / 'b', lambda _, iteration: iteration > 5)
+  run = run_with_covariances_at(
+    tmp_path / 'b', lambda _, iteration: iteration > 5
+  )
   with pytest.raises(ValueError, match=r'first third .* up to iteration 5'):
     read(run)
 

@@ -24,7 +24,7 @@ def write_run(
   finished_iterations: int | None = None,
   method: str = 'kl_cov',
   gain: float = 0.13,
-  kept: float = 0.7,
+  entropy_ratio: float = 0.7,
   problems: int = 200,
   warm_steps: int = 120,
   keep_problems: bool = True,
@@ -40,7 +40,7 @@ def write_run(
     finished_iterations: finished iterations; all by default.
     method: name of the entropy-control method; `'none'` selects no tokens.
     gain: gain in accuracy.
-    kept: final entropy divided by the initial one.
+    entropy_ratio: final entropy divided by the initial one.
     problems: number of held-out problems.
     warm_steps: steps of the warm start.
     keep_problems: whether to save results by problem.
@@ -73,7 +73,7 @@ def write_run(
     progress = 1 - np.exp(-3 * iteration / iterations)
     if iteration % EVERY == 0:
       line, content = _evaluate(
-        iteration, progress, gain, kept, difficulty, rng
+        iteration, progress, gain, entropy_ratio, difficulty, rng
       )
       lines.append(line)
       name = f'iteration_{iteration:06d}.json'
@@ -83,7 +83,9 @@ def write_run(
         samples = _samples(iteration, method, rng)
         (path / 'rollouts' / name).write_text(json.dumps(samples))
     if iteration < finished_iterations:
-      lines += _train_lines(iteration, progress, method, gain, kept, rng)
+      lines += _train_lines(
+        iteration, progress, method, gain, entropy_ratio, rng
+      )
   text = ''.join(json.dumps(line) + '\n' for line in lines)
   (path / 'metrics.jsonl').write_text(text)
   return path
@@ -120,11 +122,11 @@ def _train_line(
   progress: float,
   method: str,
   gain: float,
-  kept: float,
+  entropy_ratio: float,
   rng: np.random.Generator,
 ) -> dict[str, Any]:
   noise = rng.normal(0, 1, 12)
-  entropy = 0.29 * (1 - (1 - kept) * progress) + 0.006 * noise[0]
+  entropy = 0.29 * (1 - (1 - entropy_ratio) * progress) + 0.006 * noise[0]
   line = {
     'phase': 'train',
     'iteration': iteration,
@@ -179,7 +181,7 @@ def _evaluate(
   iteration: int,
   progress: float,
   gain: float,
-  kept: float,
+  entropy_ratio: float,
   difficulty: np.ndarray,
   rng: np.random.Generator,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -197,7 +199,8 @@ def _evaluate(
     'step': UPDATES * iteration,
     'iteration': iteration,
     'problems': difficulty.size,
-    'entropy': 0.29 * (1 - (1 - kept) * progress) + rng.normal(0, 0.003),
+    'entropy': 0.29 * (1 - (1 - entropy_ratio) * progress)
+    + rng.normal(0, 0.003),
   }
   for name, score in scores.items():
     line[name] = float(score.mean())

@@ -30,7 +30,7 @@ def results(name, scores, *, samples=0, first=0):
 
 
 @pytest.fixture
-def measured(tmp_path):
+def make_results(tmp_path):
   """Makes directories like those of `covrl evaluate`."""
 
   def make(directory, sets, recipe=''):
@@ -53,12 +53,12 @@ def table_of(*paths):
   return table
 
 
-def test_unscored_responses_are_left_out(measured):
+def test_unscored_responses_are_left_out(make_results):
   lines = results('math500', [1.0, 0.5, 0.0], samples=4)
   lines[0]['correct'][1] = lines[1]['correct'][0] = None
   lines[2]['correct'] = [None] * 4
   lines[2]['greedy'] = None
-  run = load_run(measured('a', {'math500': lines}))
+  run = load_run(make_results('a', {'math500': lines}))
   assert not run.unreadable.sentences()
   scores = [
     [problem_score(record, metric) for (record,) in run.latest_results.values()]
@@ -67,9 +67,13 @@ def test_unscored_responses_are_left_out(measured):
   assert scores == [[1.0, 1.0, None], [1.0, 1 / 3, None], [None, None, None]]
 
 
-@pytest.mark.parametrize(('at', 'shown'), [(4, 1.0), (8, 0.0), (12, 0.0)])
-def test_latest_results_of_held_out_problems_count(measured, at, shown):
-  path = measured(
+@pytest.mark.parametrize(
+  ('iteration', 'greedy'), [(4, 1.0), (8, 0.0), (12, 0.0)]
+)
+def test_latest_results_of_held_out_problems_count(
+  make_results, iteration, greedy
+):
+  path = make_results(
     'a',
     {
       'iteration_000004': results('', [0.0]),
@@ -78,10 +82,10 @@ def test_latest_results_of_held_out_problems_count(measured, at, shown):
     },
   )
   folder = path / 'evaluation'
-  summary = {'held_out': {'iteration': at}}
+  summary = {'held_out': {'iteration': iteration}}
   (folder / 'summary.json').write_text(json.dumps(summary))
   (only,) = load_run(path).latest_results.values()
-  assert [result['greedy'] for result in only] == [shown]
+  assert [result['greedy'] for result in only] == [greedy]
 
 
 def half_widths(values):
@@ -97,13 +101,13 @@ def bounds(cell):
   ]
 
 
-def test_levels_and_paired_differences(measured):
+def test_levels_and_paired_differences(make_results):
   rng = np.random.default_rng(0)
   before = rng.integers(0, 9, 200) / 8
   after = np.clip(before + rng.integers(-1, 3, 200) / 8, 0, 1)
   table = table_of(
-    measured('before', {'amc': results('amc', before, samples=8)}),
-    measured('after', {'amc': results('amc', after, samples=8)}),
+    make_results('before', {'amc': results('amc', before, samples=8)}),
+    make_results('after', {'amc': results('amc', after, samples=8)}),
   )
   assert table.titles == ['problems', 'by', 'before', 'after', 'Δ after']
   ((name, cells),) = table.rows
@@ -125,12 +129,12 @@ def test_levels_and_paired_differences(measured):
   assert not table.notes
 
 
-def test_mean_weights_sets_equally(measured):
+def test_mean_weights_sets_equally(make_results):
   sets = {
     'math500': results('math500', [1, 1, 1, 0, 0, 0, 0, 0]),
     'amc': results('amc', [1, 0], samples=4),
   }
-  table = table_of(measured('a', sets))
+  table = table_of(make_results('a', sets))
   rows = dict(table.rows)
   assert rows['math500'][1] == 'greedy'
   assert bounds(rows['math500'][2])[0] == 37.5
@@ -139,50 +143,50 @@ def test_mean_weights_sets_equally(measured):
   assert bounds(cells[2])[0] == pytest.approx((37.5 + 50) / 2, abs=0.06)
 
 
-def test_pairing_does_not_depend_on_the_order_of_problems(measured):
+def test_pairing_does_not_depend_on_the_order_of_problems(make_results):
   scores = [1, 0, 1, 0, 1]
   lines = results('amc', scores)
   table = table_of(
-    measured('a', {'amc': lines}),
-    measured('b', {'amc': lines[::-1]}),
+    make_results('a', {'amc': lines}),
+    make_results('b', {'amc': lines[::-1]}),
   )
   assert table.rows[0][1][4] == '+0.0 (0.0 to 0.0)'
 
 
-def test_unmatched_problems_are_noted(measured):
+def test_unmatched_problems_are_noted(make_results):
   table = table_of(
-    measured('a', {'amc': results('amc', [1, 0, 1])}),
-    measured('b', {'amc': results('amc', [1, 0, 1, 1], first=1)}),
+    make_results('a', {'amc': results('amc', [1, 0, 1])}),
+    make_results('b', {'amc': results('amc', [1, 0, 1, 1], first=1)}),
   )
   assert table.notes == [
     '3 problems of amc were answered by only one of b and a; differences leave '
     'them out.'
   ]
   table = table_of(
-    measured('c', {'amc': results('amc', [1])}),
-    measured('d', {'amc': results('amc', [1], first=1)}),
+    make_results('c', {'amc': results('amc', [1])}),
+    make_results('d', {'amc': results('amc', [1], first=1)}),
   )
   assert table.rows[0][1][4] == '–'
 
 
-def test_uses_sets_and_metrics_that_all_runs_have(measured):
+def test_uses_sets_and_metrics_that_all_runs_have(make_results):
   table = table_of(
-    measured(
+    make_results(
       'a',
       {
         'amc': results('amc', [1, 0], samples=4),
         'gsm8k': results('gsm8k', [1]),
       },
     ),
-    measured('b', {'amc': results('amc', [1, 0])}),
+    make_results('b', {'amc': results('amc', [1, 0])}),
   )
   ((name, cells),) = table.rows
   assert (name, cells[1]) == ('amc', 'greedy')
 
 
-def test_seeds_are_averaged_problem_by_problem(measured):
+def test_seeds_are_averaged_problem_by_problem(make_results):
   runs = [
-    load_run(measured(f'seed{n}', {'amc': results('amc', scores)}))
+    load_run(make_results(f'seed{n}', {'amc': results('amc', scores)}))
     for n, scores in enumerate(([1, 0], [1, 1]))
   ]
   table = evaluation_table([('both', runs)])
@@ -191,10 +195,10 @@ def test_seeds_are_averaged_problem_by_problem(measured):
   assert table.rows[0][1][0] == '2'
 
 
-def test_published_results_are_shown(measured):
+def test_published_results_are_shown(make_results):
   name = 'qwen2_5_7b_kl_cov'
   sets = {suite: results(suite, [1, 0]) for suite in PUBLISHED[name].accuracies}
-  table = table_of(measured('run', sets, recipe=name))
+  table = table_of(make_results('run', sets, recipe=name))
   assert table.titles[-1] == 'paper: KL-Cov, 7B'
   rows = dict(table.rows)
   assert rows['aime24'][-1] == '22.6'
@@ -204,7 +208,7 @@ def test_published_results_are_shown(measured):
   assert means['average as printed'][-1] == '40.6'
   # With fewer sets, the plain mean is over these.
   few = {suite: sets[suite] for suite in ('aime24', 'amc')}
-  table = table_of(measured('few', few, recipe=name))
+  table = table_of(make_results('few', few, recipe=name))
   assert dict(table.means)['plain mean over sets'][-1] == '42.0'
 
 
@@ -230,10 +234,10 @@ def test_printed_average_is_not_the_mean(name, mean):
   assert row.printed != round(plain, 1)
 
 
-def test_pages_have_the_table(measured, tmp_path):
+def test_pages_have_the_table(make_results, tmp_path):
   paths = [
-    measured('one', {'amc': results('amc', [1, 0, 1])}),
-    measured('two', {'amc': results('amc', [1, 1, 1])}),
+    make_results('one', {'amc': results('amc', [1, 0, 1])}),
+    make_results('two', {'amc': results('amc', [1, 1, 1])}),
   ]
   page = write_report(paths[0]).read_text()
   assert 'Evaluation sets' in page

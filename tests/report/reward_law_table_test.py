@@ -10,11 +10,14 @@ from covrl.report.reward_law_table import fit_run
 from covrl.report.run_data import load_run
 
 
-def write(workdir, seed, iterations=30, still=0):
-  """Writes a run that follows the law exactly."""
+def write(workdir, seed, iterations=30, constant=0):
+  """Writes a run that follows the law exactly.
+
+  The entropy of its first `constant` iterations does not change.
+  """
   workdir.mkdir()
   entropy = np.linspace(0.5, 0.1, iterations)
-  entropy[:still] = 0.3
+  entropy[:constant] = 0.3
   lines = [
     {
       'step': step,
@@ -52,10 +55,10 @@ def test_page_names_runs_that_cannot_be_fitted(tmp_path):
   runs = [
     write(tmp_path / 'run_0', 0),
     write(tmp_path / 'run_1', 1, iterations=8),
-    write(tmp_path / 'still', 2, still=12),
+    write(tmp_path / 'constant', 2, constant=12),
   ]
   page = write_comparison(runs, tmp_path / 'page.html').read_text()
-  assert 'constant entropy: run_1, still.' in page
+  assert 'constant entropy: run_1, constant.' in page
   assert page.count('(0.40 to 0.40)') == 1
 
 

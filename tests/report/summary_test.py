@@ -167,7 +167,7 @@ def test_color_depends_on_the_interval(make_run, gain, words):
 
 
 def test_entropy_is_compared_with_the_first_evaluation(make_run):
-  path = make_run(kept=0.5)
+  path = make_run(entropy_ratio=0.5)
   evals = [line for line in lines(path) if line['phase'] == 'eval']
   start, end = evals[0]['entropy'], evals[-1]['entropy']
   run = load_run(path)

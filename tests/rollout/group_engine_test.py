@@ -68,7 +68,7 @@ def run(engine, order, params=PARAMS, at_once=COUNT, **sampling):
 
 @pytest.fixture(scope='module')
 def engine():
-  # Less slots than responses of two groups.
+  # Fewer slots than responses of two groups.
   engine = make_engine(slots=5)
   engine.warm_up(PARAMS)
   return engine

@@ -222,10 +222,10 @@ def test_shards_of_a_mesh_sample_the_same(engine):
   )
   requests = make_requests(30, seed=3)
   on_mesh = finish(make_engine(mesh, params), requests, cancel=(4,))
-  want = finish(engine, requests)
+  expected = finish(engine, requests)
   for i, output in on_mesh.items():
-    assert [x[0] for x in output] == [x[0] for x in want[i]][: len(output)]
-    assert len(output) == len(want[i]) or i == 4
+    assert [x[0] for x in output] == [x[0] for x in expected[i]][: len(output)]
+    assert len(output) == len(expected[i]) or i == 4
 
 
 def test_prompts_of_several_widths(monkeypatch):
@@ -238,7 +238,7 @@ def test_prompts_of_several_widths(monkeypatch):
   assert outputs[1] == finish(wide, [short])[0]
 
 
-GOOD: dict[str, Any] = {'prompt': (1, 2), 'max_tokens': 3, 'seed': 0}
+VALID: dict[str, Any] = {'prompt': (1, 2), 'max_tokens': 3, 'seed': 0}
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ GOOD: dict[str, Any] = {'prompt': (1, 2), 'max_tokens': 3, 'seed': 0}
 )
 def test_refuses_invalid_requests(engine, changes, sentence):
   with pytest.raises(ValueError, match=sentence):
-    engine.submit(Request(**{**GOOD, **changes}))
+    engine.submit(Request(**{**VALID, **changes}))
   assert engine.waiting == 0
 
 

@@ -32,8 +32,8 @@ class Server:
       self.worker, TOKENIZER, self.metrics, model='tiny', token=token
     )
 
-  async def is_idle(self):
-    """Waits until nothing is sampled."""
+  async def becomes_idle(self):
+    """Waits until nothing is sampled; returns false after ten seconds."""
     for _ in range(1000):
       if not self.worker._unfinished and not self.worker._numbers:
         return True
@@ -48,7 +48,7 @@ def serve(engine, scenario, **settings):
     server = Server(engine, **settings)
     async with running(server.app):
       await scenario(server)
-      assert server.failures or await server.is_idle()
+      assert server.failures or await server.becomes_idle()
     assert server.failures or not engine.running + engine.waiting
 
   asyncio.run(run())
@@ -151,7 +151,7 @@ def test_disconnected_clients_are_cancelled(engine):
       # The server may raise that the client is gone.
       with contextlib.suppress(Exception):
         await task
-      assert await server.is_idle()
+      assert await server.becomes_idle()
     reasons = server.metrics.get('responses_total', 'finish_reason="cancelled"')
     assert reasons > 0
     assert (await complete(server.app, **GREEDY)).status == 200

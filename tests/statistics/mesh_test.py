@@ -95,13 +95,13 @@ def expected():
   )
 
 
-def assert_agree(actual, wanted, tolerance=2e-5):
+def assert_agree(actual, reference, tolerance=2e-5):
   jax.tree.map(
     lambda x, y: np.testing.assert_allclose(
       x, y, rtol=tolerance, atol=tolerance
     ),
     actual,
-    wanted,
+    reference,
   )
 
 

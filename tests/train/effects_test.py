@@ -26,7 +26,7 @@ from covrl.train.effects import (
 )
 
 # Fields that the toy task, its recipe, or the other values leave without effect.
-UNREAD = {
+WITHOUT_EFFECT = {
   'maze.side': 6,
   'countdown.max_value': 20,
   'arithmetic.max_terms': 4,
@@ -48,7 +48,7 @@ UNREAD = {
   'warm_start.batch_size': 16,
   'critic.kl': 'k1',
 }
-READ = {
+WITH_EFFECT = {
   'seed': 3,
   'warm_start.steps': 0,
   'logging.samples': 0,
@@ -77,8 +77,8 @@ def reports(values, file='toy_kl_cov'):
 
 
 def test_overridden_fields_without_effect_are_reported():
-  warnings = reports(UNREAD | READ)
-  assert [text.partition(' ')[0] for text in warnings] == list(UNREAD)
+  warnings = reports(WITHOUT_EFFECT | WITH_EFFECT)
+  assert [text.partition(' ')[0] for text in warnings] == list(WITHOUT_EFFECT)
   assert (
     'maze.side = 6 has no effect: nothing in this recipe reads it' in warnings
   )

@@ -26,7 +26,7 @@ def learnt_share(
   """Share of locks whose key has a probability above ½ in the end.
 
   Starts with the probabilities of the demonstrations. A visit
-  draws a group of responses and moves the logits along the policy gradient with
+  draws a group of responses and updates the logits by the policy gradient with
   group-relative advantages; each prompt is visited as often as in the study.
 
   Args:
