@@ -8,8 +8,9 @@ Sixteen responses to four prompts are sampled with each type of cache, and score
 by the trainer's forward pass in the same dtype, without a cache. The gap is
 |log π(sampler) − log π(trainer)| in nats over all sampled tokens; the ratio is
 the mean of π(trainer) / π(sampler), the importance weight, which is 1 in
-expectation. In bfloat16 the trainer is compared with itself, too, computing in
-float32 with the same parameters: the error of the type. Bytes are those of one token's keys and values in all layers.
+expectation. In bfloat16 the trainer is also compared with itself in float32, with
+the same parameters: the rounding error of bfloat16. Bytes are those of one token's
+keys and values in all layers.
 """
 
 from __future__ import annotations

@@ -22,12 +22,12 @@ from covrl.data import held_out_mazes
 from covrl.data.mazes import explorer_walk, maze_of
 from covrl.evaluation.intervals import student_mean
 
-PROBLEMS = 512
+PROBLEMS = 512  # held-out mazes of an evaluation
 METRICS = ('greedy', 'mean@8', 'pass@8')
 # Supervised steps that take the processor time of the warm start and 160 iterations.
 SUPERVISED_STEPS = 3700
 # Rows of the table: name, run that it is from, and index of the run's evaluation.
-ARMS = {
+TABLE_ROWS = {
   'warm start': ('kl_cov', 0),
   '`kl_cov`': ('kl_cov', -1),
   '`grpo`': ('grpo', -1),
@@ -75,7 +75,7 @@ def write_results(runs: pathlib.Path, seeds: list[int]) -> None:
     '|---|---:|---:|---:|---:|---:|',
   ]
   rows.append(explorer_row(seeds))
-  for name, (run, index) in ARMS.items():
+  for name, (run, index) in TABLE_ROWS.items():
     results = [
       run_evaluations[index]
       for seed in seeds

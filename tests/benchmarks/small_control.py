@@ -24,7 +24,9 @@ from covrl.train import StepSettings, make_train_step
 from covrl.train.forward import policy_stats, with_old_stats
 from covrl.types import Measurements, TokenBatch, TokenMoments, TrainState
 
+# Numbers of tokens: of the vocabulary, of a prompt and of a response.
 VOCABULARY, PROMPT, RESPONSE = 16, 2, 6
+# Prompts of an iteration, responses per prompt, and updates per iteration.
 PROMPTS, GROUP, UPDATES = 16, 8, 4
 # Number of all prompts; the policy's entropy is measured on them.
 ALL_PROMPTS = VOCABULARY * VOCABULARY

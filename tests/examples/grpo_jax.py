@@ -31,8 +31,8 @@ tx = optax.adam(0.1)
 def iteration(logits, opt_state, token_state, key):
   prompts = jnp.repeat(jnp.arange(PROMPTS), GROUP)
   tokens = jax.random.categorical(key, logits[prompts])
-  wanted = (prompts[:, None] + jnp.arange(LENGTH)) % VOCABULARY
-  rewards = jnp.mean(tokens == wanted, axis=1)
+  correct = (prompts[:, None] + jnp.arange(LENGTH)) % VOCABULARY
+  rewards = jnp.mean(tokens == correct, axis=1)
   old = covrl.token_stats_from_logits(logits[prompts], tokens)
   mask = jnp.ones(tokens.shape, bool)
   context = {

@@ -60,8 +60,8 @@ def loop_over_tokens(x, chosen, shares, gate, up, down):
 
 def test_equals_a_loop_over_tokens():
   arrays = draw()
-  want = loop_over_tokens(*map(np.asarray, arrays))
-  np.testing.assert_allclose(MIX(*arrays), want, atol=1e-5)
+  expected = loop_over_tokens(*map(np.asarray, arrays))
+  np.testing.assert_allclose(MIX(*arrays), expected, atol=1e-5)
 
 
 @settings(max_examples=20, deadline=None)
@@ -69,8 +69,10 @@ def test_equals_a_loop_over_tokens():
 def test_no_token_is_dropped_if_all_choose_one_expert(expert, seed):
   x, chosen, *rest = draw(seed)
   chosen = jnp.full_like(chosen, expert)
-  want = loop_over_tokens(*map(np.asarray, (x, chosen, *rest)))
-  np.testing.assert_allclose(MIX(x, chosen, *rest), want, rtol=1e-6, atol=1e-5)
+  expected = loop_over_tokens(*map(np.asarray, (x, chosen, *rest)))
+  np.testing.assert_allclose(
+    MIX(x, chosen, *rest), expected, rtol=1e-6, atol=1e-5
+  )
 
 
 def test_choices_out_of_range_add_zero():
@@ -80,8 +82,8 @@ def test_choices_out_of_range_add_zero():
   )
   known = (chosen != 0) & (chosen != 1)
   shares = rest[0] * known
-  want = loop_over_tokens(*map(np.asarray, (x, chosen, shares, *rest[1:])))
-  np.testing.assert_allclose(MIX(x, out_of_range, *rest), want, atol=1e-5)
+  expected = loop_over_tokens(*map(np.asarray, (x, chosen, shares, *rest[1:])))
+  np.testing.assert_allclose(MIX(x, out_of_range, *rest), expected, atol=1e-5)
 
 
 def value_and_gradients(arrays):
@@ -109,20 +111,20 @@ def value_and_gradients(arrays):
 def test_meshes_give_the_same(shape, rows):
   x, chosen, shares, *weights = draw()
   arrays = [x[:rows], chosen[:rows], shares[:rows], *weights]
-  want = jax.jit(value_and_gradients)(arrays)
+  expected = jax.jit(value_and_gradients)(arrays)
   mesh = make_mesh(shape)
   placed = [
     jax.device_put(leaf, fitted_sharding(mesh, axes, leaf.shape, TRAIN_RULES))
     for leaf, axes in zip(arrays, AXES, strict=True)
   ]
   with jax.set_mesh(mesh):
-    got = jax.jit(value_and_gradients)(placed)
+    actual = jax.jit(value_and_gradients)(placed)
   for ours, theirs in zip(
-    jax.tree.leaves(got), jax.tree.leaves(want), strict=True
+    jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True
   ):
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
   # The expert that is never chosen has a gradient of 0.
-  for gradient in got[0][2:]:
+  for gradient in actual[0][2:]:
     np.testing.assert_array_equal(gradient[EXPERTS - 1], 0)
 
 
@@ -172,19 +174,19 @@ def test_cached_decoding_equals_the_full_forward():
   policy = Policy(config)
   params = policy.init(jax.random.key(0))
   tokens = jnp.asarray(np.random.default_rng(1).integers(0, 16, (3, 6)))
-  want = jax.jit(policy.logits)(params, tokens)
+  expected = jax.jit(policy.logits)(params, tokens)
   positions = jnp.broadcast_to(jnp.arange(5), (3, 5))
   hidden, prompts = jax.jit(policy.prefill)(
     params, tokens[:, :5], positions, jnp.ones((3, 5), bool)
   )
   np.testing.assert_allclose(
-    policy.project(params, hidden), want[:, 4], atol=1e-5
+    policy.project(params, hidden), expected[:, 4], atol=1e-5
   )
   hidden, _ = jax.jit(policy.decode)(
     params, tokens[:, 5], DecodeCache.empty(prompts, jnp.arange(3), 1)
   )
   np.testing.assert_allclose(
-    policy.project(params, hidden), want[:, 5], atol=1e-5
+    policy.project(params, hidden), expected[:, 5], atol=1e-5
   )
 
 
@@ -254,20 +256,20 @@ def test_given_experts_take_the_place_of_the_likeliest():
   # A policy's own experts, and none, give what it computes itself.
   plain, _ = replayed(policy, other, tokens, None)
   for output in (known, form.empty(3, 6)):
-    got, _ = replayed(policy, other, tokens, output)
-    np.testing.assert_allclose(got, plain, atol=1e-6)
+    actual, _ = replayed(policy, other, tokens, output)
+    np.testing.assert_allclose(actual, plain, atol=1e-6)
   # Another's experts are those that count, and are not its own.
-  got, routing = replayed(policy, params, tokens, known)
-  wanted = np.stack(
+  actual, routing = replayed(policy, params, tokens, known)
+  expected = np.stack(
     [
       np.bincount(np.ravel(known[:, :, layer]) - 1, minlength=4)
       for layer in range(2)
     ]
   )
-  np.testing.assert_array_equal(routing.counts, wanted)
+  np.testing.assert_array_equal(routing.counts, expected)
   output, routing = replayed(policy, params, tokens, None)
-  assert (routing.counts != wanted).any()
-  assert np.abs(got - output).max() > 1e-3
+  assert (routing.counts != expected).any()
+  assert np.abs(actual - output).max() > 1e-3
   # Rows that are rolled for a kernel, and padding that was not recorded.
   wide = jnp.pad(tokens, ((0, 0), (2, 0)))
   rows = {
@@ -282,7 +284,7 @@ def test_given_experts_take_the_place_of_the_likeliest():
     jnp.pad(known, ((0, 0), (2, 0), (0, 0), (0, 0))),
     **rows,
   )
-  np.testing.assert_allclose(padded[:, 2:], got, atol=1e-5)
+  np.testing.assert_allclose(padded[:, 2:], actual, atol=1e-5)
 
 
 @pytest.mark.parametrize('normalised', [True, False])
@@ -293,7 +295,7 @@ def test_gates_of_given_experts_are_those_of_the_router(normalised):
   rng = np.random.default_rng(2)
   x = jnp.asarray(rng.normal(size=(2, 3, config.model_dim)), jnp.float32)
   expert_ids = np.argsort(rng.random((2, 3, 4)), axis=-1)[..., :2]
-  got, _, record = layer(x, None, jnp.asarray(expert_ids + 1, jnp.uint8))
+  actual, _, record = layer(x, None, jnp.asarray(expert_ids + 1, jnp.uint8))
   np.testing.assert_array_equal(record, expert_ids + 1)
   logits = np.asarray(x) @ np.asarray(layer.router[...])
   gates = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
@@ -301,8 +303,8 @@ def test_gates_of_given_experts_are_those_of_the_router(normalised):
   if normalised:
     gates = gates / gates.sum(-1, keepdims=True)
   weights = (np.asarray(w[...]) for w in (layer.gate, layer.up, layer.down))
-  wanted = loop_over_tokens(np.asarray(x), expert_ids, gates, *weights)
-  np.testing.assert_allclose(got, wanted, atol=1e-5)
+  expected = loop_over_tokens(np.asarray(x), expert_ids, gates, *weights)
+  np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
 def test_refuses_invalid_options():

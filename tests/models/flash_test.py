@@ -47,9 +47,9 @@ def test_flash_attention_and_gradients(length, window, cap):
   def plain_attention(queries, keys, values):
     return expected_attention(queries, keys, values, segments, window, cap)
 
-  got, pull_back = jax.vjp(kernels, *arrays)
+  actual, pull_back = jax.vjp(kernels, *arrays)
   expected, pull_back_plain = jax.vjp(plain_attention, *arrays)
-  np.testing.assert_allclose(got, expected, atol=2e-5)
+  np.testing.assert_allclose(actual, expected, atol=2e-5)
   for ours, theirs in zip(
     pull_back(signal), pull_back_plain(signal), strict=True
   ):
@@ -65,9 +65,9 @@ def test_window_is_chosen_at_run_time(window):
   run = jax.jit(
     functools.partial(flash.attend_rows, config=config, interpret=True)
   )
-  got = run(queries, keys, values, segments, window_size)
+  actual = run(queries, keys, values, segments, window_size)
   expected = expected_attention(queries, keys, values, segments, window)
-  np.testing.assert_allclose(got, expected, atol=2e-5)
+  np.testing.assert_allclose(actual, expected, atol=2e-5)
 
 
 def test_flash_attention_on_a_mesh():
@@ -77,11 +77,11 @@ def test_flash_attention_on_a_mesh():
     {'data': 2, 'tensor': 2, 'context': 1}, jax.devices()[:4]
   )
   with sharding.use_mesh(mesh, sharding.TRAIN_RULES):
-    got = jax.jit(
+    actual = jax.jit(
       functools.partial(flash.attend_rows, config=CONFIG, interpret=True)
     )(queries, keys, values, segments, None)
   expected = expected_attention(queries, keys, values, segments)
-  np.testing.assert_allclose(got, expected, atol=2e-5)
+  np.testing.assert_allclose(actual, expected, atol=2e-5)
 
 
 def test_refuses_keys_split_differently_from_queries():
@@ -109,13 +109,15 @@ def test_cudnn_attention_is_used_where_supported(monkeypatch):
     x.astype(jnp.bfloat16) for x in (queries, keys, values)
   )
   narrow = narrow_queries, narrow_keys, narrow_values
-  want = expected_attention(*narrow, segments)
+  expected = expected_attention(*narrow, segments)
   monkeypatch.setattr(sharding, 'platform', lambda: 'gpu')
   monkeypatch.setattr(jax.nn, 'dot_product_attention', attention_by_xla)
-  got = expected_attention(*narrow, segments)
+  actual = expected_attention(*narrow, segments)
   real = np.asarray(segments > 0)
   np.testing.assert_allclose(
-    got.astype(jnp.float32)[real], want.astype(jnp.float32)[real], atol=0.02
+    actual.astype(jnp.float32)[real],
+    expected.astype(jnp.float32)[real],
+    atol=0.02,
   )
   assert calls == ['cudnn']
   # Unsupported: float32, a soft cap, a single query.
@@ -148,7 +150,7 @@ def test_policy_with_kernels_equals_policy_without(monkeypatch):
     state, _ = policy.decode(params, tokens[:, 1], cache, live)
     return state[0]
 
-  want = packed_output(), decoded_output()
+  expected = packed_output(), decoded_output()
   for module, name in (
     (flash, 'attend_rows'),
     (decode_attention, 'attend_token'),
@@ -158,7 +160,7 @@ def test_policy_with_kernels_equals_policy_without(monkeypatch):
     monkeypatch.setattr(f'covrl.models.attention.{name}', kernel, raising=False)
     monkeypatch.setattr(module, name, kernel)
     monkeypatch.setattr(module, 'uses_kernel', lambda *_: True)
-  got = packed_output(), decoded_output()
+  actual = packed_output(), decoded_output()
   real = np.asarray(segments > 0)
-  np.testing.assert_allclose(got[0][real], want[0][real], atol=2e-5)
-  np.testing.assert_allclose(got[1], want[1], atol=2e-5)
+  np.testing.assert_allclose(actual[0][real], expected[0][real], atol=2e-5)
+  np.testing.assert_allclose(actual[1], expected[1], atol=2e-5)

@@ -14,12 +14,13 @@ HEADS, KV_HEADS, WIDTH = CONFIG.num_heads, CONFIG.num_kv_heads, CONFIG.head_dim
 
 
 def draw(seed, *shape):
+  """Random numbers of a shape, in float32."""
   values = np.random.default_rng(seed).normal(size=shape)
   return jnp.asarray(values, jnp.float32)
 
 
 def rows(length, batch=2):
-  """Queries, keys, values and segment ids: two sequences per row, and padding."""
+  """Random queries, keys, values and segment ids: two sequences per row, and padding."""
   segments = np.zeros((batch, length), np.int32)
   for row in range(batch):
     start, middle = 3 + 7 * row, length // 2 + 5 * row

@@ -61,18 +61,18 @@ def test_logits_and_gradient_equal_those_of_peft(name, tmp_path):
   np.testing.assert_allclose(logits, golden(name)['logits'], atol=1e-4)
   # The gradient is saved like adapters, under their tensor names.
   save_adapters(tmp_path / 'gradient', policy, gradient)
-  got = tensors_of(tmp_path / 'gradient')
-  want = {
+  actual = tensors_of(tmp_path / 'gradient')
+  expected = {
     tensor.removeprefix('gradient/'): value
     for tensor, value in golden(name).items()
     if tensor.startswith('gradient/')
   }
-  assert got.keys() == want.keys()
-  for tensor, value in want.items():
+  assert actual.keys() == expected.keys()
+  for tensor, value in expected.items():
     scale = np.abs(value).max()
     assert scale > 0, tensor
     np.testing.assert_allclose(
-      got[tensor], value, atol=1e-3 * scale, err_msg=tensor
+      actual[tensor], value, atol=1e-3 * scale, err_msg=tensor
     )
 
 
@@ -102,24 +102,24 @@ def test_round_trip_is_bit_exact(name, tmp_path):
 
 
 def test_lora_config_lists_the_present_targets():
-  every, some = (load_policy(name).config.lora for name in NAMES)
-  assert every is not None
-  assert some is not None
-  assert sorted(every.targets) == sorted(TARGETS)
-  assert (every.rank, every.scale) == (3, 5 / 3)
-  assert sorted(some.targets) == ['query', 'value']
+  all_matrices, two_matrices = (load_policy(name).config.lora for name in NAMES)
+  assert all_matrices is not None
+  assert two_matrices is not None
+  assert sorted(all_matrices.targets) == sorted(TARGETS)
+  assert (all_matrices.rank, all_matrices.scale) == (3, 5 / 3)
+  assert sorted(two_matrices.targets) == ['query', 'value']
   # rsLoRA scales by the square root of the rank.
-  assert (some.rank, some.scale) == (2, pytest.approx(2**-0.5))
+  assert (two_matrices.rank, two_matrices.scale) == (2, pytest.approx(2**-0.5))
 
 
 @pytest.mark.parametrize('shape', [(2, 2, 2), (1, 1, 8)])
 def test_sharded_adapters_give_the_same_logits(shape):
   mesh = make_mesh(shape)
   policy, params = load_pretrained('qwen2_lora', mesh, dtype='float32')
-  for leaf, promised in zip(
+  for leaf, abstract in zip(
     *map(jax.tree.leaves, (params, policy.abstract_params(mesh))), strict=True
   ):
-    assert leaf.sharding == promised.sharding
+    assert leaf.sharding == abstract.sharding
   tokens = jnp.asarray(golden('qwen2_lora')['tokens'])
   with jax.set_mesh(mesh):
     tokens = tokens if shape[0] == 1 else jnp.tile(tokens, (2, 1))
@@ -128,11 +128,11 @@ def test_sharded_adapters_give_the_same_logits(shape):
     logits[:2], golden('qwen2_lora')['logits'], atol=1e-4
   )
   merged = policy.merge(params)
-  for leaf, promised in zip(
+  for leaf, abstract in zip(
     *map(jax.tree.leaves, (merged, policy.base.abstract_params(mesh))),
     strict=True,
   ):
-    assert leaf.sharding == promised.sharding
+    assert leaf.sharding == abstract.sharding
 
 
 def test_adapters_stay_float32_beside_bfloat16_matrices():

@@ -134,7 +134,7 @@ def test_workers_have_a_network_only_if_asked(scorers):
   with socket.create_server(('127.0.0.1', 0)) as server:
     port = str(server.getsockname()[1])
     for network in (False, True):
-      with RewardPool(scorers.connects, workers=1, network=network) as pool:
+      with RewardPool(scorers.can_connect, workers=1, network=network) as pool:
         (outcome,) = pool.submit([port], [None]).result()
       assert outcome.score == network
 

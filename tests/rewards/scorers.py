@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def echo(response: str, reference: Any) -> float:
-  """Behaves as the response states."""
+  """Returns the number in the response, or fails in the way that it names."""
   match response:
     case 'hang':
       time.sleep(3600.0)
@@ -51,7 +51,7 @@ def mark(response: str, reference: Any) -> float:
 
 
 def refuse(response: str, reference: Any) -> float:
-  """Never works, not even to warm up."""
+  """Raises an error in every call, also in the one that warms workers up."""
   raise OSError('the licence server is down')
 
 
@@ -64,6 +64,7 @@ def countdown_loads(response: str, reference: Any) -> float:
   return float(response in sys.modules)
 
 
+# A limit that SymPy does not compute in reasonable time.
 _ENDLESS_LIMIT = r'\lim_{x\to 0}\frac{\sin(\tan x)-\tan(\sin x)}{x^7}'
 
 
@@ -144,7 +145,7 @@ def signal_trainer(response: str, reference: Any) -> float:
   return float(reached)
 
 
-def connects(response: str, reference: Any) -> float:
+def can_connect(response: str, reference: Any) -> float:
   """Returns 1 if a port of this machine can be connected to."""
   with contextlib.suppress(OSError), socket.socket() as client:
     client.connect(('127.0.0.1', int(response)))

@@ -58,10 +58,12 @@ def full():
     return sample(make_engine())
 
 
-def assert_same(got, want, atol):
-  np.testing.assert_array_equal(got.response_tokens, want.response_tokens)
+def assert_same(actual, expected, atol):
+  np.testing.assert_array_equal(
+    actual.response_tokens, expected.response_tokens
+  )
   np.testing.assert_allclose(
-    got.sampler_logprobs, want.sampler_logprobs, rtol=0, atol=atol
+    actual.sampler_logprobs, expected.sampler_logprobs, rtol=0, atol=atol
   )
 
 
@@ -92,8 +94,8 @@ def test_a_mesh_of_rings_and_chunks_samples_the_same(full):
   params = jax.device_put(PARAMS, shardings)
   assert_same(sample(make_engine(mesh, chunk=4), params), full, atol=1e-5)
   integers = sample(make_engine(int8=True))
-  got = sample(make_engine(mesh, chunk=4, int8=True), params)
-  assert_same(got, integers, atol=1e-4)
+  actual = sample(make_engine(mesh, chunk=4, int8=True), params)
+  assert_same(actual, integers, atol=1e-4)
 
 
 def test_logprobs_of_integers_are_those_of_the_sampler(full):

@@ -24,7 +24,11 @@ from covrl.run.watchdog import Watchdog
 from covrl.train import CheckpointStore
 
 # No checkpoint but the one that a signal causes.
-SLOW = {**SMALL, 'checkpoint__every': 100, 'checkpoint__every_updates': 0}
+ONE_CHECKPOINT = {
+  **SMALL,
+  'checkpoint__every': 100,
+  'checkpoint__every_updates': 0,
+}
 
 
 class KeyValueStore:
@@ -310,7 +314,10 @@ def test_sigterm_in_a_rollout_abandons_and_repeats_it(
 ):
   """The resumed run logs the same metrics as an uninterrupted one."""
   workdir = tmp_path / 'stopped'
-  command = [*arguments('toy_slow', workdir, **SLOW), '--profile_steps=0:0']
+  command = [
+    *arguments('toy_slow', workdir, **ONE_CHECKPOINT),
+    '--profile_steps=0:0',
+  ]
   process = subprocess.Popen(
     command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
   )
@@ -329,6 +336,6 @@ def test_sigterm_in_a_rollout_abandons_and_repeats_it(
   assert saved is not None
   assert saved.position == 2
   assert list((workdir / 'profile').rglob('*.xplane.pb'))
-  train('toy_slow', workdir, **SLOW)
+  train('toy_slow', workdir, **ONE_CHECKPOINT)
   uninterrupted = runs.finished_run(tmp_path_factory, 'toy_kl_cov', **SMALL)
   runs.assert_same_metrics(workdir, uninterrupted)

@@ -84,12 +84,12 @@ def expected_values(reference, case, temperature: Any = 1.0, soft_cap=None):
 
 
 def assert_agree(actual, expected, tolerance):
-  for name, wanted in expected.items():
+  for name, value in expected.items():
     np.testing.assert_allclose(
       np.asarray(actual[name]).astype('f8'),
-      wanted,
+      value,
       rtol=tolerance,
-      atol=tolerance * max(1, np.abs(wanted).max()),
+      atol=tolerance * max(1, np.abs(value).max()),
       err_msg=name,
     )
 
@@ -110,20 +110,20 @@ def test_formulas(reference):
 @given(
   seed=st.integers(0, 2**32 - 1),
   scale=st.sampled_from([0.0, 0.1, 1.0, 30.0, 1e4]),
-  share=st.floats(0, 0.9),
+  masked_share=st.floats(0, 0.9),
   # Powers of two divide exactly.
   temperature=st.sampled_from([0.5, 1.0, 2.0]),
 )
 @settings(max_examples=6, deadline=None)
 def test_masked_tokens_and_extreme_logits(
-  reference, seed, scale, share, temperature
+  reference, seed, scale, masked_share, temperature
 ):
   # Few mantissa bits: the product is exact, and only the softmax is tested.
   hidden, unembedding, targets, signal = problem(seed)
   hidden, unembedding = (
     jnp.round(x * 4) / 4 * by for x, by in ((hidden, 1), (unembedding, scale))
   )
-  masked = np.random.default_rng(seed).random(VOCABULARY) < share
+  masked = np.random.default_rng(seed).random(VOCABULARY) < masked_share
   masked[np.unique(targets)] = False
   case = hidden, jnp.where(masked, -jnp.inf, unembedding), targets, signal
   actual = run(*case, temperature=temperature)
@@ -151,14 +151,14 @@ def test_bfloat16_with_a_soft_cap(reference):
   expected = expected_values(reference, case, temperatures(), 1.5)
   for name in ('hidden', 'unembedding'):
     assert actual[name].dtype == jnp.bfloat16
-    wanted = expected.pop(name)
+    value = expected.pop(name)
     # The logits' cotangent is rounded for the product: √N roundings, and that
     # of the result.
     np.testing.assert_allclose(
       actual.pop(name).astype(jnp.float32),
-      wanted,
+      value,
       rtol=2**-7,
-      atol=2**-8 * np.abs(wanted).max(),
+      atol=2**-8 * np.abs(value).max(),
     )
   assert {x.dtype for x in actual.values()} == {jnp.dtype('float32')}
   assert_agree(actual, expected, 3e-6)

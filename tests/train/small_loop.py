@@ -168,7 +168,7 @@ class Evaluator:
 
 
 def run(workdir, on_stage=lambda stage: None, **overrides):
-  """Trains; `at` is called with the name of each stage that begins."""
+  """Trains; calls `on_stage` with the name of each stage that begins."""
   settings = SETTINGS | {k.replace('__', '.'): v for k, v in overrides.items()}
   recipe = config.load(
     f'{RECIPES / "toy_kl_cov.py"}',

@@ -145,6 +145,8 @@ def test_moments_can_be_in_host_memory(tmp_path):
   saved = store.latest()
   assert saved is not None
   restored = saved.restore({'state': abstract})['state']
-  for got, wanted in zip(*map(jax.tree.leaves, (restored, state)), strict=True):
-    assert got.sharding == wanted.sharding
-    np.testing.assert_array_equal(got, wanted)
+  for actual, expected in zip(
+    *map(jax.tree.leaves, (restored, state)), strict=True
+  ):
+    assert actual.sharding == expected.sharding
+    np.testing.assert_array_equal(actual, expected)

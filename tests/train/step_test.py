@@ -43,17 +43,19 @@ def gradients(state):
   return jax.tree.leaves(state.opt_state[0].trace)
 
 
-def assert_same_update(got, wanted, *, rtol=0.0):
+def assert_same_update(actual, expected, *, rtol=0.0):
   """Equal to float32 rounding; selections are equal to the bit.
 
   Args:
-    got: state and metrics.
-    wanted: state and metrics.
+    actual: state and metrics.
+    expected: state and metrics.
     rtol: tolerance of numbers of the token chain, for statistics that programs of
       different shapes have computed; the selected tokens are the same.
   """
-  (state, metrics), (expected, expected_metrics) = got, wanted
-  for ours, theirs in zip(gradients(state), gradients(expected), strict=True):
+  (state, metrics), (expected_state, expected_metrics) = actual, expected
+  for ours, theirs in zip(
+    gradients(state), gradients(expected_state), strict=True
+  ):
     scale = np.abs(theirs).max()
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5 * scale)
   jax.tree.map(
@@ -63,10 +65,10 @@ def assert_same_update(got, wanted, *, rtol=0.0):
       else assert_same_bits(ours, theirs)
     ),
     state.token_state,
-    expected.token_state,
+    expected_state.token_state,
   )
   if rtol == 0.0:
-    assert_same_bits(state.token_state, expected.token_state)
+    assert_same_bits(state.token_state, expected_state.token_state)
   for name in ('selected', 'quota', 'threshold', 'tokens', 'skipped'):
     tolerance = rtol if name == 'threshold' else 0.0
     np.testing.assert_allclose(
@@ -94,18 +96,18 @@ def selected(state):
 @pytest.mark.parametrize('method', METHODS)
 def test_meshes_and_micro_batches_do_not_matter(method):
   options = METHODS[method]
-  wanted = run(*PROGRAMS[0], padded(), **options)
-  penalised, fingerprint = selected(wanted[0])
+  expected = run(*PROGRAMS[0], padded(), **options)
+  penalised, fingerprint = selected(expected[0])
   total = int(padded().loss_mask.sum())
-  assert wanted[1]['selected'] == int(
+  assert expected[1]['selected'] == int(
     total * options.get('clip_cov_fraction', 0)
   )
   assert penalised == int(total * options.get('kl_cov_fraction', 0))
   assert (fingerprint != 0) == (penalised > 0)
   for shape, micro_batches in PROGRAMS[1:]:
-    got = run(shape, micro_batches, padded(), **options)
-    assert_same_update(got, wanted)
-    assert selected(got[0]) == (penalised, fingerprint)
+    actual = run(shape, micro_batches, padded(), **options)
+    assert_same_update(actual, expected)
+    assert selected(actual[0]) == (penalised, fingerprint)
 
 
 def largest_change(before, after):
@@ -129,8 +131,8 @@ def run_composed(program, batch, method, **others):
 def test_layout_does_not_matter_to_composed_methods(method):
   """Layouts: two meshes, micro-batches, packed rows, and another order."""
   batch = drifted()
-  wanted = run_composed(PROGRAMS[0], batch, method)
-  count, _ = selected(wanted[0])
+  expected = run_composed(PROGRAMS[0], batch, method)
+  count, _ = selected(expected[0])
   assert count == int(batch.loss_mask.sum() * COMMON_OPTIONS['kl_cov_fraction'])
   order = np.random.default_rng(2).permutation(SEQUENCES)
   packed = pack_rows(batch, length=WIDTH, count=SEQUENCES)
@@ -139,9 +141,9 @@ def test_layout_does_not_matter_to_composed_methods(method):
     (PROGRAMS[0], packed),
     (PROGRAMS[0], jax.tree.map(lambda leaf: leaf[order], batch)),
   ):
-    got = run_composed(program, rows, method)
-    assert_same_update(got, wanted)
-    assert selected(got[0]) == selected(wanted[0])
+    actual = run_composed(program, rows, method)
+    assert_same_update(actual, expected)
+    assert selected(actual[0]) == selected(expected[0])
 
 
 def test_composed_methods_change_the_gradient():
@@ -155,23 +157,23 @@ def test_composed_methods_change_the_gradient():
 @pytest.mark.slow
 @pytest.mark.parametrize('method', COMPOSED_METHODS)
 @pytest.mark.parametrize(
-  'off', ['clip_cov_fraction', 'kl_cov_fraction', 'target_entropy', 'all']
+  'disabled', ['clip_cov_fraction', 'kl_cov_fraction', 'target_entropy', 'all']
 )
-def test_every_mesh_and_composition(method, off):
-  alone = {
+def test_every_mesh_and_composition(method, disabled):
+  zeros = {
     'clip_cov_fraction': 0.0,
     'kl_cov_fraction': 0.0,
     'kl_cov_coefficient': 0.0,
     'target_entropy': 0.0,
   }
-  changes = alone if off == 'all' else {off: 0.0}
+  changes = zeros if disabled == 'all' else {disabled: 0.0}
   packed = pack_rows(drifted(), length=WIDTH, count=SEQUENCES)
-  wanted = run_composed(PROGRAMS[0], drifted(), method, **changes)
+  expected = run_composed(PROGRAMS[0], drifted(), method, **changes)
   for program in PROGRAMS:
     for rows in (drifted(), packed):
-      got = run_composed(program, rows, method, **changes)
-      assert_same_update(got, wanted)
-      assert selected(got[0]) == selected(wanted[0])
+      actual = run_composed(program, rows, method, **changes)
+      assert_same_update(actual, expected)
+      assert selected(actual[0]) == selected(expected[0])
 
 
 def unlikely(rewards, groups):
@@ -330,8 +332,8 @@ def test_logs_entropy_change_by_earlier_updates():
   _, before = run((8,), 1, rows, **METHODS['kl_cov'])
   raised = dataclasses.replace(rows, old_entropy=rows.old_entropy + 0.1)
   _, after = run((8,), 1, raised, **METHODS['kl_cov'])
-  moved = before['entropy_moved'] - after['entropy_moved']
-  assert moved == pytest.approx(0.1, rel=1e-4)
+  change = before['entropy_moved'] - after['entropy_moved']
+  assert change == pytest.approx(0.1, rel=1e-4)
   _, first = run((8,), 1, raised, first=True, **METHODS['kl_cov'])
   assert first['entropy_moved'] == 0
 
@@ -369,11 +371,11 @@ def test_skips_updates_that_are_not_finite(micro_batches, bad, where):
   if where == 'advantages':
     # The next update starts from the same state.
     afresh = dataclasses.replace(before, step=before.step + 1)
-    got, wanted = (
+    actual, expected = (
       update((8,), micro_batches, padded(), state) for state in (after, afresh)
     )
-    assert got[1]['skipped'] == 0.0
-    assert_same_bits(got, wanted)
+    assert actual[1]['skipped'] == 0.0
+    assert_same_bits(actual, expected)
 
 
 @pytest.mark.parametrize('bad', [np.nan, np.inf])

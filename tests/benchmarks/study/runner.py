@@ -35,10 +35,11 @@ from .arms import Arm, ArmOptions
 from .tasks import StudyTask
 from .tokens import END, PAD, PROMPT, RESPONSE, VOCABULARY
 
-WIDTH = PROMPT + RESPONSE
+WIDTH = PROMPT + RESPONSE  # tokens per row
+# Prompts of an iteration, responses per prompt, and updates per pass.
 PROMPTS, GROUP, MINI_BATCHES = 16, 8, 2
 SEQUENCES = PROMPTS * GROUP
-SCORED_ROWS = 128  # that a scoring program takes
+SCORED_ROWS = 128  # rows that the scoring program takes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
