@@ -15,6 +15,7 @@ from covrl.config import (
   from_dict,
   load,
 )
+from covrl.config.bounds import SEED
 from covrl.config.schema import fields_by_name
 from covrl.models.remat import RematPolicy
 from covrl.objectives import WEIGHT_MODES
@@ -53,7 +54,8 @@ SIGNED = {
 def test_impossible_numbers_are_refused(field):
   impossible = [math.nan, math.inf, -math.inf, 1e30, -1e30]
   if field.kind is int:
-    impossible = [10**30, -(10**30), 10**400, 2**31]
+    too_large = 2**32 if field.bounds == SEED else 2**31
+    impossible = [10**30, -(10**30), 10**400, too_large]
   if field.name not in SIGNED and not field.name.startswith('mesh.'):
     impossible.append(-1)
   for value in impossible:
