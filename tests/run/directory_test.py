@@ -81,7 +81,7 @@ def test_refuses_a_file_with_the_name_of_a_directory(directory, recipe, name):
 
 
 @pytest.mark.parametrize('name', ['config.json', 'metrics.jsonl'])
-def test_refuses_what_has_the_name_of_a_file(directory, recipe, name):
+def test_refuses_a_pipe_with_the_name_of_a_file(directory, recipe, name):
   file = pathlib.Path(directory.path / name)
   file.unlink(missing_ok=True)
   os.mkfifo(file)
@@ -107,7 +107,7 @@ def test_notices_are_recorded_once(directory):
     ),
   ],
 )
-def test_a_directory_that_moves_is_never_written_at_its_old_place(
+def test_a_moved_or_replaced_directory_is_not_written(
   tmp_path, recipe, change, message
 ):
   directory = RunDirectory(tmp_path / 'run')

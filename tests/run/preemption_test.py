@@ -287,7 +287,7 @@ def test_refuses_invalid_limits_and_ranges():
       Profiler(steps, 'x')
 
 
-def test_a_profile_that_has_traced_nothing_is_remarked(monkeypatch, tmp_path):
+def test_a_profile_that_has_traced_nothing_is_reported(monkeypatch, tmp_path):
   monkeypatch.setattr(jax.profiler, 'start_trace', lambda directory: None)
   monkeypatch.setattr(jax.profiler, 'stop_trace', lambda: None)
 
