@@ -5,6 +5,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,7 +72,8 @@ def test_notes_name_the_sandbox_backend():
   settings = config('kodcode.jsonl')
   settings.rewards.judge = 'unsandboxed'
   assert ' unsandboxed' in text_task(settings).notes[-1]
-  settings.rewards.judge = 'docker'
+  backend: Any = 'docker'
+  settings.rewards.judge = backend
   with pytest.raises(
     ValueError, match=r"backend must be one of .*, got 'docker'"
   ):
