@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Countdown reward equals full marks of the library's scorer, and is fast."""
 
-
 import pytest
 import reasoning_gym
 from hypothesis import given, settings
