@@ -14,7 +14,7 @@ from covrl.config import recipes
 
 ROOT = pathlib.Path(__file__).parents[1]
 SIZES = {
-  'task__held_out': 4,
+  'countdown__held_out': 4,
   'rollout__prompts_per_iteration': 4,
   'rollout__responses_per_prompt': 2,
   'train__iterations': 2,
