@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 from etils import epath
@@ -74,10 +74,12 @@ def load_orbax(
       ),
       abstract_params,
     )
+  path = storage.absolute(directory) / _NAME
   try:
     with _checkpointer(abstract_params) as checkpointer:
+      _check_shapes(checkpointer.metadata(path), abstract_params)
       params = checkpointer.restore(
-        storage.absolute(directory) / _NAME,
+        path,
         args=ocp.args.PyTreeRestore(
           item=abstract_params,
           restore_args=ocp.checkpoint_utils.construct_restore_args(
@@ -93,6 +95,28 @@ def load_orbax(
     ) from None
   check_finite(params, str(directory))
   return params
+
+
+def _check_shapes(metadata: Any, abstract_params: PyTree) -> None:
+  """Checks names and shapes of stored parameters before they are read.
+
+  Orbax would find another shape while it reads, and leave the other reads.
+
+  Raises:
+    ValueError: the copy has other parameters.
+  """
+  stored, expected = (
+    {jax.tree_util.keystr(path): tuple(leaf.shape) for path, leaf in leaves}
+    for leaves, _ in (
+      jax.tree_util.tree_flatten_with_path(metadata.item_metadata.tree),
+      jax.tree_util.tree_flatten_with_path(abstract_params),
+    )
+  )
+  for name in sorted(stored.keys() | expected.keys()):
+    if stored.get(name) != expected.get(name):
+      raise ValueError(
+        f'{name} of shape {stored.get(name)} instead of {expected.get(name)}'
+      )
 
 
 def _checkpointer(params: PyTree) -> ocp.Checkpointer:

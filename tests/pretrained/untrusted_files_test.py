@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weight files and configurations from strangers: damaged, hostile, contradictory."""
 
-import gc
 import json
 import os
 
@@ -225,15 +224,14 @@ def test_writes_finite_numbers_only(tmp_path):
   assert not (tmp_path / 'out').exists()
 
 
-@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 def test_orbax_copies_belong_to_their_config(tmp_path):
   policy, params = loaded('mistral')
   save_orbax(tmp_path / 'out', model_files(policy, params), params)
   edit_config(tmp_path / 'out', vocab_size=49)
-  with pytest.raises(ValueError, match='orbax must hold the weights of the'):
+  with pytest.raises(
+    ValueError, match=r'orbax must hold the weights of the .* instead'
+  ):
     load_pretrained(tmp_path / 'out')
-  # Orbax leaves reads that it has cancelled; Python ends them when it finds them.
-  gc.collect()
 
 
 def test_orbax_copies_are_finite(tmp_path):
