@@ -21,12 +21,12 @@ class LayerOptions(NamedTuple):
   """Options that differ between layers, beside their parameters.
 
   Attributes:
-    rotation: index of the layer's rotation among those of the model; `None` if
+    rotation_index: index of the layer's rotation among those of the model; `None` if
       all layers have the same.
     window: sliding window in tokens; `None` if no layer has one.
   """
 
-  rotation: Int[Array, '*L'] | None
+  rotation_index: Int[Array, '*L'] | None
   window: Int[Array, '*L'] | None
 
   @classmethod
@@ -37,15 +37,15 @@ class LayerOptions(NamedTuple):
       unlimited = jnp.iinfo(jnp.int32).max
       windows = jnp.array([window or unlimited for window in config.windows])
     distinct, indices = config.distinct_frequencies
-    rotation = jnp.asarray(indices) if len(distinct) > 1 else None
-    return cls(rotation, windows)
+    index = jnp.asarray(indices) if len(distinct) > 1 else None
+    return cls(index, windows)
 
   def choose_rotation(self, rotations: Rotation) -> Rotation:
     """This layer's rotation: the only one, or one along the first axis."""
-    if self.rotation is None:
+    if self.rotation_index is None:
       return rotations
     cos, sin = rotations
-    return Rotation(cos[self.rotation], sin[self.rotation])
+    return Rotation(cos[self.rotation_index], sin[self.rotation_index])
 
   def apply_window(
     self, mask: AttentionMask, distance: Int[Array, 'T T'] | None

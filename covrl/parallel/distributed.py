@@ -207,8 +207,8 @@ def polling(
 def wait_until(ready: Callable[[], bool]) -> None:
   """Waits until `ready` returns true, polling meanwhile.
 
-  The wait is at most a sixteenth longer than it has to be, and at most 5 ms,
-  beside the time that the system takes to wake a process.
+  The wait is longer than it has to be by a sixteenth of it, by at least 0.2 and
+  at most 5 ms, beside the time that the system takes to wake a process.
   """
   start = time.monotonic()
   while not ready():

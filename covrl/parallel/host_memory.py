@@ -18,8 +18,7 @@ def keep_freed_memory() -> bool:
 
   XLA allocates the temporaries of a program at every call. glibc gives an
   allocation of more than 32 MiB back to the kernel when it is freed, which then
-  clears the pages of the next one, a fifth of the CPU time of a small update
-  (`tests/benchmarks/README.md`). With these options the process keeps the most
+  clears the pages of the next one. With these options the process keeps the most
   memory that it has used at a time. To be called before there are threads.
 
   Returns:
