@@ -31,7 +31,8 @@ def main() -> None:
     help='what to repeat; scoring and update alone of covrl only, to profile',
   )
   options = parser.parse_args()
-  if options.stage in ('scoring', 'update') and options.peer != ['covrl']:
+  others = {*options.peer} - {'covrl', 'covrl:returned'}
+  if options.stage in ('scoring', 'update') and others:
     parser.error(f'--stage={options.stage} needs --peer covrl')
   driver.report(options.stage, options, STAGES)
 

@@ -20,6 +20,17 @@ from .worker import Shape
 
 DIRECTORY = pathlib.Path(__file__).parent
 PEERS = ('covrl', 'tunix', 'trl')
+# Environment variables of a library with another use of freed memory than its
+# own: kept for the next allocation as covrl does, or given back as by default
+# (the value is glibc's default, and covrl sets no options beside one).
+ALLOCATORS = {
+  'kept': {
+    'GLIBC_TUNABLES': 'glibc.malloc.mmap_max=0:glibc.malloc.arena_max=1:'
+    f'glibc.malloc.trim_threshold={1 << 34}'
+  },
+  'returned': {'MALLOC_PERTURB_': '0'},
+}
+VARIANTS = ('covrl:returned', 'tunix:kept', 'trl:kept')
 SHAPES = {
   '4x4': Shape(prompts=4, group=4, prompt=32, response=64),
   '8x8': Shape(prompts=8, group=8, prompt=64, response=256),
@@ -45,7 +56,7 @@ class Peer:
   """A library in a process.
 
   Attributes:
-    name: its name in `PEERS`.
+    name: its name in `PEERS` or `VARIANTS`.
     versions: versions of its packages.
   """
 
@@ -53,7 +64,7 @@ class Peer:
     """Starts the process and waits until it is ready.
 
     Args:
-      name: a name in `PEERS`.
+      name: a name in `PEERS` or `VARIANTS`.
       shape: sizes of policy and iteration.
       environments: folder of the peers' virtual environments; covrl runs in
         that of the driver.
@@ -61,9 +72,10 @@ class Peer:
     Raises:
       PeerError: it has no environment, or ended before.
     """
+    library, _, allocator = name.partition(':')
     python = sys.executable
-    if name != 'covrl':
-      python = str(pathlib.Path(environments, name, 'bin', 'python'))
+    if library != 'covrl':
+      python = str(pathlib.Path(environments, library, 'bin', 'python'))
       if not os.path.exists(python):
         raise PeerError(
           f'--environments must name a folder made by install_peers.sh, {python}'
@@ -76,14 +88,16 @@ class Peer:
       [
         python,
         '-m',
-        f'peers.{name}_peer',
+        f'peers.{library}_peer',
         json.dumps(dataclasses.asdict(shape)),
       ],
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       stderr=log,
       text=True,
-      env=os.environ | {'PYTHONPATH': str(DIRECTORY.parent)},
+      env=os.environ
+      | ALLOCATORS.get(allocator, {})
+      | {'PYTHONPATH': str(DIRECTORY.parent)},
     )
     os.close(log)
     self.versions: dict[str, str] = self._answer()['versions']
@@ -127,9 +141,10 @@ def parser(description: str, shapes: Sequence[str]) -> argparse.ArgumentParser:
   parser.add_argument(
     '--peer',
     nargs='+',
-    choices=PEERS,
+    choices=(*PEERS, *VARIANTS),
     default=[*PEERS],
-    help='the first is the one that ratios are relative to',
+    help='the first is the one that ratios are relative to; variants differ in'
+    ' what the C library does with freed memory',
   )
   parser.add_argument('--shape', nargs='+', choices=SHAPES, default=[*shapes])
   parser.add_argument('--rounds', type=int, default=7)
@@ -199,7 +214,7 @@ def report(
       baseline = baseline or values
       columns = (
         str(shape),
-        ', '.join(map(' '.join, versions.items())),
+        ', '.join([*map(' '.join, versions.items()), *peer.split(':')[1:]]),
         _spread(values['step']),
         *(f'{np.median(values[key]):.3f}' for key in stages),
         f'{np.median(values["cores"]):.2f}',
