@@ -91,9 +91,8 @@ class Checkpoint:
     The processes of a run share the work and return the same.
     """
     names = list(self.files)[jax.process_index() :: jax.process_count()]
-    return _first_of_processes(
-      checkpoint_files.differing_file(self.path, names, self.files)
-    )
+    differences = checkpoint_files.differences(self.path, names, self.files)
+    return _first_of_processes(next(differences, None))
 
   def _require_verified(self) -> None:
     if not self.is_verified and (damage := self.damage()):
@@ -156,9 +155,30 @@ class CheckpointStore:
       return None
     checkpoint = _read(paths[-1])
     if isinstance(checkpoint, str):
+      if not storage.is_regular_file(paths[-1] / MANIFEST):
+        # The run has removed it meanwhile, after it had written a newer one.
+        return self.latest()
       raise _damage_error(paths[-1], checkpoint)
     self.position = checkpoint.position
     return checkpoint
+
+  def read_latest(
+    self, read: Callable[[Checkpoint], PyTree]
+  ) -> tuple[Checkpoint, PyTree]:
+    """Returns the newest complete checkpoint and what `read` returns for it.
+
+    `read` is called again if the run, which may go on, has removed the checkpoint.
+
+    Raises:
+      CheckpointError: see `latest`; or there is none.
+    """
+    while saved := self.latest():
+      try:
+        return saved, read(saved)
+      except Exception:
+        if storage.is_regular_file(saved.path / MANIFEST):
+          raise
+    raise CheckpointError(f'{self._directory} has no finished checkpoint')
 
   def newest_whole(
     self,

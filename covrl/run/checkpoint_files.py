@@ -160,22 +160,28 @@ def read_manifest(path: epath.Path) -> Manifest | str:
   return Manifest(position=position, **content)
 
 
-def differing_file(
+def differences(
   path: epath.Path, names: Sequence[str], expected: Mapping[str, str]
-) -> str | None:
-  """Describes the first of some files that is not as expected."""
+) -> Iterator[str]:
+  """Describes the files that are not as expected.
+
+  Args:
+    path: the directory of the files.
+    names: names of the files to compare, below the directory.
+    expected: size and digest of each, see `covrl.storage.digests`.
+  """
   try:
     digests = storage.digests(path, names)
   except OSError as error:
     if storage.is_bucket(path):
       raise
-    return f'{error.filename} cannot be read ({error.strerror})'
+    yield f'{error.filename} cannot be read ({error.strerror})'
+    return
   for name in names:
     if name not in digests:
-      return f'{name} is missing'
-    if digests[name] != expected[name]:
-      return f'{name} is not what was written'
-  return None
+      yield f'{name} is missing'
+    elif digests[name] != expected[name]:
+      yield f'{name} is not what was written'
 
 
 def return_freed_memory() -> None:

@@ -32,7 +32,7 @@ from covrl.run.checkpoint import (
   CheckpointError,
   CheckpointStore,
 )
-from covrl.run.checkpoint_files import MANIFEST
+from covrl.run.checkpoint_files import MANIFEST, differences
 from covrl.run.config_difference import describe_edit, difference
 from covrl.run.trust import check_owner
 from covrl.storage.append_log import read_log
@@ -45,6 +45,7 @@ _FILES = (
   *(_CONFIG, _NOTICES, 'metrics.jsonl', 'report.html', 'task.json'),
   'tokenizer.model',
 )
+_RESULTS = ('rollouts/', 'evaluation/')
 RECIPE = 'recipe'
 """Name of the recipe's identity among the inputs that a checkpoint names."""
 
@@ -60,11 +61,14 @@ class RunDirectory:
   Attributes:
     path: the directory.
     writes: whether this process writes files; only process 0 does.
+    results: digests of the samples and evaluations that the run has written, by
+      path below the directory; checkpoints store them.
   """
 
   def __init__(self, path: epath.PathLike, *, writes: bool = True) -> None:
     self.path = storage.as_path(path)
     self.writes = writes
+    self.results: dict[str, str] = {}
     self._lock: lock.Lock | None = None
     self._claimed: dict[str, bytes] = {}
     self._warn: Callable[[str], object] = lambda text: None
@@ -283,6 +287,22 @@ class RunDirectory:
       if current != content:
         self._restore(name, content, 'was changed while the run used it')
 
+  def check_results(self, saved: Mapping[str, str]) -> None:
+    """Warns of samples and evaluations that are not what was written; see `claim`.
+
+    Args:
+      saved: `results` at the checkpoint that is resumed.
+    """
+    if not self.writes:
+      return
+    self.results = dict(saved)
+    if texts := [*differences(self.path, [*saved], saved)]:
+      self._warn(
+        f'{len(texts)} of {len(saved)} files of samples and evaluations in'
+        f' {self.path} are damaged: {", ".join(texts[:3])}'
+        f'{", …" * (len(texts) > 3)}; the run does not write them again'
+      )
+
   def _restore(self, name: str, content: bytes, change: str) -> None:
     """Writes a file again that another program has changed or removed."""
     file = self.path / name
@@ -361,6 +381,10 @@ class RunDirectory:
   def _write(self, name: str, content: str | bytes) -> None:
     self.check_lock()
     storage.write_atomically(self.path / name, content)
+    if name.startswith(_RESULTS):
+      folder, _, file = name.rpartition('/')
+      digests = storage.digests(self.path / folder, [file])
+      self.results |= {f'{folder}/{file}': text for text in digests.values()}
 
   def _file_names(self) -> list[str]:
     if not self.path.is_dir():

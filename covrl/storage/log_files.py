@@ -122,7 +122,11 @@ class _LocalLog:
     return self._path.read_bytes() if self._path.exists() else b''
 
   def reset(self, content: bytes) -> None:
-    if self.read().startswith(content):
+    # A file with several names may be that of a copy of the run.
+    is_own = self._path.exists() and not (
+      self._path.is_symlink() or self._path.stat().st_nlink > 1
+    )
+    if is_own and self.read().startswith(content):
       self._open().truncate(len(content))
     else:
       storage.write_atomically(epath.Path(self._path), content)

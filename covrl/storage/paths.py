@@ -80,7 +80,8 @@ def write_atomically(file: epath.Path, content: str | bytes) -> None:
   """Writes a file such that readers see all of it or nothing.
 
   On a disk the file outlasts a power cut. A write that fails leaves the file as
-  it was and nothing besides it.
+  it was and nothing besides it. Of several writes at once, by any processes, the
+  last one counts.
 
   Args:
     file: the file; its directory is created if absent.
@@ -96,9 +97,11 @@ def write_atomically(file: epath.Path, content: str | bytes) -> None:
       return
     local = pathlib.Path(file)
     local.parent.mkdir(parents=True, exist_ok=True)
-    temporary = local.with_name(f'.{local.name}{_TEMPORARY}')
+    # Another process may write the same file, such as a page of a report.
+    unique = os.urandom(4).hex()
+    temporary = local.with_name(f'.{local.name}.{unique}{_TEMPORARY}')
     try:
-      with temporary.open('wb', buffering=0) as stream:
+      with temporary.open('xb', buffering=0) as stream:
         write_all(stream, data)
         os.fsync(stream.fileno())
       temporary.replace(local)
@@ -111,7 +114,7 @@ def write_atomically(file: epath.Path, content: str | bytes) -> None:
 def is_temporary(name: str) -> bool:
   """Returns whether a file was left by a `write_atomically` that was killed.
 
-  >>> is_temporary('.config.json.tmp'), is_temporary('config.json')
+  >>> is_temporary('.config.json.5e0c.tmp'), is_temporary('config.json')
   (True, False)
   """
   return name.startswith('.') and name.endswith(_TEMPORARY)

@@ -154,6 +154,7 @@ def train(
     check_inputs(config, inputs, resumed, warn)
     check_versions(resumed and resumed.notes, warn)
     directory.claim(recipe, warn)
+    directory.check_results(resumed.notes.get('results', {}) if resumed else {})
     if note := schedule_note(config):
       warn(note)
     if run.task.notes or run.task.description:
@@ -208,6 +209,7 @@ def train(
         collected,
         writer.sync(),
         inputs,
+        directory.results,
       )
 
     # Compile all programs, so that none is compiled later.

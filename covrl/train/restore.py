@@ -53,6 +53,10 @@ def _print_warning(text: str) -> None:
   print(text, file=sys.stderr)
 
 
+def _warn(text: str) -> None:
+  _print_warning(f'covrl: warning: {text}')
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OpenedRun:
   """A policy with its parameters, task and configuration.
@@ -232,12 +236,12 @@ def open_run(
     f' ({", ".join(sorted(recipe.sources))})'
   )
   if unknown := unknown_fields(directory.read_config()['config']):
-    _print_warning(
-      f'covrl: warning: {workdir} was written by another version of covrl; this'
-      f' one does not know {", ".join(unknown)} and ignores it'
+    _warn(
+      f'{workdir} was written by another version of covrl; this one does not know'
+      f' {", ".join(unknown)} and ignores it'
     )
-  saved = CheckpointStore(directory.checkpoints, keep=1).latest()
-  if saved is None:
+  store = CheckpointStore(directory.checkpoints, keep=1)
+  if store.latest() is None:
     raise CheckpointError(f'{workdir} has no finished checkpoint yet')
   mesh = sharding.make_mesh(dataclasses.asdict(recipe.config.mesh))
   config, task = _config_and_task(recipe, suites)
@@ -245,17 +249,14 @@ def open_run(
   warm_start = None
   if policy.config.lora is not None:
     warm_start = shared_warm_start(recipe.config, task)
-  check_opened(
-    config,
-    task,
-    policy,
-    warm_start,
-    saved,
-    lambda text: _print_warning(f'covrl: warning: {text}'),
-  )
-  params = _saved_params(
-    directory, recipe.config, saved, warm_start, policy, mesh
-  )
+
+  def read(saved: Checkpoint) -> PyTree:
+    check_opened(config, task, policy, warm_start, saved, _warn)
+    return _saved_params(
+      directory, recipe.config, saved, warm_start, policy, mesh
+    )
+
+  saved, params = store.read_latest(read)
   yield OpenedRun(
     config=config,
     iteration=saved.notes['iteration'],

@@ -68,6 +68,7 @@ def save_run(
   collected: CollectorState,
   metrics: MetricsState,
   inputs: Mapping[str, str],
+  results: Mapping[str, str],
 ) -> None:
   """Writes a checkpoint, or updates the metadata of the last one.
 
@@ -83,6 +84,7 @@ def save_run(
     collected: the state of the collector.
     metrics: the metrics so far, see `MetricsWriter.sync`.
     inputs: fingerprints of the inputs by name, see `covrl.train.inputs`.
+    results: digests of the files of results, see `RunDirectory.results`.
   """
   arrays: dict[str, Any] = {'state': without_base(state)}
   notes = {
@@ -90,6 +92,7 @@ def save_run(
     'position': dataclasses.asdict(position),
     'metrics': metrics,
     'inputs': inputs,
+    'results': results,
     'versions': versions(),
   }
   if rollout is not None:

@@ -167,3 +167,26 @@ def test_an_old_checkpoint_that_cannot_be_removed_ends_no_run(
   assert latest(store).position == 13
   store.save(14, {'x': np.zeros(2)}, {})
   assert [path.name for path in checkpoint_directory.iterdir()] == ['00000014']
+
+
+def test_a_checkpoint_that_is_removed_while_it_is_read_is_replaced_by_the_newest(
+  checkpoint_directory,
+):
+  """As by a run that trains while another command opens it."""
+  store = CheckpointStore(checkpoint_directory, keep=1)
+  reads = []
+
+  def read(checkpoint):
+    reads.append(checkpoint.position)
+    if len(reads) == 1:
+      store.save(12, {'x': np.full(3, 12)}, {'at': 12})
+    return checkpoint.restore({'x': np.ones(3, int)})['x'].tolist()
+
+  checkpoint, content = store.read_latest(read)
+  assert (checkpoint.position, content, reads) == (12, [12, 12, 12], [8, 12])
+  damage(checkpoint_directory / '00000012', 'data')
+  with pytest.raises(CheckpointError, match='00000012 is damaged'):
+    store.read_latest(read)
+  damage(checkpoint_directory / '00000012', 'manifest')
+  with pytest.raises(CheckpointError, match='00000012 is damaged'):
+    store.read_latest(read)

@@ -335,3 +335,46 @@ def test_refuses_names_that_are_not_unicode(tmp_path):
   ):
     pytest.fail('locked')
   assert list(tmp_path.iterdir()) == []
+
+
+def _empty(file):
+  file.write_bytes(b'')
+
+
+def _point_nowhere(file):
+  file.unlink()
+  file.symlink_to(file.with_name('absent'))
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    (os.unlink, 'missing'),
+    (_point_nowhere, 'missing'),
+    (_empty, 'not what was written'),
+  ],
+)
+def test_missing_and_damaged_results_are_reported_on_resume(
+  directory, recipe, change, message
+):
+  names = [
+    'evaluation/iteration_000000.jsonl',
+    'rollouts/iteration_000001.json',
+  ]
+  directory.write_jsonl(names[0], [{'greedy': 1.0}])
+  directory.write_json(names[1], {'samples': []})
+  assert [*directory.results] == names
+  resumed, warnings = RunDirectory(directory.path), []
+  resumed.claim(recipe, warnings.append)
+  resumed.check_results(directory.results)
+  assert warnings == []
+  assert resumed.results == directory.results
+  change(pathlib.Path(directory.path / names[0]))
+  resumed.check_results(directory.results)
+  assert warnings == [
+    f'1 of 2 files of samples and evaluations in {directory.path} are damaged:'
+    f' {names[0]} is {message}; the run does not write them again'
+  ]
+  directory.write_jsonl(names[0], [{'greedy': 1.0}])
+  resumed.check_results(directory.results)
+  assert len(warnings) == 1

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Append-only logs on a disk and in an emulated bucket."""
 
+import os
+
 import pytest
 from etils import epath
 
@@ -109,3 +111,23 @@ def test_buffers_lines_in_a_bucket(bucket, monkeypatch):
   monkeypatch.setattr(log_files, '_FLUSH_INTERVAL', 0.0)
   log.write('two')
   assert read_log(epath.Path(LOG_FILE)) == 'one\ntwo\n'
+
+
+@pytest.mark.parametrize('kind', ['hard', 'symbolic'])
+def test_a_log_under_two_names_is_not_changed_under_the_other(tmp_path, kind):
+  """As in a copy of a run that consists of links (`cp -al`, `cp -as`)."""
+  original = epath.Path(tmp_path) / 'metrics.jsonl'
+  positions = write_lines(original)
+  before = original.read_bytes()
+  link = epath.Path(tmp_path) / 'copy.jsonl'
+  if kind == 'hard':
+    os.link(original, link)
+  else:
+    os.symlink(original, link)
+  notes = []
+  log = open_log(link, positions[2], note=notes.append)
+  log.write('after')
+  log.close()
+  assert original.read_bytes() == before
+  assert read_log(link) == before[:16].decode() + 'after\n'
+  assert notes == []

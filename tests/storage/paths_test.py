@@ -2,6 +2,7 @@
 """Paths and directories in a bucket, against an emulated bucket."""
 
 import importlib.util
+import os
 
 import numpy as np
 import pytest
@@ -79,3 +80,21 @@ def test_copies_directories_to_and_from_a_bucket(bucket, tmp_path):
   here = storage.local_copy(ROOT / 'model')
   assert (here / 'sub' / 'weights').read_text() == 'sub/weights'
   assert storage.local_copy(epath.Path(tmp_path)) == tmp_path
+
+
+def test_a_file_that_two_processes_write_has_the_content_of_one(
+  tmp_path, monkeypatch
+):
+  """The second process writes the file while the first waits for the disk."""
+  file, fsync = epath.Path(tmp_path) / 'report.html', os.fsync
+
+  def write_meanwhile(descriptor):
+    monkeypatch.setattr(os, 'fsync', fsync)
+    storage.write_atomically(file, 'a longer page')
+    assert file.read_text() == 'a longer page'
+    fsync(descriptor)
+
+  monkeypatch.setattr(os, 'fsync', write_meanwhile)
+  storage.write_atomically(file, 'a page')
+  assert file.read_text() == 'a page'
+  assert os.listdir(tmp_path) == ['report.html']

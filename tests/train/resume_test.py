@@ -96,10 +96,12 @@ def test_killed_and_resumed_run_equals_the_uninterrupted_one(
   for part in (trained[:6], trained[6:11], trained[11:]):
     assert any(line['reward'] > 0 for line in part)
     assert any(line['selected'] > 0 for line in part)
+  assert saved.notes['results'] == expected.notes['results']
   for folder in ('rollouts', 'evaluation'):
     names = sorted(file.name for file in (uninterrupted / folder).iterdir())
     assert names
     for name in names:
+      assert f'{folder}/{name}' in saved.notes['results']
       assert (workdir / folder / name).read_bytes() == (
         uninterrupted / folder / name
       ).read_bytes()
