@@ -146,9 +146,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
       r'boundary=[\'"]?([^\'";]+)', self.headers['Content-Type']
     )
     assert boundary is not None
-    _, about, content, _ = body.split(b'--' + boundary[1].encode())
+    _, metadata, content, _ = body.split(b'--' + boundary[1].encode())
     name = json.loads(
-      about.split(b'\n\n' if b'\r\n\r\n' not in about else b'\r\n\r\n', 1)[1]
+      metadata.split(
+        b'\n\n' if b'\r\n\r\n' not in metadata else b'\r\n\r\n', 1
+      )[1]
     )['name']
     separator = b'\r\n\r\n' if b'\r\n\r\n' in content[:200] else b'\n\n'
     content = content.split(separator, 1)[1]
@@ -228,18 +230,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
       if source not in self.bucket.objects:
         return self._not_found(source)
       self.bucket.put(target, self.bucket.objects[source][0])
-      about = self._metadata(target)
-    return self._answer({'done': True, 'resource': about, **about})
+      metadata = self._metadata(target)
+    return self._answer({'done': True, 'resource': metadata, **metadata})
 
   def _condition_fails(self, name, query):
     """Whether a condition on the generation does not hold, which is answered."""
     _, generation = self.bucket.objects.get(name, (b'', 0))
-    wanted = query.get('ifGenerationMatch')
-    if wanted is not None and int(wanted) != generation:
+    required = query.get('ifGenerationMatch')
+    if required is not None and int(required) != generation:
       self._answer({'error': {'code': 412, 'message': 'condition'}}, {}, 412)
       return True
-    unwanted = query.get('ifGenerationNotMatch')
-    if unwanted is not None and int(unwanted) == generation:
+    excluded = query.get('ifGenerationNotMatch')
+    if excluded is not None and int(excluded) == generation:
       self.send_response(304)
       self.send_header('Content-Length', '0')
       self.end_headers()

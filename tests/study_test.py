@@ -143,8 +143,10 @@ def test_an_arm_equals_the_loss_and_chain_of_a_recipe(name):
   arrays = ArmOptions(*map(np.float32, options))
   actual = cotangents_of_options(arrays)
   expected = cotangents_after(loss, chain)
-  for got, want in zip(actual, expected, strict=True):
-    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-7)
+  for cotangent, expected_cotangent in zip(actual, expected, strict=True):
+    np.testing.assert_allclose(
+      cotangent, expected_cotangent, rtol=1e-5, atol=1e-7
+    )
   changed = not np.allclose(
     expected[0], cotangents_after(loss, optax.identity())[0]
   )

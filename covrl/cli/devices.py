@@ -16,15 +16,15 @@ from covrl.parallel import host_memory, xla_flags
 def prepare_to_run() -> None:
   """Sets XLA flags and, on CPUs, options of memory; before JAX has threads."""
   set_xla_flags()
-  if xla_flags.attached() == 'cpu':
+  if xla_flags.attached_platform() == 'cpu':
     host_memory.keep_freed_memory()
 
 
 def set_xla_flags() -> None:
   """Sets the XLA flags of the attached devices, before JAX reads them."""
-  attached = xla_flags.attached()
-  xla_flags.apply(attached)
-  if attached != 'tpu':
+  platform = xla_flags.attached_platform()
+  xla_flags.apply(platform)
+  if platform != 'tpu':
     _silence_libtpu()
 
 
@@ -54,7 +54,7 @@ def use_compilation_cache() -> None:
   """
   import jax
 
-  if _device_count() > 1 and xla_flags.attached() == 'cpu':
+  if _device_count() > 1 and xla_flags.attached_platform() == 'cpu':
     jax.config.update('jax_enable_compilation_cache', False)
     return
   directory = os.environ.get('JAX_COMPILATION_CACHE_DIR')

@@ -124,7 +124,7 @@ def run(arguments: argparse.Namespace) -> None:
         on_progress=progress.counter('responses'),
         note=progress.note,
       )
-      about = {
+      policy_fields = {
         'policy': arguments.policy,
         'iteration': opened.iteration,
         'seed': opened.config.seed,
@@ -133,7 +133,9 @@ def run(arguments: argparse.Namespace) -> None:
   if output is None:
     print(f'{"results":{width}} not written without --output')
   else:
-    print(f'{"results":{width}} {write_results(evaluation, output, about)}')
+    print(
+      f'{"results":{width}} {write_results(evaluation, output, policy_fields)}'
+    )
 
 
 def _open(

@@ -6,16 +6,16 @@ from collections.abc import Iterable, Sequence
 from covrl.config.errors import ConfigError
 
 
-def nearest(values: Iterable[int], wanted: int) -> list[int]:
-  """Returns the nearest value on each side of `wanted`, ascending.
+def nearest(values: Iterable[int], target: int) -> list[int]:
+  """Returns the nearest value on each side of `target`, ascending.
 
   >>> nearest([1, 2, 4, 8], 3), nearest([1, 2, 4], 8)
   ([2, 4], [4])
   """
   candidates = set(values)
-  below = [value for value in candidates if value < wanted]
-  above = [value for value in candidates if value > wanted]
-  result = candidates & {wanted}
+  below = [value for value in candidates if value < target]
+  above = [value for value in candidates if value > target]
+  result = candidates & {target}
   result |= {max(below)} if below else set()
   return sorted(result | ({min(above)} if above else set()))
 
@@ -30,13 +30,13 @@ def divisors(total: int) -> list[int]:
   return sorted({*small, *(total // d for d in small)})
 
 
-def multiples(part: int, wanted: int) -> list[int]:
-  """Returns the multiples of `part` around `wanted`, from `part` on.
+def multiples(part: int, target: int) -> list[int]:
+  """Returns the multiples of `part` around `target`, from `part` on.
 
   >>> multiples(8, 12), multiples(8, 3)
   ([8, 16], [8])
   """
-  below = wanted // part * part
+  below = target // part * part
   return [size for size in (below, below + part) if size > 0]
 
 

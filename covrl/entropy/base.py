@@ -247,10 +247,10 @@ def update_signal(
   check_stats('signal', signal, where, stats.logprobs.shape)
   check_context(context, where, stats)
   _check_token_state(token_state, where)
-  wanted = jax.tree.structure(token_tx.init(TokenStats.template()))
-  if jax.tree.structure(token_state) != wanted:
+  expected = jax.tree.structure(token_tx.init(TokenStats.template()))
+  if jax.tree.structure(token_state) != expected:
     raise TypeError(
-      f'token_state must be a state of the token chain, {wanted}, got'
+      f'token_state must be a state of the token chain, {expected}, got'
       f' {jax.tree.structure(token_state)}'
     )
   update = cast(Any, optax.with_extra_args_support(token_tx).update)

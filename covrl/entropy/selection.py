@@ -67,8 +67,8 @@ def select_top(
   _check_identity(scores, sequence_ids, positions)
   tokens = _ScoredTokens(scores, mask, sequence_ids, positions)
   counted, total = sum_each(mask, _rank_by_score(tokens).eligible)
-  wanted = _quota_of(counted, fraction, minimum)
-  return largest(_rank_by_score, tokens, wanted, total)
+  k = _quota_of(counted, fraction, minimum)
+  return largest(_rank_by_score, tokens, k, total)
 
 
 def select_random(
@@ -118,8 +118,8 @@ def select_random(
   salt = jax.random.bits(jax.random.fold_in(key, step), (2,), jnp.uint32)
   tokens = _SaltedTokens(eligible, salt, sequence_ids, positions)
   counted, total = sum_each(eligible if mask is None else mask, eligible)
-  wanted = _quota_of(counted, fraction, minimum)
-  return largest(_rank_by_hash, tokens, wanted, total)
+  k = _quota_of(counted, fraction, minimum)
+  return largest(_rank_by_hash, tokens, k, total)
 
 
 def quota(
@@ -150,10 +150,10 @@ def exact_quantile(
   check_mask(mask, values)
   total, unknown = sum_each(mask, mask & jnp.isnan(values))
   rank = jnp.ceil(level * total).astype(jnp.int32)
-  wanted = jnp.clip(total - rank + 1, 1, jnp.maximum(total, 1))
+  k = jnp.clip(total - rank + 1, 1, jnp.maximum(total, 1))
   tokens = jax.lax.stop_gradient((mask, values))
   start = full_interval(float_key(values).dtype, total)
-  low = kth_largest(_key_of_value, tokens, wanted, start).low
+  low = kth_largest(_key_of_value, tokens, k, start).low
   kept = mask & (float_key(values) >= low)
   lowest = jnp.min(jnp.where(kept, values, jnp.inf), initial=jnp.inf)
   is_level = (level >= 0) & (level <= 1)

@@ -259,7 +259,9 @@ def _finite(number: float | None) -> float | None:
 
 
 def write_results(
-  evaluation: Evaluation, directory: epath.PathLike, about: Mapping[str, Any]
+  evaluation: Evaluation,
+  directory: epath.PathLike,
+  policy_fields: Mapping[str, Any],
 ) -> epath.Path:
   """Writes an evaluation's results; files of other suites are kept.
 
@@ -273,7 +275,7 @@ def write_results(
   Args:
     evaluation: the results.
     directory: parent of the directory `evaluation`.
-    about: entries that describe the policy, added to the summary.
+    policy_fields: entries that describe the policy, added to the summary.
 
   Returns:
     The path of the summary.
@@ -291,7 +293,7 @@ def write_results(
     storage.write_atomically(folder / f'{name}.jsonl', '\n'.join((*lines, '')))
     estimates = dataclasses.replace(evaluation, results=(result,)).estimates()
     summary[name] = {
-      **about,
+      **policy_fields,
       'problems': len(suite.problems),
       'unscored': result.unscored,
       'samples': suite.samples,

@@ -36,10 +36,10 @@ HEARTBEAT = 100
 """Seconds without a heartbeat after which a process counts as lost."""
 
 # Seconds until all processes have to be connected.
-_INITIALIZATION = 300
+_INITIALIZATION_SECONDS = 300
 # Seconds: process 0 may still write a report while the others wait at the shutdown
 # barrier; heartbeats detect a process that died meanwhile.
-_SHUTDOWN = 600
+_SHUTDOWN_SECONDS = 600
 # Seconds between polls: this share of the time waited so far, in these bounds.
 _POLL_SHARE, _MIN_INTERVAL, _MAX_INTERVAL = 1 / 16, 0.0002, 0.005
 
@@ -116,9 +116,9 @@ def initialize(
       num_processes,
       process_id,
       local_device_ids=gpus,
-      initialization_timeout=_INITIALIZATION,
+      initialization_timeout=_INITIALIZATION_SECONDS,
       heartbeat_timeout_seconds=heartbeat,
-      shutdown_timeout_seconds=_SHUTDOWN,
+      shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
     )
   except Exception as error:
     first = str(error).strip().partition('\n')[0]

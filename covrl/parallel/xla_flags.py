@@ -73,7 +73,7 @@ _FLAGS: Mapping[Platform, tuple[str, Mapping[str, str]]] = {
 }
 
 
-def attached() -> Platform:
+def attached_platform() -> Platform:
   """Returns the platform of the attached devices without initialising JAX."""
   chosen = os.environ.get('JAX_PLATFORMS', '')
   devices = pathlib.Path('/dev')

@@ -96,31 +96,31 @@ def check_values(fields: Mapping[str, Any]) -> None:
 
 def _check_value(name: str, value: Any) -> None:
   """Checks one field."""
-  wanted = ''
+  requirement = ''
   if name in _INTEGERS:
     low, high = _INTEGERS[name]
     if type(value) is not int or not low <= value <= high:
-      wanted = f'an integer of {low} to {high}'
+      requirement = f'an integer of {low} to {high}'
   elif name in _NUMBERS:
     low, high = _NUMBERS[name]
     is_number = type(value) in (int, float)
     if not is_number or not low <= value <= high or math.isnan(value):
-      wanted = f'a number of {low:g} to {high:g}'
+      requirement = f'a number of {low:g} to {high:g}'
   elif name in _FLAGS:
-    wanted = '' if type(value) is bool else 'true or false'
+    requirement = '' if type(value) is bool else 'true or false'
   elif name in _TEXTS:
-    wanted = '' if isinstance(value, str) else 'a text'
+    requirement = '' if isinstance(value, str) else 'a text'
   elif name in _TEXT_LISTS:
     is_list = isinstance(value, list)
     if not is_list or not all(isinstance(each, str) for each in value):
-      wanted = 'a list of texts'
+      requirement = 'a list of texts'
   elif name in _OBJECTS or name in _LAYER_TYPES:
     if isinstance(value, Mapping):
       check_values(value)
     else:
-      wanted = 'an object'
-  if wanted:
-    raise ValueError(f'{name} must be {wanted}, got {str(value)[:80]}')
+      requirement = 'an object'
+  if requirement:
+    raise ValueError(f'{name} must be {requirement}, got {str(value)[:80]}')
 
 
 def _check_layer_types(fields: Mapping[str, Any]) -> None:

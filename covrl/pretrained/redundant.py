@@ -93,6 +93,6 @@ def _are_frequencies(tensors: Tensors, name: str, config: ModelConfig) -> bool:
     return False
   stored = tensors.read_rows(name, 0, len(plain)).astype(np.float64)
   return any(
-    np.allclose(stored, wanted, rtol=_TOLERANCE, atol=0)
-    for wanted in (plain, *config.frequencies)
+    np.allclose(stored, expected, rtol=_TOLERANCE, atol=0)
+    for expected in (plain, *config.frequencies)
   )

@@ -52,7 +52,7 @@ class Axis:
 
 
 def linear_axis(
-  numbers: Numbers, start: float, end: float, *, zero: bool = False
+  numbers: Numbers, start: float, end: float, *, includes_zero: bool = False
 ) -> Axis:
   """An axis that contains all numbers, with some padding.
 
@@ -60,16 +60,16 @@ def linear_axis(
     numbers: at least one finite number.
     start: pixel of the lower end.
     end: pixel of the upper end.
-    zero: whether the axis includes 0, without padding beyond it.
+    includes_zero: whether the axis includes 0, without padding beyond it.
   """
   low, high = float(numbers.min()), float(numbers.max())
-  if zero:
+  if includes_zero:
     low, high = min(low, 0.0), max(high, 0.0)
   size = max(abs(low), abs(high))
   flat = high - low <= 1e-9 * size or size == 0
   pad = (size / 10 or 1.0) if flat else 0.06 * (high - low)
-  low -= 0.0 if zero and low == 0 else pad
-  high += 0.0 if zero and high == 0 and low < 0 else pad
+  low -= 0.0 if includes_zero and low == 0 else pad
+  high += 0.0 if includes_zero and high == 0 and low < 0 else pad
   return with_linear_ticks(Axis(low, high, start, end))
 
 

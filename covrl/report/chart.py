@@ -72,7 +72,7 @@ class Figure:
       the quantity.
     unit: unit of numbers in tooltips.
     log: whether the y axis is logarithmic, without non-positive numbers.
-    zero: whether the y axis includes 0.
+    includes_zero: whether the y axis includes 0.
   """
 
   key: str
@@ -84,7 +84,7 @@ class Figure:
   x_ticks: Literal['integer', 'linear', 'exponent'] = 'integer'
   unit: str = ''
   log: bool = False
-  zero: bool = False
+  includes_zero: bool = False
 
 
 LARGE, SMALL = (480, 276), (340, 226)  # width and height in pixels
@@ -210,7 +210,9 @@ def _y_axis(figure: Figure, height: int) -> Axis:
     return log_axis(np.concatenate(edges), height - _BOTTOM, _TOP)
   edges += [e for s in figure.series for e in (s.low, s.high) if e is not None]
   numbers = np.concatenate(edges)
-  return linear_axis(numbers, height - _BOTTOM, _TOP, zero=figure.zero)
+  return linear_axis(
+    numbers, height - _BOTTOM, _TOP, includes_zero=figure.includes_zero
+  )
 
 
 def _thinned(series: Series, log: bool) -> Series:

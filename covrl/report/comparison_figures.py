@@ -73,7 +73,7 @@ def comparison_figure(comparison: Comparison, field: str) -> Figure:
       for index, group in enumerate(comparison.groups)
     ],
     unit=unit,
-    zero=unit == 'nats',
+    includes_zero=unit == 'nats',
   )
 
 

@@ -57,7 +57,7 @@ def _update_figures(train: PhaseMetrics) -> list[Figure]:
       (VERMILION, BLUE),
       scale=100,
       unit='%',
-      zero=True,
+      includes_zero=True,
     ),
     metric_figure(
       train,
@@ -67,7 +67,7 @@ def _update_figures(train: PhaseMetrics) -> list[Figure]:
       {'log_ratio_abs': 'mean |log ratio|', 'log_ratio': 'mean log ratio'},
       (BLUE, ORANGE),
       unit='nats',
-      zero=True,
+      includes_zero=True,
     ),
     metric_figure(
       train,
@@ -91,7 +91,7 @@ def _update_figures(train: PhaseMetrics) -> list[Figure]:
       'divided by the norm of the result.',
       scale=100,
       unit='%',
-      zero=True,
+      includes_zero=True,
     ),
     metric_figure(
       train,
@@ -101,7 +101,7 @@ def _update_figures(train: PhaseMetrics) -> list[Figure]:
       {'entropy_drift': 'measured'},
       caption='Between consecutive batches.',
       unit='nats',
-      zero=True,
+      includes_zero=True,
     ),
     _predicted_entropy_change(train),
     metric_figure(
@@ -110,7 +110,7 @@ def _update_figures(train: PhaseMetrics) -> list[Figure]:
       'Gradient norm',
       'before clipping',
       {'gradient_norm': 'mean'},
-      zero=True,
+      includes_zero=True,
     ),
   ]
 
@@ -130,7 +130,7 @@ def _predicted_entropy_change(train: PhaseMetrics) -> Figure:
     caption='From the covariance in the batch and in each state.'
     if len(names) > 1
     else '',
-    zero=True,
+    includes_zero=True,
   )
 
 
@@ -159,7 +159,7 @@ def _rollout_figures(train: PhaseMetrics) -> list[Figure]:
       (BLUE, VERMILION, GREEN, ORANGE),
       scale=100,
       unit='%',
-      zero=True,
+      includes_zero=True,
     ),
     metric_figure(
       train,
@@ -168,7 +168,7 @@ def _rollout_figures(train: PhaseMetrics) -> list[Figure]:
       'tokens per second, in updates',
       {'tokens_per_second': 'tokens'},
       unit='per second',
-      zero=True,
+      includes_zero=True,
     ),
   ]
 

@@ -204,8 +204,10 @@ class RunData:
       return False
     name = 'evaluation/summary.json'
     summary = read_json(self.path / name, name, self.unreadable)
-    about = summary.get(HELD_OUT)
-    iteration = about.get('iteration') if isinstance(about, dict) else None
+    held_out = summary.get(HELD_OUT)
+    iteration = (
+      held_out.get('iteration') if isinstance(held_out, dict) else None
+    )
     latest = evaluation_files[-1].stem.removeprefix('iteration_')
     return not isinstance(iteration, int) or (
       latest.isdecimal() and iteration < int(latest)

@@ -68,7 +68,7 @@ def warm_start_figures(run: RunData) -> list[FigureLayout]:
         {'entropy': 'entropy'},
         over='step',
         unit='nats',
-        zero=True,
+        includes_zero=True,
       ),
       metric_figure(
         metrics,
@@ -138,7 +138,7 @@ def _entropy_figure(run: RunData) -> Figure:
     y_label='nats per token',
     series=series,
     unit='nats',
-    zero=True,
+    includes_zero=True,
   )
 
 
@@ -187,7 +187,7 @@ def _selection_figure(run: RunData) -> Figure:
       for (name, label), row in zip(TOKEN_KINDS.items(), counts, strict=True)
     ],
     unit='%',
-    zero=True,
+    includes_zero=True,
   )
 
 
@@ -225,5 +225,5 @@ def _mean_covariance_figure(run: RunData) -> Figure:
     y_label='covariance, nats',
     series=series,
     unit='nats',
-    zero=True,
+    includes_zero=True,
   )

@@ -211,7 +211,7 @@ def lay_out_plot(plot: Plot, key: str) -> FigureLayout:
         _series(curve, index, plot) for index, curve in enumerate(plot.curves)
       ],
       log=plot.log_y,
-      zero=plot.bars,
+      includes_zero=plot.bars,
     )
   )
 

@@ -182,7 +182,7 @@ def _check_weight(name: str, weight: object) -> None:
 
 
 def _check_sources(name: str, sources: object) -> None:
-  """Refuses a text, of which every part would be a source."""
+  """Refuses a string, each character of which would be taken for a source."""
   is_sequence = isinstance(sources, tuple | list)
   if not is_sequence or not all(isinstance(each, str) for each in sources):
     raise ValueError(

@@ -168,7 +168,7 @@ class Rows:
       del self._uses[prompt]
       self._free_prompts[row.shard].append(row.prompt)
 
-  def none(self, width: int) -> Admission:
+  def empty_admission(self, width: int) -> Admission:
     """An admission without requests, to be filled in place."""
     count = self.shards * self._batch
 
@@ -206,7 +206,7 @@ class Rows:
     width = waiting.next_width()
     if width is None or not any(self._free):
       return None
-    admission: Any = self.none(width)
+    admission: Any = self.empty_admission(width)
     shards = [_Filling() for _ in range(self.shards)]
     while (entry := waiting.first(width)) is not None:
       number, request = entry

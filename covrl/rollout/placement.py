@@ -112,8 +112,8 @@ def is_placed(policy: Policy, params: PyTree, mesh: Mesh | None) -> bool:
       return False
     if mesh is None:
       return True
-    wanted = NamedSharding(mesh, spec)
-    return leaf.sharding.is_equivalent_to(wanted, leaf.ndim)
+    expected = NamedSharding(mesh, spec)
+    return leaf.sharding.is_equivalent_to(expected, leaf.ndim)
 
   return all(jax.tree.leaves(jax.tree.map(fits, params, dtypes, specs)))
 

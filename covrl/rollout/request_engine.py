@@ -231,8 +231,8 @@ class RequestEngine:
   def _warm_up(self) -> None:
     """Compiles and runs all programs without requests."""
     for width in self._widths:
-      nothing = self._rows.none(width)
-      self._state, _ = self._programs.admit(self._params, self._state, nothing)
+      empty = self._rows.empty_admission(width)
+      self._state, _ = self._programs.admit(self._params, self._state, empty)
     if self.limits.response > 1:
       self._state, _ = self._programs.run(self._params, self._state)
     not_cancelled = np.zeros(self._shards * self._rows.sizes.requests, bool)

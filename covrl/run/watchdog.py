@@ -21,8 +21,8 @@ class Watchdog:
   """Ends the process with `Exit.STALLED` if `beat` is not called in time.
 
   The stacks of all threads are written to standard error first. While native
-  code holds the interpreter, which no exit status can be given, the process ends
-  by SIGALRM after twice the time. Time for which the process was stopped (Ctrl-Z)
+  code holds the interpreter, the process cannot exit with a status, and ends by
+  SIGALRM after twice the time. Time for which the process was stopped (Ctrl-Z)
   or the machine slept does not count towards the first limit.
 
   Args:
@@ -68,7 +68,7 @@ class Watchdog:
         signal.setitimer(signal.ITIMER_REAL, 2 * self._limit + _DUMP_SECONDS)
 
   def _ends_by_alarm(self) -> bool:
-    """Returns whether SIGALRM is free, and ends the process."""
+    """Returns whether SIGALRM has its default action, which ends the process."""
     return signal.getsignal(signal.SIGALRM) is signal.SIG_DFL
 
   def _watch(self) -> None:

@@ -9,12 +9,14 @@ names. This module and `covrl.storage.append_log` hide these differences.
 from __future__ import annotations
 
 import atexit
+import errno
 import hashlib
 import importlib.util
 import io
 import os
 import pathlib
 import shutil
+import stat
 import tempfile
 from collections.abc import Collection, Sequence
 from typing import Any, cast
@@ -72,8 +74,39 @@ def is_bucket(path: epath.PathLike) -> bool:
 
 
 def is_regular_file(path: epath.Path) -> bool:
-  """Returns whether a path is a file; `epath` takes pipes and devices for files."""
-  return path.is_file() if is_bucket(path) else pathlib.Path(path).is_file()
+  """Returns whether a path is a file; `epath` takes pipes and devices for files.
+
+  Raises:
+    OSError: the system cannot tell, as on a failing device.
+  """
+  if is_bucket(path):
+    return path.is_file()
+  status = _status(path)
+  return status is not None and stat.S_ISREG(status.st_mode)
+
+
+def is_directory(path: epath.Path) -> bool:
+  """Returns whether a path is a directory; `epath` takes an error for a no.
+
+  Raises:
+    OSError: the system cannot tell, as on a failing device.
+  """
+  if is_bucket(path):
+    return path.is_dir()
+  status = _status(path)
+  return status is not None and stat.S_ISDIR(status.st_mode)
+
+
+def _status(path: epath.Path) -> os.stat_result | None:
+  """Returns the status of what a local path names, `None` if it names nothing."""
+  try:
+    return os.stat(path)
+  except (FileNotFoundError, NotADirectoryError):
+    return None
+  except OSError as error:
+    if error.errno == errno.ELOOP:
+      return None
+    raise
 
 
 def write_atomically(file: epath.Path, content: str | bytes) -> None:
@@ -210,8 +243,8 @@ def digests(
     objects = _buckets().find(root, detail=True)
     skip = len(root.removeprefix(_BUCKET)) + 1
     return {
-      name[skip:]: f'{about["size"]}:{about["crc32c"]}'
-      for name, about in sorted(objects.items())
+      name[skip:]: f'{info["size"]}:{info["crc32c"]}'
+      for name, info in sorted(objects.items())
       if names is None or name[skip:] in names
     }
   local = pathlib.Path(directory)
@@ -242,8 +275,8 @@ def file_version(file: epath.Path) -> str:
   """
   try:
     if is_bucket(file):
-      about = file.stat()
-      return f'{about.length}:{about.mtime}'
+      info = file.stat()
+      return f'{info.length}:{info.mtime}'
     status = os.stat(file)
   except OSError:
     return ''
@@ -259,15 +292,15 @@ def read_into(file: epath.Path, begin: int, array: np.ndarray) -> None:
   Raises:
     ValueError: if the file ends before the array is full.
   """
-  wanted = array.reshape(-1).view(np.uint8).data
+  buffer = array.reshape(-1).view(np.uint8).data
   with open_binary(file) as stream:
     stream.seek(begin)
     filled = 0
-    while filled < len(wanted):
-      read = stream.readinto(wanted[filled : filled + _BLOCK])
+    while filled < len(buffer):
+      read = stream.readinto(buffer[filled : filled + _BLOCK])
       if not read:
         raise ValueError(
-          f'{file} must have {begin + len(wanted)} bytes, got {file_size(file)}'
+          f'{file} must have {begin + len(buffer)} bytes, got {file_size(file)}'
         )
       filled += read
 

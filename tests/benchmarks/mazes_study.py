@@ -86,6 +86,7 @@ def write_results(runs: pathlib.Path, seeds: list[int]) -> None:
   note = (
     f'{PROBLEMS} held-out mazes; mean over seeds ± half width of the 95 % t interval, and'
     ' in parentheses each seed (no interval for less than three). Entropy in nats per token.'
+    ' The explorer sees only the cells around it; the warm start imitates its walks.'
   )
   table = '\n'.join([*rows, '', note, ''])
   (ROOT / 'configs' / 'results' / 'mazes.md').write_text(table)

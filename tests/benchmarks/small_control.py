@@ -38,13 +38,13 @@ class Curves(NamedTuple):
   """Measurements before each iteration.
 
   Attributes:
-    entropy: of the policy, over all prompts, in nats.
-    rollout: of the iteration's rollouts, in nats.
+    entropy: mean token entropy over all prompts, in nats.
+    rollout_entropy: mean token entropy of the iteration's rollouts, in nats.
     reward: mean reward of the rollouts.
   """
 
   entropy: Float[Array, ' n']
-  rollout: Float[Array, ' n']
+  rollout_entropy: Float[Array, ' n']
   reward: Float[Array, ' n']
 
 
@@ -123,7 +123,7 @@ def train(
   ) -> tuple[TrainState, Curves]:
     keys = jax.random.split(jax.random.fold_in(key, index), 4)
     params = state.trainable
-    measured = mean_entropy(params, sample(params, all_prompts, keys[0]))
+    entropy = mean_entropy(params, sample(params, all_prompts, keys[0]))
     prompts = jax.random.randint(keys[1], (PROMPTS, PROMPT), 0, VOCABULARY)
     tokens = sample(params, jnp.repeat(prompts, GROUP, axis=0), keys[2])
     rewards = reward(tokens)
@@ -149,8 +149,8 @@ def train(
       return update(state, rows, number == 0, key)[0], None
 
     state, _ = jax.lax.scan(step, state, (jnp.arange(UPDATES), mini_batches))
-    rollout = jnp.mean(scored[0].entropy, where=batch.loss_mask)
-    return state, Curves(measured, rollout, jnp.mean(rewards))
+    rollout_entropy = jnp.mean(scored[0].entropy, where=batch.loss_mask)
+    return state, Curves(entropy, rollout_entropy, jnp.mean(rewards))
 
   def run(seed: Array) -> Curves:
     key = jax.random.key(seed)

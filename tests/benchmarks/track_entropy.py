@@ -69,7 +69,7 @@ def row(arm: str, seeds: list[int]) -> str:
   line = START + (END - START) * np.arange(ITERATIONS) / ITERATIONS
   policy, rollout = (
     np.sqrt(np.mean((entropy - line) ** 2, axis=1)) / (START - END)
-    for entropy in (curves.entropy, curves.rollout)
+    for entropy in (curves.entropy, curves.rollout_entropy)
   )
   cells = (
     _cell(100 * policy, 0),

@@ -75,5 +75,5 @@ def test_bytes_of_a_cache_of_rings_and_integers():
     assert cache.ring is not None
     leaves = [leaf for leaf in jax.tree.leaves(cache) if leaf.ndim >= 4]
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
-    got = model_cost.cache_bytes(config, 4, prompt, response, int8=int8)
-    assert got == size
+    actual = model_cost.cache_bytes(config, 4, prompt, response, int8=int8)
+    assert actual == size

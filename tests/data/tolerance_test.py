@@ -14,10 +14,10 @@ def _row(**fields) -> Row:
   return Row({'answer': json.dumps(fields)}, 'row 1')
 
 
-@pytest.mark.parametrize('name', [{}, {'fn_name': 'f'}])
-def test_test_sets_name_their_tolerance(name):
-  inputs = [[1]] if name else ['1']
-  row = _row(inputs=inputs, outputs=[2.5], tolerance=1e-3, **name)
+@pytest.mark.parametrize('function', [{}, {'fn_name': 'f'}])
+def test_test_sets_name_their_tolerance(function):
+  inputs = [[1]] if function else ['1']
+  row = _row(inputs=inputs, outputs=[2.5], tolerance=1e-3, **function)
   (test,) = parse_tests(code_tests(row, 'answer'))
   assert getattr(test, 'tolerance', None) == 1e-3
 

@@ -142,12 +142,14 @@ def edits_by_number(batch):
 def check_equal(edits, expected):
   for step in range(STEPS):
     for name in SCHEDULED:
-      for got, want in zip(
+      for actual, expected_leaf in zip(
         jax.tree.leaves(edits[step][name]),
         jax.tree.leaves(expected[step][name]),
         strict=True,
       ):
-        np.testing.assert_allclose(got, want, rtol=1e-6, err_msg=name)
+        np.testing.assert_allclose(
+          actual, expected_leaf, rtol=1e-6, err_msg=name
+        )
   # …and the values have an effect.
   for name in SCHEDULED:
     first, last = edits[0][name], edits[-1][name]

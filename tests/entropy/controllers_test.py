@@ -45,9 +45,11 @@ def test_proportional_integral_follows_its_rule():
   total, expected = 0.0, []
   for entropy in ENTROPIES:
     error = 0.5 - entropy
-    wanted = 1 + 2 * error + 0.3 * (total + error)
-    expected.append(min(max(wanted, 0.2), 1.8))
-    pushes_out = (wanted > 1.8 and error > 0) or (wanted < 0.2 and error < 0)
+    unclipped = 1 + 2 * error + 0.3 * (total + error)
+    expected.append(min(max(unclipped, 0.2), 1.8))
+    pushes_out = (unclipped > 1.8 and error > 0) or (
+      unclipped < 0.2 and error < 0
+    )
     total += 0.0 if pushes_out else error
   np.testing.assert_allclose(values, expected, rtol=1e-5)
 
@@ -89,11 +91,11 @@ def test_adaptive_band_follows_its_rule():
   )
   entropies = [0.5, 0.2, 0.3, 0.1, 0.7, 2.0]
   values, _ = replay(controller, entropies)
-  wanted = [0.02]
+  expected = [0.02]
   for entropy in entropies[:-1]:
     step = 0.1 * (min(0, entropy - 0.4) + max(0, entropy - 0.6))
-    wanted.append(min(max(wanted[-1] - step, 0.01), 0.05))
-  np.testing.assert_allclose(values, wanted, rtol=1e-5)
+    expected.append(min(max(expected[-1] - step, 0.01), 0.05))
+  np.testing.assert_allclose(values, expected, rtol=1e-5)
   default = covrl.controllers.adaptive_band()
   np.testing.assert_allclose(default(default.init()), 1e-3, rtol=1e-6)
 

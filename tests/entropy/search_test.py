@@ -28,9 +28,9 @@ def as_ranked(tokens):
 
 
 @jax.jit
-def search(eligible, first, second, wanted):
+def search(eligible, first, second, k):
   (total,) = sum_each(eligible)
-  return largest(as_ranked, (eligible, first, second), wanted, total)
+  return largest(as_ranked, (eligible, first, second), k, total)
 
 
 @hypothesis.settings(deadline=None, max_examples=100)
@@ -39,13 +39,13 @@ def search(eligible, first, second, wanted):
   first=keys,
   # Distinct, so that the answer is unique.
   second=st.permutations(range(30)),
-  wanted=st.integers(0, 31),
+  k=st.integers(0, 31),
 )
-def test_equals_a_lexicographic_sort(eligible, first, second, wanted):
+def test_equals_a_lexicographic_sort(eligible, first, second, k):
   second = np.array(second, np.int32).reshape(6, 5) * 71_000_000 + LIMITS.min
-  chosen = np.asarray(search(eligible, first, second, wanted))
+  chosen = np.asarray(search(eligible, first, second, k))
   order = np.lexsort((second.reshape(-1), first.reshape(-1)))[::-1]
-  best = order[eligible.reshape(-1)[order]][:wanted]
+  best = order[eligible.reshape(-1)[order]][:k]
   expected = np.zeros(30, bool)
   expected[best] = True
   np.testing.assert_array_equal(chosen.reshape(-1), expected)

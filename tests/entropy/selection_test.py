@@ -88,8 +88,10 @@ def select_both(scores, mask, sequences, positions):
 def test_selection_is_equal_on_every_mesh(tokens, shape):
   expected = jax.jit(select_both)(*tokens)
   sharded = sharding.shard_batch(tokens, sharding.make_mesh(shape))
-  for got, mask in zip(jax.jit(select_both)(*sharded), expected, strict=True):
-    np.testing.assert_array_equal(got, mask)
+  for actual, mask in zip(
+    jax.jit(select_both)(*sharded), expected, strict=True
+  ):
+    np.testing.assert_array_equal(actual, mask)
     assert int(mask.sum()) == int(np.floor(0.1 * tokens[1].sum()))
 
 
@@ -147,13 +149,13 @@ _NORMAL = st.floats(-5, 5, width=32, allow_subnormal=False)
   level=st.sampled_from([0.0, 0.5, 0.9, 0.99, 1.0]),
 )
 def test_quantile_equals_that_of_sorted_values(values, mask, level):
-  got = exact_quantile(jnp.asarray(values), jnp.asarray(mask), level)
+  actual = exact_quantile(jnp.asarray(values), jnp.asarray(mask), level)
   kept = np.sort(values[mask])
   if kept.size == 0:
-    assert jnp.isnan(got)
+    assert jnp.isnan(actual)
   else:
     rank = max(int(np.ceil(np.float32(level) * np.float32(kept.size))), 1)
-    assert float(got) == float(kept[rank - 1])
+    assert float(actual) == float(kept[rank - 1])
 
 
 def test_refuses_a_percentage_as_fraction():

@@ -167,12 +167,12 @@ def test_unscored_responses_are_counted_up_to_the_limit(evaluator_parts):
   assert odd.any()
   assert not odd.all()
   assert evaluation.unscored == odd.sum()
-  for scores, wanted, missing in (
+  for scores, expected_scores, missing in (
     (result.greedy, expected.greedy, odd[:, 0]),
     (result.correct, expected.correct, odd[:, 1:]),
   ):
     assert np.array_equal(np.isnan(scores), missing)
-    assert np.array_equal(scores[~missing], wanted[~missing])
+    assert np.array_equal(scores[~missing], expected_scores[~missing])
 
 
 def begins_with_odd(text):

@@ -36,12 +36,12 @@ def check_published(golden, dtype, tolerance):
     rows, length = case.shape
     for kind, numbers in all_kinds(log_ratio).items():
       expected = case.expected(kind), *[case.expected(f'{kind}.grad')] * 2
-      for actual, wanted in zip(numbers, expected, strict=True):
+      for actual, expected_values in zip(numbers, expected, strict=True):
         assert actual.dtype == dtype
         # The terms of k3 cancel: the tolerance is relative to their size.
         np.testing.assert_allclose(
           actual[:rows, :length],
-          wanted[:rows, :length],
+          expected_values[:rows, :length],
           rtol=tolerance,
           atol=tolerance,
         )

@@ -10,6 +10,7 @@ import pytest
 
 from covrl.objectives.segments import sequence_sums
 
+PADDING = 99  # id of the padding
 WIDTH = 150  # not a multiple of the number of blocks, at either level
 
 jitted_sums = jax.jit(sequence_sums)
@@ -28,9 +29,9 @@ def sums_and_gradient(values, ids):
 def loop_sums(values, ids):
   sums = np.zeros_like(values)
   for row in range(len(ids)):
-    for name in np.unique(ids[row]):
-      mine = ids[row] == name
-      sums[row, mine] = values[row, mine].sum()
+    for sequence_id in np.unique(ids[row]):
+      same = ids[row] == sequence_id
+      sums[row, same] = values[row, same].sum()
   return sums
 
 
@@ -46,17 +47,17 @@ def loop_sums(values, ids):
 def test_equals_a_loop_over_sequences(rows, seed):
   ids = np.zeros((3, WIDTH), np.int32)
   for row, lengths in enumerate(rows):
-    names = np.random.default_rng(seed).permutation(len(lengths)) - 5
-    spread = np.repeat(names, lengths)[:WIDTH]
-    ids[row, : len(spread)] = spread
-    ids[row, len(spread) :] = 99
+    sequence_ids = np.random.default_rng(seed).permutation(len(lengths)) - 5
+    row_ids = np.repeat(sequence_ids, lengths)[:WIDTH]
+    ids[row, : len(row_ids)] = row_ids
+    ids[row, len(row_ids) :] = PADDING
   values = np.random.default_rng(seed).normal(size=ids.shape)
-  values = (values * (ids != 99)).astype(np.float32)
+  values = (values * (ids != PADDING)).astype(np.float32)
   sums, gradient = sums_and_gradient(values, ids)
   np.testing.assert_allclose(sums, loop_sums(values, ids), rtol=1e-5, atol=1e-5)
-  slope = np.cos(np.arange(WIDTH, dtype=np.float32))[None] * np.ones((3, 1))
+  weights = np.cos(np.arange(WIDTH, dtype=np.float32))[None] * np.ones((3, 1))
   np.testing.assert_allclose(
-    gradient, loop_sums(slope, ids), rtol=1e-5, atol=1e-5
+    gradient, loop_sums(weights, ids), rtol=1e-5, atol=1e-5
   )
 
 
@@ -69,7 +70,7 @@ def test_integer_sums_are_exact_and_equal_within_a_sequence(width):
   np.testing.assert_array_equal(sums, loop_sums(values, ids))
   floats = np.asarray(jitted_sums(values.astype(np.float32) / 7, ids))
   for row in range(2):
-    for name in np.unique(ids[row]):
-      assert len(set(floats[row, ids[row] == name])) == 1
+    for sequence_id in np.unique(ids[row]):
+      assert len(set(floats[row, ids[row] == sequence_id])) == 1
   plain = jitted_sums(values, None)
   np.testing.assert_array_equal(plain, values.sum(1, keepdims=True) + 0 * ids)

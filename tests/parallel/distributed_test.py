@@ -152,7 +152,7 @@ def test_an_absent_coordinator_ends_in_one_line_in_time(capfd):
     unused.bind(('127.0.0.1', 0))
     script = (
       'from covrl.parallel import distributed\n'
-      'distributed._INITIALIZATION = 1\n'
+      'distributed._INITIALIZATION_SECONDS = 1\n'
       f"distributed.initialize('127.0.0.1:{unused.getsockname()[1]}', 2, 1)\n"
     )
     assert supervise([sys.executable, '-c', script]) == Exit.PEER_LOST

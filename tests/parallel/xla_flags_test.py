@@ -120,4 +120,4 @@ def test_keeps_variables_set_by_the_user():
 
 def test_platform_can_be_set_by_jax_platforms(monkeypatch):
   monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
-  assert xla_flags.attached() == 'cpu'
+  assert xla_flags.attached_platform() == 'cpu'

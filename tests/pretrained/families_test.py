@@ -47,18 +47,18 @@ def test_gradients_equal_those_of_torch(name, tmp_path):
   _, gradient = logits_and_gradient(name)
   # The gradient is saved like parameters, under their tensor names.
   save_pretrained(tmp_path / 'gradient', policy, gradient)
-  got = tensors_of(tmp_path / 'gradient')
+  actual = tensors_of(tmp_path / 'gradient')
   expected = {
     tensor.removeprefix('gradient/'): value
     for tensor, value in golden(name).items()
     if tensor.startswith('gradient/')
   }
-  assert got.keys() == expected.keys()
+  assert actual.keys() == expected.keys()
   for tensor, value in expected.items():
     scale = np.abs(value).max()
     assert scale > 0, tensor
     np.testing.assert_allclose(
-      got[tensor], value, rtol=0, atol=1e-3 * scale, err_msg=tensor
+      actual[tensor], value, rtol=0, atol=1e-3 * scale, err_msg=tensor
     )
 
 

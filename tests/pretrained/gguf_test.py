@@ -76,15 +76,17 @@ def test_header_equals_that_of_the_library(name):
   file = GOLDEN / f'{name}.gguf'
   reader = gguf.GGUFReader(file)
   metadata, tensors = read_header(as_path(file))
-  want = {
+  expected = {
     key: field.contents()
     for key, field in reader.fields.items()
     if not key.startswith('GGUF.')
   }
-  assert metadata.fields.keys() == want.keys()
+  assert metadata.fields.keys() == expected.keys()
   for key, value in metadata.fields.items():
     assert value == (
-      pytest.approx(want[key]) if isinstance(value, float) else want[key]
+      pytest.approx(expected[key])
+      if isinstance(value, float)
+      else expected[key]
     )
   assert [*tensors] == [tensor.name for tensor in reader.tensors]
   for tensor in reader.tensors:
@@ -127,9 +129,9 @@ def test_files_of_other_formats_give_the_same_policy(name, tmp_path):
     tensors, fields = with_experts(tensors, config, fields)
   write_gguf(tmp_path / 'm.gguf', config, tensors, fields=fields)
   policy, params = load_pretrained(tmp_path / 'm.gguf')
-  want, want_params = load_pretrained(directory, dtype='float32')
-  assert policy == want
-  assert_trees_equal(params, want_params)
+  expected, expected_params = load_pretrained(directory, dtype='float32')
+  assert policy == expected
+  assert_trees_equal(params, expected_params)
 
 
 def with_experts(tensors, config, fields):
@@ -155,14 +157,14 @@ def with_experts(tensors, config, fields):
 
 def test_byte_level_tokenizer_equals_the_original():
   tokenizer = load_tokenizer(GOLDEN / 'llama.gguf')
-  want = json.loads((TOKENIZERS / 'bytes' / 'golden.json').read_text())
-  for text, ids in zip(want['texts'], want['ids'], strict=True):
+  expected = json.loads((TOKENIZERS / 'bytes' / 'golden.json').read_text())
+  for text, ids in zip(expected['texts'], expected['ids'], strict=True):
     assert tokenizer.encode(text) == ids
     assert tokenizer.decode(ids) == text.replace('<|im_end|>', '')
   assert tokenizer.end_ids == (302, 300)
   assert (tokenizer.bos_id, tokenizer.pad_id) == (None, 300)
   template = load_chat_template(GOLDEN / 'llama.gguf')
-  assert template.render(want['chat']) == want['chat_text']
+  assert template.render(expected['chat']) == expected['chat_text']
 
 
 def test_sentencepiece_tokenizer_equals_the_original(tmp_path):
@@ -177,8 +179,8 @@ def test_sentencepiece_tokenizer_equals_the_original(tmp_path):
   if size > 320:
     file = grown(file, tmp_path, size)
   tokenizer = load_tokenizer(file)
-  want = json.loads((TOKENIZERS / 'pieces' / 'golden.json').read_text())
-  for text, ids in zip(want['texts'], want['ids'], strict=True):
+  expected = json.loads((TOKENIZERS / 'pieces' / 'golden.json').read_text())
+  for text, ids in zip(expected['texts'], expected['ids'], strict=True):
     if '<|im_end|>' not in text:
       assert tokenizer.encode(text) == ids
   assert (tokenizer.bos_id, tokenizer.end_ids) == (1, (2,))

@@ -40,8 +40,8 @@ def make_results(tmp_path):
       text = '\n'.join(map(json.dumps, lines))
       (folder / f'{name}.jsonl').write_text(f'{text}\n')
     if recipe:
-      about = {'name': recipe, 'config': {'seed': 0}}
-      (tmp_path / directory / 'config.json').write_text(json.dumps(about))
+      config = {'name': recipe, 'config': {'seed': 0}}
+      (tmp_path / directory / 'config.json').write_text(json.dumps(config))
     return tmp_path / directory
 
   return make

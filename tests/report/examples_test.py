@@ -88,8 +88,8 @@ def test_invalid_responses_are_left_out_and_unscored_ones_have_no_mark(
 
 def test_the_description_of_the_task_is_on_the_page(make_run):
   workdir = make_run()
-  about = {'description': 'Sums of <two> numbers.', 'notes': []}
-  (workdir / 'task.json').write_text(json.dumps(about))
+  task = {'description': 'Sums of <two> numbers.', 'notes': []}
+  (workdir / 'task.json').write_text(json.dumps(task))
   assert 'Task Sums of <two> numbers.' in read(write_report(workdir)).text
   (workdir / 'task.json').write_text('{"description": ')
   page = read(write_report(workdir))

@@ -181,7 +181,7 @@ def test_math_verify_runs_within_limits():
     ('allocate', ['7', 30.0, 60.0], MathVerifyResult.CRASH),
   ]
   responses, references, results = zip(*cases, strict=True)
-  with RewardPool(scorers.ask_math_verify, workers=1, timeout=120.0) as pool:
+  with RewardPool(scorers.run_math_verify, workers=1, timeout=120.0) as pool:
     outcomes = pool.submit(responses, references).result()
   assert [outcome.score for outcome in outcomes] == [
     result.value for result in results

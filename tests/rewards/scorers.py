@@ -68,7 +68,7 @@ def countdown_loads(response: str, reference: Any) -> float:
 _ENDLESS_LIMIT = r'\lim_{x\to 0}\frac{\sin(\tan x)-\tan(\sin x)}{x^7}'
 
 
-def ask_math_verify(response: str, reference: Any) -> float:
+def run_math_verify(response: str, reference: Any) -> float:
   """Returns the result of math-verify, or of a replacement, as a number."""
   from covrl.rewards.math import math_verify
 
@@ -78,13 +78,12 @@ def ask_math_verify(response: str, reference: Any) -> float:
     'allocate': lambda *_: bytearray(1 << 40),
     'itself': math_verify._is_same,
   }
-  name, _, question = response.partition(' ')
+  name, _, expression = response.partition(' ')
   math_verify._is_same = replacements[name]
   answer, cpu_seconds, wall_seconds = reference
-  expression = question or _ENDLESS_LIMIT
   return float(
     math_verify.check_equivalence(
-      answer, expression, cpu_seconds, wall_seconds
+      answer, expression or _ENDLESS_LIMIT, cpu_seconds, wall_seconds
     ).value
   )
 
@@ -98,7 +97,7 @@ def outcome(response: str, reference: Any) -> Outcome:
   """Returns an outcome with the status that the response names."""
   from covrl.rewards.outcome import Outcome, Status
 
-  return Outcome(float(reference), Status(response), 'as asked')
+  return Outcome(float(reference), Status(response), 'requested')
 
 
 def leave_children(response: str, reference: Any) -> float:

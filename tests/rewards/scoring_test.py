@@ -128,8 +128,8 @@ def test_unscored_responses_have_no_total_and_are_counted():
   }
   assert len(scores.counts()) == len(Status)
   assert scores.failures() == [
-    'judged ended with infrastructure: as asked',
-    'judged ended with timeout: as asked',
+    'judged ended with infrastructure: requested',
+    'judged ended with timeout: requested',
     "judged ended with crash: ValueError: 'no such status' is not a valid"
     ' Status',
   ]

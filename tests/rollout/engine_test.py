@@ -144,12 +144,14 @@ def test_responses_depend_on_sequence_ids_and_not_on_rows():
 @pytest.mark.parametrize('shape', [(8,), (4, 2), (2, 2, 2)])
 def test_meshes_sample_the_same(shape):
   mesh = make_mesh(shape)
-  expected, got = sample(), sample(make_engine(mesh), params=params_on(mesh))
-  np.testing.assert_array_equal(expected.response_tokens, got.response_tokens)
-  np.testing.assert_array_equal(expected.response_mask, got.response_mask)
-  np.testing.assert_array_equal(expected.truncated, got.truncated)
+  expected, actual = sample(), sample(make_engine(mesh), params=params_on(mesh))
+  np.testing.assert_array_equal(
+    expected.response_tokens, actual.response_tokens
+  )
+  np.testing.assert_array_equal(expected.response_mask, actual.response_mask)
+  np.testing.assert_array_equal(expected.truncated, actual.truncated)
   np.testing.assert_allclose(
-    expected.sampler_logprobs, got.sampler_logprobs, atol=1e-5
+    expected.sampler_logprobs, actual.sampler_logprobs, atol=1e-5
   )
 
 
@@ -160,18 +162,20 @@ def test_parameters_from_another_mesh(shape):
   devices = [jax.devices()[i] for i in (0, 3, 6, 1, 5, 2, 7, 4)]
   mesh = make_mesh(shape, devices)
   engine = make_engine(reshape_mesh(mesh, {'data': -1, 'tensor': 4}))
-  expected, got = sample(), sample(engine, params=params_on(mesh))
-  np.testing.assert_array_equal(expected.response_tokens, got.response_tokens)
+  expected, actual = sample(), sample(engine, params=params_on(mesh))
+  np.testing.assert_array_equal(
+    expected.response_tokens, actual.response_tokens
+  )
   np.testing.assert_allclose(
-    expected.sampler_logprobs, got.sampler_logprobs, atol=1e-5
+    expected.sampler_logprobs, actual.sampler_logprobs, atol=1e-5
   )
 
 
 def test_number_of_rows_that_the_mesh_does_not_divide():
   mesh = make_mesh((8,))
-  got = sample(make_engine(mesh), rows=slice(0, 1), params=params_on(mesh))
+  actual = sample(make_engine(mesh), rows=slice(0, 1), params=params_on(mesh))
   expected = sample().response_tokens[:GROUP]
-  np.testing.assert_array_equal(expected, got.response_tokens)
+  np.testing.assert_array_equal(expected, actual.response_tokens)
 
 
 def test_rows_without_a_prompt_have_empty_responses():

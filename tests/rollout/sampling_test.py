@@ -121,11 +121,11 @@ def test_frequencies(temperature, top_p, top_k):
   token, _, _ = draw_many(logits, count, sampling)
   full = log_softmax(logits / temperature)
   kept = oracle_mask(full[None], top_p, top_k)[0]
-  want = np.where(kept, np.exp(full), 0)
-  want = count * want / want.sum()
+  expected = np.where(kept, np.exp(full), 0)
+  expected = count * expected / expected.sum()
   seen = np.bincount(token, minlength=5)
   assert (seen[~kept] == 0).all()
-  chi_square = ((seen - want)[kept] ** 2 / want[kept]).sum()
+  chi_square = ((seen - expected)[kept] ** 2 / expected[kept]).sum()
   # 99.9th percentile of chi-square with four degrees of freedom.
   assert chi_square < 18.47
 
@@ -133,9 +133,9 @@ def test_frequencies(temperature, top_p, top_k):
 def test_frequency_test_detects_a_wrong_temperature():
   logits, count = np.array([0.3, 1.2, -0.5, 0.9, -2.0]), 20_000
   token, _, _ = draw_many(logits, count, Sampling.make(1.1))
-  want = count * np.exp(log_softmax(logits))
+  expected = count * np.exp(log_softmax(logits))
   seen = np.bincount(token, minlength=5)
-  assert ((seen - want) ** 2 / want).sum() > 18.47
+  assert ((seen - expected) ** 2 / expected).sum() > 18.47
 
 
 @pytest.mark.parametrize(('top_p', 'top_k'), [(1.0, 0), (0.5, 2)])
@@ -161,22 +161,22 @@ def test_masked_tokens_are_never_sampled(setting):
   assert set(np.asarray(token).tolist()) == {1, 3}
   assert np.isfinite(sampler).all()
   assert np.isfinite(behaviour).all()
-  want = np.log(1 / (1 + np.exp(-1.0)))
-  np.testing.assert_allclose(sampler[token == 3], want, atol=1e-6)
+  expected = np.log(1 / (1 + np.exp(-1.0)))
+  np.testing.assert_allclose(sampler[token == 3], expected, atol=1e-6)
 
 
 def chi_square(seen, probs, count):
   """Chi-square statistic, rare tokens together, and its 99.9th percentile."""
-  want = count * probs
-  common = want >= 20
+  expected = count * probs
+  common = expected >= 20
   seen = np.append(seen[common], seen[~common].sum())
-  want = np.append(want[common], want[~common].sum())
-  seen, want = seen[want > 0], want[want > 0]
-  degrees = len(want) - 1
+  expected = np.append(expected[common], expected[~common].sum())
+  seen, expected = seen[expected > 0], expected[expected > 0]
+  degrees = len(expected) - 1
   # The normal approximation of Wilson and Hilferty.
   spread = 2 / (9 * degrees)
   limit = degrees * (1 - spread + 3.09 * spread**0.5) ** 3
-  return ((seen - want) ** 2 / want).sum(), limit
+  return ((seen - expected) ** 2 / expected).sum(), limit
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
@@ -264,10 +264,10 @@ def test_a_split_vocabulary_gives_the_same_tokens(shape, setting):
   sampling = Sampling.make(**setting)
   with use_mesh(make_mesh(shape), ROLLOUT_RULES):
     compiled = jax.jit(sample_token).lower(logits, keys, sampling).compile()
-    got = jax.jit(sample_token)(logits, keys, sampling)
-  want = DRAW(logits, keys, sampling)
-  np.testing.assert_array_equal(got[0], want[0])
-  for a, b in zip(got[1:], want[1:], strict=True):
+    actual = jax.jit(sample_token)(logits, keys, sampling)
+  expected = DRAW(logits, keys, sampling)
+  np.testing.assert_array_equal(actual[0], expected[0])
+  for a, b in zip(actual[1:], expected[1:], strict=True):
     np.testing.assert_allclose(a, b, atol=2e-6)
   # No device gets all logits of a row.
   if shape != (8,):

@@ -32,13 +32,15 @@ from covrl.rollout import Sampling
 from covrl.rollout import layout as layout_module
 
 
-def assert_same(got, want, atol=1e-6):
+def assert_same(actual, expected, atol=1e-6):
   """Checks that tokens are equal, and log-probabilities up to rounding."""
   for name in ('response_tokens', 'response_mask', 'truncated'):
-    np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
+    np.testing.assert_array_equal(
+      getattr(actual, name), getattr(expected, name)
+    )
   for name in ('sampler_logprobs', 'behaviour_logprobs'):
     np.testing.assert_allclose(
-      getattr(got, name), getattr(want, name), atol=atol, rtol=1e-6
+      getattr(actual, name), getattr(expected, name), atol=atol, rtol=1e-6
     )
 
 

@@ -65,10 +65,10 @@ def abstract_on_mesh(mesh, arrays):
   )
 
 
-def assert_same(got, wanted):
-  assert jax.tree.structure(got) == jax.tree.structure(wanted)
+def assert_same(actual, expected):
+  assert jax.tree.structure(actual) == jax.tree.structure(expected)
   for ours, theirs in zip(
-    jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True
+    jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True
   ):
     assert ours.dtype == theirs.dtype
     assert ours.shape == theirs.shape
@@ -105,12 +105,12 @@ def test_restores_bit_for_bit_on_any_mesh(saved, shape):
 @pytest.mark.parametrize('shape', MESHES)
 def test_restores_a_subtree(saved, shape):
   mesh = sharding.make_mesh(shape)
-  wanted = tree()['state']['trainable']
+  expected = tree()['state']['trainable']
   checkpoint = latest(CheckpointStore(saved, keep=1))
   restored = checkpoint.restore_subtree(
-    'state.trainable', abstract_on_mesh(mesh, wanted)
+    'state.trainable', abstract_on_mesh(mesh, expected)
   )
-  assert_same(restored, wanted)
+  assert_same(restored, expected)
   matrix = restored['matrix']
   assert matrix.sharding == sharding_of(matrix, mesh)
 

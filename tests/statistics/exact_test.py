@@ -63,8 +63,8 @@ def test_rounds_like_float64():
   for size in (1, 7, 4096, 100_000):
     values = rng.normal(size=size).astype(np.float32) - 0.3
     exact = math.fsum(values.astype(float))
-    got = float(jit_sum(values, np.ones(size, bool)))
-    assert abs(got - exact) <= 1.2e-7 * abs(exact)
+    actual = float(jit_sum(values, np.ones(size, bool)))
+    assert abs(actual - exact) <= 1.2e-7 * abs(exact)
 
 
 def test_empty_and_cancelling():

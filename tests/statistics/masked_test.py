@@ -133,8 +133,8 @@ def test_meshes_do_not_matter():
     ).compile()
     plain = statistics_and_cotangents.lower(*case, None, 'chunked').compile()
     results = [program(*case, mask) for mask in masks().values()]
-  for got, mask in zip(results, masks().values(), strict=True):
-    assert_agree(got, expected(mask))
+  for actual, mask in zip(results, masks().values(), strict=True):
+    assert_agree(actual, expected(mask))
   for operation in ('all-gather', 'all-to-all', 'collective-permute'):
     assert count(program, operation) <= count(plain, operation)
 

@@ -95,9 +95,9 @@ def numpy_reference(hidden, unembedding, targets, signal, soft_cap=None):
   )
 
 
-def assert_close(got, expected, tolerance=1e-5):
+def assert_close(actual, expected, tolerance=1e-5):
   for ours, theirs in zip(
-    jax.tree.leaves(got), jax.tree.leaves(expected), strict=True
+    jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True
   ):
     finite = np.isfinite(theirs)
     np.testing.assert_array_equal(np.isfinite(ours), finite)
@@ -113,13 +113,13 @@ def assert_close(got, expected, tolerance=1e-5):
 def test_equals_the_formulas(soft_cap):
   case = problem()  # 320 positions: two whole blocks of 128, and a half
   expected = numpy_reference(*case, soft_cap)
-  got = jax.jit(truncated_statistics, static_argnums=4, compiler_options=QUICK)(
-    *case, soft_cap
-  )
+  actual = jax.jit(
+    truncated_statistics, static_argnums=4, compiler_options=QUICK
+  )(*case, soft_cap)
   assert 0.1 < np.isfinite(expected[1]).mean() < 0.9
-  assert_close(got, expected)
+  assert_close(actual, expected)
   plain = token_stats(*case[:3], temperature=0.7, soft_cap=soft_cap)
-  assert np.all(np.asarray(got[0]) < plain.entropy)
+  assert np.all(np.asarray(actual[0]) < plain.entropy)
 
 
 @pytest.mark.parametrize('shape', [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)])
@@ -130,10 +130,10 @@ def test_meshes_do_not_matter(shape):
   columns = fitted_sharding(
     mesh, ('embed', 'vocab'), unembedding.shape, TRAIN_RULES
   )
-  got = jax.jit(truncated_statistics, compiler_options=QUICK)(
+  actual = jax.jit(truncated_statistics, compiler_options=QUICK)(
     rows[0], jax.device_put(unembedding, columns), *rows[1:]
   )
-  assert_close(got, numpy_reference(hidden, unembedding, targets, signal))
+  assert_close(actual, numpy_reference(hidden, unembedding, targets, signal))
 
 
 def test_logits_of_128_positions_exist_at_a_time():

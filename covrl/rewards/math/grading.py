@@ -80,12 +80,12 @@ def grade_math(
   Raises:
     ValueError: if the reference is empty or the rule is unknown.
   """
-  answer, wanted = extract(response, rule), reference_answer(reference)
-  outcome = _quick_outcome(answer, wanted)
+  answer, expected = extract(response, rule), reference_answer(reference)
+  outcome = _quick_outcome(answer, expected)
   if outcome is not None or answer is None:
     return outcome or _WRONG
   try:
-    (outcome,) = _Workers.pool().submit([answer], [wanted]).result()
+    (outcome,) = _Workers.pool().submit([answer], [expected]).result()
   except RuntimeError as error:
     return Outcome(float('nan'), Status.INFRASTRUCTURE, str(error))
   if outcome.is_judged or outcome.status is Status.INFRASTRUCTURE:
@@ -126,12 +126,12 @@ def score_math(
   response: str, reference: str | int | float, *, rule: str = 'boxed'
 ) -> Outcome:
   """Grades like `grade_math`, within the calling process (a worker)."""
-  answer, wanted = extract(response, rule), reference_answer(reference)
-  outcome = _quick_outcome(answer, wanted)
+  answer, expected = extract(response, rule), reference_answer(reference)
+  outcome = _quick_outcome(answer, expected)
   if outcome is not None or answer is None:
     return outcome or _WRONG
   # Training can wait longer, and the processor is busier.
-  return compare(answer, wanted, wall_seconds=2 * MATH_VERIFY_WALL_SECONDS)
+  return compare(answer, expected, wall_seconds=2 * MATH_VERIFY_WALL_SECONDS)
 
 
 def compare(

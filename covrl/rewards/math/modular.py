@@ -21,6 +21,10 @@ MAX_EXPONENT = 10**15
 MAX_FACTORIAL = 20_000
 # Decimal digits of magnitudes.
 _DIGITS = 80
+# Of these, the digits in which equal values agree.
+_EQUAL_DIGITS = 40
+# Decimal digits in which an exponent is evaluated.
+_EXPONENT_DIGITS = 60
 # Primes p for which (p − 1) / 2 is prime, too: no small power of a number is 1.
 _PRIMES = (
   2305843009213691579,
@@ -45,14 +49,16 @@ def huge_values_are_equal(left: Node, right: Node) -> bool | None:
     with mpmath.workdps(_DIGITS):
       first, second = _magnitude(left), _magnitude(right)
       size = max(abs(first), abs(second))
-      return bool(abs(first - second) <= size * mpmath.mpf(10) ** -40)
+      return bool(
+        abs(first - second) <= size * mpmath.mpf(10) ** -_EQUAL_DIGITS
+      )
   except (Undefined, ArithmeticError, ValueError, MemoryError):
     return None
 
 
 def _exponent(node: Node) -> int:
   """Evaluates an exponent, which must be an integer within bounds."""
-  value = evaluate(node, {}, 60)
+  value = evaluate(node, {}, _EXPONENT_DIGITS)
   if not isinstance(value, Fraction) or value.denominator != 1:
     raise Undefined('an integer exponent is required')
   if abs(value) > MAX_EXPONENT:

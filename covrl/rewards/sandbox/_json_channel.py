@@ -61,7 +61,7 @@ class JsonChannel:
       raise EOFError('the program has ended')
     message = from_json(line[:-1].decode())
     if not isinstance(message, dict):
-      raise EOFError('the program has written something else')
+      raise EOFError('a message must be a JSON object')
     return message
 
   def encode(self, value: Any) -> Any:
@@ -90,8 +90,8 @@ class JsonChannel:
         return scalar(value)
     if _is_array(value):
       return self._encode_array(value)
-    text = _encode_standard(value)
-    return {'known': text} if text else {'object': self._refer(value)}
+    standard = _encode_standard(value)
+    return {'known': standard} if standard else {'object': self._refer(value)}
 
   def _encode_array(self, value: Any) -> dict[str, Any]:
     return {'array': self.encode(value.tolist()), 'dtype': value.dtype.str}
@@ -160,8 +160,8 @@ def _encode_standard(value: Any) -> list[Any] | None:
   return None
 
 
-def _decode_standard(text: list[Any]) -> Any:
-  module, name, state = text
+def _decode_standard(encoded: list[Any]) -> Any:
+  module, name, state = encoded
   match (module, name):
     case ('builtins', _) if isinstance(vars(builtins).get(name), type):
       return getattr(builtins, name)
@@ -171,4 +171,4 @@ def _decode_standard(text: list[Any]) -> Any:
       return getattr(__import__(module), name).fromisoformat(state)
     case ('datetime', 'timedelta'):
       return __import__(module).timedelta(*state)
-  raise EOFError('the program has written something else')
+  raise EOFError(f'a message must have values of known types, got {name!r}')

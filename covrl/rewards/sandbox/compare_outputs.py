@@ -51,28 +51,28 @@ def output_difference(
   """
   if printed.split() == expected.split():
     return None
-  words, wanted = _words(printed), _words(expected)
+  words, expected_words = _words(printed), _words(expected)
   for number, (word, other) in enumerate(
-    zip(words, wanted, strict=False), start=1
+    zip(words, expected_words, strict=False), start=1
   ):
     if word != other and not _same_number(word, other, tolerance):
-      prefix = f'word {number} of {len(wanted)}: '
-      if len(words) == len(wanted) == 1:
+      prefix = f'word {number} of {len(expected_words)}: '
+      if len(words) == len(expected_words) == 1:
         prefix = ''
       shown_other, shown = _shown_pair(other, word)
       return f"{prefix}'{shown_other}' was expected, got '{shown}'"
-  if len(words) == len(wanted):
+  if len(words) == len(expected_words):
     return None
   if not words:
-    return f"'{_shown(wanted[0])}' was expected, got no output"
-  if len(words) < len(wanted):
+    return f"'{_shown(expected_words[0])}' was expected, got no output"
+  if len(words) < len(expected_words):
     return (
-      f"word {len(words) + 1} of {len(wanted)}: '{_shown(wanted[len(words)])}'"
+      f"word {len(words) + 1} of {len(expected_words)}: '{_shown(expected_words[len(words)])}'"
       ' was expected, got the end of the output'
     )
   return (
-    f'the end of the output was expected after {len(wanted)} words, got'
-    f" '{_shown(words[len(wanted)])}'"
+    f'the end of the output was expected after {len(expected_words)} words, got'
+    f" '{_shown(words[len(expected_words)])}'"
   )
 
 
@@ -170,38 +170,38 @@ def _shown(word: bytes) -> str:
   return one_line(word[:_SHOWN])
 
 
-def _shown_pair(wanted: bytes, word: bytes) -> tuple[str, str]:
+def _shown_pair(expected: bytes, word: bytes) -> tuple[str, str]:
   """Returns two words, of long ones the part where they begin to differ."""
   common = 0
-  for a, b in zip(wanted, word, strict=False):
+  for a, b in zip(expected, word, strict=False):
     if a != b:
       break
     common += 1
   start = max(0, common - _SHOWN // 2) if common >= _SHOWN else 0
   dots = '...' if start else ''
   return (
-    f'{dots}{_shown(wanted[start:])}',
+    f'{dots}{_shown(expected[start:])}',
     f'{dots}{_shown(word[start:])}',
   )
 
 
-def _same_number(word: bytes, wanted: bytes, tolerance: float | None) -> bool:
+def _same_number(word: bytes, expected: bytes, tolerance: float | None) -> bool:
   """Returns whether both words are numbers of the same value."""
-  if len(word) > _LONGEST_NUMBER or len(wanted) > _LONGEST_NUMBER:
+  if len(word) > _LONGEST_NUMBER or len(expected) > _LONGEST_NUMBER:
     return False
-  is_fraction = _FRACTION.fullmatch(wanted), _FRACTION.fullmatch(word)
+  is_fraction = _FRACTION.fullmatch(expected), _FRACTION.fullmatch(word)
   if not all(
     fraction or _INTEGER.fullmatch(text)
-    for fraction, text in zip(is_fraction, (wanted, word), strict=True)
+    for fraction, text in zip(is_fraction, (expected, word), strict=True)
   ):
     return False
   if tolerance is None and not any(is_fraction):
     return False
   if is_fraction[0] or tolerance is not None:
     limit = TOLERANCE if tolerance is None else tolerance
-    return _close(float(word), float(wanted), limit, limit)
+    return _close(float(word), float(expected), limit, limit)
   try:
-    number, other = decimal.Decimal(word.decode()), int(wanted)
+    number, other = decimal.Decimal(word.decode()), int(expected)
     return abs(number - other) <= decimal.Decimal(_NEAR_ZERO)
   except decimal.DecimalException:
     return False

@@ -235,7 +235,7 @@ class Sandbox:
     }
     self._control.send(marshal.dumps(settings))
     if self._control.recv(64) != b'ready':
-      raise OSError('its process 1 did not become ready')
+      raise OSError('process 1 of the sandbox did not become ready')
 
 
 @contextlib.contextmanager

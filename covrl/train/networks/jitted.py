@@ -82,7 +82,7 @@ def jit_network(
     step = make_network_step(network, model, settings)
     return jax.jit(step, donate_argnums=0, out_shardings=out)
 
-  rows = sharding.named_sharding(
+  row_sharding = sharding.named_sharding(
     mesh, ('batch', 'sequence'), sharding.TRAIN_RULES
   )
   return NetworkPrograms(
@@ -91,7 +91,7 @@ def jit_network(
     state=state,
     score=jax.jit(
       make_network_score(network, model, settings, score_batches),
-      out_shardings=rows,
+      out_shardings=row_sharding,
     ),
     update=jit_update(settings),
     # Packed rows have responses in any column.

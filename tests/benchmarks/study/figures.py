@@ -63,7 +63,7 @@ def curves(task: StudyTask, runs_by_arm: RunsByArm) -> list[Figure]:
         for color, arm in enumerate(SHOWN)
         if runs_by_arm[arm]
       ],
-      zero=True,
+      includes_zero=True,
     )
   )
   return figures
@@ -93,7 +93,7 @@ def metric_figure(
       for color, arm in enumerate(SHOWN)
       if runs_by_arm[arm]
     ],
-    zero=True,
+    includes_zero=True,
   )
 
 

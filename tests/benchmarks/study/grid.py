@@ -34,15 +34,17 @@ def _neighbours(cell: Cell, wall: Cell) -> list[Cell]:
   ]
 
 
-def paths(start: Cell, goal: Cell, wall: Cell, most: int) -> list[list[Cell]]:
-  """All paths of at most `most` steps that visit no cell twice."""
+def paths(
+  start: Cell, goal: Cell, wall: Cell, max_steps: int
+) -> list[list[Cell]]:
+  """All paths of at most `max_steps` steps that visit no cell twice."""
   paths_found: list[list[Cell]] = []
 
   def follow(path: list[Cell]) -> None:
     for cell in _neighbours(path[-1], wall):
       if cell == goal:
         paths_found.append([*path[1:], cell])
-      elif cell not in path and len(path) < most:
+      elif cell not in path and len(path) < max_steps:
         follow([*path, cell])
 
   follow([start])
@@ -80,8 +82,8 @@ class Grid:
       prompt: set(map(tuple, rows)) for prompt, rows in self.solutions.items()
     }
 
-  def is_habitual(self, prompts: Prompts) -> np.ndarray:
-    """Whether the goal lies neither above nor to the left of the start."""
+  def is_usual(self, prompts: Prompts) -> np.ndarray:
+    """Whether the goal lies as in most demonstrations: not above or left of the start."""
     start, goal = prompts[:, 0] - FIRST_SYMBOL, prompts[:, 1] - FIRST_SYMBOL
     below = goal // SIDE >= start // SIDE
     return below & (goal % SIDE >= start % SIDE)
@@ -111,8 +113,8 @@ class Grid:
       for prompt in prompts.tolist()
       for row in self.solutions[tuple(prompt)]
     ]
-    goals, rows = zip(*pairs, strict=True)
-    return np.array(goals), np.array(rows)
+    prompt_of_each, rows = zip(*pairs, strict=True)
+    return np.array(prompt_of_each), np.array(rows)
 
   def coverage(
     self,

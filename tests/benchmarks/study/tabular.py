@@ -36,12 +36,19 @@ def learnt_share(
     seed: seed of the simulation.
   """
   rng = np.random.default_rng([seed, depth])
-  root = np.tile(np.log([QUIT_SHARE, 1 - QUIT_SHARE]), (LOCKS_SIMULATED, 1))
-  symbols = np.zeros((LOCKS_SIMULATED, depth, KEY_SYMBOLS))
+  first_logits = np.tile(
+    np.log([QUIT_SHARE, 1 - QUIT_SHARE]), (LOCKS_SIMULATED, 1)
+  )
+  symbol_logits = np.zeros((LOCKS_SIMULATED, depth, KEY_SYMBOLS))
   visits = round(iterations * PROMPTS / len(DEPTHS))
   for _ in range(visits):
-    attempt, pi = softmax(root)[:, 1], softmax(symbols)
-    attempts = rng.random((LOCKS_SIMULATED, GROUP)) < attempt[:, None]
+    attempt_probability, pi = (
+      softmax(first_logits)[:, 1],
+      softmax(symbol_logits),
+    )
+    attempts = (
+      rng.random((LOCKS_SIMULATED, GROUP)) < attempt_probability[:, None]
+    )
     # The first action is to quit or to attempt the lock.
     # Symbol 0 is right everywhere; only choices after right ones have logits.
     drawn = np.stack(
@@ -56,15 +63,20 @@ def learnt_share(
     advantages = (rewards - rewards.mean(axis=1, keepdims=True)) / (
       spread + 1e-6
     )
-    root += step * _gradient(
-      advantages, attempts.astype(int), np.ones_like(attempts), softmax(root)
+    first_logits += step * _gradient(
+      advantages,
+      attempts.astype(int),
+      np.ones_like(attempts),
+      softmax(first_logits),
     )
     for level in range(depth):
-      symbols[:, level] += step * _gradient(
+      symbol_logits[:, level] += step * _gradient(
         advantages, drawn[..., level], reached[..., level], pi[:, level]
       )
-  key = softmax(root)[:, 1] * softmax(symbols)[:, :, 0].prod(axis=1)
-  return float((key > 0.5).mean())
+  key_probability = softmax(first_logits)[:, 1] * softmax(symbol_logits)[
+    :, :, 0
+  ].prod(axis=1)
+  return float((key_probability > 0.5).mean())
 
 
 def _draw(rng: np.random.Generator, pi: Float[np.ndarray, 'n k']) -> np.ndarray:

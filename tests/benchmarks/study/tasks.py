@@ -265,8 +265,8 @@ def rates_and_passes(iterations: int = 60) -> StudyTask:
 def out_of_distribution(iterations: int = 40) -> StudyTask:
   """D4: the warm start goes down and right; training and test ask for all goals."""
   grid = Grid()
-  habitual = grid.is_habitual(grid.train)
-  skewed = np.where(habitual, 1.0, 0.02)
+  usual = grid.is_usual(grid.train)
+  skewed = np.where(usual, 1.0, 0.02)
   skewed /= skewed.sum()
 
   def draw(rng: np.random.Generator, count: int) -> Prompts:
@@ -276,7 +276,7 @@ def out_of_distribution(iterations: int = 40) -> StudyTask:
     prompts = grid.train[rng.choice(len(grid.train), size=count, p=skewed)]
     return prompts, grid.random_solutions(rng, prompts)
 
-  unusual = ~grid.is_habitual(grid.held_out)
+  unusual = ~grid.is_usual(grid.held_out)
 
   def measure(
     path_probabilities: Float[np.ndarray, ' m'], phase: int

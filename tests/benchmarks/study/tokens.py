@@ -28,6 +28,6 @@ def response(*tokens: int) -> list[int]:
   return [*tokens, END, *padding]
 
 
-def equal(responses: Rows, wanted: Rows) -> Float[np.ndarray, ' n']:
-  """1 for each response that is the wanted one, else 0."""
-  return (responses == wanted).all(axis=1).astype(np.float32)
+def equal(responses: Rows, expected: Rows) -> Float[np.ndarray, ' n']:
+  """1 for each response that is `expected`, else 0."""
+  return (responses == expected).all(axis=1).astype(np.float32)

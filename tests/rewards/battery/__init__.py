@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Battery of programs for the judge: attacks of three kinds, and honest programs."""
+"""Battery of programs for the judge: attacks of three kinds, and control programs."""
 
 from rewards.battery import (
   control_functions,

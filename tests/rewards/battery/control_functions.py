@@ -12,7 +12,7 @@ CASES = [
     [{'call': 'depth', 'args': [20000], 'result': 20000}],
   ),
   control(
-    'shows its usage after it',
+    'is followed by an example of its usage',
     '```python\ndef add(a, b):\n  return a + b\n```\nUsage:\n'
     '```python\nprint(add(3, 4))\n```',
     CALL,
