@@ -170,7 +170,7 @@ class CheckpointStore:
     `read` is called again if the run, which may go on, has removed the checkpoint.
 
     Raises:
-      CheckpointError: see `latest`; or there is none.
+      CheckpointError: there is no checkpoint, or see `latest`.
     """
     while saved := self.latest():
       try:
@@ -314,7 +314,9 @@ class CheckpointStore:
     try:
       yield
     except storage.StorageError:
-      if distributed.is_first() and not (path / MANIFEST).exists():
+      if distributed.is_first() and not storage.is_regular_file(
+        path / MANIFEST
+      ):
         with contextlib.suppress(storage.StorageError):
           storage.remove(path)
       raise
@@ -352,7 +354,7 @@ class CheckpointStore:
     return [self._directory / name for name in sorted(names, key=int)]
 
   def _entries(self) -> list[epath.Path]:
-    if not self._directory.is_dir():
+    if not storage.is_directory(self._directory):
       return []
     return sorted(self._directory.iterdir(), key=lambda path: path.name)
 
@@ -365,7 +367,7 @@ def to_host(tree: PyTree) -> PyTree:
 def _remove(directory: epath.Path) -> None:
   """Removes a complete or incomplete checkpoint."""
   with storage.writing(directory):
-    if directory.exists():
+    if storage.is_directory(directory):
       # First the manifest, so that an interrupted removal leaves no checkpoint.
       (directory / MANIFEST).unlink(missing_ok=True)
       storage.remove(directory)

@@ -14,9 +14,10 @@ import json
 import logging
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
@@ -28,6 +29,11 @@ from covrl.parallel import distributed
 
 MANIFEST = 'manifest.json'
 _ARRAYS = 'arrays'
+# Attempts at reading, and seconds between two: a network file system may fail
+# once.
+_ATTEMPTS, _PAUSE = 3, 1.0
+
+T = TypeVar('T')
 
 ShapeCheck = Callable[[Mapping[str, Any], Mapping[str, Any]], None]
 
@@ -141,7 +147,7 @@ def write_manifest(
 def read_manifest(path: epath.Path) -> Manifest | str:
   """Reads a checkpoint's manifest; returns a description if it is damaged."""
   try:
-    manifest = json.loads((path / MANIFEST).read_bytes())
+    manifest = json.loads(_repeated((path / MANIFEST).read_bytes))
     content = {name: manifest[name] for name in ('notes', 'files')}
     digest = manifest['digest']
   except (FileNotFoundError, ValueError, KeyError, TypeError):
@@ -171,7 +177,7 @@ def differences(
     expected: size and digest of each, see `covrl.storage.digests`.
   """
   try:
-    digests = storage.digests(path, names)
+    digests = _repeated(lambda: storage.digests(path, names))
   except OSError as error:
     if storage.is_bucket(path):
       raise
@@ -182,6 +188,18 @@ def differences(
       yield f'{name} is missing'
     elif digests[name] != expected[name]:
       yield f'{name} is not what was written'
+
+
+def _repeated(read: Callable[[], T]) -> T:
+  """Calls a function that reads files, and again where the system fails."""
+  for _ in range(_ATTEMPTS - 1):
+    try:
+      return read()
+    except OSError as error:
+      if storage.failed_read(error) is None:
+        raise
+      time.sleep(_PAUSE)
+  return read()
 
 
 def return_freed_memory() -> None:

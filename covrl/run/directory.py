@@ -104,7 +104,8 @@ class RunDirectory:
     if not self.writes:
       return
     file = self.path / _NOTICES
-    before = file.read_bytes().decode(errors='replace') if file.exists() else ''
+    is_file = storage.is_regular_file(file)
+    before = file.read_bytes().decode(errors='replace') if is_file else ''
     if json.dumps(text) not in before:
       now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
       line = json.dumps({'time': now, 'text': text})
@@ -153,7 +154,7 @@ class RunDirectory:
       return
     for name in _FOLDERS:
       folder = self.path / name
-      if folder.exists() and not folder.is_dir():
+      if folder.exists() and not storage.is_directory(folder):
         raise ConfigError(f'{folder} must be a directory, it is a file')
     for name in _FILES:
       file = self.path / name
@@ -167,7 +168,7 @@ class RunDirectory:
         raise
 
   def _check_config(self, recipe: Recipe) -> None:
-    if (self.path / _CONFIG).exists():
+    if storage.is_regular_file(self.path / _CONFIG):
       saved = self.read_config()
       if saved['identity'] != recipe.identity and (
         self.has_checkpoint() or any(self._traces_of_training())
@@ -213,7 +214,7 @@ class RunDirectory:
     """Yields the traces that a run leaves once it has made its first rollout."""
     for name in ('checkpoints', 'rollouts', 'evaluation', 'tb/train'):
       folder = self.path / name
-      entries = folder.iterdir() if folder.is_dir() else ()
+      entries = folder.iterdir() if storage.is_directory(folder) else ()
       for entry in sorted(entry.name for entry in entries):
         # The first checkpoint and evaluation may be those of iteration 0.
         number = re.fullmatch(r'(?:iteration_)?([0-9]+)[.a-z]*', entry)
@@ -227,9 +228,9 @@ class RunDirectory:
   def has_checkpoint(self) -> bool:
     """Returns whether the run or its warm start has one, even a damaged one."""
     return any(
-      entry.is_dir() and (entry / MANIFEST).exists()
+      storage.is_regular_file(entry / MANIFEST)
       for folder in (self.checkpoints, self.path / 'warm_start')
-      if folder.is_dir()
+      if storage.is_directory(folder)
       for entry in folder.iterdir()
     )
 
@@ -355,7 +356,7 @@ class RunDirectory:
         f'--workdir must be without {" ".join(_PATTERNS)}, which stand for patterns'
         f' of names when a checkpoint is read, got {pattern} in {path}'
       )
-    if self.path.exists() and not self.path.is_dir():
+    if self.path.exists() and not storage.is_directory(self.path):
       raise ConfigError(f'--workdir must be a directory, {self.path} is a file')
     if not self.writes:
       distributed.barrier('covrl/locked')
@@ -387,6 +388,6 @@ class RunDirectory:
       self.results |= {f'{folder}/{file}': text for text in digests.values()}
 
   def _file_names(self) -> list[str]:
-    if not self.path.is_dir():
+    if not storage.is_directory(self.path):
       return []
     return [entry.name for entry in self.path.iterdir()]

@@ -71,7 +71,7 @@ class EventFiles:
 
     `check_event_files` compares them when a run is resumed.
     """
-    if not self._directory.is_dir():
+    if not storage.is_directory(self._directory):
       return {}
     return {
       f'{phase.name}/{file.name}': storage.file_size(file)
@@ -137,7 +137,7 @@ def check_event_files(
   """
   for name, size in sizes.items():
     file = directory / name
-    content = file.read_bytes() if file.exists() else b''
+    content = file.read_bytes() if storage.is_regular_file(file) else b''
     valid_size = _valid_size(content)
     if valid_size >= size:
       continue

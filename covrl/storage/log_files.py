@@ -119,14 +119,17 @@ class _LocalLog:
     self._file: AppendFile | None = None
 
   def read(self) -> bytes:
-    return self._path.read_bytes() if self._path.exists() else b''
+    if not storage.is_regular_file(epath.Path(self._path)):
+      return b''
+    return self._path.read_bytes()
 
   def reset(self, content: bytes) -> None:
     # A file with several names may be that of a copy of the run.
-    is_own = self._path.exists() and not (
-      self._path.is_symlink() or self._path.stat().st_nlink > 1
+    before = self.read()
+    is_shared = self._path.is_symlink() or (
+      self._path.exists() and self._path.stat().st_nlink > 1
     )
-    if is_own and self.read().startswith(content):
+    if before.startswith(content) and not is_shared:
       self._open().truncate(len(content))
     else:
       storage.write_atomically(epath.Path(self._path), content)

@@ -128,6 +128,9 @@ def train(
       directory.refuse_restart()
     iterations = config.train.iterations
     if saved is not None and is_finished(saved, config):
+      # The run may have ended before its last report was written.
+      if write_report is not None and directory.writes:
+        write_report(directory.path)
       progress.note(
         f'{workdir} is finished: {saved.notes["iteration"]} of {iterations} '
         'iterations; raise train.iterations to go on'

@@ -3,6 +3,7 @@
 
 import contextlib
 import errno
+import os
 import resource
 import shutil
 
@@ -11,7 +12,10 @@ import pytest
 from etils import epath
 from run.stored_checkpoints import damage, latest
 
+from covrl import storage
+from covrl.run import checkpoint_files
 from covrl.run.checkpoint import MANIFEST, CheckpointError, CheckpointStore
+from covrl.run.directory import RunDirectory
 from covrl.storage import StorageError
 
 
@@ -190,3 +194,49 @@ def test_a_checkpoint_that_is_removed_while_it_is_read_is_replaced_by_the_newest
   damage(checkpoint_directory / '00000012', 'manifest')
   with pytest.raises(CheckpointError, match='00000012 is damaged'):
     store.read_latest(read)
+
+
+@pytest.mark.parametrize('name', ['digests', 'read_bytes'])
+@pytest.mark.parametrize('failures', [1, 2])
+def test_reads_that_fail_for_a_moment_set_no_checkpoint_aside(
+  checkpoint_directory, monkeypatch, name, failures
+):
+  monkeypatch.setattr(checkpoint_files, '_PAUSE', 0.0)
+  target = storage if name == 'digests' else type(epath.Path())
+  read, error = getattr(target, name), OSError(errno.EIO, 'error', 'a')
+  results = iter([error] * failures)
+
+  def fail(*args):
+    if error := next(results, None):
+      raise error
+    return read(*args)
+
+  monkeypatch.setattr(target, name, fail)
+  store, warnings = CheckpointStore(checkpoint_directory, keep=3), []
+  checkpoint = store.newest_whole(warn=warnings.append)
+  assert checkpoint is not None
+  assert checkpoint.position == 8
+  assert warnings == []
+  assert next(results, None) is None
+
+
+def test_a_directory_that_cannot_be_examined_is_not_an_absent_one(
+  checkpoint_directory, monkeypatch
+):
+  """A run without checkpoints would start from the beginning."""
+  status = os.stat
+
+  def fail(path, *args, **options):
+    if str(path) == str(checkpoint_directory):
+      raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+    return status(path, *args, **options)
+
+  monkeypatch.setattr(os, 'stat', fail)
+  directory = RunDirectory(checkpoint_directory.parent)
+  store = CheckpointStore(checkpoint_directory, keep=3)
+  for read in (store.latest, store.newest_whole, directory.has_checkpoint):
+    with pytest.raises(OSError) as caught:
+      read()
+    assert storage.failed_read(caught.value) == (
+      f'{checkpoint_directory} cannot be read: input/output error'
+    )

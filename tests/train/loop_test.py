@@ -13,6 +13,7 @@ from covrl import config
 from covrl.evaluation.evaluator import EvaluationError
 from covrl.exit_codes import Exit
 from covrl.run import preemption
+from covrl.storage import StorageError
 from covrl.train import Stopped
 
 
@@ -205,3 +206,20 @@ def test_the_evaluation_after_a_checkpoint_replaces_only_its_metadata(tmp_path):
   run(tmp_path / 'run', lambda stage: saves.append(stage == 'save'))
   # Before iteration 0 and both evaluations after it.
   assert sum(saves) == 3
+
+
+def test_a_finished_run_whose_last_report_failed_writes_it_when_started_again(
+  tmp_path,
+):
+  def fail_at_the_end(stage):
+    if stage == 'report' and len(lines(tmp_path / 'run', 'eval')) == 3:
+      raise StorageError('report.html cannot be written: no space left')
+
+  with pytest.raises(StorageError, match='no space left'):
+    run(tmp_path / 'run', fail_at_the_end)
+  before = outcome(tmp_path / 'run')
+  assert before[0]['evaluated'] == 3
+  stages = []
+  run(tmp_path / 'run', stages.append)
+  assert stages == ['report']
+  assert outcome(tmp_path / 'run')[0] == before[0]
