@@ -8,7 +8,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 
-from covrl.data.problems import Problem
+from covrl.data.problems import Problem, question_key
 
 _WORD = re.compile(r'\w+')
 
@@ -45,11 +45,13 @@ class NgramIndex:
     self._words = words
     self._set_of_ngram: dict[int, str] = {}
     for name, problems in sets.items():
+      # Key of the first question with an n-gram.
       questions: dict[int, str] = {}
       shared: set[int] = set()
       for problem in problems:
+        key = problem.key or question_key(problem.prompt)
         for ngram in self._ngrams(problem.prompt):
-          if questions.setdefault(ngram, problem.key) != problem.key:
+          if questions.setdefault(ngram, key) != key:
             shared.add(ngram)
       self._set_of_ngram |= {n: name for n in questions if n not in shared}
 

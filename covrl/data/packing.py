@@ -61,8 +61,8 @@ def prompt_ids(problem: Problem, tokenizer: Tokenizer) -> list[int]:
 
   Raises:
     TypeError: it is not a problem, or its prompt is not a text.
-    ValueError: the prompt is not valid Unicode, or has words outside the
-      vocabulary.
+    ValueError: the prompt is not valid Unicode, has words outside the
+      vocabulary, or has no tokens.
   """
   given: object = problem
   if not isinstance(given, Problem) or not isinstance(problem.prompt, str):
@@ -73,6 +73,10 @@ def prompt_ids(problem: Problem, tokenizer: Tokenizer) -> list[int]:
   ids = tokenizer.encode(problem.prompt)
   check_token_ids(ids, tokenizer, f'the prompt of {_name(problem)}')
   bos = tokenizer.bos_id
+  if bos is None and not ids:
+    raise ValueError(
+      f'a prompt must have at least one token, got none in {_name(problem)}'
+    )
   if bos is None or ids[:1] == [bos]:
     return ids
   if problem.prompt[:1].isspace():
@@ -191,9 +195,10 @@ def pack_rows(rows: RowsT, *, length: int, count: int | None = None) -> RowsT:
     The same dataclass, of NumPy arrays `[count, length]`.
 
   Raises:
-    ValueError: a sequence is longer than a row, or `count` is too small.
+    ValueError: a sequence is longer than a row, `count` is too small, a segment
+      id is not an integer of at least 0, or the arrays have other rows.
   """
-  sequences = _sequences(rows.segment_ids)
+  sequences = _sequences(rows)
   slots = _first_fit([len(columns) for _, columns in sequences], length)
   needed = _num_rows(slots)
   if count is not None and needed > count:
@@ -219,7 +224,7 @@ def pack_if_fit(rows: RowsT, *, length: int, count: int) -> RowsT:
   Returns:
     The packed rows, or `rows` if the sequences do not fit.
   """
-  sequences = _sequences(rows.segment_ids)
+  sequences = _sequences(rows)
   sequences.sort(key=lambda sequence: -len(sequence[1]))
   slots = _first_fit([len(columns) for _, columns in sequences], length)
   if _num_rows(slots) > count:
@@ -261,11 +266,23 @@ def _num_rows(slots: Sequence[_Slot]) -> int:
   return 1 + max((row for row, _, _ in slots), default=-1)
 
 
-def _sequences(segment_ids: Any) -> list[_Sequence]:
+def _sequences(rows: _Rows) -> list[_Sequence]:
   """Row and columns of each sequence, in order."""
+  segment_ids = np.asarray(rows.segment_ids)
+  if segment_ids.dtype.kind not in 'iu' or np.min(segment_ids, initial=0) < 0:
+    raise ValueError(
+      'segment_ids must be integers of at least 0, got'
+      f' {segment_ids.dtype} from {np.min(segment_ids, initial=0):g}'
+    )
+  for leaf in jax.tree.leaves(vars(rows)):
+    if np.shape(leaf)[:2] != segment_ids.shape:
+      raise ValueError(
+        f'arrays to pack must be [B, T, …] = {segment_ids.shape}, as the'
+        f' segment_ids are, got {np.shape(leaf)}'
+      )
   return [
     (row, np.flatnonzero(segments == segment))
-    for row, segments in enumerate(np.asarray(segment_ids))
+    for row, segments in enumerate(segment_ids)
     for segment in dict.fromkeys(segments[segments > 0].tolist())
   ]
 

@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 from covrl.data.columns import Row, type_name
@@ -23,6 +24,10 @@ _DAPO_INSTRUCTION = re.compile(
 )
 
 
+# Floats from here on do not tell neighbouring integers apart, and keep 15 digits.
+_MAX_EXACT = 2**53
+_EXACT_DIGITS = 15
+
 # Control characters, and those that begin the rest of a frequent TeX command:
 # a file has one backslash where JSON needs two.
 _BROKEN_TEX = re.compile(
@@ -35,6 +40,8 @@ _BROKEN_TEX = re.compile(
 def plain_answer(row: Row, column: str) -> str:
   """The answer as text; whole numbers lose their decimal point.
 
+  Floats from 2⁵³ with more than 15 digits are refused: others may be lost.
+
   >>> plain_answer(Row({'answer': 142.0}, 'row 1'), 'answer')
   '142'
   """
@@ -43,10 +50,19 @@ def plain_answer(row: Row, column: str) -> str:
     case 'text':
       return _answer_text(row.text(column), row, column)
     case 'a number':
+      if isinstance(value, int):
+        return str(value)
       if not math.isfinite(value):
         raise row.error(column, 'hold text or a finite number')
-      is_whole = isinstance(value, float) and value.is_integer()
-      return str(int(value) if is_whole else value)
+      if not value.is_integer():
+        return str(value)
+      decimal = Decimal(repr(value))
+      digits = len(decimal.normalize().as_tuple().digits)
+      if abs(value) >= _MAX_EXACT and digits > _EXACT_DIGITS:
+        raise row.error(
+          column, 'hold text or an integer where a number has over 15 digits'
+        )
+      return str(int(decimal))
     case _:
       raise row.error(column, 'hold text or a number')
 

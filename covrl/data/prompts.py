@@ -12,6 +12,7 @@ from typing import Any
 from covrl.data.chat import ChatTemplate
 from covrl.data.fingerprints import text_fingerprint
 from covrl.data.problems import Problem, ProblemSource, source_fingerprint
+from covrl.data.sources import check_outermost
 
 QUESTION = '{question}'
 
@@ -103,13 +104,18 @@ class FormattedSource:
   """A source with formatted prompts.
 
   Args:
-    source: problems with bare questions or conversations.
+    source: problems with bare questions or conversations; of a mixture, each of
+      its sources.
     prompt_format: format of the prompts.
+
+  Raises:
+    TypeError: the source is a mixture, whose weights would be lost.
   """
 
   def __init__(
     self, source: ProblemSource, prompt_format: PromptFormat
   ) -> None:
+    check_outermost(source, 'FormattedSource')
     self._source = source
     self._format = prompt_format
     self.names = source.names

@@ -312,8 +312,13 @@ def _prompt(row: Row, column: str) -> tuple[str, tuple[Mapping[str, Any], ...]]:
         column, 'be messages that each have a role and a content of text'
       )
   questions = [message for message in value if message['role'] == 'user']
-  if not questions:
-    raise row.error(column, 'be a conversation with a message of the user')
+  if not questions or not questions[-1]['content'].strip():
+    raise row.error(
+      column, 'be a conversation with a message of the user of some text'
+    )
+  if value[-1]['role'] == 'assistant':
+    # It may hold the answer.
+    raise row.error(column, 'be a conversation that ends before a response')
   messages = tuple({k: m[k] for k in ('role', 'content')} for m in value)
   return questions[-1]['content'], messages
 

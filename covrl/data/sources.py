@@ -166,7 +166,8 @@ class SubsetSource:
       that of `source` and the indices unless given.
 
   Raises:
-    TypeError: the indices are not a vector of integers, but a mask for example.
+    TypeError: the indices are not a vector of integers, but a mask for example,
+      or the source is a mixture, whose weights would be lost.
     ValueError: an index is not one of the source.
   """
 
@@ -176,6 +177,8 @@ class SubsetSource:
     indices: Int[np.ndarray, ' N'],
     fingerprint: str = '',
   ) -> None:
+    check_outermost(source, 'SubsetSource')
+    indices = np.asarray(indices)
     if indices.ndim != 1 or indices.dtype.kind not in 'iu':
       raise TypeError(
         'indices must be a vector of integers, got'
@@ -209,6 +212,9 @@ class SubsetSource:
 class ConcatenatedSource:
   """Several sources in sequence; a shuffled stream mixes them.
 
+  Raises:
+    TypeError: a source is a mixture, whose weights would be lost.
+
   >>> problem = Problem(prompt='1 + 1', reference=2, source='sums')
   >>> both = ConcatenatedSource([ListSource([problem]), ListSource([problem])])
   >>> len(both), both.names
@@ -217,6 +223,8 @@ class ConcatenatedSource:
 
   def __init__(self, sources: Sequence[ProblemSource]) -> None:
     self.sources = tuple(sources)
+    for source in self.sources:
+      check_outermost(source, type(self).__name__)
     names = (name for source in self.sources for name in source.names)
     self.names = tuple(dict.fromkeys(names))
 
@@ -249,19 +257,35 @@ class MixtureSource(ConcatenatedSource):
       a hundredth of the smallest.
 
   Raises:
-    ValueError: the number of weights differs from the number of sources, or a
-      weight is not positive.
+    TypeError: a source is a mixture itself, whose weights would be lost.
+    ValueError: there are no sources, the number of weights differs from theirs,
+      or a weight is not positive.
   """
 
   def __init__(
     self, sources: Sequence[ProblemSource], weights: Sequence[float]
   ) -> None:
     super().__init__(sources)
-    if len(weights) != len(sources) or not all(
-      w > 0 and math.isfinite(w) for w in weights
-    ):
+    is_positive = all(w > 0 and math.isfinite(w) for w in weights)
+    if not sources or len(weights) != len(sources) or not is_positive:
       raise ValueError(
         f'a mixture of {len(sources)} sources needs as many positive weights,'
         f' got {list(weights)}'
       )
     self.weights = tuple(map(float, weights))
+
+
+def check_outermost(source: ProblemSource, owner: str) -> None:
+  """Refuses a mixture within another source: streams would ignore its weights.
+
+  Args:
+    source: the inner source.
+    owner: name of the type of the outer one, for the error.
+
+  Raises:
+    TypeError: the source is a mixture.
+  """
+  if isinstance(source, MixtureSource):
+    raise TypeError(
+      f'a MixtureSource must be the outermost source, got one in a {owner}'
+    )

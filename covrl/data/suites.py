@@ -43,7 +43,8 @@ class Suite:
 
   def __post_init__(self) -> None:
     samples, temperature = self.samples, self.temperature
-    if not isinstance(samples, int) or samples < 0:
+    is_whole = isinstance(samples, int) and not isinstance(samples, bool)
+    if not is_whole or samples < 0:
       raise ValueError(
         f'samples of the suite {self.name!r} must be a whole number from 0, got'
         f' {samples!r}'
@@ -64,10 +65,17 @@ class Suite:
     """The suite with other settings; `None` keeps a setting.
 
     Args:
-      problems: maximum number of problems; the first ones are kept.
+      problems: maximum number of problems, at least 1; the first ones are kept.
       samples: k.
       temperature: temperature of the k samples.
+
+    Raises:
+      ValueError: a setting is out of range.
     """
+    if problems is not None and problems < 1:
+      raise ValueError(
+        f'problems of the suite {self.name!r} must be at least 1, got {problems}'
+      )
     return dataclasses.replace(
       self,
       problems=self.problems[:problems],

@@ -154,10 +154,18 @@ def normal_difference(
   """Difference of two independent means with known standard errors.
 
   last − first ± 1.96 √(σ_first² + σ_last²)
+
+  Raises:
+    ValueError: a standard error is negative.
   """
   difference = last - first
   if first_stderr is None or last_stderr is None:
     return Estimate(difference)
+  if min(first_stderr, last_stderr) < 0:
+    raise ValueError(
+      f'standard errors must be at least 0, got {first_stderr:g} and'
+      f' {last_stderr:g}'
+    )
   half = _Z * float(np.hypot(first_stderr, last_stderr))
   kind = 'unpaired, from the standard errors'
   return Estimate(difference, difference - half, difference + half, kind)
@@ -169,9 +177,14 @@ def student_quantile(degrees: int) -> float:
   With t = √ν tan θ the density is proportional to cos^(ν−1) θ; its integral over
   a grid is inverted.
 
+  Raises:
+    ValueError: there is no degree of freedom.
+
   >>> round(student_quantile(2), 3)
   4.303
   """
+  if degrees < 1:
+    raise ValueError(f'degrees must be at least 1, got {degrees}')
   angles = np.linspace(0.0, np.pi / 2, 200_001)
   heights = np.cos(angles) ** (degrees - 1)
   mass = np.concatenate([[0.0], np.cumsum(heights[1:] + heights[:-1])])
@@ -188,3 +201,5 @@ def _chunks(total: int, size: int) -> list[int]:
 def _require_values(values: Float[np.ndarray, ' n']) -> None:
   if values.size == 0:
     raise ValueError('an estimate needs at least one value, got none')
+  if values.ndim != 1:
+    raise ValueError(f'values of an estimate must be [n], got {values.shape}')

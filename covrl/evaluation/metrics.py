@@ -26,9 +26,13 @@ def mean_correct(correct: Marks) -> Float[np.ndarray, ' N']:
   Returns:
     One value per problem; NaN for a problem without any scored response.
 
+  Raises:
+    ValueError: a mark is neither 0, 1 nor NaN.
+
   >>> mean_correct(np.array([[1.0, 0.0], [1.0, np.nan]])).tolist()
   [0.5, 1.0]
   """
+  _check_marks(correct)
   scored = ~np.isnan(correct)
   counts = scored.sum(axis=1)
   right = np.where(scored, correct, 0.0).sum(axis=1)
@@ -51,7 +55,7 @@ def pass_at_k(correct: Marks, k: int) -> Float[np.ndarray, ' N']:
     One probability per problem; NaN for one with fewer than k scored responses.
 
   Raises:
-    ValueError: k is outside [1, n].
+    ValueError: k is outside [1, n], or a mark is neither 0, 1 nor NaN.
 
   >>> pass_at_k(np.array([[True, False, False, False]]), 2).tolist()
   [0.5]
@@ -60,7 +64,9 @@ def pass_at_k(correct: Marks, k: int) -> Float[np.ndarray, ' N']:
     Chen et al., Evaluating Large Language Models Trained on Code,
     arXiv:2107.03374, equation 1.
   """
-  if isinstance(k, bool | float) or not 1 <= k <= correct.shape[1]:
+  _check_marks(correct)
+  is_whole = isinstance(k, int | np.integer) and not isinstance(k, bool)
+  if not is_whole or not 1 <= k <= correct.shape[1]:
     raise ValueError(
       f'k must be an integer in [1, {correct.shape[1]}], the responses, got {k!r}'
     )
@@ -91,16 +97,33 @@ def majority_vote(
     One value in [0, 1] per problem; 0 without any answer, NaN for a problem of
     which a response has no score.
 
+  Raises:
+    ValueError: a mark is neither 0, 1 nor NaN.
+
   >>> majority_vote([['1', '2', '2', None], ['1', '2', None, None]],
   ...               np.array([[True, False, False, False]] * 2)).tolist()
   [0.0, 0.5]
   """
+  _check_marks(correct)
   return np.array(
     [
       _majority(row, marks) for row, marks in zip(answers, correct, strict=True)
     ],
     float,
   )
+
+
+def _check_marks(correct: Marks) -> None:
+  """Refuses marks that are shares of a solution, or not one row per problem."""
+  marks: object = correct
+  if not isinstance(marks, np.ndarray) or marks.ndim != 2:
+    raise ValueError(
+      f'marks must be an array [N, n], got {np.shape(correct)} of'
+      f' {type(correct).__name__}'
+    )
+  wrong = correct[~(np.isnan(correct) | np.isin(correct, (0, 1)))]
+  if wrong.size:
+    raise ValueError(f'marks must be 0, 1 or NaN, got {wrong.flat[0]:g}')
 
 
 def _majority(

@@ -20,6 +20,7 @@ import dataclasses
 import functools
 import inspect
 import json
+import math
 import pickle
 import queue
 import sys
@@ -83,8 +84,8 @@ class RewardPool:
       ('memory_limit', memory_limit),
       ('start_timeout', start_timeout),
     ):
-      if value <= 0:
-        raise ValueError(f'{name} must be positive, got {value}')
+      if not 0 < value < math.inf:
+        raise ValueError(f'{name} must be finite and positive, got {value}')
     self._start_timeout = start_timeout
     settings = WorkerSettings(
       score_fn=_pickled_scorer(score_fn),
@@ -186,9 +187,13 @@ class RewardPool:
       reference: the scorer's second argument, JSON-serialisable.
 
     Raises:
+      TypeError: if the response is not a text.
       ValueError: if the reference is not JSON.
       RuntimeError: if the pool is closed or could not start a worker.
     """
+    given: object = response
+    if not isinstance(given, str):
+      raise TypeError(f'a response must be a text, got {given!r:.80}')
     try:
       key = response, json.dumps(reference, sort_keys=True)
     except (TypeError, ValueError, RecursionError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -51,10 +52,10 @@ class Reward:
     _check_name(self.name)
     _check_weight(self.name, self.weight)
     _check_sources(self.name, self.sources)
-    if self.timeout is not None and not self.timeout > 0:
+    if self.timeout is not None and not 0 < self.timeout < math.inf:
       raise ValueError(
-        f'the timeout of the reward {self.name!r} must be positive, got'
-        f' {self.timeout}'
+        f'the timeout of the reward {self.name!r} must be finite and positive,'
+        f' got {self.timeout}'
       )
 
 
@@ -115,7 +116,8 @@ def overlong_penalty(length: int, *, max_length: int, buffer: int) -> float:
     buffer: L_cache, the length over which the penalty grows.
 
   Raises:
-    ValueError: if the buffer is not between 1 and `max_length`.
+    ValueError: if the length is negative, or the buffer is not between 1 and
+      `max_length`.
 
   References:
     Yu et al., DAPO: An Open-Source LLM Reinforcement Learning System at Scale,
@@ -126,6 +128,8 @@ def overlong_penalty(length: int, *, max_length: int, buffer: int) -> float:
       'the buffer of overlong responses must lie in [1, max_length], got'
       f' {buffer} of {max_length}'
     )
+  if not length >= 0:
+    raise ValueError(f'length must be at least 0, got {length}')
   return min(0.0, max(-1.0, (max_length - buffer - length) / buffer))
 
 

@@ -50,13 +50,14 @@ class Scores:
   def marks(self) -> list[float]:
     """Returns the grade of each response: its answer's score by the highest possible.
 
-    Weighted sums of the parts that are not shaping. 1 is a correct answer of any
-    length and format, NaN a missing score.
+    Weighted sums of the parts that are not shaping, of scores from 0 to 1. 1 is a
+    correct answer of any length and format, NaN a missing score.
     """
     answers = [part for part in self.rewards if not part.shaping]
     full = self._sums(answers, full_marks=True)
     return [
-      mark / most for mark, most in zip(self._sums(answers), full, strict=True)
+      mark / most if most else math.nan
+      for mark, most in zip(self._sums(answers), full, strict=True)
     ]
 
   def counts(self) -> dict[str, int]:
@@ -105,16 +106,20 @@ class Scores:
   def _sums(
     self, parts: Sequence[RewardPart], *, full_marks: bool = False
   ) -> list[float]:
-    """Returns weighted sums of parts; `full_marks` replaces scores by 1."""
+    """Returns weighted sums of parts; with `full_marks` the highest possible."""
+    count = max(map(len, self.outcomes.values()), default=0)
     columns = [
       [
-        part.weight * (1.0 if full_marks else outcome.score) if outcome else 0.0
+        (max(part.weight, 0) if full_marks else part.weight * outcome.score)
+        if outcome
+        else 0.0
         for outcome in self.outcomes[part.name]
       ]
       for part in parts
       if part.weight
     ]
-    return [math.fsum(row) for row in zip(*columns, strict=True)]
+    rows = zip(*columns, strict=True) if columns else [()] * count
+    return [math.fsum(row) for row in rows]
 
 
 @dataclasses.dataclass(frozen=True)

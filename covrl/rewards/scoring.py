@@ -51,8 +51,13 @@ class ScoringCall:
       length: its length in tokens.
 
     Raises:
+      IndexError: if the call has no such response.
       RuntimeError: if a pool is closed or could not start a worker.
     """
+    if not 0 <= index < len(self.references):
+      raise IndexError(
+        f'index must lie in [0, {len(self.references)}), got {index}'
+      )
     for indices, add in self.parts:
       if index in indices:
         add(indices[index], response, self.references[index], length)
@@ -80,6 +85,7 @@ class Scoring:
     notes: sentences on what is not contained on this machine.
 
   Raises:
+    TypeError: if the sources are a text, of which every letter would be one.
     ValueError: if two rewards have the same name, or rewards and sources do not
       match.
   """
@@ -94,8 +100,11 @@ class Scoring:
     environment: Sequence[str] = (),
     network: bool = False,
   ) -> None:
+    if isinstance(sources, str):
+      raise TypeError(f'sources must be a list of names, got {sources!r:.80}')
     _check(rewards, sources)
     self.rewards = tuple(rewards)
+    self._sources = frozenset(sources)
     self._pools = {
       part.name: RewardPool(
         part.score,
@@ -152,7 +161,7 @@ class Scoring:
       shaping: whether to compute the parts used in training only, too.
 
     Raises:
-      ValueError: if the lengths of the arguments differ.
+      ValueError: if the lengths of the arguments differ, or a source is unknown.
       RuntimeError: if a pool is closed or could not start a worker.
     """
     if not len(responses) == len(references) == len(sources) == len(lengths):
@@ -183,8 +192,20 @@ class Scoring:
       shaping: whether to compute the parts used in training only, too.
 
     Raises:
+      ValueError: if there is not one source per reference, or a source is not one
+        of the constructor's: no part would score its responses.
       RuntimeError: if a pool is closed or could not start a worker.
     """
+    if len(sources) != len(references):
+      raise ValueError(
+        f'sources must be as many as references, got {len(sources)} for'
+        f' {len(references)}'
+      )
+    if unknown := set(sources) - self._sources:
+      raise ValueError(
+        f'the source of a response must be one of {sorted(self._sources)}, got'
+        f' {min(unknown)!r}'
+      )
     parts: list[tuple[dict[int, int], _AddResponse]] = []
     opened: list[tuple[RewardPool, PoolCall]] = []
     futures: dict[str, tuple[Sequence[int], Future[list[Outcome]]]] = {}
@@ -265,10 +286,10 @@ def _check(rewards: Sequence[RewardPart], sources: Sequence[str]) -> None:
           f'the source of the reward {part.name!r} must be one of'
           f' {", ".join(map(repr, sources))}, got {source!r}{hint}'
         )
-  judged = [part for part in rewards if not part.shaping and part.weight]
+  judged = [part for part in rewards if not part.shaping and part.weight > 0]
   for source in sources:
     if not any(not p.sources or source in p.sources for p in judged):
       raise ValueError(
         'every source needs a reward that grades its answers (without shaping,'
-        f' with a weight other than 0), {source!r} has none'
+        f' with a weight above 0), {source!r} has none'
       )

@@ -139,6 +139,10 @@ def test_ignores_ngrams_that_questions_of_a_set_share():
   index = NgramIndex({'suite': suite}, words=8)
   assert index.find(instruction.format('something else')) is None
   assert index.find('six seven eight nine ten eleven twelve thirteen y')
+  # Problems of a program may have no key.
+  keyless = [dataclasses.replace(each, key='') for each in suite]
+  index = NgramIndex({'suite': keyless}, words=8)
+  assert index.find(instruction.format('something else')) is None
   # A repeated question does not share n-grams with itself.
   again = NgramIndex({'suite': [*suite, suite[0]]}, words=8)
   assert again.find('six seven eight nine ten eleven twelve thirteen x')

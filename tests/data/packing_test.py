@@ -90,6 +90,21 @@ def test_tokenizers_without_a_bos_token():
   assert rows.tokens.tolist() == [[0, 1, 1]]
   assert rows.targets.tolist() == [[1, 1, 2]]
   assert rows.loss_mask.tolist() == [[False, True, True]]
+  # Nothing would precede the response.
+  for rows_of in (token_rows, prompt_rows):
+    with pytest.raises(ValueError, match="at least one token, got none in ''"):
+      rows_of([problem('', 'b')], tokenizer, 3)
+
+
+def test_refuses_rows_that_contradict_their_segments():
+  rows = random_rows([2, 3], 4)
+  for changes, message in (
+    ({'segment_ids': -rows.segment_ids}, 'integers of at least 0, got int32'),
+    ({'segment_ids': rows.segment_ids * 1.0}, 'at least 0, got float64'),
+    ({'tokens': rows.tokens[:1]}, r'= \(2, 4\), .* got \(1, 4\)'),
+  ):
+    with pytest.raises(ValueError, match=message):
+      pack_rows(dataclasses.replace(rows, **changes), length=8)
 
 
 def test_refuses_missing_and_long_solutions():

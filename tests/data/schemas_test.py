@@ -188,7 +188,14 @@ def test_detects_variants_of_schemas(row, schema, tmp_path):
 
 @pytest.mark.parametrize(
   ('answer', 'text'),
-  [(142.0, '142'), (7, '7'), (0.5, '0.5'), (' x ', 'x'), (1e20, str(10**20))],
+  [
+    (142.0, '142'),
+    (7, '7'),
+    (0.5, '0.5'),
+    (' x ', 'x'),
+    (1e23, str(10**23)),  # int(1e23) is 99999999999999991611392
+    (10**400, str(10**400)),
+  ],
 )
 def test_formats_numbers(answer, text, tmp_path):
   _, (problem,) = read({'problem': 'q', 'answer': answer}, tmp_path=tmp_path)
@@ -240,7 +247,31 @@ BROKEN = {
     {'prompt': [{'role': 'user', 'content': 'q'}], 'answer': '1'},
     {'prompt': [{'role': 'system', 'content': 'q'}], 'answer': '1'},
     "column 'prompt' of row 2 of FILE must be a conversation with a message of"
-    ' the user, got a list',
+    ' the user of some text, got a list',
+  ),
+  'a float that has lost digits': (
+    {'problem': 'q', 'answer': 1.0},
+    {'problem': 'q', 'answer': 12345678901234567890.0},
+    "column 'answer' of row 2 of FILE must hold text or an integer where a number"
+    " has over 15 digits, got '1.2345678901234567e+19'",
+  ),
+  'a conversation that holds the response': (
+    {'prompt': [{'role': 'user', 'content': 'q'}], 'answer': '1'},
+    {
+      'prompt': [
+        {'role': 'user', 'content': 'q'},
+        {'role': 'assistant', 'content': '1'},
+      ],
+      'answer': '1',
+    },
+    "column 'prompt' of row 2 of FILE must be a conversation that ends before a"
+    ' response, got a list',
+  ),
+  'a conversation with an empty question': (
+    {'prompt': [{'role': 'user', 'content': 'q'}], 'answer': '1'},
+    {'prompt': [{'role': 'user', 'content': ' '}], 'answer': '1'},
+    "column 'prompt' of row 2 of FILE must be a conversation with a message of"
+    ' the user of some text, got a list',
   ),
   'a message without content': (
     {'prompt': [{'role': 'user', 'content': 'q'}], 'answer': '1'},

@@ -17,10 +17,12 @@ import pytest
 from covrl.data import (
   ConcatenatedSource,
   FileSource,
+  FormattedSource,
   JsonlRecords,
   ListSource,
   MixtureSource,
   Problem,
+  PromptFormat,
   SubsetSource,
   TfdsRecords,
   custom_schema,
@@ -370,6 +372,7 @@ def test_sources_hold_problems_with_texts():
     (np.array([0.5]), 'indices must be a vector of integers'),
     (np.array([0, 3]), r'indices must lie in \[0, 3\), .* got 0 to 3'),
     (np.array([-1]), r'indices must lie in \[0, 3\), .* got -1 to -1'),
+    ([True, False], 'indices must be a vector of integers, got bool'),
   ],
 )
 def test_refuses_indices_of_another_kind(indices, message):
@@ -389,6 +392,23 @@ def test_subsets_of_a_source():
 def test_mixtures_need_one_positive_weight_per_source(weights):
   with pytest.raises(ValueError, match=r'of 2 sources needs as many positive'):
     MixtureSource([list_source('a'), list_source('b')], weights)
+
+
+def test_mixtures_within_other_sources_are_refused():
+  """Streams would ignore their weights."""
+  mixture = MixtureSource([list_source('a'), list_source('b')], [9.0, 1.0])
+  for wrap in (
+    lambda: SubsetSource(mixture, np.array([0])),
+    lambda: ConcatenatedSource([mixture]),
+    lambda: MixtureSource([mixture], [1.0]),
+    lambda: FormattedSource(mixture, PromptFormat()),
+  ):
+    with pytest.raises(
+      TypeError, match='must be the outermost source, got one'
+    ):
+      wrap()
+  with pytest.raises(ValueError, match='a mixture of 0 sources needs'):
+    MixtureSource([], [])
 
 
 def test_jsonl_rows_can_be_read_in_any_order(tmp_path):

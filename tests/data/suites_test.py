@@ -49,6 +49,7 @@ def test_overrides_sampling_settings():
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
+    ({'samples': True}, 'must be a whole number from 0, got True'),
     ({'samples': -1}, "samples of the suite 'mine' must be a whole number"),
     ({'temperature': float('nan')}, 'must be finite and at least 0, got nan'),
     ({'temperature': -1.0}, 'must be finite and at least 0, got -1'),
@@ -57,6 +58,11 @@ def test_overrides_sampling_settings():
 def test_refuses_impossible_sampling_settings(changes, message):
   with pytest.raises(ValueError, match=message):
     Suite(name='mine', problems=[], **changes)
+
+
+def test_numbers_of_problems_are_positive():
+  with pytest.raises(ValueError, match='must be at least 1, got -5'):
+    Suite(name='mine', problems=[]).with_overrides(problems=-5)
 
 
 def test_loads_a_folder_of_files(tmp_path):

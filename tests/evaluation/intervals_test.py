@@ -69,6 +69,15 @@ def test_a_single_value_has_no_interval_and_no_values_are_an_error():
     student_mean(np.array([]))
   with pytest.raises(ValueError, match='at least one value'):
     bootstrap_mean(np.array([]))
+  with pytest.raises(ValueError, match='degrees must be at least 1, got 0'):
+    student_quantile(0)
+
+
+@pytest.mark.usefixtures('no_annotation_checks')
+def test_rows_of_values_are_refused():
+  for mean in (student_mean, bootstrap_mean):
+    with pytest.raises(ValueError, match=r'must be \[n\], got \(2, 3\)'):
+      mean(np.zeros((2, 3)))
 
 
 def test_normal_difference_adds_variances():
@@ -76,6 +85,8 @@ def test_normal_difference_adds_variances():
   assert estimate.value == pytest.approx(0.2)
   assert estimate.high == pytest.approx(0.2 + 1.959964 * 0.05)
   assert normal_difference(0.3, 0.5, None, 0.04).low is None
+  with pytest.raises(ValueError, match='standard errors must be at least 0'):
+    normal_difference(0.3, 0.5, -0.03, 0.04)
 
 
 @pytest.mark.parametrize(

@@ -41,10 +41,22 @@ def test_pass_at_k_of_many_responses():
   assert pass_at_k(correct, 1).tolist() == pytest.approx([0.0, 3 / 1024])
 
 
-@pytest.mark.parametrize('k', [0, 5, 1.5])
+@pytest.mark.parametrize('k', [0, 5, 1.5, np.float32(1.5), True])
 def test_pass_at_k_refuses_k_out_of_range(k: Any):
-  with pytest.raises(ValueError, match=rf'in \[1, 4\], the responses, got {k}'):
+  with pytest.raises(ValueError, match=r'in \[1, 4\], the responses, got'):
     pass_at_k(np.ones((1, 4), bool), k)
+
+
+@pytest.mark.usefixtures('no_annotation_checks')
+@pytest.mark.parametrize('marks', [np.array([[0.5, 1]]), np.array([1.0, 0.0])])
+def test_marks_are_one_row_of_0_1_and_nan_per_problem(marks):
+  for metric in (
+    mean_correct,
+    lambda marks: pass_at_k(marks, 1),
+    lambda marks: majority_vote([['a', 'b']], marks),
+  ):
+    with pytest.raises(ValueError, match='marks must be'):
+      metric(marks)
 
 
 @pytest.mark.parametrize(

@@ -221,7 +221,9 @@ def test_gives_up_a_worker_that_never_becomes_ready(scorers):
 def test_refuses_invalid_arguments(scorers):
   with pytest.raises(ValueError, match='workers can import'):
     RewardPool(lambda response, reference: 1.0)
-  with pytest.raises(ValueError, match='timeout must be positive, got 0'):
+  with pytest.raises(
+    ValueError, match='timeout must be finite and positive, got 0'
+  ):
     RewardPool(scorers.echo, timeout=0.0)
   with (
     RewardPool(scorers.echo, workers=1) as pool,

@@ -165,6 +165,19 @@ def test_marks_are_relative_to_full_marks():
   assert scores.marks() == [1.0, 2 / 3, 0.0]
 
 
+def test_parts_of_negative_weight_do_not_lower_full_marks():
+  rewards = (
+    Reward(name='right', score=scorers.echo),
+    Reward(name='cheats', score=scorers.echo, weight=-0.5),
+  )
+  full, half, none = (Outcome(x, Status.SCORED) for x in (1.0, 0.5, 0.0))
+  scores = Scores(
+    rewards, {'right': [full, full, half], 'cheats': [none, full, none]}
+  )
+  assert scores.marks() == [1.0, 0.5, 0.5]
+  assert math.isnan(Scores(rewards[1:], {'cheats': [full]}).marks()[0])
+
+
 @pytest.mark.parametrize('rule', ['boxed', 'gsm8k', 'dapo'])
 def test_math_reward_with_each_rule(rule):
   responses = {
@@ -194,8 +207,8 @@ def test_math_reward_with_each_rule(rule):
     ),
     ([format_reward('.*')], "grades its answers.*'math' has none"),
     (
-      [Reward(name='x', score=scorers.echo, weight=0.0)],
-      "a weight other than 0.*'math' has none",
+      [Reward(name='x', score=scorers.echo, weight=-1.0)],
+      "a weight above 0.*'math' has none",
     ),
   ],
 )
@@ -215,7 +228,8 @@ def test_refuses_invalid_names(name):
   [
     ({'weight': '1'}, "must be a number of magnitude 1e\\+06 or less, got '1'"),
     ({'sources': 'math'}, "must be a tuple of texts, got 'math'"),
-    ({'timeout': 0}, 'timeout of the reward .* must be positive, got 0'),
+    ({'timeout': 0}, 'timeout of the reward .* must be finite and positive'),
+    ({'timeout': math.inf}, 'timeout of the reward .* must be finite and'),
   ],
 )
 def test_refuses_values_of_another_kind(changes, message):
@@ -246,6 +260,32 @@ def test_refuses_arguments_of_different_lengths():
     pytest.raises(ValueError, match='got 1, 2 and 2 for 2'),
   ):
     scoring.submit(rows, ['1'], sources=['s', 's'], lengths=[1, 1])
+
+
+@pytest.mark.usefixtures('no_annotation_checks')
+def test_responses_that_no_part_would_score_are_refused():
+  with Scoring([LENGTH], sources=['s'], workers=1) as scoring:
+    for references, sources, message in (
+      (['1'], ['other'], r"must be one of \['s'\], got 'other'"),
+      (['1', '2'], ['s'], 'sources must be as many as references, got 1 for 2'),
+    ):
+      with pytest.raises(ValueError, match=message):
+        scoring.open(references, sources=sources)
+    call = scoring.open(['1'], sources=['s'])
+    with pytest.raises(IndexError, match=r'index must lie in \[0, 1\), got 1'):
+      call.add(1, 'x', 1)
+    no_text: Any = None
+    with pytest.raises(TypeError, match='a response must be a text, got None'):
+      call.add(0, no_text, 1)
+  with pytest.raises(TypeError, match="must be a list of names, got 'ab'"):
+    Scoring([LENGTH], sources='ab')
+
+
+def test_refuses_lengths_below_0():
+  lengths: list[Any] = [-1, math.nan]
+  for length in lengths:
+    with pytest.raises(ValueError, match='length must be at least 0, got'):
+      overlong_penalty(length, max_length=10, buffer=5)
 
 
 def test_responses_are_scored_as_they_are_added():
