@@ -44,7 +44,8 @@ def check_array(
 
   Raises:
     TypeError: the dtype is of another kind, or the value is a list.
-    ValueError: the shape is another one.
+    ValueError: the shape is another one, or an integer is too large for JAX,
+      which would keep its last 32 bits.
 
   >>> check_array('advantages', np.zeros(4), 'real', 'B T', (4, 8))
   Traceback (most recent call last):
@@ -66,9 +67,29 @@ def check_array(
   is_rank = axes == '...' or len(actual) == len(axes.split())
   if not is_rank or (shape is not None and actual != shape):
     required = '' if axes == '...' else f'[{", ".join(axes.split())}]'
-    sizes = '' if shape is None else f'{required and " = "}{shape}'
+    required = required if axes else 'a scalar'
+    sizes = '' if shape is None or not axes else f'{required and " = "}{shape}'
     raise ValueError(f'{name} must be {required}{sizes}, got {actual}')
+  _check_width(name, array)
   return actual
+
+
+def _check_width(name: str, array: Any) -> None:
+  """Refuses integers of NumPy that JAX would cut, such as ids of 64 bits."""
+  if (
+    not isinstance(array, np.ndarray | np.generic)
+    or array.dtype.kind not in 'iu'
+  ):
+    return
+  bounds = jnp.iinfo(jax.dtypes.canonicalize_dtype(array.dtype))
+  if array.dtype.itemsize * 8 == bounds.bits or not array.size:
+    return
+  low, high = int(array.min()), int(array.max())
+  if low < bounds.min or high > bounds.max:
+    raise ValueError(
+      f'{name} must be integers of {bounds.bits} bits, which JAX has without'
+      f' JAX_ENABLE_X64, got {low if low < bounds.min else high}'
+    )
 
 
 def check_scalar(name: str, value: object) -> None:

@@ -6,7 +6,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Mapping
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from covrl.array_checks import Kind, check_array
@@ -113,7 +115,33 @@ def check_context(
     elif entry in _SCALARS:
       check_array(entry, value, _SCALARS[entry], '')
     elif entry in _MOMENTS:
-      for field in dataclasses.fields(TokenMoments):
-        moment = getattr(value, field.name)
-        if moment is not None or field.default is dataclasses.MISSING:
-          check_array(f'{entry}.{field.name}', moment, 'real', 'B T', shape)
+      _check_moments(entry, value, shape)
+    elif entry == 'key':
+      _check_key(value)
+
+
+def _check_moments(entry: str, moments: object, shape: tuple[int, ...]) -> None:
+  """Refuses anything but moments of the shape of the statistics."""
+  if not isinstance(moments, TokenMoments):
+    raise TypeError(
+      f'{entry} must be a TokenMoments, got {type(moments).__name__}'
+    )
+  for field in dataclasses.fields(TokenMoments):
+    moment = getattr(moments, field.name)
+    if moment is not None or field.default is dataclasses.MISSING:
+      check_array(f'{entry}.{field.name}', moment, 'real', 'B T', shape)
+
+
+def _check_key(key: Any) -> None:
+  """Refuses anything but a single PRNG key, typed or of two words or more."""
+  dtype = getattr(key, 'dtype', None)
+  if dtype is None:
+    raise TypeError(
+      f'key must be a PRNG key, such as jax.random.key(0), got {key!r:.80}'
+    )
+  axes = 0 if jnp.issubdtype(dtype, jax.dtypes.prng_key) else 1
+  if jnp.ndim(key) != axes or (axes and dtype != jnp.uint32):
+    raise TypeError(
+      'key must be a single PRNG key, such as jax.random.key(0), got'
+      f' {dtype}{list(jnp.shape(key))}'
+    )

@@ -39,7 +39,8 @@ def entropy_band(
 
   Args:
     low: lower edge, in nats.
-    high: upper edge, in nats.
+    high: upper edge, in nats; the coefficient is NaN while a schedule has it
+      below the lower one.
     below: coefficient where H < low.
     within: coefficient in the band, edges included.
     above: coefficient where H > high.
@@ -86,7 +87,8 @@ def adaptive_band(
 
   Args:
     low: lower edge, in nats; below it the coefficient rises.
-    high: upper edge, in nats; above it the coefficient falls.
+    high: upper edge, in nats; above it the coefficient falls. The coefficient
+      becomes NaN if a schedule has it below the lower one.
     rate: change of the coefficient per update and nat.
     minimum: least coefficient.
     maximum: greatest coefficient.
@@ -123,6 +125,18 @@ def _check_edges(low: Setpoint, high: Setpoint) -> None:
     )
 
 
+def _edges(
+  low: Setpoint, high: Setpoint, context: dict[str, Any]
+) -> tuple[Scalar, Scalar]:
+  """The edges at this step; NaN if they are not in order."""
+  bottom, top = setpoint(low, context), setpoint(high, context)
+  in_order = bottom <= top
+  return (
+    jnp.where(in_order, bottom, jnp.nan),
+    jnp.where(in_order, top, jnp.nan),
+  )
+
+
 class AdaptiveBandState(NamedTuple):
   """State of `adaptive_band`.
 
@@ -151,8 +165,9 @@ class _AdaptiveBand:
     self, state: AdaptiveBandState, **context: Any
   ) -> AdaptiveBandState:
     entropy = entropy_in(context)
-    below = jnp.minimum(entropy - setpoint(self.low, context), 0)
-    above = jnp.maximum(entropy - setpoint(self.high, context), 0)
+    low, high = _edges(self.low, self.high, context)
+    below = jnp.minimum(entropy - low, 0)
+    above = jnp.maximum(entropy - high, 0)
     coefficient = state.coefficient - self.rate * (below + above)
     coefficient = jnp.clip(coefficient, self.minimum, self.maximum)
     return keep_without_reading(AdaptiveBandState(coefficient), state, context)
@@ -185,5 +200,7 @@ class _EntropyBand:
     if is_initializing(context):
       return within
     entropy = entropy_in(context)
-    value = jnp.where(entropy < setpoint(self.low, context), self.below, within)
-    return jnp.where(entropy > setpoint(self.high, context), self.above, value)
+    low, high = _edges(self.low, self.high, context)
+    value = jnp.where(entropy < low, self.below, within)
+    value = jnp.where(entropy > high, self.above, value)
+    return jnp.where(jnp.isnan(low), jnp.nan, value)

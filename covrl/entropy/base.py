@@ -15,7 +15,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, PyTree
 
-from covrl.array_checks import concrete_number
+from covrl.array_checks import check_array, concrete_number
 from covrl.context_checks import check_context, check_stats
 from covrl.entropy.decisions import DecisionCache
 from covrl.entropy.prediction import (
@@ -255,13 +255,27 @@ def update_signal(
     )
   update = cast(Any, optax.with_extra_args_support(token_tx).update)
   edited, token_state = update(signal, token_state, stats, **context)
+  check_form('a token chain', edited, signal)
+  return edited, token_state
+
+
+def check_form(name: str, edited: PyTree, signal: TokenStats) -> None:
+  """Refuses a signal of another structure, shape or dtype than the one before.
+
+  Args:
+    name: name of the transform that returned it, for the error.
+    edited: the signal that it returned.
+    signal: the signal that it was given.
+
+  Raises:
+    TypeError: they differ.
+  """
   is_like = jax.tree.structure(edited) == jax.tree.structure(signal)
   if not is_like or _form(edited) != _form(signal):
     raise TypeError(
-      'a token chain must return a signal of the form that it gets,'
+      f'{name} must return a signal of the form that it gets,'
       f' {_form(signal)}, got {_form(edited)}'
     )
-  return edited, token_state
 
 
 def _form(signal: PyTree) -> str:
@@ -329,6 +343,7 @@ def with_coefficient(
 
     predicted = {**context, 'entropy_prediction': prediction}
     value = schedule(state.schedule, **predicted)
+    check_array(f'the coefficient of {name}', value, 'real', '')
     new_state = state_type(
       schedule.update(state.schedule, **predicted),
       jnp.asarray(value, jnp.float32),

@@ -10,7 +10,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool
 
-from covrl.array_checks import concrete_number
+from covrl.array_checks import check_array, concrete_number
 from covrl.entropy.base import require
 from covrl.entropy.prediction import NO_PREDICTION, EntropyPrediction
 from covrl.types import Scalar, TokenContext
@@ -28,6 +28,7 @@ def scalar(value: float) -> Scalar:
 def entropy_in(context: dict[str, Any]) -> Scalar:
   """The context's `entropy`, in the states' dtype."""
   entropy = require(cast(TokenContext, context), 'entropy', 'a controller')
+  check_array('entropy', entropy, 'real', '')
   return jnp.asarray(entropy, jnp.result_type(float))
 
 
@@ -53,6 +54,7 @@ def setpoint(
   if callable(value):
     step = require(cast(TokenContext, context), 'step', 'a schedule')
     value = value(step + round(later))
+    check_array('the value of a schedule', value, 'real', '')
   return jnp.asarray(value, jnp.result_type(float))
 
 

@@ -252,6 +252,7 @@ class _DoublingScale:
     due = (updates % self.every == 0) & (direction != 0)
     changed = self._changed_scale(state.scale, direction)
     scale = jnp.where(due, changed, state.scale)
+    scale = jnp.where(jnp.isnan(direction), jnp.nan, scale)
     return keep_without_reading(
       DoublingScaleState(scale, updates), state, context
     )

@@ -102,9 +102,15 @@ class DecisionCache:
 
   @classmethod
   def of(cls, context: Mapping[str, Any]) -> DecisionCache:
-    """The cache of a context, or a new one if it has none."""
+    """The cache of a context, or a new one if it has none.
+
+    Raises:
+      TypeError: `decisions` is something else.
+    """
     cache = context.get('decisions')
-    return cache if isinstance(cache, DecisionCache) else cls()
+    if cache is not None and not isinstance(cache, DecisionCache):
+      raise TypeError(f'decisions must be a DecisionCache, got {cache!r:.80}')
+    return cls() if cache is None else cache
 
   @contextlib.contextmanager
   def transform(self, name: str) -> Iterator[None]:

@@ -6,8 +6,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
+from covrl.array_checks import check_array
 from covrl.entropy.base import (
   Coefficient,
   as_schedule,
@@ -19,8 +20,8 @@ from covrl.entropy.decisions import DecisionCache, Selection
 from covrl.entropy.methods import TokenTransformation
 from covrl.entropy.prediction import (
   EntropyPrediction,
-  entropy_change,
   token_sum,
+  unbounded_entropy_change,
 )
 from covrl.entropy.transforms import (
   SelectionSummary,
@@ -98,7 +99,10 @@ def detach_drain(amount: Coefficient) -> TokenTransformation:
     stats = jax.lax.stop_gradient(stats)
     moments = require(context, 'moments', 'detach_drain')
     decisions = DecisionCache.of(context)
-    drain = -entropy_change(updates, stats, moments)
+    change = unbounded_entropy_change(updates, stats, moments)
+    is_known = jnp.isfinite(change)
+    drain = jnp.where(is_known, -change, 0)
+    unknown = context.get('mask', jnp.ones_like(is_known)) & ~is_known
     prediction = decisions.decide(
       'prediction',
       lambda: EntropyPrediction.of_arrays(
@@ -109,8 +113,11 @@ def detach_drain(amount: Coefficient) -> TokenTransformation:
     )
     predicted = {**context, 'entropy_prediction': lambda: prediction}
     value = schedule(state.schedule, **predicted)
+    check_array('the amount of detach_drain', value, 'real', '')
     share = decisions.decide('share', lambda: prefix_share(drain, value))
-    selection = decisions.decide('selection', lambda: _selection(drain, share))
+    selection = decisions.decide(
+      'selection', lambda: _selection(drain, share, unknown)
+    )
     summary = decisions.decide(
       'summary', lambda: summarize(selection, stats, context)
     )
@@ -139,7 +146,7 @@ def prefix_share(
 
   Returns:
     1 for the largest values, a fraction for the one (or the equal ones) that
-    would exceed the amount, 0 for the others.
+    would exceed the amount, 0 for the others; NaN if the amount is NaN.
 
   >>> prefix_share(jnp.array([[3.0, 1.0, -2.0, 2.0]]), 4.0)
   Array([[1. , 0. , 0. , 0.5]], dtype=float32)
@@ -161,17 +168,21 @@ def prefix_share(
   remaining = amount - exact_sum(values, keys > low)
   last_sum = exact_sum(values, is_last)
   share = jnp.clip(remaining / jnp.where(last_sum > 0, last_sum, 1), 0, 1)
-  return jnp.where(keys > low, 1, jnp.where(is_last, share, 0))
+  shares = jnp.where(keys > low, 1, jnp.where(is_last, share, 0))
+  return jnp.where(jnp.isnan(amount), jnp.nan, shares)
 
 
 def _selection(
-  drain: Float[Array, 'B T'], share: Float[Array, 'B T']
+  drain: Float[Array, 'B T'],
+  share: Float[Array, 'B T'],
+  unknown: Bool[Array, 'B T'],
 ) -> Selection:
-  """The detached tokens, as a `Selection`."""
+  """The detached tokens, as a `Selection`; `unknown` ones cannot be."""
   mask = share > 0
   lowest = jnp.min(jnp.where(mask, drain, jnp.inf), initial=jnp.inf)
   return Selection.of_mask(mask)._replace(
     scores=drain,
     threshold=jnp.where(jnp.isfinite(lowest), lowest, 0),
     eligible=count(drain > 0),
+    nonfinite=count(unknown),
   )

@@ -73,6 +73,14 @@ def entropy_change(
   >>> bool(jnp.allclose(entropy_change(bonus, stats, moments), pi**2 @ f**2))
   True
   """
+  change = unbounded_entropy_change(signal, stats, moments)
+  return jnp.where(jnp.isfinite(change), change, 0)
+
+
+def unbounded_entropy_change(
+  signal: TokenStats, stats: TokenStats, moments: TokenMoments
+) -> Float[Array, 'B T']:
+  """`entropy_change`, with NaN and infinities where they occur."""
   entropy = stats.entropy
   pi_f = jnp.exp(stats.logprobs) * (stats.logprobs + entropy)
   kappa = moments.square_log + entropy * moments.square
@@ -80,8 +88,7 @@ def entropy_change(
   sum_square_f = moments.square_log_square + entropy * (
     moments.square_log + kappa
   )
-  change = signal.logprobs * (pi_f - kappa) - signal.entropy * sum_square_f
-  return jnp.where(jnp.isfinite(change), change, 0)
+  return signal.logprobs * (pi_f - kappa) - signal.entropy * sum_square_f
 
 
 def predict_effect(

@@ -201,7 +201,7 @@ def entropy_ratio_clip(
     kept = (change >= -low * old - DEAD_ZONE) & (
       change <= high * old + DEAD_ZONE
     )
-    return _kept_or_nan(kept | ~mask, jnp.isnan(change) & mask)
+    return _kept_or_nan(kept | ~mask, ~jnp.isfinite(change) & mask)
 
   return scale_by_token(name, factor)
 

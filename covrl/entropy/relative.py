@@ -146,8 +146,9 @@ def steer(
       factors = jnp.maximum(jnp.exp(math.log(low) * change / most), low)
     else:
       width = most - least
+      # NaN is neither 0 nor more, and stays NaN.
       rank = jnp.where(
-        width > 0, (change - least) / jnp.where(width > 0, width, 1), 0.5
+        width == 0, 0.5, (change - least) / jnp.where(width == 0, 1, width)
       )
       factors = top - (top - low) * jnp.clip(rank, 0, 1)
     return jnp.where(mask, factors, 1)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from covrl.array_checks import concrete_number
+from covrl.array_checks import check_array, concrete_number
 from covrl.entropy.base import (
   MAX_FRACTION,
   Fraction,
@@ -323,6 +323,7 @@ def _fraction_now(
   """The fraction at this step, clamped to its range, and 1 if it was clamped."""
   if callable(fraction):
     value = fraction(require(context, 'step', 'a scheduled fraction'))
+    check_array('a scheduled fraction', value, 'real', '')
   else:
     value = fraction
   share = jnp.asarray(value, jnp.result_type(float))

@@ -20,6 +20,7 @@ from covrl.entropy.base import (
   Coefficient,
   ScheduledState,
   check_coefficient,
+  check_form,
   check_token_chain,
   require,
   token_transform,
@@ -174,6 +175,7 @@ def token_masked(
     edited, inner_state = tx.update(
       updates, state.inner_state, stats, **inner_context
     )
+    check_form('the transform of token_masked', edited, updates)
     summary = decisions.decide(
       'summary', lambda: summarize(selection, stats, context), scope
     )
@@ -338,10 +340,13 @@ def _select(
 ) -> Selection:
   """Calls a selector and turns a plain mask into a `Selection`."""
   selection = selector(stats, **context)
-  if not isinstance(selection, Selection):
-    shape = jnp.shape(stats.logprobs)
-    check_array("the selector's mask", selection, 'bool', 'B T', shape)
-    selection = Selection.of_mask(selection)
+  is_mask = not isinstance(selection, Selection)
+  mask = selection if is_mask else selection.mask
+  check_array(
+    "the selector's mask", mask, 'bool', 'B T', jnp.shape(stats.logprobs)
+  )
+  if is_mask:
+    selection = Selection.of_mask(jnp.asarray(mask))
   return jax.lax.stop_gradient(selection)
 
 

@@ -123,7 +123,7 @@ def opo(
 
   Returns:
     One advantage per response; its reward if it is alone in its group, or if
-    the group has no tokens.
+    the group has no tokens; NaN in a group with a negative length.
 
   References:
     Hao et al., On-Policy RL with Optimal Reward Baseline, arXiv:2505.23585,
@@ -137,7 +137,9 @@ def opo(
   gaps = rewards[:, None] - rewards[None, :]
   centred = jnp.sum(jnp.where(same, gaps * lengths[None, :], 0), axis=1)
   known = (size > 1) & (total > 0)
-  return jnp.where(known, centred / jnp.where(known, total, 1), rewards)
+  advantages = jnp.where(known, centred / jnp.where(known, total, 1), rewards)
+  impossible = jnp.any(same & (lengths < 0)[None, :], axis=1)
+  return jnp.where(impossible, jnp.nan, advantages)
 
 
 def pass_at_k(
@@ -186,8 +188,8 @@ def pass_at_k(
   check_number('threshold', threshold, -math.inf)
   same, size = same_group(rewards, group_ids)
   dtype = widen(rewards).dtype
-  # A reward of NaN is neither a success nor a failure.
-  unknown = jnp.any(same & jnp.isnan(rewards)[None, :], axis=1)
+  # A reward that is not finite is neither a success nor a failure.
+  unknown = jnp.any(same & ~jnp.isfinite(rewards)[None, :], axis=1)
   success = rewards > threshold
   failures = jnp.sum(same & ~success[None, :], axis=1, dtype=jnp.int32)
   miss = _choose_ratio(failures, size, k, dtype)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from covrl.array_checks import concrete_number
+from covrl.array_checks import concrete, concrete_number
 from covrl.context_checks import check_context, check_stats
 from covrl.types import Scalar, TokenContext, TokenStats
 
@@ -83,7 +83,8 @@ def loss_inputs(
 
   Raises:
     TypeError: if an entry is missing, unknown, or of another dtype.
-    ValueError: if an entry is of another shape than the statistics.
+    ValueError: if an entry is of another shape than the statistics, or a weight
+      off the mask is not 0; in a compiled program that is NaN.
   """
   check_stats('stats', stats, loss)
   check_context(context, loss, stats)
@@ -91,9 +92,27 @@ def loss_inputs(
     stats,
     _required(context, 'advantages', loss),
     _required(context, 'old_logprobs', loss),
-    _required(context, 'weights', loss),
+    _consistent_weights(
+      _required(context, 'weights', loss), context.get('mask')
+    ),
     context.get('segment_ids'),
   )
+
+
+def _consistent_weights(
+  weights: Float[Array, 'B T'], mask: Bool[Array, 'B T'] | None
+) -> Float[Array, 'B T']:
+  """Weights, NaN where they are not 0 off the mask: prompts would be trained on."""
+  if mask is None:
+    return weights
+  contradict = (weights != 0) & ~mask
+  values = concrete(contradict)
+  if values is not None and values.any():
+    raise ValueError(
+      f'weights must be 0 off the mask, got others at {values.sum()} tokens'
+    )
+  weights = weights.astype(jnp.result_type(weights, jnp.float32))
+  return jnp.where(contradict, jnp.nan, weights)
 
 
 def _required(context: TokenContext, entry: str, loss: str) -> Any:

@@ -169,7 +169,7 @@ def calibration_error(
   shape = check_array('mask', mask, 'bool', 'S')
   check_array('probabilities', probabilities, 'real', 'S', shape)
   check_array('labels', labels, 'bool', 'S', shape)
-  if not isinstance(bins, int) or bins < 1:
+  if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1:
     raise ValueError(f'bins must be a positive integer, got {bins!r}')
   gaps = probabilities - labels.astype(probabilities.dtype)
   is_known = (probabilities >= 0) & (probabilities <= 1)

@@ -36,7 +36,8 @@ def max_likelihood(
     order: q, in [0, 1].
 
   Returns:
-    One advantage per response; NaN in groups of negative mean reward.
+    One advantage per response; NaN in groups with a negative reward, such as −1
+    for a wrong answer.
 
   Raises:
     ValueError: if the order is not in [0, 1].
@@ -57,7 +58,9 @@ def max_likelihood(
   total = jnp.sum(jnp.where(same, rewards[None, :], 0), axis=1)
   mean = total / size.astype(rewards.dtype)
   scaled = centred / jnp.where(mean > 0, mean, 1) ** order
-  return jnp.where(mean >= 0, jnp.where(mean > 0, scaled, 0), jnp.nan)
+  least = jnp.min(jnp.where(same, rewards[None, :], jnp.inf), axis=1)
+  is_known = (least >= 0) & jnp.isfinite(mean)
+  return jnp.where(is_known, jnp.where(mean > 0, scaled, 0), jnp.nan)
 
 
 def quantile_relative(

@@ -53,7 +53,7 @@ def token_rewards(
   Args:
     rewards: R, one per response.
     mask: true for response tokens.
-    clip: bound of |R|; `None` for none.
+    clip: bound of |R|; `None` for none. Rewards that are not finite become NaN.
     log_ratio: log π_old − log π_ref of each token, in nats; `None` without a
       penalty.
     coefficient: coefficient of the penalty.
@@ -81,7 +81,8 @@ def token_rewards(
   if clip is not None:
     check_number('clip', clip, 0, is_open=True)
     clipped = jnp.any(mask, axis=1) & (jnp.abs(rewards) > clip)
-    rewards = jnp.clip(rewards, -clip, clip)
+    clipped_rewards = jnp.clip(rewards, -clip, clip)
+    rewards = jnp.where(jnp.isfinite(rewards), clipped_rewards, jnp.nan)
   tokens_left = jnp.cumsum(mask[:, ::-1], axis=1, dtype=jnp.int32)[:, ::-1]
   at_last_token = jnp.where(mask & (tokens_left == 1), rewards[:, None], 0)
   if log_ratio is None:

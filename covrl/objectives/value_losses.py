@@ -86,7 +86,8 @@ def clipped_value_loss(
     old = jax.lax.stop_gradient(keep(old_values))
     change = jax.lax.stop_gradient(values) - old
     bounds = old + jnp.clip(change, -clip, clip)
-    clipped_values = jnp.where(jnp.abs(change) > clip, bounds, values)
+    # A change of NaN is outside, too, and stays NaN.
+    clipped_values = jnp.where(jnp.abs(change) <= clip, values, bounds)
     bound = jnp.square(clipped_values - targets) / 2
     clipped = bound > losses
     losses = jnp.maximum(losses, bound)

@@ -2,16 +2,17 @@
 """Bad arguments: refused before anything runs, with the argument's name."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
 import covrl
 from covrl import TokenStats
-from covrl.entropy import exact_mean
+from covrl.entropy import Selection, exact_mean
 from covrl.entropy.base import update_signal
 
 SHAPE = (4, 10)
@@ -233,7 +234,7 @@ MISTYPED = {
   ),
   'an entropy per row': (
     lambda: bonus(entropy=jnp.ones(4)),
-    r'entropy must be \[\], got \(4,\)',
+    r'entropy must be a scalar, got \(4,\)',
   ),
   'identities that are floats': (
     lambda: bonus(positions=jnp.ones(SHAPE)),
@@ -301,7 +302,74 @@ MISTYPED = {
     ),
     r"the selector's mask must be \[B, T\] = \(4, 10\), got \(10,\)",
   ),
+  'a selector that returns a selection of a row': (
+    lambda: run_once(
+      covrl.token_masked(
+        optax.set_to_zero(), lambda *_, **__: Selection.of_mask(ONES[0])
+      )
+    ),
+    r"the selector's mask must be \[B, T\] = \(4, 10\), got \(10,\)",
+  ),
+  'a transform of selected tokens that returns a sum': (
+    lambda: run_once(
+      covrl.token_masked(
+        optax.stateless(lambda updates, _: jax.tree.map(jnp.sum, updates)),
+        lambda stats, **_: stats.logprobs < 0,
+      )
+    ),
+    r'the transform of token_masked must return .* got TokenStats of float32\[\]',
+  ),
+  'a controller with a coefficient per column': (
+    lambda: run_once(
+      covrl.entropy_bonus(unknown(Fixed(jnp.ones(10)))), weights=WEIGHTS
+    ),
+    r'the coefficient of add_entropy_bonus must be a scalar, got \(10,\)',
+  ),
+  'a schedule of targets with one per column': (
+    lambda: run_once(
+      covrl.entropy_bonus(covrl.adaptive_bonus(lambda step: jnp.ones(10))),
+      weights=WEIGHTS,
+      entropy=jnp.ones(()),
+      step=jnp.ones((), int),
+    ),
+    r'the value of a schedule must be a scalar, got \(10,\)',
+  ),
+  'decisions that are not a cache': (
+    lambda: bonus(decisions={}),
+    r'decisions must be a DecisionCache, got \{\}',
+  ),
+  'moments that are not TokenMoments': (
+    lambda: bonus(moments={'square': ONES}),
+    'moments must be a TokenMoments, got dict',
+  ),
+  'a seed as a key': (
+    lambda: bonus(key=0),
+    'key must be a PRNG key, such as .*, got 0',
+  ),
+  'several keys': (
+    lambda: bonus(key=jax.random.split(jax.random.key(0), 2)),
+    r'key must be a single PRNG key, .*\[2\]',
+  ),
+  'ids of 64 bits, which JAX would cut': (
+    lambda: bonus(sequence_ids=np.full(SHAPE, 2**32)),
+    'sequence_ids must be integers of 32 bits, .*, got 4294967296',
+  ),
 }
+
+
+class Fixed(NamedTuple):
+  """A controller of one value."""
+
+  value: Any
+
+  def init(self) -> tuple[()]:
+    return ()
+
+  def update(self, state: tuple[()], **_: Any) -> tuple[()]:
+    return state
+
+  def __call__(self, state: tuple[()], **_: Any) -> Any:
+    return self.value
 
 
 @pytest.mark.usefixtures('no_annotation_checks')

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Statistics, masks and traced options out of range: handled as documented."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from optax.schedules import WrappedSchedule
 
 import covrl
-from covrl import TokenStats
+from covrl import TokenMoments, TokenStats
 from covrl.entropy import top_entropy, top_score
 
 SHAPE = (4, 10)
@@ -196,3 +198,55 @@ def test_missing_entries_are_named(batch):
     other_entries = {name: context[name] for name in context if name != entry}
     with pytest.raises(TypeError, match=f"reads '{entry}' from the context"):
       covrl.selectors.random_in_band(0.05, 0.0, 1.0)(stats, **other_entries)
+
+
+NAN = float('nan')
+BAND = functools.partial(covrl.controllers.entropy_band, below=0.1)
+
+
+@pytest.mark.parametrize(
+  ('token_tx', 'entry', 'value'),
+  [
+    (covrl.steer(shape='linear'), 'entropy', NAN),
+    (covrl.entropy_ratio_clip(), 'old_entropy', float('inf')),
+    (covrl.detach_drain(WrappedSchedule(lambda step: NAN)), '', NAN),
+    (covrl.entropy_bonus(BAND(lambda step: NAN, 1.0)), '', NAN),
+    (covrl.entropy_bonus(BAND(0.8, lambda step: 0.2)), '', NAN),
+  ],
+)
+def test_statistics_and_settings_of_nan_make_the_signal_nan(
+  batch, token_tx, entry, value
+):
+  stats, context = batch
+  ones = jnp.ones(SHAPE)
+  moments = TokenMoments(square=ones, square_log=-ones, square_log_square=ones)
+  context |= {'entropy': jnp.asarray(0.5), 'moments': moments}
+  if entry == 'entropy':
+    leaf = stats.entropy.at[0, 0].set(value)
+    stats = dataclasses.replace(stats, entropy=leaf)
+  elif entry:
+    context[entry] = context[entry].at[0, 0].set(value)
+  signal = TokenStats(logprobs=ones, entropy=ones)
+  edited, _ = token_tx.update(
+    signal, token_tx.init(TokenStats.template()), stats, **context
+  )
+  assert bool(jnp.isnan(edited.entropy[0, 0]))
+
+
+def test_targets_of_nan_never_become_a_scale():
+  controller = covrl.controllers.doubling_scale(lambda step: NAN)
+  context = {'step': jnp.asarray(0), 'entropy': jnp.asarray(0.5)}
+  state = controller.update(controller.init(), **context)
+  assert bool(jnp.isnan(controller(state, **context)))
+
+
+def test_tokens_of_unknown_drain_are_counted(batch):
+  stats, context = batch
+  ones = jnp.ones(SHAPE)
+  moments = TokenMoments(
+    square=ones.at[0, 0].set(NAN), square_log=-ones, square_log_square=ones
+  )
+  selection = explained(
+    covrl.detach_drain(0.1), stats, context | {'moments': moments}
+  )
+  assert int(selection.nonfinite) == 1

@@ -11,6 +11,7 @@ import pytest
 
 import covrl
 from covrl import TokenStats, advantages, losses
+from covrl.objectives import token_rewards
 from covrl.objectives.base import loss_inputs
 
 pytestmark = pytest.mark.usefixtures('no_annotation_checks')
@@ -216,3 +217,38 @@ def test_deviations_that_overflow_do_not_make_advantages_zero():
     assert np.isnan(result).all()
   large = advantages.group_relative(1e18 * REWARDS, IDS)
   np.testing.assert_allclose(large, [0.5**0.5, -(0.5**0.5)] * 2, rtol=1e-6)
+
+
+def test_impossible_rewards_and_lengths_make_their_group_nan():
+  of_infinity = jnp.array([1.0, -jnp.inf, 1.0, 0.0])
+  of_signs = jnp.array([1.0, -1.0, 1.0, 0.0])
+  for result in (
+    advantages.pass_at_k(of_infinity, IDS, k=2),
+    advantages.max_likelihood(of_signs, IDS),
+    advantages.opo(REWARDS, IDS, jnp.array([-3, 5, 1, 1])),
+  ):
+    np.testing.assert_array_equal(jnp.isnan(result), [True, True, False, False])
+
+
+def test_groups_of_64_bits_are_refused():
+  """JAX would keep their last 32 bits, which are equal here."""
+  with pytest.raises(ValueError, match='group_ids must be integers of 32 bits'):
+    unchecked(advantages.leave_one_out)(REWARDS, np.array([0, 0, 1, 1]) << 32)
+
+
+def test_clips_do_not_hide_numbers_that_are_not_finite():
+  rewards = jnp.full(4, jnp.inf)
+  clipped = token_rewards(rewards, MASK, clip=1.0).rewards
+  assert np.isnan(clipped[:, -1]).all()
+  value, _ = losses.clipped_value_loss(
+    TOKENS, old_values=jnp.nan * TOKENS, returns=0 * TOKENS, weights=TOKENS
+  )
+  assert np.isnan(value)
+
+
+def test_weights_off_the_mask_are_refused_or_make_the_loss_nan():
+  context = CONTEXT | {'mask': MASK.at[0, 0].set(False)}
+  with pytest.raises(ValueError, match='weights must be 0 off the mask, got'):
+    losses.clipped_surrogate(STATS, **context)
+  value, _ = jax.jit(losses.clipped_surrogate)(STATS, **context)
+  assert np.isnan(value)
