@@ -241,9 +241,9 @@ def prime_kl_cov() -> Recipe:
   Hardware: two CPU cores, fifteen minutes.
   Expect: not measured yet; to be compared with `prime`.
   """
-  covariances = kl_cov()
+  kl_cov_recipe = kl_cov()
   return dataclasses.replace(
-    prime(), loss=covariances.loss, token_tx=covariances.token_tx
+    prime(), loss=kl_cov_recipe.loss, token_tx=kl_cov_recipe.token_tx
   )
 
 

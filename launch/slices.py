@@ -76,8 +76,8 @@ class Slice:
   @property
   def chips_per_host(self) -> int:
     """Chips of a virtual machine."""
-    most = _HOSTING[self.topology.chip.name].single_host_chips
-    return self.topology.chips if self.topology.chips <= most else 4
+    largest = _HOSTING[self.topology.chip.name].single_host_chips
+    return self.topology.chips if self.topology.chips <= largest else 4
 
   @property
   def hosts(self) -> int:

@@ -144,7 +144,7 @@ class _Queued:
     new = False
     if self.shell.dry_run:
       self._create()
-    waited, most = 0.0, self.options.max_wait * 3600
+    waited, max_seconds = 0.0, self.options.max_wait * 3600
     while (state := self._state()) != 'ACTIVE':
       if state in _ENDED:
         self.shell.print(f'{self.job.name} is {state}: requesting another')
@@ -153,7 +153,7 @@ class _Queued:
       if state is None:
         new = True
         self._create()
-      if waited >= most:
+      if waited >= max_seconds:
         raise LaunchError(
           f'no slice became available within {self.options.max_wait:g} hours',
           status=Exit.RESTART,

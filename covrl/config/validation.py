@@ -68,10 +68,10 @@ def _check_batches(config: Config) -> None:
     ('train.iterations', train.iterations),
     ('train.schedule_iterations', train.schedule_iterations),
   ):
-    most = MAX_MAGNITUDES[int] // config.updates_per_iteration
-    if iterations > most:
+    limit = MAX_MAGNITUDES[int] // config.updates_per_iteration
+    if iterations > limit:
       raise ConfigError(
-        f'{name} must be at most {most}, with {config.updates_per_iteration}'
+        f'{name} must be at most {limit}, with {config.updates_per_iteration}'
         f' updates per iteration, got {iterations}'
       )
   if train.packed_rows > train.sequences_per_update:

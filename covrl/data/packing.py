@@ -67,7 +67,7 @@ def prompt_ids(problem: Problem, tokenizer: Tokenizer) -> list[int]:
   given: object = problem
   if not isinstance(given, Problem) or not isinstance(problem.prompt, str):
     raise TypeError(
-      f'a source must hold objects Problem with a text prompt, got {given!r:.200}'
+      f'a source must hold Problem objects with a text prompt, got {given!r:.200}'
     )
   check_unicode(problem.prompt, 'the prompt', problem.location)
   ids = tokenizer.encode(problem.prompt)

@@ -88,15 +88,17 @@ class FileSource:
         f'the source {problem.source!r} must be of one kind of problems, which'
         " a column 'data_source' may tell apart",
       )
-      columns = self.schema.columns(row)
-      for part, column in zip(('questions', 'answers'), columns, strict=False):
+      column_names = self.schema.columns(row)
+      for part, column in zip(
+        ('questions', 'answers'), column_names, strict=False
+      ):
         _check_consistent(
           parts,
           part,
           (repr(column), row.location),
           f'the {part} of a file must be in one column',
         )
-      for column in columns:
+      for column in column_names:
         _check_consistent(
           types,
           column,
@@ -140,7 +142,7 @@ class ListSource:
       given: object = each
       if not isinstance(given, Problem):
         raise TypeError(
-          f'a source must hold objects Problem, got {given!r:.200}'
+          f'a source must hold Problem objects, got {given!r:.200}'
         )
     self.names = tuple(dict.fromkeys(p.source for p in self._problems))
 

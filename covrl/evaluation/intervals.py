@@ -140,8 +140,8 @@ def student_mean(values: Float[np.ndarray, ' n']) -> Estimate:
   mean, count = float(values.mean()), values.size
   if count == 1:
     return Estimate(mean, kind='one seed, no interval')
-  spread = float(values.std(ddof=1)) / count**0.5
-  half = student_quantile(count - 1) * spread
+  standard_error = float(values.std(ddof=1)) / count**0.5
+  half = student_quantile(count - 1) * standard_error
   return Estimate(mean, mean - half, mean + half, f't over {count} seeds')
 
 

@@ -139,6 +139,8 @@ def _majority(
   )
   if not votes:
     return 0.0
-  most = max(votes.values())
-  leaders = [right for (right, _), count in votes.items() if count == most]
+  most_votes = max(votes.values())
+  leaders = [
+    right for (right, _), count in votes.items() if count == most_votes
+  ]
   return float(np.mean(leaders))

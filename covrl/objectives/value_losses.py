@@ -88,9 +88,9 @@ def clipped_value_loss(
     bounds = old + jnp.clip(change, -clip, clip)
     # A change of NaN is outside, too, and stays NaN.
     clipped_values = jnp.where(jnp.abs(change) <= clip, values, bounds)
-    bound = jnp.square(clipped_values - targets) / 2
-    clipped = bound > losses
-    losses = jnp.maximum(losses, bound)
+    clipped_losses = jnp.square(clipped_values - targets) / 2
+    clipped = clipped_losses > losses
+    losses = jnp.maximum(losses, clipped_losses)
   value = jnp.sum(weights.astype(dtype) * losses)
   return value, jax.lax.stop_gradient(ValueAux(losses, clipped))
 

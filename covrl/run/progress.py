@@ -168,7 +168,7 @@ class Progress:
     self.note(f'warning: {text}')
 
   def _add_task(self, name: str, total: int | None) -> rich.progress.Task:
-    number = self._display.add_task(
+    task_id = self._display.add_task(
       name,
       total=total,
       count=_format_count(0, total) if total else '',
@@ -176,7 +176,7 @@ class Progress:
       printed_at=self._clock(),
       is_printed=True,
     )
-    return next(task for task in self._display.tasks if task.id == number)
+    return next(task for task in self._display.tasks if task.id == task_id)
 
   def _advance(
     self, task: rich.progress.Task, step: int, metrics: Mapping[str, float]

@@ -360,7 +360,7 @@ def test_concatenated_sources_keep_their_names():
 
 def test_sources_hold_problems_with_texts():
   entry: Any = {'prompt': '1 + 1', 'reference': '2'}
-  with pytest.raises(TypeError, match=r'must hold objects Problem, got \{'):
+  with pytest.raises(TypeError, match=r'must hold Problem objects, got \{'):
     ListSource([entry])
 
 

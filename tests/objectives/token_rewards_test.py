@@ -18,7 +18,7 @@ MASK = jnp.array(
     [False, False, False, False],
   ]
 )
-RATIO = jnp.array(
+LOG_RATIO = jnp.array(
   [
     [np.nan, 0.1, -0.2, np.nan],
     [0.3, np.inf, 0.0, 0.4],
@@ -45,7 +45,7 @@ def test_the_reward_is_at_the_last_token_on_the_mask():
 )
 def test_penalties(kind, penalties):
   actual = token_rewards(
-    REWARDS, MASK, log_ratio=RATIO, coefficient=0.5, kind=kind
+    REWARDS, MASK, log_ratio=LOG_RATIO, coefficient=0.5, kind=kind
   )
   expected = np.zeros((3, 4))
   expected[np.asarray(MASK)] = -0.5 * np.array(penalties)
@@ -93,8 +93,11 @@ def test_coefficients_adapt_by_at_most_a_fifth_per_horizon(divergence, factor):
     ({'coefficient': -1.0}, 'coefficient must be finite and at least 0'),
     ({'coefficient': 0.1}, 'needs log_ratio, got None and 0.1'),
     ({'coefficient': jnp.float32(0.5)}, 'needs log_ratio, got None and 0.5'),
-    ({'log_ratio': RATIO[:1]}, r'log_ratio must be \[S, T\] = \(3, 4\)'),
-    ({'log_ratio': RATIO, 'kind': 'k4'}, "kind must be one of .*, got 'k4'"),
+    ({'log_ratio': LOG_RATIO[:1]}, r'log_ratio must be \[S, T\] = \(3, 4\)'),
+    (
+      {'log_ratio': LOG_RATIO, 'kind': 'k4'},
+      "kind must be one of .*, got 'k4'",
+    ),
   ],
 )
 def test_refuses_options(options, sentence):

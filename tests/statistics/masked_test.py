@@ -85,19 +85,19 @@ def statistics_and_cotangents(
 def expected(mask):
   """The same from the statistics of all positions."""
   hidden, unembedding, targets, signal = problem()
-  off = jax.tree.map(lambda x: jnp.where(mask, x, 0), signal)
+  masked_signal = jax.tree.map(lambda x: jnp.where(mask, x, 0), signal)
   stats, moments, back = statistics_and_cotangents(
-    hidden, unembedding, targets, off, None, None
+    hidden, unembedding, targets, masked_signal, None, None
   )
   masked = jax.tree.map(lambda x: jnp.where(mask, x, 0), (stats, moments))
   return *masked, back
 
 
-def assert_agree(actual, wanted):
+def assert_agree(actual, reference):
   jax.tree.map(
     lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-6, atol=2e-6),
     actual,
-    wanted,
+    reference,
   )
 
 

@@ -206,7 +206,10 @@ def _is_selection(function: Node, argument: Node) -> bool:
 
 
 def is_unknown(node: Node) -> bool:
-  """Returns whether a symbol stands for the unknown of an equation."""
+  """Returns whether a symbol stands for the real unknown of an equation.
+
+  z and w usually stand for complex ones.
+  """
   return (
     node.kind == 'symbol'
     and len(node.value) == 1

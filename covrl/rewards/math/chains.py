@@ -30,7 +30,7 @@ class Chain(NamedTuple):
   """Values of a chain of equations.
 
   Attributes:
-    name: what the values are of; `None` for a chain of values only.
+    name: the quantity that has the values; `None` for a chain of values only.
     value: the last exact value.
     approximation: a decimal after it, if there is one.
   """

@@ -138,14 +138,14 @@ def _inequality(node: Node, line: _Line) -> Cells:
   positions = [i for i, part in enumerate(node.parts) if part.kind == 'symbol']
   if len(positions) != 1 or not set(node.value) <= {*_INEQUALITIES, '='}:
     raise Undefined('an inequality of one variable is required')
-  (name,) = positions
-  if len(node.parts) > 3 or (len(node.parts) == 3 and name != 1):
+  (variable,) = positions
+  if len(node.parts) > 3 or (len(node.parts) == 3 and variable != 1):
     raise Undefined('an inequality of one variable is required')
   kept = line.all
   for index, sign in enumerate(node.value):
-    bound = node.parts[index if index < name else index + 1]
+    bound = node.parts[index if index < variable else index + 1]
     # Read with the variable on the left.
-    sign = _FLIPPED.get(sign, sign) if index < name else sign
+    sign = _FLIPPED.get(sign, sign) if index < variable else sign
     if sign == '=':
       kept &= {line.at(constant(bound))}
     elif sign == 'ne':
@@ -164,8 +164,8 @@ def _half_line(bound: Node, closed: bool, side: str, line: _Line) -> Cells:
     # All numbers are above −∞ and below ∞.
     return line.all if (sign < 0) == (side == '>') else frozenset()
   cut = line.at(constant(bound))
-  above: Callable[[int], bool] = cut.__lt__ if side == '>' else cut.__gt__
-  kept = frozenset(filter(above, line.all))
+  is_on_side: Callable[[int], bool] = cut.__lt__ if side == '>' else cut.__gt__
+  kept = frozenset(filter(is_on_side, line.all))
   return kept | {cut} if closed else kept
 
 
