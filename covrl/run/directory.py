@@ -248,6 +248,9 @@ class RunDirectory:
       return
     self._warn = warn
     content = json.dumps(recipe.as_json()).encode()
+    sources = {
+      f'recipe/{name}': text.encode() for name, text in recipe.sources.items()
+    }
     try:
       saved = self.read_config()
     except ConfigError:
@@ -255,6 +258,8 @@ class RunDirectory:
     if self._recorded_identity() == recipe.identity:
       if change := describe_edit(saved, recipe):
         self._restore(_CONFIG, content, change)
+      for name, text in sources.items():
+        self._restore_if_changed(name, text, 'was changed')
     elif saved is not None and saved['identity'] != recipe.identity:
       # The leftovers of a run without progress; metrics are overwritten.
       for name in ('checkpoints', 'warm_start', 'recipe', 'tb'):
@@ -263,9 +268,7 @@ class RunDirectory:
         with storage.writing(self.path / name):
           (self.path / name).unlink(missing_ok=True)
     # First the file by which a directory is recognised as a run directory.
-    self._claimed = {_CONFIG: content} | {
-      f'recipe/{name}': text.encode() for name, text in recipe.sources.items()
-    }
+    self._claimed = {_CONFIG: content} | sources
     for name, written in self._claimed.items():
       self._write(name, written)
 
@@ -281,12 +284,8 @@ class RunDirectory:
     """
     self.check_lock()
     for name, content in self._claimed.items():
-      file = self.path / name
-      with storage.writing(file):
-        is_file = storage.is_regular_file(file)
-      current = file.read_bytes() if is_file else None
-      if current != content:
-        self._restore(name, content, 'was changed while the run used it')
+      change = 'was changed while the run used it'
+      self._restore_if_changed(name, content, change)
 
   def check_results(self, saved: Mapping[str, str]) -> None:
     """Warns of samples and evaluations that are not what was written; see `claim`.
@@ -304,12 +303,19 @@ class RunDirectory:
         f'{", …" * (len(texts) > 3)}; the run does not write them again'
       )
 
-  def _restore(self, name: str, content: bytes, change: str) -> None:
-    """Writes a file again that another program has changed or removed."""
+  def _content(self, name: str) -> bytes | None:
+    """Returns the content of a file, `None` without one."""
     file = self.path / name
     with storage.writing(file):
-      is_file = storage.is_regular_file(file)
-      current = file.read_bytes() if is_file else None
+      return file.read_bytes() if storage.is_regular_file(file) else None
+
+  def _restore_if_changed(self, name: str, content: bytes, change: str) -> None:
+    if self._content(name) != content:
+      self._restore(name, content, change)
+
+  def _restore(self, name: str, content: bytes, change: str) -> None:
+    """Writes a file again that another program has changed or removed."""
+    file, current = self.path / name, self._content(name)
     if current is None:
       self._warn(f'{file} was removed; it is written again')
     else:

@@ -243,6 +243,39 @@ def test_a_configuration_that_was_changed_since_a_checkpoint_is_restored(
   assert len(warnings) == 1
 
 
+@pytest.mark.parametrize(
+  ('changed', 'message'),
+  [
+    (lambda content: None, 'was removed; it is written again'),
+    (
+      lambda content: b'# Edited.',
+      'was changed; it is written again, its old content is kept as'
+      ' recipe_recipe.changed_1.py',
+    ),
+  ],
+)
+def test_a_recipe_that_was_changed_since_a_checkpoint_is_restored(
+  directory, recipe, changed, message
+):
+  store = CheckpointStore(directory.checkpoints, keep=1)
+  recipe = dataclasses.replace(recipe, sources={'recipe.py': '# Text.'})
+  directory.claim(recipe)
+  inputs = {RECIPE: recipe.identity}
+  store.save(3, {'x': np.zeros(2)}, {'inputs': inputs, 'iteration': 3})
+  file = pathlib.Path(directory.path / 'recipe' / 'recipe.py')
+  change(file, changed)
+  resumed, warnings = RunDirectory(directory.path), []
+  resumed.claim(recipe, warnings.append)
+  assert warnings == [f'{file} {message}']
+  assert file.read_text() == '# Text.'
+  copies = file.parent.parent.glob('recipe_recipe.changed_*')
+  assert [copy.read_text() for copy in copies] == ['# Edited.'] * (
+    'changed' in message
+  )
+  RunDirectory(directory.path).claim(recipe, warnings.append)
+  assert len(warnings) == 1
+
+
 @pytest.mark.parametrize(('changed', 'message'), CHANGES[:2])
 @pytest.mark.parametrize('name', ['config.json', 'recipe/recipe.py'])
 def test_files_that_are_changed_during_a_run_are_restored(
