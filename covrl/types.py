@@ -3,7 +3,8 @@
 
 In shape annotations: `B` rows of a batch, `S` sequences, `P` unique prompts,
 `G` responses per prompt, `T` tokens of a row, `N` tokens in a flat list,
-`V` vocabulary, `D` model width, `H` heads, `K` kv heads.
+`R` tokens of a response, `V` vocabulary, `D` model width, `H` heads, `K` kv heads,
+`L` layers, `k` experts per token.
 
 Arrays that describe *predictions* (`targets`, `loss_mask`, `weights`,
 `advantages`, every kind of log-probability in a `TokenBatch`) are aligned with

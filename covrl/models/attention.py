@@ -121,15 +121,15 @@ def attend(
   )
   scores = soft_cap(scores * (scale or head_dim**-0.5), cap)
   scores = jnp.where(allowed, scores, jnp.finfo(dtype).min)
-  mixed = _mix(scores, values).astype(queries.dtype)
-  mixed = mixed.reshape(batch, kv_heads, groups, length, head_dim)
-  return mixed.transpose(0, 3, 1, 2, 4).reshape(queries.shape)
+  attended = _average_values(scores, values).astype(queries.dtype)
+  attended = attended.reshape(batch, kv_heads, groups, length, head_dim)
+  return attended.transpose(0, 3, 1, 2, 4).reshape(queries.shape)
 
 
-def _mix(
+def _average_values(
   scores: Float[Array, 'B K Q C'], values: Float[Array, 'B K C h']
 ) -> Float[Array, 'B K Q h']:
-  """Computes softmax(scores) @ values, in the dtype of the scores.
+  """Averages values: softmax(scores) @ values, in the dtype of the scores.
 
   Products are divided by the sums of the exponentials, rather than these before
   the product: neither pass goes over the scores one more time, since
@@ -200,16 +200,16 @@ class Attention(nnx.Module):
     self.config = config
     dim, width = config.model_dim, config.head_dim
     heads, kv_heads = config.num_heads, config.num_kv_heads
-    into = ('embed', 'heads', 'head_dim')
-    into_kv = ('embed', 'kv_heads', 'head_dim')
+    query_axes = ('embed', 'heads', 'head_dim')
+    key_axes = ('embed', 'kv_heads', 'head_dim')
     self.query = normal_param(
-      rngs, (dim, heads, width), into, scale=dim**-0.5, config=config
+      rngs, (dim, heads, width), query_axes, scale=dim**-0.5, config=config
     )
     self.key = normal_param(
-      rngs, (dim, kv_heads, width), into_kv, scale=dim**-0.5, config=config
+      rngs, (dim, kv_heads, width), key_axes, scale=dim**-0.5, config=config
     )
     self.value = normal_param(
-      rngs, (dim, kv_heads, width), into_kv, scale=dim**-0.5, config=config
+      rngs, (dim, kv_heads, width), key_axes, scale=dim**-0.5, config=config
     )
     self.output = normal_param(
       rngs,
@@ -260,9 +260,9 @@ class Attention(nnx.Module):
       for heads, name in ((query, 'query'), (key, 'key'), (value, 'value'))
     )
     keys = LayerKeys(key.swapaxes(1, 2), value.swapaxes(1, 2))
-    mixed = self._attend(query, keys, mask)
-    mixed = constrain(mixed, 'batch', 'sequence', 'heads', None)
-    return linear(mixed, self.output, self.output_adapter, inputs=2), keys
+    attended = self._attend(query, keys, mask)
+    attended = constrain(attended, 'batch', 'sequence', 'heads', None)
+    return linear(attended, self.output, self.output_adapter, inputs=2), keys
 
   def _attend(
     self,
@@ -273,16 +273,16 @@ class Attention(nnx.Module):
     """Chooses the implementation by the form of the mask."""
     config, (keys, values) = self.config, new
     if mask.cached is not None:
-      mixed = attend_token(
+      attended = attend_token(
         query[:, 0], keys[:, :, 0], values[:, :, 0], mask.cached, config
       )
-      return mixed[:, None]
+      return attended[:, None]
     if mask.chunk is not None:
       return attend_chunk(query, keys, values, mask.chunk, config)
     if mask.lengths is not None:
       keys, values = keys.swapaxes(1, 2), values.swapaxes(1, 2)
-      mixed = attend_sequences(query, keys, values, mask.lengths, config)
-      return checkpoint_name(mixed, flash.CHECKPOINT_NAME)
+      attended = attend_sequences(query, keys, values, mask.lengths, config)
+      return checkpoint_name(attended, flash.CHECKPOINT_NAME)
     if mask.segment_ids is not None:
       return flash.attend_rows(
         query, keys, values, mask.segment_ids, mask.window, config
@@ -291,7 +291,7 @@ class Attention(nnx.Module):
       raise TypeError(
         'AttentionMask must have mask, segment_ids, cached, chunk or lengths'
       )
-    mixed = attend_causal(
+    attended = attend_causal(
       query,
       keys,
       values,
@@ -299,7 +299,7 @@ class Attention(nnx.Module):
       scale=config.attention_scale,
       cap=config.attention_soft_cap,
     )
-    return checkpoint_name(mixed, flash.CHECKPOINT_NAME)
+    return checkpoint_name(attended, flash.CHECKPOINT_NAME)
 
 
 def _shard_heads(heads: Float[Array, 'B T H h']) -> Float[Array, 'B T H h']:

@@ -127,7 +127,7 @@ class Block(nnx.Module):
     if self.attention_post_norm is not None:
       attended = self.attention_post_norm(attended)
     x = constrain(x + attended, 'batch', 'sequence', 'embed')
-    x = checkpoint_name(x, 'mixed')
+    x = checkpoint_name(x, 'attention_residual')
     normed, routing, record = self.mlp_norm(x), None, None
     if isinstance(self.mlp, RoutedMLP):
       output, routing, record = self.mlp(normed, real, recorded)

@@ -71,7 +71,7 @@ def attend_chunk(
   state = OnlineSoftmax(
     peak=self_scores.reshape(merged_shape),
     total=jnp.ones(merged_shape, dtype),
-    mixed=jnp.broadcast_to(
+    weighted_values=jnp.broadcast_to(
       values[:, :, None].astype(dtype), grouped.shape
     ).reshape(*merged_shape, width),
   )
@@ -112,8 +112,9 @@ def attend_chunk(
   if context.window is not None:
     first_block = jnp.maximum(context.start - context.window + 1, 0) // size
   end_block = (context.start + size - 1) // size
+  # `covrl compile` reads the number of trips, which depends on data, from the scope.
   with jax.named_scope(f'about_{max(length // size // 2, 1)}_trips'):
     state = jax.lax.fori_loop(first_block, end_block, add_earlier, state)
-  mixed = state.result().astype(queries.dtype)
-  mixed = mixed.reshape(rows, kv_heads, groups, size, width)
-  return mixed.transpose(0, 3, 1, 2, 4).reshape(queries.shape)
+  attended = state.result().astype(queries.dtype)
+  attended = attended.reshape(rows, kv_heads, groups, size, width)
+  return attended.transpose(0, 3, 1, 2, 4).reshape(queries.shape)

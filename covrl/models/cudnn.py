@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""cuDNN's fused attention on GPUs: where it is used, and without a mask."""
+"""cuDNN's fused attention on GPUs, of rows of one sequence without a mask."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def attend_sequences(
     jnp.where(real, x, 0) for x in (queries, keys, values)
   )
   window = config.windows[0] if config.windows else 0
-  mixed = jax.nn.dot_product_attention(
+  attended = jax.nn.dot_product_attention(
     queries,
     keys,
     values,
@@ -54,7 +54,7 @@ def attend_sequences(
     local_window_size=(window - 1, 0) if window else None,
     implementation=implementation,
   )
-  return jnp.where(real, mixed, 0)
+  return jnp.where(real, attended, 0)
 
 
 def uses_lengths(config: ModelConfig) -> bool:

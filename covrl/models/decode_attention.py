@@ -121,7 +121,9 @@ def _attend_local(
   state = OnlineSoftmax(
     peak=scores,
     total=jnp.ones_like(scores),
-    mixed=jnp.broadcast_to(values[:, :, None].astype(dtype), grouped.shape),
+    weighted_values=jnp.broadcast_to(
+      values[:, :, None].astype(dtype), grouped.shape
+    ),
   )
   if options.kernel:
     state = decode_on_tpu.attend_prompts(options, grouped, state, cached)
@@ -191,6 +193,7 @@ def _attend_prompts(
       tile_state,
     )
 
+  # `covrl compile` reads the number of trips, which depends on data, from the scope.
   with jax.named_scope(f'about_{-(-pairs // count)}_trips'):
     trips = (reads.length[0] + count - 1) // count
     return jax.lax.fori_loop(0, trips, read, state)
@@ -252,5 +255,6 @@ def _attend_responses(
   end_block = (jnp.max(responses.length) + size - 1) // size
   # The mean over layers, of which each reads one array.
   trips = max(round(-(-slots // size) * responses.share), 1)
+  # `covrl compile` reads the number of trips, which depends on data, from the scope.
   with jax.named_scope(f'about_{trips}_trips'):
     return jax.lax.fori_loop(0, end_block, read, state)

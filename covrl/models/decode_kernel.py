@@ -164,7 +164,7 @@ def attend_blocks(
       cached.append(vectors)
       cached_specs.append(cache_spec)
   sums = jax.ShapeDtypeStruct((tiles, kv_heads, tile_queries, 1), jnp.float32)
-  mixed = jax.ShapeDtypeStruct(
+  weighted_values = jax.ShapeDtypeStruct(
     (tiles, kv_heads, tile_queries, width), jnp.float32
   )
   before = OnlineSoftmax(*(to_tiles(x) for x in state))
@@ -184,7 +184,7 @@ def attend_blocks(
       in_specs=[query_spec, *cached_specs, sum_spec, sum_spec, query_spec],
       out_specs=(sum_spec, sum_spec, query_spec),
     ),
-    out_shape=(sums, sums, mixed),
+    out_shape=(sums, sums, weighted_values),
     compiler_params=pltpu.CompilerParams(dimension_semantics=('arbitrary',)),
     # An upper bound: all slots of one layer.
     cost_estimate=pl.CostEstimate(
@@ -211,11 +211,11 @@ def attend_blocks(
   valid = jnp.arange(reads.tile.shape[0]) < reads.length
   is_read = jnp.zeros(tiles, bool).at[reads.tile].max(valid)
   is_read = is_read[:, None, None, None]
-  peak, total, mixed = (
+  peak, total, weighted_values = (
     from_tiles(jnp.where(is_read, new, old))
     for new, old in zip(after, before, strict=True)
   )
-  return OnlineSoftmax(peak[..., 0], total[..., 0], mixed)
+  return OnlineSoftmax(peak[..., 0], total[..., 0], weighted_values)
 
 
 def _bytes_of_layer(cached: Array) -> int:
@@ -244,7 +244,15 @@ def _kernel(
 ) -> None:
   """Kernel of one block: updates the online softmax of a tile."""
   del layer
-  *cached, peak_before, total_before, mixed_before, peak, total, mixed = others
+  (
+    *cached,
+    peak_before,
+    total_before,
+    weighted_values_before,
+    peak,
+    total,
+    weighted_values,
+  ) = others
   key_scale: Ref = None
   value_scale: Ref = None
   if is_int8:
@@ -262,7 +270,7 @@ def _kernel(
   def _begin() -> None:
     peak[...] = peak_before[...]
     total[...] = total_before[...]
-    mixed[...] = mixed_before[...]
+    weighted_values[...] = weighted_values_before[...]
 
   # Slots that each row of the tile attends to, and their range over the tile.
   shape = (1, tile_rows * groups, size)
@@ -303,7 +311,7 @@ def _kernel(
     in_row = first_slot + jax.lax.broadcasted_iota(jnp.int32, (1, 1, size), 2)
     is_valid = (in_row >= lowest) & (in_row < highest)
     weights = weights * jnp.where(is_valid, value_scale[...][:, None], 0)
-  mixed[...] = mixed[...] * shrink + jnp.einsum(
+  weighted_values[...] = weighted_values[...] * shrink + jnp.einsum(
     'kqc,kch->kqh',
     weights.astype(query.dtype),
     block_values,

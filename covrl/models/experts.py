@@ -171,17 +171,17 @@ class RoutedMLP(nnx.Module):
       config.hidden_dim,
     )
     scale = dim**-0.5
-    into, out = ('expert', 'embed', 'mlp'), ('expert', 'mlp', 'embed')
+    up_axes, down_axes = ('expert', 'embed', 'mlp'), ('expert', 'mlp', 'embed')
     shape = (count, dim, hidden)
     self.router = normal_param(
       rngs, (dim, count), ('embed', None), scale=scale, config=config
     )
-    self.gate = normal_param(rngs, shape, into, scale=scale, config=config)
-    self.up = normal_param(rngs, shape, into, scale=scale, config=config)
+    self.gate = normal_param(rngs, shape, up_axes, scale=scale, config=config)
+    self.up = normal_param(rngs, shape, up_axes, scale=scale, config=config)
     self.down = normal_param(
       rngs,
       (count, hidden, dim),
-      out,
+      down_axes,
       scale=output_std(hidden, config),
       config=config,
     )
@@ -258,7 +258,7 @@ def mix_experts(
   if mesh.empty:
     return run(x, chosen, shares, gate, up, down)
   rules = sharding.current_rules()
-  tokens, into, out = (
+  tokens, up_spec, down_spec = (
     sharding.fitted_spec(mesh, axes, array.shape, rules)
     for axes, array in (
       (('batch', 'sequence', None), x),
@@ -267,8 +267,8 @@ def mix_experts(
     )
   )
   experts, hidden = (
-    sharding.mesh_axes_of(into[0]),
-    sharding.mesh_axes_of(into[2]),
+    sharding.mesh_axes_of(up_spec[0]),
+    sharding.mesh_axes_of(up_spec[2]),
   )
   # Devices with different experts may also have different tokens.
   gathered = tuple(e for e in experts if e in sharding.mesh_axes_of(tokens[0]))
@@ -295,7 +295,7 @@ def mix_experts(
   return jax.shard_map(
     on_device,
     mesh=mesh,
-    in_specs=(tokens, tokens, tokens, into, into, out),
+    in_specs=(tokens, tokens, tokens, up_spec, up_spec, down_spec),
     out_specs=tokens,
   )(x, chosen, shares, gate, up, down)
 

@@ -80,14 +80,14 @@ def attend_rows(
 
   sizes = sorted(set(config.windows or (0,)))
   if len(sizes) == 1 or window is None:
-    mixed = attend_within(sizes[0], *arrays)
+    attended = attend_within(sizes[0], *arrays)
   else:
     # Layers without a window have the largest integer as theirs.
     order = [size for size in sizes if size] + [0] * (0 in sizes)
     index = jnp.searchsorted(jnp.asarray([s for s in order if s]), window)
     branches = [functools.partial(attend_within, size) for size in order]
-    mixed = jax.lax.switch(index, branches, *arrays)
-  return mixed.swapaxes(1, 2)
+    attended = jax.lax.switch(index, branches, *arrays)
+  return attended.swapaxes(1, 2)
 
 
 def _shard_map(
@@ -163,10 +163,10 @@ def _attend_local(
     ids = jnp.pad(segment_ids, ((0, 0), (0, padding)))
   # Cost estimates read the window from the scope's name.
   with jax.named_scope(f'window_{window}'):
-    mixed = jax.vmap(kernel)(
+    attended = jax.vmap(kernel)(
       pad(queries), pad(keys), pad(values), splash.SegmentIds(ids, ids)
     )
-  return mixed[:, :, :length]
+  return attended[:, :, :length]
 
 
 def _block_mask(length: int, window: int) -> masks.Mask:

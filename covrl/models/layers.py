@@ -61,13 +61,13 @@ class Adapter(nnx.Module):
     self.scale = lora.scale
     rank, dtype = lora.rank, jnp.promote_types(weight.dtype, jnp.float32)
     axes, shape = weight.get_metadata('axes'), weight.shape
-    into, out = shape[:inputs], shape[inputs:]
-    drawn = jax.random.normal(rngs.adapters(), (*into, rank), dtype)
+    input_shape, output_shape = shape[:inputs], shape[inputs:]
+    drawn = jax.random.normal(rngs.adapters(), (*input_shape, rank), dtype)
     self.a = nnx.Param(
-      drawn * math.prod(into) ** -0.5, axes=(*axes[:inputs], 'rank')
+      drawn * math.prod(input_shape) ** -0.5, axes=(*axes[:inputs], 'rank')
     )
     self.b = nnx.Param(
-      jnp.zeros((rank, *out), dtype), axes=('rank', *axes[inputs:])
+      jnp.zeros((rank, *output_shape), dtype), axes=('rank', *axes[inputs:])
     )
 
   def __call__(self, x: Float[Array, 'B T ...']) -> Float[Array, 'B T ...']:
@@ -211,17 +211,17 @@ class GatedMLP(nnx.Module):
     self.config = config
     dim, hidden = config.model_dim, config.hidden_dim
     scale = dim**-0.5
-    into, out = ('embed', 'mlp'), ('mlp', 'embed')
+    up_axes, down_axes = ('embed', 'mlp'), ('mlp', 'embed')
     self.gate = normal_param(
-      rngs, (dim, hidden), into, scale=scale, config=config
+      rngs, (dim, hidden), up_axes, scale=scale, config=config
     )
     self.up = normal_param(
-      rngs, (dim, hidden), into, scale=scale, config=config
+      rngs, (dim, hidden), up_axes, scale=scale, config=config
     )
     self.down = normal_param(
       rngs,
       (hidden, dim),
-      out,
+      down_axes,
       scale=output_std(hidden, config),
       config=config,
     )

@@ -17,7 +17,7 @@ class OnlineSoftmax(NamedTuple):
   Attributes:
     peak: the largest score of each query.
     total: sum of exp(score − peak).
-    mixed: sum of exp(score − peak) · value.
+    weighted_values: sum of exp(score − peak) · value.
 
   References:
     Milakov and Gimelshein, "Online normalizer calculation for softmax",
@@ -26,7 +26,7 @@ class OnlineSoftmax(NamedTuple):
 
   peak: Float[Array, '*B Q']
   total: Float[Array, '*B Q']
-  mixed: Float[Array, '*B Q h']
+  weighted_values: Float[Array, '*B Q h']
 
   def add(
     self,
@@ -48,18 +48,19 @@ class OnlineSoftmax(NamedTuple):
     if isinstance(values, Int8Vectors):
       weights = weights * values.scale[..., None, :]
       values = values.values.astype(dtype)
-    mixed = jnp.einsum(
+    weighted_values = jnp.einsum(
       '...qc,...ch->...qh',
       weights.astype(values.dtype),
       values,
-      preferred_element_type=self.mixed.dtype,
+      preferred_element_type=self.weighted_values.dtype,
     )
     return OnlineSoftmax(
       peak=peak,
       total=total,
-      mixed=self.mixed * shrink[..., None] + mixed,
+      weighted_values=self.weighted_values * shrink[..., None]
+      + weighted_values,
     )
 
   def result(self) -> Float[Array, '*B Q h']:
     """Softmax-weighted mean of the values."""
-    return self.mixed / self.total[..., None]
+    return self.weighted_values / self.total[..., None]

@@ -24,7 +24,7 @@ import jax
 RematPolicy = Literal['nothing', 'cheap', 'gate', 'mlp', 'everything', 'host']
 
 # Names of the activations of attention.
-_ATTENTION = ('query', 'key', 'value', 'attended', 'mixed')
+_ATTENTION = ('query', 'key', 'value', 'attended', 'attention_residual')
 
 # Names of the activations that each policy saves; `None` is all.
 REMAT_POLICIES: dict[RematPolicy, tuple[str, ...] | None] = {

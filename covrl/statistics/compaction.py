@@ -60,6 +60,7 @@ class Blocks:
     if self._order is None:
       return body(0, state)
     max_trips = self._order.source.shape[0] // self._order.size
+    # `covrl compile` reads the number of trips, which depends on data, from the scope.
     with jax.named_scope(f'about_{max_trips}_trips'):
       return jax.lax.fori_loop(0, self._order.trips, body, state)
 

@@ -171,11 +171,13 @@ class BlockGrid:
     axis = int(self.outer == 'columns')
     block = self._token_block(pl.program_id(axis))
     left = jnp.maximum(count[0] - block * self.block[0], 0)
-    most = self.outer_block_size // min(self.outer_block_size, TILE)
+    tiles = self.outer_block_size // min(self.outer_block_size, TILE)
     if axis == 0:
-      trips = jnp.minimum(pl.cdiv(left, min(self.outer_block_size, TILE)), most)
+      trips = jnp.minimum(
+        pl.cdiv(left, min(self.outer_block_size, TILE)), tiles
+      )
     else:
-      trips = jnp.where(left > 0, most, 0)
+      trips = jnp.where(left > 0, tiles, 0)
     return functools.partial(self.for_each_tile, trips=trips)
 
   def read_token_values(self, refs: PyTree, tile: Slice) -> PyTree:

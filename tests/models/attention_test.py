@@ -25,10 +25,10 @@ def test_rotation_is_multiplication_by_a_complex_number():
   positions = jnp.array([[0, 1, 2, 3, 4], [7, 7, 0, 100, 31]])
   rates = 100.0 ** (-np.arange(4) / 4)
   rotations = np.exp(1j * np.asarray(positions)[..., None, None] * rates)
-  want = (np.asarray(x[..., :4]) + 1j * np.asarray(x[..., 4:])) * rotations
-  got = rotate(x, Rotation.of(positions, rope.base_frequencies(100.0, 8)))
-  np.testing.assert_allclose(got[..., :4], want.real, atol=2e-5)
-  np.testing.assert_allclose(got[..., 4:], want.imag, atol=2e-5)
+  expected = (np.asarray(x[..., :4]) + 1j * np.asarray(x[..., 4:])) * rotations
+  actual = rotate(x, Rotation.of(positions, rope.base_frequencies(100.0, 8)))
+  np.testing.assert_allclose(actual[..., :4], expected.real, atol=2e-5)
+  np.testing.assert_allclose(actual[..., 4:], expected.imag, atol=2e-5)
 
 
 def test_rotated_products_depend_on_distance_only():
@@ -53,15 +53,15 @@ def test_attention_matches_a_loop_over_heads():
   v = np.asarray(draw(2, batch, kv_heads, slots, width))
   mask = np.random.default_rng(3).random((batch, length, slots)) < 0.6
   mask[:, :, 0] = True
-  want = np.zeros(q.shape)
+  expected = np.zeros(q.shape)
   for b, t, h in np.ndindex(batch, length, heads):
     shared = h // (heads // kv_heads)
     seen = np.flatnonzero(mask[b, t])
     scores = k[b, shared, seen] @ q[b, t, h] / np.sqrt(width)
     shares = np.exp(scores - scores.max())
-    want[b, t, h] = shares @ v[b, shared, seen] / shares.sum()
-  got = attend(*map(jnp.asarray, (q, k, v, mask)))
-  np.testing.assert_allclose(got, want, atol=1e-5)
+    expected[b, t, h] = shares @ v[b, shared, seen] / shares.sum()
+  actual = attend(*map(jnp.asarray, (q, k, v, mask)))
+  np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize('length', [1, 5, 12, 70])
@@ -80,9 +80,9 @@ def test_blocks_of_queries_change_nothing(length, monkeypatch):
 
     return jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(q, k, v)
 
-  got, want = run(attention.attend_causal), run(attention.attend)
+  actual, expected = run(attention.attend_causal), run(attention.attend)
   for ours, theirs in zip(
-    jax.tree.leaves(got), jax.tree.leaves(want), strict=True
+    jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True
   ):
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
@@ -113,11 +113,11 @@ def test_query_without_allowed_keys_is_finite():
 def test_softmax_is_float32_for_narrow_inputs():
   q, kv = draw(0, 1, 4, 2, 8), draw(1, 1, 1, 4, 8)
   mask = jnp.ones((1, 4, 4), bool)
-  want = attend(q, kv, kv, mask)
+  expected = attend(q, kv, kv, mask)
   q, kv = q.astype(jnp.bfloat16), kv.astype(jnp.bfloat16)
-  got = attend(q, kv, kv, mask)
-  assert got.dtype == jnp.bfloat16
-  np.testing.assert_allclose(got.astype(jnp.float32), want, atol=0.03)
+  actual = attend(q, kv, kv, mask)
+  assert actual.dtype == jnp.bfloat16
+  np.testing.assert_allclose(actual.astype(jnp.float32), expected, atol=0.03)
 
 
 @pytest.mark.parametrize('window', [0, 3])
@@ -134,8 +134,8 @@ def test_attention_of_sequences_matches_that_with_a_mask(window):
   mask = mask & real[:, None, :, 0, 0]
 
   def with_mask(q, k, v):
-    mixed = attention.attend(q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask)
-    return jnp.where(real, mixed, 0)
+    attended = attention.attend(q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask)
+    return jnp.where(real, attended, 0)
 
   def with_lengths(q, k, v):
     return attention.attend_sequences(
@@ -147,5 +147,5 @@ def test_attention_of_sequences_matches_that_with_a_mask(window):
   for attend in (with_lengths, with_mask):
     value, pull_back = jax.vjp(attend, *arrays)
     outputs.append((value, *pull_back(weights)))
-  for got, want in zip(*outputs, strict=True):
-    np.testing.assert_allclose(got, want, atol=1e-5)
+  for actual, expected in zip(*outputs, strict=True):
+    np.testing.assert_allclose(actual, expected, atol=1e-5)

@@ -18,8 +18,8 @@ def draw(*shape):
 def test_repeat_rows_equals_numpy_repeat_on_any_axis():
   x = draw(2, 3, 4)
   for axis in range(3):
-    want = np.repeat(np.asarray(x), 3, axis=axis)
-    np.testing.assert_array_equal(repeat_rows(x, 3, axis=axis), want)
+    expected = np.repeat(np.asarray(x), 3, axis=axis)
+    np.testing.assert_array_equal(repeat_rows(x, 3, axis=axis), expected)
 
 
 def make_cache():
@@ -40,11 +40,11 @@ def test_append_writes_one_slot_of_live_rows_in_every_layer():
   # The last row has no empty slot.
   live = jnp.array([True, False, True, True])
   after = cache.append(new, 2 * new, live)
-  want = np.zeros(cache.keys.shape, np.float32)
-  want[:, 0, :, 0] = new[:, 0]
-  want[:, 2, :, 2] = new[:, 2]
-  np.testing.assert_array_equal(after.keys, want)
-  np.testing.assert_array_equal(after.values, 2 * want)
+  expected = np.zeros(cache.keys.shape, np.float32)
+  expected[:, 0, :, 0] = new[:, 0]
+  expected[:, 2, :, 2] = new[:, 2]
+  np.testing.assert_array_equal(after.keys, expected)
+  np.testing.assert_array_equal(after.values, 2 * expected)
   assert after.length.tolist() == [1, 1, 3, 4]
   assert after.position().tolist() == [6, 5, 7, 6]
 
@@ -125,13 +125,13 @@ def test_tokens_are_appended_as_integers():
   cache = DecodeCache.empty(cache.prompts.as_int8(), cache.prompt, 3)
   new = draw(2, 4, 1, 4)
   after = cache.append(new, 2 * new, jnp.array([True, False, True, True]))
-  want = Int8Vectors.of(new)
+  expected = Int8Vectors.of(new)
   assert after.keys.values.dtype == jnp.int8
   for row in (0, 2, 3):
     np.testing.assert_array_equal(
-      after.keys.values[:, row, :, 0], want.values[:, row]
+      after.keys.values[:, row, :, 0], expected.values[:, row]
     )
     np.testing.assert_array_equal(
-      after.values.scale[:, row, :, 0], 2 * want.scale[:, row]
+      after.values.scale[:, row, :, 0], 2 * expected.scale[:, row]
     )
   assert not np.any(after.keys.scale[:, 1])

@@ -117,7 +117,7 @@ def check_decode(
     return (kernel or attend_token)(queries, keys, values, tokens, config)
 
   with sharding.use_mesh(mesh, sharding.ROLLOUT_RULES):
-    got = attended(queries, keys, values, cache_under_test)
+    actual = attended(queries, keys, values, cache_under_test)
 
   def exact(x):
     return x.values * x.scale[..., None] if int8 else x
@@ -146,8 +146,8 @@ def check_decode(
     mask[:, None],
     cap=cap,
   )[:, 0]
-  np.testing.assert_allclose(got[live], expected[live], atol=2e-5)
-  assert np.isfinite(got).all()
+  np.testing.assert_allclose(actual[live], expected[live], atol=2e-5)
+  assert np.isfinite(actual).all()
 
 
 def as_int8(cache):
@@ -206,11 +206,11 @@ def test_prompts_to_read_are_those_of_live_rows(data):
   live = data.draw(st.lists(st.booleans(), min_size=rows, max_size=rows))
   reads = LIST_PROMPTS(jnp.array(prompt), jnp.array(live))
   count = int(reads.length[0])
-  got = list(zip(reads.tile.tolist(), reads.prompt.tolist(), strict=True))
+  actual = list(zip(reads.tile.tolist(), reads.prompt.tolist(), strict=True))
   expected = {(row // 8, prompt[row]) for row in range(rows) if live[row]}
-  assert len(got[:count]) == len(expected)
-  assert set(got[:count]) == expected
-  assert [tile for tile, _ in got[:count]] == sorted(t for t, _ in expected)
+  assert len(actual[:count]) == len(expected)
+  assert set(actual[:count]) == expected
+  assert [tile for tile, _ in actual[:count]] == sorted(t for t, _ in expected)
 
 
 LIST_PROMPTS = jax.jit(cached_tokens.list_local)
@@ -237,17 +237,17 @@ def test_blocks_to_read_are_those_with_a_slot_in_range(data):
     SlotRange(jnp.asarray(starts), jnp.asarray(ends)), size, slots
   )
   count = int(blocks.length)
-  got = list(zip(blocks.row.tolist(), blocks.block.tolist(), strict=True))
+  actual = list(zip(blocks.row.tolist(), blocks.block.tolist(), strict=True))
   expected = [
     (row, block)
     for row, (start, end) in enumerate(zip(starts, ends, strict=True))
     for block in range(-(-slots // size))
     if max(block * size, start) < min((block + 1) * size, end)
   ]
-  assert got[:count] == expected
+  assert actual[:count] == expected
   # Entries beyond the length must be valid indices too.
-  assert all(row < len(ranges) for row, _ in got)
-  assert all(block < -(-slots // size) for _, block in got)
+  assert all(row < len(ranges) for row, _ in actual)
+  assert all(block < -(-slots // size) for _, block in actual)
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,10 @@ from covrl.models.cache import DecodeCache
 from covrl.models.experts import ExpertRecord, RoutedMLP, mix_experts
 from covrl.parallel.sharding import TRAIN_RULES, fitted_sharding, make_mesh
 
+# Sizes of the tokens and experts, and the number of experts of a token.
 ROWS, LENGTH, DIM, HIDDEN, EXPERTS, CHOSEN = 8, 3, 4, 8, 4, 2
 MIX = jax.jit(functools.partial(mix_experts, activation='silu'))
+# Logical axes of the arrays of `draw`.
 AXES = (
   ('batch', None, None),
   ('batch', None, None),
@@ -258,7 +260,7 @@ def test_given_experts_take_the_place_of_the_likeliest():
   for output in (known, form.empty(3, 6)):
     actual, _ = replayed(policy, other, tokens, output)
     np.testing.assert_allclose(actual, plain, atol=1e-6)
-  # Another's experts are those that count, and are not its own.
+  # The recorded experts of another policy are used, and not its own.
   actual, routing = replayed(policy, params, tokens, known)
   expected = np.stack(
     [
