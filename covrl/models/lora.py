@@ -15,8 +15,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from covrl.array_checks import check_integer, check_number
-
 TARGETS = ('query', 'key', 'value', 'output', 'gate', 'up', 'down')
 
 _SUFFIX = '_adapter'
@@ -35,8 +33,7 @@ class Lora:
     rank_stabilised: whether the scale is alpha / √rank instead.
 
   Raises:
-    TypeError: if the rank is not an integer, or alpha not a number.
-    ValueError: if a target is unknown or repeated, or a number is not positive.
+    ValueError: if a target is unknown, or a number is not positive.
 
   References:
     Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models",
@@ -53,15 +50,18 @@ class Lora:
   rank_stabilised: bool = False
 
   def __post_init__(self) -> None:
-    check_integer('the rank of adapters', self.rank, 1)
-    check_number('the alpha of adapters', self.alpha, 0, is_open=True)
-    unknown = [name for name in self.targets if name not in TARGETS]
-    is_tuple = isinstance(self.targets, tuple)
-    repeats = len(set(self.targets)) < len(self.targets)
-    if unknown or repeats or not is_tuple or not self.targets:
+    if self.rank < 1:
       raise ValueError(
-        f'the targets of adapters must be a tuple of some of {TARGETS}, each'
-        f' once, got {self.targets}'
+        f'the rank of adapters must be at least 1, got {self.rank}'
+      )
+    if not self.alpha > 0:
+      raise ValueError(
+        f'the alpha of adapters must be positive, got {self.alpha}'
+      )
+    unknown = [name for name in self.targets if name not in TARGETS]
+    if unknown or not self.targets:
+      raise ValueError(
+        f'the targets of adapters must be some of {TARGETS}, got {self.targets}'
       )
 
   @property
