@@ -266,12 +266,12 @@ def test_a_rise_is_an_interval_above_the_warm_start():
 
 
 def test_the_slope_over_the_size_is_per_factor_of_ten():
-  tens = np.log10(parameters_of(64) / parameters_of(32))
-  twice = np.log10(parameters_of(128) / parameters_of(32))
+  decades_to_64 = np.log10(parameters_of(64) / parameters_of(32))
+  decades_to_128 = np.log10(parameters_of(128) / parameters_of(32))
   by_width = {
     32: {0: 1.0, 1: 1.0, 2: 1.0},
-    64: {0: 1.0 + tens, 1: 1.0 + 3 * tens, 2: 9.0},
-    128: {0: 1.0 + twice, 1: 1.0 + 3 * twice},
+    64: {0: 1.0 + decades_to_64, 1: 1.0 + 3 * decades_to_64, 2: 9.0},
+    128: {0: 1.0 + decades_to_128, 1: 1.0 + 3 * decades_to_128},
   }
   slope = slope_by_size(by_width)  # seed 2 has two sizes
   assert slope is not None

@@ -57,7 +57,7 @@ def jvp_score(
   >>> score = jvp_score(
   ...   statistics, table, jnp.ones((1, 1)), jnp.ones((1, 1), bool)
   ... )
-  >>> round(float(score[0, 0]), 4)  # π(a) (log π(a) + H) − κ, in nats
+  >>> round(float(score[0, 0]), 4)  # w [π(a) (log π(a) + H) − Σπ² (log π + H)]
   0.13
   """
 

@@ -208,10 +208,10 @@ def _rank_by_hash(tokens: _SaltedTokens) -> RankedTokens:
   sequences, positions = _identity(
     tokens.eligible, tokens.sequence_ids, tokens.positions
   )
-  row, column = tokens.salt
+  sequence_salt, position_salt = tokens.salt
   hashes = _hash_bits(
-    _hash_bits(sequences.astype(jnp.uint32) ^ row)
-    ^ _hash_bits(positions.astype(jnp.uint32) ^ column)
+    _hash_bits(sequences.astype(jnp.uint32) ^ sequence_salt)
+    ^ _hash_bits(positions.astype(jnp.uint32) ^ position_salt)
   )
   hashes = jax.lax.bitcast_convert_type(hashes, jnp.int32)
   return RankedTokens(

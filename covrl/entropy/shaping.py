@@ -260,8 +260,8 @@ def _scale_by(
       logprobs=_masked_constant(stats.logprobs, mask),
       entropy=_masked_constant(stats.entropy, mask),
     )
-    by = jnp.where(mask, factor(inputs, value), 1)
-    return jax.tree.map(lambda u: (u * by).astype(u.dtype), updates)
+    factors = jnp.where(mask, factor(inputs, value), 1)
+    return jax.tree.map(lambda u: (u * factors).astype(u.dtype), updates)
 
   return with_coefficient(name, coefficient, edit)
 

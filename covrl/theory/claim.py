@@ -104,7 +104,7 @@ class Claim:
   def __post_init__(self) -> None:
     if not self.verdict.startswith((HOLDS, FAILS)):
       raise ValueError(
-        f"a verdict is 'holds', 'fails' or 'holds if …', got {self.verdict!r}"
+        f"verdict must be 'holds', 'fails' or 'holds if …', got {self.verdict!r}"
       )
 
   def run(self, settings: Settings) -> Result:

@@ -221,8 +221,10 @@ def _train(
   def step_all(
     states: tuple[Array, PyTree], step: Array
   ) -> tuple[tuple[Array, PyTree], Array]:
-    draw = jax.random.fold_in(key, step)
-    noise = tabular.gumbel_noise(draw, seeds, tree=tree, responses=RESPONSES)
+    step_key = jax.random.fold_in(key, step)
+    noise = tabular.gumbel_noise(
+      step_key, seeds, tree=tree, responses=RESPONSES
+    )
     states = jax.vmap(update, (0, None, 0))(states, step, noise)
     return states, jax.vmap(trees.mean_entropy, (None, 0))(tree, states[0])
 

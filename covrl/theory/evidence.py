@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-EXACT = 1e-12  # tolerance for rounding in 64-bit algebra
+EXACT_TOLERANCE = 1e-12  # for rounding errors of 64-bit algebra
 
 Numbers = Float[np.ndarray, ' n']
 

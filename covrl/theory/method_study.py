@@ -89,6 +89,8 @@ PROBLEM_SETS = ('a single optimum', 'three tied optima')
 class MethodResults:
   """Training runs of every method, problem set and seed (axes `A`, `W`, `E`).
 
+  The other axes are recorded iterations `t`, prompts `P` and responses `L`.
+
   Attributes:
     steps: recorded iterations.
     returns: J at these iterations.

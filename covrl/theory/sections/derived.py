@@ -17,7 +17,7 @@ from covrl.theory import (
 )
 from covrl.theory.claim import Formula, Section, Settings
 from covrl.theory.evidence import (
-  EXACT,
+  EXACT_TOLERANCE,
   Curve,
   Evidence,
   Plot,
@@ -101,24 +101,28 @@ def token_score(settings: Settings, formula: Formula) -> Evidence:
   '‖∇J‖² ≤ [2 (J* − J_0) + C² Σ η β² + L σ² Σ η²]/Σ η. This is O(1/T) for '
   'constant η without noise if Σ β² < ∞, and at best T^−½ with noise.',
   verdict='fails',
-  formula=lambda rate, g, b, smooth, noise: (
-    rate / 2 * (g - b) - smooth * rate**2 * noise / 2
+  formula=lambda rate, g, b, smoothness, noise: (
+    rate / 2 * (g - b) - smoothness * rate**2 * noise / 2
   ),
-  wrong_formulas=(lambda rate, g, b, smooth, noise: rate / 2 * (g - b),),
+  wrong_formulas=(lambda rate, g, b, smoothness, noise: rate / 2 * (g - b),),
 )
 def annealing_bound(settings: Settings, formula: Formula) -> Evidence:
   """Enumerates two-point noise, and runs ascent with sampled noise."""
   rng = settings.rng()
-  z, smooth, _ = gradient_ascent.near_entropy_maximum(settings)
+  z, smoothness, _ = gradient_ascent.near_entropy_maximum(settings)
   g = gradient(z, np.zeros((1, 5)), 1.0)
   b, noise = 0.5 * np.roll(g, 1, axis=-1), np.roll(g, 2, axis=-1)
-  ends = [z + (g + b + sign * noise) / smooth for sign in (1, -1)]
+  ends = [z + (g + b + sign * noise) / smoothness for sign in (1, -1)]
   gain = np.mean(
     [categorical.entropy(categorical.softmax(end)) for end in ends]
   )
   gain -= float(categorical.entropy(categorical.softmax(z))[0])
   tight = formula(
-    1 / smooth, squared_norm(g), squared_norm(b), smooth, squared_norm(noise)
+    1 / smoothness,
+    squared_norm(g),
+    squared_norm(b),
+    smoothness,
+    squared_norm(noise),
   )[0]
   least = _least_gain(settings, formula)
   starts, rewards = random_bandits(settings)
@@ -143,7 +147,9 @@ def annealing_bound(settings: Settings, formula: Formula) -> Evidence:
         1,
         0.01,
       ),
-      at_least('least expected gain minus its bound, bandits', least, -EXACT),
+      at_least(
+        'least expected gain minus its bound, bandits', least, -EXACT_TOLERANCE
+      ),
     ],
   )
 
@@ -151,7 +157,7 @@ def annealing_bound(settings: Settings, formula: Formula) -> Evidence:
 def _least_gain(settings: Settings, formula: Formula) -> float:
   """Least expected gain of a biased, noisy step minus its bound, bandits."""
   rng, (z, rewards) = settings.rng(), random_bandits(settings)
-  smooth, rate, least = 0.5, 2.0, np.inf
+  smoothness, rate, least = 0.5, 2.0, np.inf
   for _ in range(200):
     g = gradient(z, rewards)
     b, noise = 0.1 * rng.normal(size=(2, *z.shape))
@@ -161,7 +167,7 @@ def _least_gain(settings: Settings, formula: Formula) -> float:
       for sign in (1, -1)
     ]
     bound = formula(
-      rate, squared_norm(g), squared_norm(b), smooth, squared_norm(noise)
+      rate, squared_norm(g), squared_norm(b), smoothness, squared_norm(noise)
     )
     least = min(least, (np.mean(gains, axis=0) - bound).min())
     z = z + rate * g
@@ -185,7 +191,7 @@ BIAS_SCALE = 0.01
 )
 def annealing_rate(settings: Settings, formula: Formula) -> Evidence:
   """Runs ascent on E r + ½ H with a bias of fixed direction."""
-  times, squares, direction = _biased(settings)
+  times, squares, direction = _biased_ascent(settings)
   late = times > times[-1] / 30
   slopes = [
     categorical.power_law_exponent(times[late], row[late]) for row in squares
@@ -234,7 +240,7 @@ def annealing_rate(settings: Settings, formula: Formula) -> Evidence:
 
 
 @functools.cache
-def _biased(
+def _biased_ascent(
   settings: Settings,
 ) -> tuple[
   Float[np.ndarray, ' t'], Float[np.ndarray, 'p t'], Float[np.ndarray, 'n K']

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from covrl.theory import categorical, tabular, tree_policy, trees
 from covrl.theory.claim import Formula, Section, Settings
 from covrl.theory.evidence import (
-  EXACT,
+  EXACT_TOLERANCE,
   Evidence,
   at_least,
   at_most,
@@ -40,12 +40,14 @@ def objective(settings: Settings, formula: Formula) -> Evidence:
   return Evidence(
     printed=[
       at_most(
-        'probabilities sum to 1, error', abs(probabilities.sum() - 1), EXACT
+        'probabilities sum to 1, error',
+        abs(probabilities.sum() - 1),
+        EXACT_TOLERANCE,
       ),
       at_most(
         'sum over responses minus recursion',
         abs(formula(probabilities, rewards) - recursion),
-        EXACT,
+        EXACT_TOLERANCE,
       ),
     ]
   )
@@ -66,11 +68,13 @@ def softmax(settings: Settings, formula: Formula) -> Evidence:
   reference = np.asarray(jax.nn.softmax(z))
   return Evidence(
     printed=[
-      at_most('largest error', abs(formula(z) - reference).max(), EXACT),
+      at_most(
+        'largest error', abs(formula(z) - reference).max(), EXACT_TOLERANCE
+      ),
       at_most(
         'change under a shift per state',
         abs(formula(z + shift) - reference).max(),
-        EXACT,
+        EXACT_TOLERANCE,
       ),
     ]
   )
@@ -92,15 +96,17 @@ def entropy(settings: Settings, formula: Formula) -> Evidence:
   values = formula(categorical.softmax(z))
   return Evidence(
     printed=[
-      at_most("error against covrl's", abs(values - ours[:-1]).max(), EXACT),
-      at_most('largest H − log K', (values - np.log(8)).max(), EXACT),
+      at_most(
+        "error against covrl's", abs(values - ours[:-1]).max(), EXACT_TOLERANCE
+      ),
+      at_most('largest H − log K', (values - np.log(8)).max(), EXACT_TOLERANCE),
       at_least('least entropy', values.min(), 0.0),
     ],
     corrected=[
       at_most(
         "covrl's error where probabilities are 0",
         abs(ours[-1] - np.log(2)),
-        EXACT,
+        EXACT_TOLERANCE,
       )
     ],
   )
@@ -130,16 +136,18 @@ def visitation(settings: Settings, formula: Formula) -> Evidence:
   ).sum()
   state_entropy = (d * categorical.entropy(policy.pi).ravel()).sum()
   return Evidence(
-    printed=[at_most('|d P − d|', abs(d @ within - d).max(), EXACT)],
+    printed=[at_most('|d P − d|', abs(d @ within - d).max(), EXACT_TOLERANCE)],
     conditional=[
-      at_most('|d P − d|', abs(d @ (within + restarts) - d).max(), EXACT),
-      at_most('d sums to 1, error', abs(d.sum() - 1), EXACT),
+      at_most(
+        '|d P − d|', abs(d @ (within + restarts) - d).max(), EXACT_TOLERANCE
+      ),
+      at_most('d sums to 1, error', abs(d.sum() - 1), EXACT_TOLERANCE),
     ],
     corrected=[
       at_most(
         'T · H(π) minus the entropy of responses',
         abs(policy.rho.sum() * state_entropy - response_entropy),
-        EXACT,
+        EXACT_TOLERANCE,
       ),
     ],
   )
@@ -162,12 +170,12 @@ def policy_gradient(settings: Settings, formula: Formula) -> Evidence:
       at_most(
         'error against autodiff',
         abs(theorem - tree_policy.policy_gradient(policy)).max(),
-        EXACT,
+        EXACT_TOLERANCE,
       ),
       at_most(
         "error of covrl's update",
         abs(policy.logits + theorem - _unit_step(policy)).max(),
-        EXACT,
+        EXACT_TOLERANCE,
       ),
     ]
   )
@@ -206,14 +214,14 @@ def centred_advantages(settings: Settings, formula: Formula) -> Evidence:
       at_most(
         'largest |E A|',
         abs(categorical.expectation(policy.pi, policy.advantages)).max(),
-        EXACT,
+        EXACT_TOLERANCE,
       )
     ],
     corrected=[
       at_most(
         'π (A − E A) minus the mean sampled update',
         abs(formula(policy.pi, estimates) - average).max(),
-        EXACT,
+        EXACT_TOLERANCE,
       ),
       at_least(
         'error of π A for advantages that are not centred',

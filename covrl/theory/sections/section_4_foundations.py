@@ -9,7 +9,7 @@ import numpy as np
 from covrl.theory import categorical, trees
 from covrl.theory.claim import Formula, Section, Settings
 from covrl.theory.evidence import (
-  EXACT,
+  EXACT_TOLERANCE,
   Curve,
   Evidence,
   Plot,
@@ -38,7 +38,9 @@ def entropy_gradient(settings: Settings, formula: Formula) -> Evidence:
     pi = categorical.softmax(z)
     error = formula(pi, categorical.centred_logprobs(pi)) - autodiff(z)
     worst = max(worst, float(abs(error).max()))
-  return Evidence(printed=[at_most('error against autodiff', worst, EXACT)])
+  return Evidence(
+    printed=[at_most('error against autodiff', worst, EXACT_TOLERANCE)]
+  )
 
 
 @claim(

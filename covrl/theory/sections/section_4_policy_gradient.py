@@ -9,7 +9,7 @@ from jaxtyping import Float
 from covrl.theory import categorical, tree_policy
 from covrl.theory.claim import Formula, Section, Settings
 from covrl.theory.evidence import (
-  EXACT,
+  EXACT_TOLERANCE,
   Curve,
   Evidence,
   Plot,
@@ -50,7 +50,7 @@ def logit_update(settings: Settings, formula: Formula) -> Evidence:
       at_most(
         'error against autodiff',
         abs(policy.pi * policy.advantages - gradient).max(),
-        EXACT,
+        EXACT_TOLERANCE,
       )
     ],
     conditional=[
@@ -59,11 +59,11 @@ def logit_update(settings: Settings, formula: Formula) -> Evidence:
         abs(
           single.pi * single.advantages - tree_policy.policy_gradient(single)
         ).max(),
-        EXACT,
+        EXACT_TOLERANCE,
       )
     ],
     corrected=[
-      at_most('error with ρ(s)', abs(update - gradient).max(), EXACT),
+      at_most('error with ρ(s)', abs(update - gradient).max(), EXACT_TOLERANCE),
       at_most(
         'cosine of the printed update with ∇J',
         _cosine(policy.pi * policy.advantages, gradient),
@@ -215,9 +215,11 @@ def calibrated_policies(settings: Settings, formula: Formula) -> Evidence:
       )
     ],
     conditional=[
-      at_least('least covariance', covariance.min(), -EXACT),
+      at_least('least covariance', covariance.min(), -EXACT_TOLERANCE),
       at_most(
-        'largest increase of entropy, η from 0.01 to 100', max(rises), EXACT
+        'largest increase of entropy, η from 0.01 to 100',
+        max(rises),
+        EXACT_TOLERANCE,
       ),
     ],
     corrected=[

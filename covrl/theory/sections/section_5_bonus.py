@@ -14,7 +14,7 @@ import covrl
 from covrl.theory import categorical, tabular, tree_policy, trees
 from covrl.theory.claim import Formula, Section, Settings
 from covrl.theory.evidence import (
-  EXACT,
+  EXACT_TOLERANCE,
   Curve,
   Evidence,
   Plot,
@@ -77,18 +77,20 @@ def regularised_gradient(settings: Settings, formula: Formula) -> Evidence:
       at_most(
         'error of ∇H against autodiff',
         abs(-policy.pi * f - gradient).max(),
-        EXACT,
+        EXACT_TOLERANCE,
       )
     ],
     conditional=[
       at_most(
         'error of ∇H against autodiff',
         abs(single_state - _entropy_parts(single)[0]).max(),
-        EXACT,
+        EXACT_TOLERANCE,
       )
     ],
     corrected=[
-      at_most('error of the full formula', abs(full - gradient).max(), EXACT),
+      at_most(
+        'error of the full formula', abs(full - gradient).max(), EXACT_TOLERANCE
+      ),
       at_least(
         'relative error of the semi-gradient',
         np.linalg.norm(semi - gradient) / np.linalg.norm(gradient),
@@ -152,16 +154,20 @@ def regularised_update(settings: Settings, formula: Formula) -> Evidence:
   policy = tree_policy.random_tree_policy(settings)
   return Evidence(
     printed=[
-      at_most("error of covrl's update", error(policy, as_printed), EXACT)
+      at_most(
+        "error of covrl's update", error(policy, as_printed), EXACT_TOLERANCE
+      )
     ],
     conditional=[
       at_most(
         "error of covrl's update",
         error(tree_policy.single_state_policy(settings), as_printed),
-        EXACT,
+        EXACT_TOLERANCE,
       )
     ],
-    corrected=[at_most('error with ρ(s)', error(policy, formula), EXACT)],
+    corrected=[
+      at_most('error with ρ(s)', error(policy, formula), EXACT_TOLERANCE)
+    ],
   )
 
 
@@ -304,7 +310,7 @@ def variance_of_logprobs(settings: Settings, formula: Formula) -> Evidence:
       at_most(
         'error of the closed form',
         abs(formula(eps, 10) - variance).max(),
-        EXACT,
+        EXACT_TOLERANCE,
       ),
       at_most('Var at ε = 1e-8', variance[0], 1e-5),
       at_least(

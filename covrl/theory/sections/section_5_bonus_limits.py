@@ -11,7 +11,7 @@ from jaxtyping import Float
 from covrl.theory import categorical, method_study
 from covrl.theory.claim import Formula, Section, Settings
 from covrl.theory.evidence import (
-  EXACT,
+  EXACT_TOLERANCE,
   Curve,
   Evidence,
   Plot,
@@ -152,13 +152,17 @@ def suboptimality(settings: Settings, formula: Formula) -> Evidence:
   entropies = categorical.entropy(pi), categorical.entropy(bandits.star)
   bound = alpha * (entropies[0] - entropies[1])
   identity = formula(alpha, *entropies, categorical.kl(bandits.star, pi))
-  violated = (gap < bound - EXACT).mean()
+  violated = (gap < bound - EXACT_TOLERANCE).mean()
   return Evidence(
     printed=[at_most('fraction of bandits that violate it', violated, 0.0)],
     corrected=[
-      at_most('error of the identity', abs(gap - identity).max(), EXACT),
       at_most(
-        'largest excess over the reversed bound', (gap - bound).max(), EXACT
+        'error of the identity', abs(gap - identity).max(), EXACT_TOLERANCE
+      ),
+      at_most(
+        'largest excess over the reversed bound',
+        (gap - bound).max(),
+        EXACT_TOLERANCE,
       ),
       at_least('fraction of bandits that violate it', violated, 0.99),
       at_most('largest α (H(π*) − H(π*_reg))', -bound.min(), 0),
@@ -219,7 +223,7 @@ def sensitivity(settings: Settings, formula: Formula) -> Evidence:
         'gap of the optimum for α = √10 divided by its Gibbs form',
         gaps[-1] / _gibbs(rewards, alphas[-1]),
         1,
-        EXACT,
+        EXACT_TOLERANCE,
       ),
     ],
     plots=[

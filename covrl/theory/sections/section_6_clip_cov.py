@@ -11,7 +11,7 @@ import covrl
 from covrl.theory import categorical, sampled_batch
 from covrl.theory.claim import Formula, Section, Settings
 from covrl.theory.evidence import (
-  EXACT,
+  EXACT_TOLERANCE,
   Evidence,
   at_least,
   at_most,
@@ -66,7 +66,7 @@ def token_covariance(settings: Settings, formula: Formula) -> Evidence:
       at_most(
         'E C minus Cov',
         abs(categorical.expectation(pi, c) - covariance).max(),
-        EXACT,
+        EXACT_TOLERANCE,
       )
     ],
     corrected=[
@@ -76,10 +76,12 @@ def token_covariance(settings: Settings, formula: Formula) -> Evidence:
       at_most(
         'E c* minus Cov(log π, π A)',
         abs(categorical.expectation(pi, exact) - covariance).max(),
-        EXACT,
+        EXACT_TOLERANCE,
       ),
       at_most(
-        'covrl.exact_score minus c*', abs(library_score - exact).max(), EXACT
+        'covrl.exact_score minus c*',
+        abs(library_score - exact).max(),
+        EXACT_TOLERANCE,
       ),
       at_least('C minus the effect of one token', abs(c - effect).max(), 0.1),
     ],
@@ -188,7 +190,7 @@ def effective_covariance(settings: Settings, formula: Formula) -> Evidence:
       at_most(
         '(19) minus the mean over remaining tokens',
         abs(printed - scores[~mask].mean()),
-        EXACT,
+        EXACT_TOLERANCE,
       ),
     ],
     corrected=[

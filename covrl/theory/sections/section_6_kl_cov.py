@@ -12,7 +12,7 @@ import covrl
 from covrl.theory import categorical, sampled_batch, tabular, trees
 from covrl.theory.claim import Formula, Section, Settings
 from covrl.theory.evidence import (
-  EXACT,
+  EXACT_TOLERANCE,
   Evidence,
   at_least,
   at_most,
@@ -102,7 +102,9 @@ def penalty_gradient(settings: Settings, formula: Formula) -> Evidence:
   expected = (gain - formula(pi, before)) / tree.prompts
   return Evidence(
     printed=[
-      at_most("error of covrl's update", abs(update - expected).max(), EXACT)
+      at_most(
+        "error of covrl's update", abs(update - expected).max(), EXACT_TOLERANCE
+      )
     ]
   )
 

@@ -14,7 +14,7 @@ from covrl.entropy.base import update_signal
 from covrl.theory import categorical, tabular
 from covrl.theory.claim import Formula, Section, Settings
 from covrl.theory.evidence import (
-  EXACT,
+  EXACT_TOLERANCE,
   Evidence,
   at_least,
   at_most,
@@ -73,7 +73,7 @@ def locality(settings: Settings, formula: Formula) -> Evidence:
       at_most(
         'this change minus that given by the kernel',
         abs(change_elsewhere(features) - formula(kernel, update)).max(),
-        EXACT,
+        EXACT_TOLERANCE,
       ),
       at_most(
         'change of the cotangent of an unselected token',

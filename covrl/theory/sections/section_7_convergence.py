@@ -12,7 +12,7 @@ from jaxtyping import Float
 from covrl.theory import categorical, gradient_ascent
 from covrl.theory.claim import Formula, Section, Settings
 from covrl.theory.evidence import (
-  EXACT,
+  EXACT_TOLERANCE,
   Curve,
   Evidence,
   Plot,
@@ -62,7 +62,9 @@ def smoothness(settings: Settings, formula: Formula) -> Evidence:
   return Evidence(
     printed=[
       at_most('largest |eigenvalue| divided by the range of r', largest, 0.5),
-      at_most('error of the Hessian', abs(hessian - autodiff).max(), EXACT),
+      at_most(
+        'error of the Hessian', abs(hessian - autodiff).max(), EXACT_TOLERANCE
+      ),
     ]
   )
 
@@ -92,7 +94,7 @@ def regularised_rate(settings: Settings, formula: Formula) -> Evidence:
     printed.append((least > -2 * gap / (rate * step)).mean())
     squares.append(np.median(least))
     z = z + rate * g
-  peak, smooth, entropy_gap = gradient_ascent.near_entropy_maximum(settings)
+  peak, smoothness, entropy_gap = gradient_ascent.near_entropy_maximum(settings)
   first = squared_norm(gradient(peak, np.zeros((1, 5)), 1.0))[0]
   half = len(squares) // 2
   return Evidence(
@@ -103,7 +105,7 @@ def regularised_rate(settings: Settings, formula: Formula) -> Evidence:
       at_most('largest excess over the corrected bound', max(excess), 0.0),
       close_to(
         '‖∇H‖² near the maximum of H divided by the bound, T = 1, η = 1/L',
-        first / formula(entropy_gap, 1 / smooth, 1),
+        first / formula(entropy_gap, 1 / smoothness, 1),
         1,
         0.01,
       ),
@@ -184,7 +186,7 @@ def covariance_rate(settings: Settings, formula: Formula) -> Evidence:
       ),
     ],
     corrected=[
-      at_least('least gain of a step minus its bound', slack, -EXACT),
+      at_least('least gain of a step minus its bound', slack, -EXACT_TOLERANCE),
       close_to(
         'gain divided by its bound near the maximum of H', tight, 1, 0.01
       ),
@@ -249,13 +251,13 @@ def _biased_ascent(
     least = np.minimum(least, squared_norm(g))
     noise += rate * beta**2
     excess = max(excess, (least - (2 * gap + noise) / (rate * step)).max())
-  peak, smooth, _ = gradient_ascent.near_entropy_maximum(settings)
+  peak, smoothness, _ = gradient_ascent.near_entropy_maximum(settings)
   g = gradient(peak, np.zeros((1, 5)), 1.0)
   b = 0.5 * np.roll(g, 1, axis=-1)
   gain = categorical.entropy(
-    categorical.softmax(peak + (g + b) / smooth)
+    categorical.softmax(peak + (g + b) / smoothness)
   ) - categorical.entropy(categorical.softmax(peak))
-  tight = gain / formula(1 / smooth, squared_norm(g), squared_norm(b))
+  tight = gain / formula(1 / smoothness, squared_norm(g), squared_norm(b))
   return float(slack), float(excess), float(tight[0])
 
 

@@ -15,7 +15,7 @@ import covrl
 from covrl.theory import categorical
 from covrl.theory.claim import Formula, Section, Settings
 from covrl.theory.evidence import (
-  EXACT,
+  EXACT_TOLERANCE,
   Curve,
   Evidence,
   Plot,
@@ -92,12 +92,16 @@ def stability_margin(settings: Settings, formula: Formula) -> Evidence:
     printed=[
       at_least('least growth between steps', np.diff(along, axis=0).min(), 0.0),
       at_least(
-        'least second difference', np.diff(along, 2, axis=0).min(), -EXACT
+        'least second difference',
+        np.diff(along, 2, axis=0).min(),
+        -EXACT_TOLERANCE,
       ),
       at_most('|KL − ε| at γ', abs(divergences - 0.1).max(), 1e-10),
     ],
     corrected=[
-      at_most('error of the closed form', abs(along - closed).max(), EXACT)
+      at_most(
+        'error of the closed form', abs(along - closed).max(), EXACT_TOLERANCE
+      )
     ],
   )
 

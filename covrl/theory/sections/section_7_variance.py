@@ -14,7 +14,7 @@ import covrl
 from covrl.theory import categorical, tabular, trees
 from covrl.theory.claim import Formula, Section, Settings
 from covrl.theory.evidence import (
-  EXACT,
+  EXACT_TOLERANCE,
   Curve,
   Evidence,
   Plot,
@@ -60,7 +60,9 @@ def detached_variance(settings: Settings, formula: Formula) -> Evidence:
     ],
     corrected=[
       at_most(
-        'error of the formula', abs(formula(p, mu, sigma) - variance), EXACT
+        'error of the formula',
+        abs(formula(p, mu, sigma) - variance),
+        EXACT_TOLERANCE,
       ),
       at_least('largest ratio under covrl.clip_cov', ratios.max(), 1.05),
       at_least('fraction of components whose variance it raises', rises, 0.02),
@@ -110,13 +112,16 @@ def loewner_order(settings: Settings, formula: Formula) -> Evidence:
       at_most(
         'error of the formula, enumerated',
         abs(predicted - detached).max(),
-        EXACT,
+        EXACT_TOLERANCE,
       ),
       at_least(
         'fraction of bandits where it fails', (least < -0.01).mean(), 0.1
       ),
       close_to(
-        'least eigenvalue of I − [[.9, .5], [.5, .9]]', example[0], -0.4, EXACT
+        'least eigenvalue of I − [[.9, .5], [.5, .9]]',
+        example[0],
+        -0.4,
+        EXACT_TOLERANCE,
       ),
     ],
     plots=[

@@ -21,7 +21,7 @@ from covrl.theory import (
 )
 from covrl.theory.claim import Formula, Section, Settings
 from covrl.theory.evidence import (
-  EXACT,
+  EXACT_TOLERANCE,
   Curve,
   Evidence,
   Plot,
@@ -248,7 +248,7 @@ def preference(settings: Settings, formula: Formula) -> Evidence:
       at_most(
         'final J minus its recorded value',
         abs(value - results.returns[..., -1]).max(),
-        EXACT,
+        EXACT_TOLERANCE,
       ),
     ],
     plots=_method_plots(results),
@@ -340,7 +340,7 @@ def bounds(settings: Settings, formula: Formula) -> Evidence:
         'fraction of tokens in (1, 5) divided by Clip-Cov’s count',
         formula(covariance, 1, 5) / eligible,
         1,
-        EXACT,
+        EXACT_TOLERANCE,
       ),
       at_least(
         'fraction of tokens between 1 and 5 times the mean',

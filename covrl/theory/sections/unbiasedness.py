@@ -11,7 +11,7 @@ import numpy as np
 from covrl.theory import categorical, method_study
 from covrl.theory.claim import Formula, Section, Settings
 from covrl.theory.evidence import (
-  EXACT,
+  EXACT_TOLERANCE,
   Evidence,
   at_least,
   at_most,
@@ -194,7 +194,9 @@ def same_limit(settings: Settings, formula: Formula) -> Evidence:
         computed[METHODS.index('KL-Cov 20 %, β = 0')],
         1e-6,
       ),
-      at_most('TV minus its formula', abs(computed - tv).max(), EXACT),
+      at_most(
+        'TV minus its formula', abs(computed - tv).max(), EXACT_TOLERANCE
+      ),
       at_least(
         'least probability of optimal responses, none and annealed bonus',
         min(optimal[0], optimal[annealed]),
