@@ -259,7 +259,7 @@ class RunDirectory:
       if change := describe_edit(saved, recipe):
         self._restore(_CONFIG, content, change)
       for name, text in sources.items():
-        self._restore_if_changed(name, text, 'was changed')
+        self._restore_changed(name, text, 'was changed')
     elif saved is not None and saved['identity'] != recipe.identity:
       # The leftovers of a run without progress; metrics are overwritten.
       for name in ('checkpoints', 'warm_start', 'recipe', 'tb'):
@@ -284,20 +284,22 @@ class RunDirectory:
     """
     self.check_lock()
     for name, content in self._claimed.items():
-      change = 'was changed while the run used it'
-      self._restore_if_changed(name, content, change)
+      self._restore_changed(name, content, 'was changed while the run used it')
 
-  def check_results(self, saved: Mapping[str, str]) -> None:
-    """Warns of samples and evaluations that are not what was written; see `claim`.
+  def check_results(
+    self, saved: Mapping[str, str], warn: Callable[[str], object]
+  ) -> None:
+    """Warns of samples and evaluations that are not what was written.
 
     Args:
-      saved: `results` at the checkpoint that is resumed.
+      saved: `results` of the run so far, or at the checkpoint that is resumed.
+      warn: receives a sentence about them.
     """
     if not self.writes:
       return
     self.results = dict(saved)
     if texts := [*differences(self.path, [*saved], saved)]:
-      self._warn(
+      warn(
         f'{len(texts)} of {len(saved)} files of samples and evaluations in'
         f' {self.path} are damaged: {", ".join(texts[:3])}'
         f'{", …" * (len(texts) > 3)}; the run does not write them again'
@@ -309,7 +311,7 @@ class RunDirectory:
     with storage.writing(file):
       return file.read_bytes() if storage.is_regular_file(file) else None
 
-  def _restore_if_changed(self, name: str, content: bytes, change: str) -> None:
+  def _restore_changed(self, name: str, content: bytes, change: str) -> None:
     if self._content(name) != content:
       self._restore(name, content, change)
 
@@ -394,6 +396,5 @@ class RunDirectory:
       self.results |= {f'{folder}/{file}': text for text in digests.values()}
 
   def _file_names(self) -> list[str]:
-    if not storage.is_directory(self.path):
-      return []
-    return [entry.name for entry in self.path.iterdir()]
+    entries = self.path.iterdir() if storage.is_directory(self.path) else ()
+    return [entry.name for entry in entries]

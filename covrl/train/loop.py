@@ -128,6 +128,7 @@ def train(
       directory.refuse_restart()
     iterations = config.train.iterations
     if saved is not None and is_finished(saved, config):
+      directory.check_results(saved.notes.get('results', {}), warn)
       # The run may have ended before its last report was written.
       if write_report is not None and directory.writes:
         write_report(directory.path)
@@ -157,7 +158,8 @@ def train(
     check_inputs(config, inputs, resumed, warn)
     check_versions(resumed and resumed.notes, warn)
     directory.claim(recipe, warn)
-    directory.check_results(resumed.notes.get('results', {}) if resumed else {})
+    if resumed is not None:
+      directory.check_results(resumed.notes.get('results', {}), warn)
     if note := schedule_note(config):
       warn(note)
     if run.task.notes or run.task.description:
@@ -247,6 +249,7 @@ def train(
             if store.position == position.updates_made(config):
               save(state, None)
           if is_end:
+            directory.check_results(directory.results, warn)
             break
           if evaluates:
             report()

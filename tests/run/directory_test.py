@@ -388,7 +388,7 @@ def _point_nowhere(file):
   ],
 )
 def test_missing_and_damaged_results_are_reported_on_resume(
-  directory, recipe, change, message
+  directory, change, message
 ):
   names = [
     'evaluation/iteration_000000.jsonl',
@@ -398,16 +398,15 @@ def test_missing_and_damaged_results_are_reported_on_resume(
   directory.write_json(names[1], {'samples': []})
   assert [*directory.results] == names
   resumed, warnings = RunDirectory(directory.path), []
-  resumed.claim(recipe, warnings.append)
-  resumed.check_results(directory.results)
+  resumed.check_results(directory.results, warnings.append)
   assert warnings == []
   assert resumed.results == directory.results
   change(pathlib.Path(directory.path / names[0]))
-  resumed.check_results(directory.results)
+  resumed.check_results(directory.results, warnings.append)
   assert warnings == [
     f'1 of 2 files of samples and evaluations in {directory.path} are damaged:'
     f' {names[0]} is {message}; the run does not write them again'
   ]
   directory.write_jsonl(names[0], [{'greedy': 1.0}])
-  resumed.check_results(directory.results)
+  resumed.check_results(directory.results, warnings.append)
   assert len(warnings) == 1

@@ -223,3 +223,17 @@ def test_a_finished_run_whose_last_report_failed_writes_it_when_started_again(
   run(tmp_path / 'run', stages.append)
   assert stages == ['report']
   assert outcome(tmp_path / 'run')[0] == before[0]
+
+
+def test_evaluations_that_are_removed_during_a_run_are_reported(tmp_path):
+  """At its end, and when it is started again."""
+  file = tmp_path / 'run' / 'evaluation' / 'iteration_000000.jsonl'
+  run(
+    tmp_path / 'run',
+    lambda stage: stage == 'update' and file.unlink(missing_ok=True),
+  )
+  notices = tmp_path / 'run' / 'notices.jsonl'
+  assert f'evaluation/{file.name} is missing' in notices.read_text()
+  notices.unlink()
+  run(tmp_path / 'run')
+  assert f'evaluation/{file.name} is missing' in notices.read_text()
