@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
         ' on with what an interrupted command has written'
       )
   elif arguments.resume:
-    raise ValueError('--resume needs --output')
+    raise ValueError('--resume needs --output, got none')
   check_lengths(arguments)
   with Progress() as progress:
     progress.stage('loading the policy')

@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 Platform: TypeAlias = Literal['tpu', 'gpu']
 
+# Bits per element of types whose name does not state them.
 _BITS = {'pred': 8, 'bf16': 16, 'c64': 64, 'c128': 128, 'token': 0}
 _SHAPE = re.compile(r'(\w+)\[([\d,]*)\](?:\{([\d,]*)(?::([^}]*))?\})?')
 _TILE = re.compile(r'T((?:\([\d,*]+\))+)')
@@ -202,16 +203,16 @@ class Module:
     if stated:
       return int(stated[1])
     condition = self.computations[loop.attribute('condition') or '']
-    bound = self._bound(condition)
-    if bound is None:
+    counter_and_bound = self._bound(condition)
+    if counter_and_bound is None:
       return None
-    counter, most = bound
+    counter, bound = counter_and_bound
     start = _part(computation, loop.operands[0], counter)
     if start is None or start.opcode != 'constant':
       return None
     body = self.computations[loop.attribute('body') or '']
     step = self._step(body, _part(body, body.root.name, counter))
-    return None if step is None else -((int(start.argument) - most) // step)
+    return None if step is None else -((int(start.argument) - bound) // step)
 
   def _bound(self, condition: Computation) -> tuple[int, int] | None:
     """Returns the tuple index of a loop's counter and its upper bound.
@@ -224,12 +225,12 @@ class Module:
       test = inside.root
     if test.opcode != 'compare' or 'direction=LT' not in test.text:
       return None
-    counter, most = inside.operands(test)
+    counter, bound = inside.operands(test)
     if fusion is not None and counter.opcode == 'parameter':
       counter = condition.instructions[fusion.operands[counter.index]]
-    if counter.opcode != 'get-tuple-element' or most.opcode != 'constant':
+    if counter.opcode != 'get-tuple-element' or bound.opcode != 'constant':
       return None
-    return counter.index, int(most.argument)
+    return counter.index, int(bound.argument)
 
   def _step(
     self, computation: Computation, counted: Instruction | None

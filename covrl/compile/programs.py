@@ -140,8 +140,8 @@ def _policy(recipe: Recipe) -> tuple[Policy, _SpecialTokens]:
   with known_model_directory(recipe.config.pretrained) as directory:
     if directory is not None:
       config = dataclasses.replace(recipe.config, pretrained=directory)
-      shaped = dataclasses.replace(recipe, config=config)
-      return make_policy_of_size(shaped, 0), _SpecialTokens((0,), 0)
+      local_recipe = dataclasses.replace(recipe, config=config)
+      return make_policy_of_size(local_recipe, 0), _SpecialTokens((0,), 0)
   task = make_task(recipe)
   tokenizer = task.tokenizer
   special_tokens = _SpecialTokens(tokenizer.end_ids, tokenizer.pad_id)

@@ -80,10 +80,10 @@ def decoding_times(
     layout: the division into shards and slots.
     count: number of responses.
   """
-  groups: list[DecodingTime] = []
+  times: list[DecodingTime] = []
   for name, lengths in typical_lengths(step.limit + 1, count).items():
     seconds = step_seconds(step, layout, occupancy(lengths, layout))
-    groups.append(
+    times.append(
       DecodingTime(
         lengths=name,
         mean=float(lengths.mean()),
@@ -92,7 +92,7 @@ def decoding_times(
         tokens=int(lengths.sum()),
       )
     )
-  return tuple(groups)
+  return tuple(times)
 
 
 def typical_lengths(limit: int, count: int) -> dict[str, Int[np.ndarray, ' R']]:
@@ -144,10 +144,10 @@ def _of_shard(lengths: Int[np.ndarray, ' R'], slots: int) -> Occupancy:
   total = max(free)
   live, tokens, longest = (np.zeros(total, np.int64) for _ in range(3))
   for start, count in zip(starts, steps, strict=True):
-    at, grown = slice(start, start + count), np.arange(1, count + 1)
-    live[at] += 1
-    tokens[at] += grown
-    longest[at] = np.maximum(longest[at], grown)
+    active, length = slice(start, start + count), np.arange(1, count + 1)
+    live[active] += 1
+    tokens[active] += length
+    longest[active] = np.maximum(longest[active], length)
   return Occupancy(live, tokens, longest)
 
 
@@ -155,7 +155,7 @@ def step_seconds(
   step: Step, layout: Layout, load: Occupancy
 ) -> Float[np.ndarray, ' T']:
   """Returns the roofline time of each step, in seconds."""
-  most = layout.slots[0]
+  all_slots = layout.slots[0]
   if step.by_row:
     read = load.tokens
   else:
@@ -163,5 +163,5 @@ def step_seconds(
     sizes = np.sort(layout.slots)
     read = sizes[np.searchsorted(sizes, load.live)] * load.longest
   fixed = step.bytes - step.own_bytes
-  moved_bytes = fixed + step.own_bytes * read / (most * step.limit)
+  moved_bytes = fixed + step.own_bytes * read / (all_slots * step.limit)
   return np.maximum(moved_bytes / step.bandwidth, step.seconds)

@@ -108,12 +108,12 @@ def apply(
         environment.setdefault(name, value)
 
 
-def chosen(environment: Mapping[str, str] = os.environ) -> str:
+def user_flags(environment: Mapping[str, str] = os.environ) -> str:
   """Returns the flags that a user has set and that may change results, sorted.
 
   Those that `apply` adds, the number of fake devices and dumps do not.
 
-  >>> chosen({'XLA_FLAGS': '--xla_dump_to=a --xla_cpu_enable_fast_math=true'})
+  >>> user_flags({'XLA_FLAGS': '--xla_dump_to=a --xla_cpu_enable_fast_math=true'})
   '--xla_cpu_enable_fast_math=true'
   """
   own = {name for _, flags in _FLAGS.values() for name in flags}

@@ -13,7 +13,7 @@ def check_finite(params: PyTree, owner: str) -> None:
 
   Args:
     params: arrays on any mesh.
-    owner: what the parameters are, for errors.
+    owner: model, file or run that has the parameters, for errors.
 
   Raises:
     ValueError: a number is not finite; the message names its parameter.

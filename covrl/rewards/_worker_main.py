@@ -159,8 +159,8 @@ def _limit_memory(limit: int) -> None:
     pages = int(
       pathlib.Path('/proc/self/statm').read_text(encoding='utf-8').split()[0]
     )
-    most = pages * resource.getpagesize() + limit
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    max_bytes = pages * resource.getpagesize() + limit
+    resource.setrlimit(resource.RLIMIT_AS, (max_bytes, max_bytes))
 
 
 if __name__ == '__main__':

@@ -87,12 +87,12 @@ class GroupRows:
     It has a free row for a prompt, and not more waiting responses than the prompts that
     one program processes have: those fill its slots until the next ones are processed.
     """
-    most = self._sizes.slots + (self._batch - 1) * self._size
+    max_unfinished = self._sizes.slots + (self._batch - 1) * self._size
     return min(
       (
         shard
         for shard, free in enumerate(self._free)
-        if free and self._unfinished[shard] <= most
+        if free and self._unfinished[shard] <= max_unfinished
       ),
       key=lambda shard: (self._unfinished[shard], shard),
       default=None,

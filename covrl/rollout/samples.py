@@ -106,12 +106,12 @@ def record(samples: Samples, step: Step, shards: int) -> Samples:
     )(split, values.astype(rows.dtype), request, *columns)
     return written.reshape(rows.shape)
 
-  # A request that is not truncated here is out of range.
+  # Requests that are not truncated here get an index out of range.
   truncated = by_shard(step.truncated)
-  out = jnp.where(truncated, request, samples.truncated.shape[0])
+  truncated_requests = jnp.where(truncated, request, samples.truncated.shape[0])
   flags = samples.truncated.reshape(shards, -1)
   flags = jax.vmap(lambda rows, at: rows.at[at].set(True, mode='drop'))(
-    flags, out
+    flags, truncated_requests
   )
   experts = samples.experts
   if experts is not None and step.experts is not None:

@@ -238,11 +238,11 @@ class CheckpointStore:
       return
     if distributed.is_first():
       for path, damage in damaged:
-        copy = storage.numbered_sibling(path, 'damaged')
-        storage.move(path, copy)
+        renamed = storage.numbered_sibling(path, 'damaged')
+        storage.move(path, renamed)
         warn(
           f'the checkpoint {path} is damaged: {damage}; it is kept as'
-          f' {copy.name}, and the run resumes from the one before'
+          f' {renamed.name}, and the run resumes from the one before'
         )
     distributed.barrier(f'{damaged[0][0]}/set aside')
 

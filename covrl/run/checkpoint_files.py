@@ -247,13 +247,13 @@ def _without_repeated_errors() -> Iterator[None]:
 
   logger.addFilter(is_own)
   sys.unraisablehook = report
-  shown = warnings.catch_warnings()
-  shown.__enter__()
+  warning_filters = warnings.catch_warnings()
+  warning_filters.__enter__()
   warnings.filterwarnings(
     'ignore', "coroutine '.*' was never awaited", RuntimeWarning
   )
   yield
-  shown.__exit__(None, None, None)
+  warning_filters.__exit__(None, None, None)
   sys.unraisablehook = hook
   logger.removeFilter(is_own)
 

@@ -134,7 +134,7 @@ def versions() -> dict[str, str]:
   result |= {n: importlib.metadata.version(n) for n in _LIBRARIES}
   result |= {n: str(getattr(jax.config, n)) for n in _SETTINGS}
   devices = f'{jax.device_count()} × {jax.devices()[0].device_kind}'
-  return result | {'devices': devices, 'xla_flags': xla_flags.chosen()}
+  return result | {'devices': devices, 'xla_flags': xla_flags.user_flags()}
 
 
 def check_versions(

@@ -73,14 +73,14 @@ def advantages_of(name):
 
 
 def test_advantages_are_those_of_the_algorithm():
-  wins, means = np.asarray(REWARDS), np.full(6, 1 / 3)
+  rewards, means = np.asarray(REWARDS), np.full(6, 1 / 3)
   others = np.array([0, 0.5, 0.5, 0, 0.5, 0.5])
-  tokens = np.repeat(wins, LENGTHS)
+  tokens = np.repeat(rewards, LENGTHS)
   per_response = {
-    'dapo': (wins - means) / (np.sqrt(1 / 3) + 1e-6),
-    'dr_grpo': wins - means,
-    'rloo': wins - others,
-    'reinforce_plus_plus': (wins - tokens.mean()) / tokens.std(ddof=1),
+    'dapo': (rewards - means) / (np.sqrt(1 / 3) + 1e-6),
+    'dr_grpo': rewards - means,
+    'rloo': rewards - others,
+    'reinforce_plus_plus': (rewards - tokens.mean()) / tokens.std(ddof=1),
   }
   for name, expected in per_response.items():
     np.testing.assert_allclose(

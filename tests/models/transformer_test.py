@@ -77,8 +77,8 @@ def test_padding_changes_nothing(side):
   order = -1 if side == 'left' else 1
   padded = jnp.concatenate((tokens, pad)[::order], axis=1)
   mask = jnp.concatenate((real, padding)[::order], axis=1)
-  got = hidden_of(padded, mask=mask)[np.asarray(mask)].reshape(2, 6, -1)
-  np.testing.assert_allclose(got, hidden_of(tokens), atol=1e-5)
+  actual = hidden_of(padded, mask=mask)[np.asarray(mask)].reshape(2, 6, -1)
+  np.testing.assert_allclose(actual, hidden_of(tokens), atol=1e-5)
 
 
 @settings(max_examples=15, deadline=None)
@@ -93,12 +93,12 @@ def test_packing_changes_nothing(cuts):
     segment_ids=jnp.array(ids[None]),
     positions=jnp.array([positions]),
   )[0]
-  for piece, got in zip(pieces, np.split(packed, sorted(cuts)), strict=True):
+  for piece, actual in zip(pieces, np.split(packed, sorted(cuts)), strict=True):
     alone = np.zeros((1, 12), np.int32)
     alone[0, : len(piece)] = piece
     mask = jnp.arange(12)[None] < len(piece)
-    want = hidden_of(alone, mask=mask)[0, : len(piece)]
-    np.testing.assert_allclose(got, want, atol=1e-5)
+    expected = hidden_of(alone, mask=mask)[0, : len(piece)]
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
 def test_attention_is_causal():
@@ -115,14 +115,14 @@ def test_cached_decoding_equals_the_full_forward():
   mask = jnp.arange(5) >= 5 - lengths[:, None]
   positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
   real = jnp.concatenate((mask, jnp.ones((3, 4), bool)), axis=1)
-  want = hidden_of(jnp.concatenate((prompts, rest), axis=1), mask=real)
-  got, cached = PREFILL(PARAMS, prompts, positions, mask)
-  np.testing.assert_allclose(got, want[:, 4], atol=1e-5)
+  expected = hidden_of(jnp.concatenate((prompts, rest), axis=1), mask=real)
+  actual, cached = PREFILL(PARAMS, prompts, positions, mask)
+  np.testing.assert_allclose(actual, expected[:, 4], atol=1e-5)
   cache = DecodeCache.empty(cached, jnp.arange(3), 4)
   for t in range(4):
     np.testing.assert_array_equal(cache.position(), lengths + t)
-    got, cache = DECODE(PARAMS, rest[:, t], cache)
-    np.testing.assert_allclose(got, want[:, 5 + t], atol=1e-5)
+    actual, cache = DECODE(PARAMS, rest[:, t], cache)
+    np.testing.assert_allclose(actual, expected[:, 5 + t], atol=1e-5)
 
 
 def test_every_parameter_has_a_gradient_and_remat_changes_none():
@@ -176,16 +176,16 @@ def test_rows_of_one_sequence_need_no_mask(monkeypatch):
     )
     return jnp.sum(jnp.where(real[..., None], hidden * weights, 0)), hidden
 
-  (_, want), want_gradient = jax.value_and_grad(value, has_aux=True)(
+  (_, expected), expected_gradient = jax.value_and_grad(value, has_aux=True)(
     PARAMS, False
   )
-  (_, got), gradient = jax.value_and_grad(value, has_aux=True)(PARAMS, True)
-  np.testing.assert_allclose(got[real], want[real], atol=1e-5)
-  assert np.all(np.isfinite(got))
+  (_, actual), gradient = jax.value_and_grad(value, has_aux=True)(PARAMS, True)
+  np.testing.assert_allclose(actual[real], expected[real], atol=1e-5)
+  assert np.all(np.isfinite(actual))
   jax.tree.map(
     lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4),
     gradient,
-    want_gradient,
+    expected_gradient,
   )
 
 
@@ -219,16 +219,16 @@ def test_chunked_prefill_equals_that_of_whole_prompts(windows, chunk):
   mask = (column >= start) & (column < end)
   rows = tokens, jnp.maximum(column - start, 0), mask
   prefill = jax.jit(policy.prefill, static_argnames='chunk')
-  want_last, want = prefill(PARAMS, *rows)
+  full_last, full = prefill(PARAMS, *rows)
   last, cache = prefill(PARAMS, *rows, chunk=chunk)
-  np.testing.assert_array_equal(cache.lengths, want.lengths)
-  pairs = [(last[:3], want_last[:3])]
-  for got, expected in zip(cache[:2], want[:2], strict=True):
-    real = np.broadcast_to(mask[None, :, None, :, None], got.shape)
-    pairs.append((got[real], expected[real]))
-  for got, expected in pairs:
+  np.testing.assert_array_equal(cache.lengths, full.lengths)
+  pairs = [(last[:3], full_last[:3])]
+  for actual, expected in zip(cache[:2], full[:2], strict=True):
+    real = np.broadcast_to(mask[None, :, None, :, None], actual.shape)
+    pairs.append((actual[real], expected[real]))
+  for actual, expected in pairs:
     scale = float(np.abs(expected).max())
-    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6 * scale)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6 * scale)
 
 
 def test_chunked_prefill_bounds_the_memory_of_activations():

@@ -164,7 +164,8 @@ def sentencepiece_fields(file, end=2):
   processor = sentencepiece.SentencePieceProcessor(model_proto=model)
   ids = range(processor.vocab_size())
 
-  def kind(token):
+  def token_type(token):
+    # Types of GGUF: 1 normal, 2 unknown, 3 control, 6 byte.
     if processor.is_unknown(token):
       return 2
     if processor.is_control(token):
@@ -175,7 +176,7 @@ def sentencepiece_fields(file, end=2):
     'tokenizer.ggml.model': 'llama',
     'tokenizer.ggml.tokens': [processor.id_to_piece(token) for token in ids],
     'tokenizer.ggml.scores': [processor.get_score(token) for token in ids],
-    'tokenizer.ggml.token_type': [kind(token) for token in ids],
+    'tokenizer.ggml.token_type': [token_type(token) for token in ids],
     'tokenizer.ggml.bos_token_id': processor.bos_id(),
     'tokenizer.ggml.eos_token_id': end,
     'tokenizer.ggml.unknown_token_id': processor.unk_id(),

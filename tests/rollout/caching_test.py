@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options of the KV cache: chunked prefill, rings of windows, integers."""
+"""Options of the KV cache: chunked prefill, ring buffers of windows, int8."""
 
 import dataclasses
 
@@ -13,6 +13,8 @@ from covrl.models.cache import DecodeCache
 from covrl.parallel.sharding import make_mesh
 from covrl.rollout import Caching, Sampling, SamplingEngine
 
+# Prompts, their padded length, responses per prompt, tokens of a response at
+# most, and the token that ends one.
 PROMPTS, WIDTH, GROUP, LIMIT, END = 4, 11, 4, 24, 3
 # Two query heads share a key head; layers differ in their windows.
 POLICY = Policy(dataclasses.replace(tiny(16), windows=(5, 0)))
@@ -93,12 +95,12 @@ def test_a_mesh_of_rings_and_chunks_samples_the_same(full):
   )
   params = jax.device_put(PARAMS, shardings)
   assert_same(sample(make_engine(mesh, chunk=4), params), full, atol=1e-5)
-  integers = sample(make_engine(int8=True))
+  expected = sample(make_engine(int8=True))
   actual = sample(make_engine(mesh, chunk=4, int8=True), params)
-  assert_same(actual, integers, atol=1e-4)
+  assert_same(actual, expected, atol=1e-4)
 
 
-def test_logprobs_of_integers_are_those_of_the_sampler(full):
+def test_logprobs_of_an_int8_cache_are_those_of_the_sampler(full):
   """They differ from the trainer's, and are those of the tokens drawn."""
   engine = make_engine(int8=True)
   traced = engine.trace(PARAMS, PROMPTS, WIDTH, group_size=GROUP)

@@ -200,7 +200,7 @@ def test_an_interrupted_output_is_cut_to_its_finished_lines(tmp_path):
     (('ab', '--file=x'), 'covrl sample needs PROMPT or --file, got both'),
     (('ab', '--output=x'), "--output needs --file, got 'x' without"),
     (('ab', '--resume'), '--resume needs --file, got True without'),
-    (('--file={}', '--resume'), '--resume needs --output'),
+    (('--file={}', '--resume'), '--resume needs --output, got none'),
     (('--file=/nowhere',), '--file must be a file, got /nowhere'),
     (('--file={}', '--top_p=2'), 'top_p must lie in (0, 1], got 2.0'),
     (

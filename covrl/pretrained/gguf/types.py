@@ -60,12 +60,12 @@ def _find_type(code: int) -> TensorType | None:
   except ValueError:
     return None
   block_size, block_bytes = library.GGML_QUANT_SIZES[kind]
-  tensor_type = TensorType(code, kind.name, block_size, block_bytes)
+  candidate = TensorType(code, kind.name, block_size, block_bytes)
   try:
-    tensor_type.dequantise(np.zeros((1, block_bytes), np.uint8))
+    candidate.dequantise(np.zeros((1, block_bytes), np.uint8))
   except NotImplementedError:
     return None
-  return tensor_type
+  return candidate
 
 
 def _name(code: int) -> str:

@@ -36,23 +36,23 @@
     const show = (event) => {
       const box = svg.getBoundingClientRect();
       const unit = svg.viewBox.baseVal.width / box.width;
-      const wanted = x0 + ((event.clientX - box.left) * unit - left) / (right - left) * (x1 - x0);
-      const all = data.series.map((one) => one.x[nearest(one.x, wanted)]);
-      const x = all.reduce((a, b) => Math.abs(b - wanted) < Math.abs(a - wanted) ? b : a);
+      const pointerX = x0 + ((event.clientX - box.left) * unit - left) / (right - left) * (x1 - x0);
+      const all = data.series.map((series) => series.x[nearest(series.x, pointerX)]);
+      const x = all.reduce((a, b) => Math.abs(b - pointerX) < Math.abs(a - pointerX) ? b : a);
       layer.replaceChildren();
       tip.replaceChildren();
       addElement('path', {class: 'cursor', d: `M${px(x)},${bottom}V${top}`}, layer);
       const title = document.createElement('b');
       title.textContent = `${data.label} ${format(x)}`;
       tip.append(title);
-      for (const one of data.series) {
-        const at = nearest(one.x, x);
-        if (one.x[at] !== x) continue;
+      for (const series of data.series) {
+        const index = nearest(series.x, x);
+        if (series.x[index] !== x) continue;
         const line = document.createElement('div');
-        line.className = `c${one.color}`;
-        line.textContent = `${one.name} ${format(one.y[at], data.unit)}`;
+        line.className = `c${series.color}`;
+        line.textContent = `${series.name} ${format(series.y[index], data.unit)}`;
         tip.append(line);
-        if (one.mark) addElement('circle', {class: `dot c${one.color}`, cx: px(x), cy: py(one.y[at]), r: 4}, layer);
+        if (series.mark) addElement('circle', {class: `dot c${series.color}`, cx: px(x), cy: py(series.y[index]), r: 4}, layer);
       }
       tip.hidden = false;
       const at = box.left + px(x) / unit;

@@ -55,6 +55,7 @@ def main(control: int) -> None:
       program = Program(_read(descriptors[0]))
       _close(descriptors)
       reason = program.compile()
+      # A dot first: an empty message would mean that this process has ended.
       socket.send(b'.' + reason.encode(errors='replace')[:1000])
       continue
     child = os.fork()

@@ -69,8 +69,8 @@ class _PackageFinder:
 
     file, directory = _offered[name]
     make: Any = _frozen_importlib_external.spec_from_file_location
-    places = [directory] if directory else None
-    return make(name, file, submodule_search_locations=places)
+    locations = [directory] if directory else None
+    return make(name, file, submodule_search_locations=locations)
 
 
 def offer_packages(packages: list[tuple[str, str, str]]) -> None:
@@ -125,7 +125,7 @@ class Program:
 
 
 def _preload(name: str) -> None:
-  """Imports a module unless it cannot be, which the program then finds out."""
+  """Imports a module; the program's own import raises an error, if there is one."""
   # Threads of libraries would not survive a fork.
   for variable in _THREADS:
     os.environ[variable] = '1'
@@ -222,9 +222,11 @@ def from_json(text: str) -> Any:
   try:
     value, end = scan(text, 0)
   except StopIteration:
-    raise ValueError('JSON is required') from None
+    raise ValueError(f'a message must be JSON, got {text!r:.80}') from None
   if end != len(text):
-    raise ValueError('text follows the JSON value')
+    raise ValueError(
+      f'a message must be one JSON value, got more: {text[end:]!r:.80}'
+    )
   return value
 
 

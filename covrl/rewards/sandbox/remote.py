@@ -87,7 +87,9 @@ class RemoteSession:
       case CallTest():
         return self._check_result(test)
       case SuiteTest():
-        raise SandboxError('a local sandbox is required for asserts')
+        raise SandboxError(
+          f'asserts need a local sandbox, got the server at {self._url}'
+        )
 
   def _check_output(self, test: PrintTest) -> Outcome:
     run = self._run(self._program.decode(errors='replace'), test.stdin)

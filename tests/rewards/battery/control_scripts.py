@@ -325,7 +325,7 @@ CASES = [
   control('prints a float', 'print(14 / 2)', _prints('', '7')),
   control('prints blanks', "print(' 1  2\\n\\n3')", _prints('', '1 2\n3')),
   control(
-    'shows its output after it',
+    'is followed by its output',
     'So:\n```python\nprint(3 + 4)\n```\nOutput:\n```\n7\n```\n',
   ),
   control(
