@@ -232,6 +232,10 @@ class DynamicSampling:
   def _exchange(self, groups: Sequence[_Group], is_late: bool) -> bool:
     """Makes all processes know which groups pass, as far as scores are known.
 
+    Args:
+      groups: the groups that are begun.
+      is_late: whether all slots have been idle for longer than a segment takes.
+
     Returns:
       `is_late` of process 0.
     """

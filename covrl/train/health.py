@@ -81,7 +81,7 @@ class UpdateHealth:
         'learning rate'
       )
 
-  def shown(self) -> dict[str, float]:
+  def displayed_counts(self) -> dict[str, float]:
     """Returns the counts that are displayed: those that are not 0."""
     counts = {
       'skipped_updates': self.skipped,

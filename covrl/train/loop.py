@@ -288,7 +288,7 @@ def train(
           f'update {position.update} of iteration {position.iteration}',
           progress.warn,
         )
-        metrics |= position.health.shown()
+        metrics |= position.health.displayed_counts()
         progress.update(position.iteration + 1, **metrics)
         position.health.check(
           config.train.max_skipped_updates,

@@ -173,7 +173,7 @@ class RolloutCollector:
   def compile(self, params: PyTree) -> None:
     """Compiles the sampler."""
     rollout = self._config.rollout
-    jax.random.fold_in(self._key, 0)
+    jax.random.fold_in(self._key, 0)  # Compiles it, too.
     if self._group_engine is not None:
       self._group_engine.warm_up(params)
       return

@@ -3,8 +3,9 @@
 
   python tests/benchmarks/diagnostics.py [--rounds=9] [--vocabulary=32000]
 
-Both updates take turns; ratios as in gathered_head.py, below 1 where an update
-takes less time than one with diagnostics at every update. An interval of 0 has
+Both updates take turns; a ratio is of the times of one round, below 1 where an
+update takes less time than one with diagnostics at every update. Medians and
+quartiles are printed, of wall-clock and of CPU seconds (`of cores`). An interval of 0 has
 none. At an interval of 10 an update between two of them computes none, and a due
 one computes moments in a pass of their own.
 """

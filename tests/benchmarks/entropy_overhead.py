@@ -44,7 +44,7 @@ from covrl.types import (
 
 FloatPair: TypeAlias = Float[np.ndarray, '2']
 
-PROMPT, RESPONSE = 8, 12
+PROMPT, RESPONSE = 8, 12  # tokens
 WIDTH = PROMPT + RESPONSE - 1
 FRACTION = 0.05
 

@@ -34,6 +34,7 @@ from covrl.models.decode_attention import attend_token
 from covrl.models.int8 import Int8Vectors
 from covrl.parallel import sharding, topologies
 
+# Numbers of layers, rows and prompts, and tokens of a prompt and of a response.
 LAYERS, ROWS, PROMPTS, PROMPT, RESPONSE = 4, 64, 4, 2048, 8192
 HEADS, KV_HEADS, WIDTH = 28, 4, 128
 CONFIG = dataclasses.replace(
@@ -55,10 +56,10 @@ def main() -> None:
   topology = topologies.find_topology(parser.parse_args().topology)
   devices = topologies.compile_only_devices(topology, 1)
   mesh = sharding.make_mesh(None, devices)
-  whole = jax.sharding.NamedSharding(mesh, jax.P())
+  replicated = jax.sharding.NamedSharding(mesh, jax.P())
 
   def shape(*sizes: int, dtype: Any = jnp.bfloat16) -> Any:
-    return jax.ShapeDtypeStruct(sizes, dtype, sharding=whole)
+    return jax.ShapeDtypeStruct(sizes, dtype, sharding=replicated)
 
   def integers(keys: Any) -> Any:
     scale = shape(*keys.shape[:-1], dtype=jnp.float32)
@@ -95,7 +96,7 @@ def main() -> None:
     ),
   }
   tokens = ROWS * RESPONSE + PROMPTS * PROMPT
-  least = 2 * 2 * LAYERS * KV_HEADS * WIDTH * tokens
+  minimum_bytes = 2 * 2 * LAYERS * KV_HEADS * WIDTH * tokens
   print('| attention, cache | traffic | temporaries, MiB |\n|---|---:|---:|')
   for name, (attend, arguments) in programs.items():
     with (
@@ -109,7 +110,8 @@ def main() -> None:
     assert memory is not None
     temporaries = memory.temp_size_in_bytes / 2**20
     print(
-      f'| {name} | {moved_bytes / least:.2f} | {temporaries:,.0f} |', flush=True
+      f'| {name} | {moved_bytes / minimum_bytes:.2f} | {temporaries:,.0f} |',
+      flush=True,
     )
 
 
@@ -138,14 +140,14 @@ def cudnn(
   def layer(
     x: jax.Array, each: tuple[jax.Array, jax.Array]
   ) -> tuple[jax.Array, None]:
-    mixed = jax.nn.dot_product_attention(
+    attended = jax.nn.dot_product_attention(
       x[:, None],
       *each,
       query_seq_lengths=jnp.ones_like(lengths),
       key_value_seq_lengths=lengths,
       implementation='cudnn',
     )
-    return mixed[:, 0], None
+    return attended[:, 0], None
 
   return jax.lax.scan(layer, queries, (keys, values))[0]
 

@@ -19,7 +19,7 @@ from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[2]
 STEP_ONLY = '--programs=train_step'
-# Scoring needs a fraction of the memory of an update.
+# Without the program that scores tokens: it needs far less memory than an update.
 RUN_PROGRAMS = '--programs=train_step,prefill,decode'
 WITH_CRITIC = '--programs=train_step,critic_step,prefill,decode'
 FOUR_MICRO_BATCHES = '--config.train.micro_batches=4'

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands that are refused, and variants of the toy recipe."""
+"""Fixtures that run refused commands, and variants of the toy recipe."""
 
 import pathlib
 import textwrap

@@ -137,9 +137,11 @@ def test_an_update_without_tokens_changes_nothing_and_has_no_metrics():
     if not name.startswith(carried_over):
       assert value == 0 if is_count else np.isnan(value), (name, value)
   # The next update is that of a run without the empty one.
-  got, wanted = (update((8,), 1, rows, each) for each in (state, state_before))
+  actual, expected = (
+    update((8,), 1, rows, each) for each in (state, state_before)
+  )
   for name in ('entropy', 'loss', 'entropy_moved'):
-    assert got[1][name] == wanted[1][name], name
+    assert actual[1][name] == expected[1][name], name
 
 
 def test_small_top_shares_of_few_tokens_have_no_covariance():
@@ -224,7 +226,7 @@ def test_skipped_updates_in_a_row_end_a_run():
   assert health.skipped == 1
   assert health.skipped_in_a_row == 0
   assert warnings == ['update 1 is skipped: its loss is nan']
-  assert health.shown() == {'skipped_updates': 1.0}
+  assert health.displayed_counts() == {'skipped_updates': 1.0}
   count(update_metrics(skipped=1.0, gradient_norm=math.inf))
   health.check(2)
   count(update_metrics(skipped=1.0))
@@ -248,7 +250,7 @@ def test_updates_without_tokens_are_counted_and_reported():
   )
   count(update_metrics(tokens=0.0, loss=math.nan, gradient_norm=math.nan))
   assert warnings == ['update 1 has no token to train on and changes nothing']
-  assert health.shown() == {'updates_without_tokens': 1.0}
+  assert health.displayed_counts() == {'updates_without_tokens': 1.0}
   assert health.skipped == 0
 
 

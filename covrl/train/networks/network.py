@@ -48,7 +48,7 @@ class Network:
       the policy's update on the same rows.
 
   Raises:
-    ValueError: an option is unknown, the start is empty, or the parameter chain is
+    ValueError: an option is unknown, `initial` is empty, or the parameter chain is
       not an optax transformation.
   """
 

@@ -14,7 +14,7 @@ from .driver import (
   SEEDS,
   Run,
   Study,
-  advised_from,
+  advice_source,
   rates_and_passes_runs,
   sized_runs,
   tuning_runs,
@@ -74,7 +74,7 @@ def planned(study: Study, arguments: argparse.Namespace) -> Iterator[Run]:
     if 'tuning' in arguments.parts and not arguments.quick:
       yield from tuning_runs(name)
     if 'arms' in arguments.parts:
-      yield advised_from(name)
+      yield advice_source(name)
       for seed in arguments.seeds:
         for arm in study.arms(name):
           yield Run(task=name, arm=arm, seed=seed)

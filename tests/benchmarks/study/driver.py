@@ -186,7 +186,7 @@ class Study:
 
   def advised(self, name: str) -> Arm | None:
     """The arm that `covrl advise` recommends after a tuning seed's GRPO run."""
-    folder = advised_from(name).path(self.runs)
+    folder = advice_source(name).path(self.runs)
     if not (folder / 'metrics.jsonl').is_file():
       return None
     return arm_of(advise(read(load_run(folder))))
@@ -213,8 +213,8 @@ def read_lines(folder: pathlib.Path) -> Lines:
   return [json.loads(line) for line in text.splitlines()]
 
 
-def advised_from(name: str) -> Run:
-  """The run that the advice for a task is from."""
+def advice_source(name: str) -> Run:
+  """The run from whose metrics the advice for a task is made."""
   return Run(task=name, arm=ARMS['grpo'], seed=TUNING_SEEDS[0], group='tuning')
 
 

@@ -87,11 +87,11 @@ def _digit_prompts(rng: np.random.Generator, count: int) -> Prompts:
   return np.concatenate([digits, np.full((count, 1), ASK)], axis=1)
 
 
-def changed_rule(habit: int = 20, after: int = 40) -> StudyTask:
+def changed_rule(before: int = 20, after: int = 40) -> StudyTask:
   """D1: copy digits forwards; then only backwards is rewarded.
 
   Args:
-    habit: iterations before the rule changes.
+    before: iterations before the rule changes.
     after: iterations after it.
   """
 
@@ -111,10 +111,10 @@ def changed_rule(habit: int = 20, after: int = 40) -> StudyTask:
   modes = np.repeat([FORWARD, REVERSE], len(held_out))
 
   def measure(success_rates: Float[np.ndarray, ' m'], phase: int) -> Measured:
-    habit_rate, new = success_rates.reshape(2, -1).mean(axis=1)
+    old_rule_rate, new = success_rates.reshape(2, -1).mean(axis=1)
     return {
-      'accuracy': float((habit_rate, new)[phase]),
-      'habit': float(habit_rate),
+      'accuracy': float((old_rule_rate, new)[phase]),
+      'habit': float(old_rule_rate),
       'new_rule': float(new),
     }
 
@@ -126,7 +126,7 @@ def changed_rule(habit: int = 20, after: int = 40) -> StudyTask:
     draw=_digit_prompts,
     demonstrate=demonstrate,
     score=score,
-    phases=(habit, after),
+    phases=(before, after),
     warm_start=400,
     probes=(twice, _digits_answer(twice, modes)),
     measure=measure,
