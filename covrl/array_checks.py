@@ -206,3 +206,33 @@ def check_number(
   else:
     need = f'be finite and {"above" if is_open else "at least"} {low:g}'
   raise ValueError(f'{name} must {need}, got {number:g}')
+
+
+def check_integer(
+  name: str, value: object, low: int | None = None, high: int | None = None
+) -> None:
+  """Refuses anything but an integer of at least `low` and at most `high`.
+
+  Args:
+    name: the argument's name, for errors.
+    value: an integer of Python or NumPy.
+    low: smallest value; `None` for any.
+    high: largest value; `None` for any. It needs `low`.
+
+  Raises:
+    TypeError: the value is of another type, such as a float or a bool.
+    ValueError: the integer is out of range.
+
+  >>> check_integer('rank', 1.5, 1)
+  Traceback (most recent call last):
+    ...
+  TypeError: rank must be an integer, got 1.5
+  """
+  if isinstance(value, bool) or not isinstance(value, int | np.integer):
+    raise TypeError(f'{name} must be an integer, got {value!r:.80}')
+  if low is None:
+    return
+  if high is not None and not low <= value <= high:
+    raise ValueError(f'{name} must lie in [{low}, {high}], got {value}')
+  if value < low:
+    raise ValueError(f'{name} must be at least {low}, got {value}')

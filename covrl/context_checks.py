@@ -115,13 +115,23 @@ def check_context(
     elif entry in _SCALARS:
       check_array(entry, value, _SCALARS[entry], '')
     elif entry in _MOMENTS:
-      _check_moments(entry, value, shape)
+      check_moments(entry, value, shape)
     elif entry == 'key':
       _check_key(value)
 
 
-def _check_moments(entry: str, moments: object, shape: tuple[int, ...]) -> None:
-  """Refuses anything but moments of the shape of the statistics."""
+def check_moments(entry: str, moments: object, shape: tuple[int, ...]) -> None:
+  """Refuses anything but moments of the shape of the statistics.
+
+  Args:
+    entry: name of the argument, for errors.
+    moments: moments of the policy.
+    shape: shape `[B, T]` of the statistics.
+
+  Raises:
+    TypeError: it is not a `TokenMoments` of numbers.
+    ValueError: a shape is another one.
+  """
   if not isinstance(moments, TokenMoments):
     raise TypeError(
       f'{entry} must be a TokenMoments, got {type(moments).__name__}'

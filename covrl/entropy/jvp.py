@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
+from covrl.array_checks import check_array
+from covrl.context_checks import check_stats
 from covrl.statistics.exact import count
 from covrl.types import TokenStats
 
@@ -46,6 +48,10 @@ def jvp_score(
     precondition: P, linear and symmetric: the optimiser's preconditioner, for
       example a division by Adam's √v.
 
+  Raises:
+    TypeError: an argument is of another type.
+    ValueError: shapes differ.
+
   References:
     The derivation is this project's: first-order expansion of H̄ in the
     parameters, P moved to the other side of the inner product.
@@ -61,12 +67,20 @@ def jvp_score(
   0.13
   """
 
+  shape = check_array('mask', mask, 'bool', 'B T')
+  check_array('score_weight', score_weight, 'real', 'B T', shape)
+
+  def checked(params: PyTree) -> TokenStats:
+    stats = statistics(params)
+    check_stats('the result of statistics', stats, 'jvp_score', shape)
+    return stats
+
   def mean_entropy(params: PyTree) -> Float[Array, '']:
-    total = jnp.sum(statistics(params).entropy, where=mask)
+    total = jnp.sum(checked(params).entropy, where=mask)
     return total / jnp.maximum(count(mask), 1)
 
   direction = precondition(jax.grad(mean_entropy)(params))
   _, change = jax.jvp(
-    lambda params: statistics(params).logprobs, (params,), (direction,)
+    lambda params: checked(params).logprobs, (params,), (direction,)
   )
   return jnp.where(mask, -score_weight * change, 0)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from covrl.context_checks import check_moments, check_stats
 from covrl.entropy.decisions import DecisionCache
 from covrl.statistics.exact import exact_sum
 from covrl.types import Scalar, TokenMoments, TokenStats
@@ -64,6 +65,10 @@ def entropy_change(
   Returns:
     Change per token; 0 where it is not finite.
 
+  Raises:
+    TypeError: an argument is of another type.
+    ValueError: shapes differ.
+
   >>> pi = jnp.array([0.5, 0.25, 0.25])
   >>> from covrl import token_stats_from_logits
   >>> stats, moments = token_stats_from_logits(
@@ -73,6 +78,10 @@ def entropy_change(
   >>> bool(jnp.allclose(entropy_change(bonus, stats, moments), pi**2 @ f**2))
   True
   """
+  check_stats('stats', stats, 'entropy_change')
+  shape = stats.logprobs.shape
+  check_stats('signal', signal, 'entropy_change', shape)
+  check_moments('moments', moments, shape)
   change = unbounded_entropy_change(signal, stats, moments)
   return jnp.where(jnp.isfinite(change), change, 0)
 

@@ -89,7 +89,9 @@ def exact_score(
     moments: moments of the same policy.
     score_weight: w = A · ratio · 1{not clipped}.
   """
-  _check_per_token(stats, 'exact_score', score_weight=score_weight)
+  _check_per_token(
+    stats, 'exact_score', score_weight=score_weight, moments=moments
+  )
   token_term = jnp.exp(stats.logprobs) * (stats.logprobs + stats.entropy)
   kappa = moments.square_log + stats.entropy * moments.square
   return score_weight * (token_term - kappa)

@@ -11,6 +11,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
+from covrl.array_checks import check_integer, check_number
 from covrl.models.lora import Lora
 from covrl.models.remat import REMAT_POLICIES, RematPolicy
 from covrl.models.rope import RopeScaling, YarnScaling, base_frequencies
@@ -33,6 +34,15 @@ _POSITIVE = (
   'attention_soft_cap',
   'logit_soft_cap',
 )
+_FLAGS = (
+  'qkv_bias',
+  'qk_norm',
+  'unit_offset',
+  'post_norms',
+  'scaled_embeddings',
+  'tied_embeddings',
+  'value_head',
+)
 _DTYPES = ('float64', 'float32', 'bfloat16', 'float16')
 
 Activation = Literal['silu', 'gelu_tanh']
@@ -50,6 +60,7 @@ class Experts:
       sum.
 
   Raises:
+    TypeError: if a number is not an integer.
     ValueError: if `per_token` is less than 1 or more than `count`.
   """
 
@@ -58,11 +69,21 @@ class Experts:
   normalised: bool = True
 
   def __post_init__(self) -> None:
+    for name in ('count', 'per_token'):
+      check_integer(f'{name} of experts', getattr(self, name), 1)
     if not 1 <= self.per_token <= self.count:
       raise ValueError(
         f'experts per token must be 1 to {self.count}, the number of experts,'
         f' got {self.per_token}'
       )
+
+
+# Options of parts of the model, and their types.
+_PARTS = (
+  ('rope_scaling', RopeScaling),
+  ('experts', Experts),
+  ('lora', Lora),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,6 +132,7 @@ class ModelConfig:
       `covrl.models.remat`.
 
   Raises:
+    TypeError: if a value is of another type.
     ValueError: if a value is out of range or two of them contradict.
 
   >>> tiny(16).num_heads // tiny(16).num_kv_heads
@@ -153,10 +175,16 @@ class ModelConfig:
       # Plain strings, so that equal configs are equal and hash alike.
       object.__setattr__(self, name, _dtype_name(name, getattr(self, name)))
     for name in _SIZES:
-      if getattr(self, name) < 1:
-        raise ValueError(
-          f'{name} must be at least 1, got {getattr(self, name)}'
+      check_integer(name, getattr(self, name), 1)
+    for name in _FLAGS:
+      if not isinstance(getattr(self, name), bool):
+        raise TypeError(
+          f'{name} must be true or false, got {getattr(self, name)!r:.80}'
         )
+    for name, kind in _PARTS:
+      part = getattr(self, name)
+      if part is not None and not isinstance(part, kind):
+        raise TypeError(f'{name} must be options or None, got {part!r:.80}')
     if self.num_heads % self.num_kv_heads:
       raise ValueError(
         'num_heads must be a multiple of num_kv_heads, '
@@ -168,8 +196,8 @@ class ModelConfig:
       )
     for name in _POSITIVE:
       value = getattr(self, name)
-      if value is not None and not value > 0:
-        raise ValueError(f'{name} must be positive, got {value}')
+      if value is not None:
+        check_number(name, value, 0, is_open=True)
     if self.activation not in _ACTIVATIONS:
       raise ValueError(
         f'activation must be one of {_ACTIVATIONS}, got {self.activation!r}'
@@ -194,8 +222,8 @@ class ModelConfig:
         f'windows must be one number for each of {self.num_layers} layers, '
         f'got {len(self.windows)}'
       )
-    if min(self.windows, default=0) < 0:
-      raise ValueError(f'windows must be at least 0, got {min(self.windows)}')
+    for window in self.windows:
+      check_integer('windows', window, 0)
     if self.local_rope_theta and isinstance(self.rope_scaling, YarnScaling):
       raise ValueError(
         'local_rope_theta needs a rope_scaling that keeps magnitudes, got '

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from covrl.array_checks import check_integer, check_number
+
 TARGETS = ('query', 'key', 'value', 'output', 'gate', 'up', 'down')
 
 _SUFFIX = '_adapter'
@@ -33,7 +35,8 @@ class Lora:
     rank_stabilised: whether the scale is alpha / √rank instead.
 
   Raises:
-    ValueError: if a target is unknown, or a number is not positive.
+    TypeError: if the rank is not an integer, or alpha not a number.
+    ValueError: if a target is unknown or repeated, or a number is not positive.
 
   References:
     Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models",
@@ -50,18 +53,15 @@ class Lora:
   rank_stabilised: bool = False
 
   def __post_init__(self) -> None:
-    if self.rank < 1:
-      raise ValueError(
-        f'the rank of adapters must be at least 1, got {self.rank}'
-      )
-    if not self.alpha > 0:
-      raise ValueError(
-        f'the alpha of adapters must be positive, got {self.alpha}'
-      )
+    check_integer('the rank of adapters', self.rank, 1)
+    check_number('the alpha of adapters', self.alpha, 0, is_open=True)
     unknown = [name for name in self.targets if name not in TARGETS]
-    if unknown or not self.targets:
+    is_tuple = isinstance(self.targets, tuple)
+    repeats = len(set(self.targets)) < len(self.targets)
+    if unknown or repeats or not is_tuple or not self.targets:
       raise ValueError(
-        f'the targets of adapters must be some of {TARGETS}, got {self.targets}'
+        f'the targets of adapters must be a tuple of some of {TARGETS}, each'
+        f' once, got {self.targets}'
       )
 
   @property

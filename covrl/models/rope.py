@@ -17,6 +17,8 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from covrl.array_checks import check_integer, check_number
+
 
 def base_frequencies(
   theta: float, head_dim: int
@@ -43,6 +45,9 @@ class LinearScaling:
   Attributes:
     factor: ratio of the new to the original context length.
 
+  Raises:
+    ValueError: if the factor is not finite and positive.
+
   References:
     Chen et al., "Extending Context Window of Large Language Models via
     Positional Interpolation", arXiv:2306.15595, (4).
@@ -50,6 +55,9 @@ class LinearScaling:
 
   factor: float
   magnitude = 1.0
+
+  def __post_init__(self) -> None:
+    check_number('factor', self.factor, 0, is_open=True)
 
   def __call__(
     self, frequencies: Float[np.ndarray, ' pairs'], theta: float
@@ -75,6 +83,9 @@ class Llama3Scaling:
     low: pairs with fewer turns are divided by `factor`.
     high: pairs with more turns are not scaled.
 
+  Raises:
+    ValueError: if a number is not positive, or `low` is not below `high`.
+
   References:
     Llama Team, "The Llama 3 Herd of Models", arXiv:2407.21783; the
     formula is that of the released code.
@@ -85,6 +96,11 @@ class Llama3Scaling:
   low: float = 1.0
   high: float = 4.0
   magnitude = 1.0
+
+  def __post_init__(self) -> None:
+    check_number('factor', self.factor, 0, is_open=True)
+    check_integer('original_length', self.original_length, 1)
+    _check_order('low', self.low, 'high', self.high)
 
   def __call__(
     self, frequencies: Float[np.ndarray, ' pairs'], theta: float
@@ -114,6 +130,9 @@ class YarnScaling:
     attention_factor: the magnitude; 0.1 log(factor) + 1 if `None`.
     whole: whether the ends of the ramp are rounded outwards to whole pairs.
 
+  Raises:
+    ValueError: if a number is not positive, or `slow` is not below `fast`.
+
   References:
     Peng et al., "YaRN: Efficient Context Window Extension of Large Language
     Models", arXiv:2309.00071, definitions 2 and 3 and (22).
@@ -125,6 +144,13 @@ class YarnScaling:
   slow: float = 1.0
   attention_factor: float | None = None
   whole: bool = True
+
+  def __post_init__(self) -> None:
+    check_number('factor', self.factor, 0, is_open=True)
+    check_integer('original_length', self.original_length, 1)
+    _check_order('slow', self.slow, 'fast', self.fast)
+    if self.attention_factor is not None:
+      check_number('attention_factor', self.attention_factor, 0, is_open=True)
 
   @property
   def magnitude(self) -> float:
@@ -154,6 +180,18 @@ class YarnScaling:
     """Fractional index of the pair that makes this number of turns."""
     wavelength = self.original_length / turns
     return half * math.log(wavelength / (2 * math.pi)) / math.log(theta)
+
+
+def _check_order(
+  lower: str, lower_value: float, upper: str, upper_value: float
+) -> None:
+  """Refuses two numbers of turns that are not positive and in order."""
+  check_number(lower, lower_value, 0, is_open=True)
+  check_number(upper, upper_value, 0, is_open=True)
+  if not lower_value < upper_value:
+    raise ValueError(
+      f'{lower} must be below {upper}, got {lower_value:g} and {upper_value:g}'
+    )
 
 
 RopeScaling = LinearScaling | Llama3Scaling | YarnScaling

@@ -20,6 +20,7 @@ from covrl.models.lora import split_adapters
 from covrl.pretrained.atomic_dir import atomic_directory
 from covrl.pretrained.config_values import check_values
 from covrl.pretrained.families import Family, config_fields, find_family
+from covrl.pretrained.finite import check_finite, check_shapes
 from covrl.pretrained.json_files import read_json
 from covrl.pretrained.load_sharded import load_arrays
 from covrl.pretrained.param_mapping import map_params
@@ -180,8 +181,9 @@ def save_adapters(
     params: all parameters, or the adapters alone.
 
   Raises:
-    ValueError: the directory is not empty, or the policy has no adapters or no
-      pretrained base model.
+    ValueError: the directory is not empty, the policy has no adapters or no
+      pretrained base model, or the adapters are not finite or not those of the
+      policy.
   """
   lora = policy.config.lora
   if lora is None:
@@ -192,6 +194,8 @@ def save_adapters(
       ' it without --adapter'
     )
   _, adapters = split_adapters(params)
+  check_shapes(adapters, split_adapters(policy.abstract_params())[1])
+  check_finite(adapters, 'the weights to write')
   family = find_family(_base_config_fields(policy), 'config.json')
   mapped = list(map_params(adapters, adapter_tensor_names(family.names)))
   modules = {param.tensor.name.split('.')[-3] for param in mapped}

@@ -66,12 +66,12 @@ def convert(
   if dtype is not None:
     name = dtype_name(dtype)
     params = jax.tree.map(lambda leaf: leaf.astype(name), params)
-  check_finite(params, 'the weights to write')
   if output_format == 'adapter':
     save_adapters(target, policy, params)
   elif output_format == 'model':
     save_pretrained(target, policy, params, on_progress=on_progress)
   else:
+    check_finite(params, 'the weights to write')
     save_orbax(target, model_files(policy, params), params)
 
 

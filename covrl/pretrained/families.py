@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from jax.typing import DTypeLike
 
@@ -45,6 +45,8 @@ class Family:
     tied: default of `tie_word_embeddings`.
     theta: default of `rope_theta`.
     norm_eps: default of `rms_norm_eps`.
+    defaults: other fields that an absent one has a value of; null has none.
+    activation: field of the activation; the other one is not read.
   """
 
   architecture: str
@@ -55,6 +57,8 @@ class Family:
   tied: bool = False
   theta: float = 10000.0
   norm_eps: float = 1e-6
+  defaults: Fields = dataclasses.field(default_factory=dict)
+  activation: Literal['hidden_act', 'hidden_activation'] = 'hidden_act'
 
 
 def model_config(fields: Fields, dtype: DTypeLike, file: str) -> ModelConfig:
@@ -66,13 +70,14 @@ def model_config(fields: Fields, dtype: DTypeLike, file: str) -> ModelConfig:
     file: name of the file, for errors.
 
   Raises:
-    ValueError: architecture, activation or RoPE scaling are unknown, or a field
-      is missing or out of range.
+    ValueError: architecture, activation or RoPE scaling are unknown, a field is
+      missing or out of range, or the architecture and the model type contradict.
   """
   family = find_family(fields, file)
   try:
     check_values(fields)
-    fields = _without_nulls(fields)
+    _check_model_type(fields, family)
+    fields = _without_nulls({**family.defaults, **fields})
     settings: dict[str, Any] = _read_common(fields, family)
     settings |= read_rope(fields, family.theta) | family.read(fields)
     return ModelConfig(**settings, dtype=dtype, param_dtype=dtype)
@@ -82,6 +87,16 @@ def model_config(fields: Fields, dtype: DTypeLike, file: str) -> ModelConfig:
     ) from None
   except ValueError as error:
     raise ValueError(f'{file}: {error}') from None
+
+
+def _check_model_type(fields: Fields, family: Family) -> None:
+  """Refuses another family's `model_type`, by which transformers would read."""
+  given = fields.get('model_type')
+  if given is not None and given != family.model_type:
+    raise ValueError(
+      f'model_type of a {family.architecture} must be {family.model_type}, got'
+      f' {str(given)[:40]}'
+    )
 
 
 def _without_nulls(fields: Fields) -> dict[str, Any]:
@@ -122,7 +137,11 @@ def config_fields(config: ModelConfig) -> dict[str, Any]:
   """
   for family in FAMILIES:
     fields = _write_fields(config, family)
-    if model_config(fields, config.param_dtype, '') == dataclasses.replace(
+    try:
+      read = model_config(fields, config.param_dtype, '')
+    except ValueError:
+      continue  # The family has other features.
+    if read == dataclasses.replace(
       config, dtype=config.param_dtype, remat='nothing'
     ):
       return fields
@@ -153,7 +172,7 @@ def _read_common(fields: Fields, family: Family) -> dict[str, Any]:
       'quantization_config must be absent, since quantised weights are not read,'
       f' got {str(fields["quantization_config"])[:80]}'
     )
-  name = fields.get('hidden_activation') or fields.get('hidden_act')
+  name = fields.get(family.activation)
   known = {name: activation for activation, name in _ACTIVATIONS.items()}
   if name not in known:
     raise ValueError(
@@ -205,6 +224,9 @@ def _max_length(scaling: RopeScaling | None) -> dict[str, Any]:
   return {'max_position_embeddings': length}
 
 
+_WINDOW = {'sliding_window': 4096}
+_GELU = {'hidden_activation': 'gelu_pytorch_tanh'}
+
 FAMILIES = (
   Family(
     architecture='LlamaForCausalLM',
@@ -219,6 +241,7 @@ FAMILIES = (
     names=tensor_names.MISTRAL,
     read=family_fields.read_mistral,
     write=family_fields.write_mistral,
+    defaults=_WINDOW,
   ),
   Family(
     architecture='Qwen2ForCausalLM',
@@ -226,6 +249,7 @@ FAMILIES = (
     names=tensor_names.QWEN2,
     read=family_fields.read_qwen2,
     write=family_fields.write_qwen,
+    defaults=_WINDOW,
   ),
   Family(
     architecture='Qwen3ForCausalLM',
@@ -233,6 +257,7 @@ FAMILIES = (
     names=tensor_names.QWEN3,
     read=family_fields.read_qwen3,
     write=family_fields.write_qwen,
+    defaults=_WINDOW,
   ),
   Family(
     architecture='MixtralForCausalLM',
@@ -249,6 +274,7 @@ FAMILIES = (
     names=tensor_names.QWEN3_MOE,
     read=family_fields.read_qwen3_moe,
     write=family_fields.write_qwen3_moe,
+    defaults=_WINDOW,
   ),
   Family(
     architecture='Gemma2ForCausalLM',
@@ -257,6 +283,13 @@ FAMILIES = (
     read=family_fields.read_gemma2,
     write=family_fields.write_gemma,
     tied=True,
+    defaults={
+      **_WINDOW,
+      **_GELU,
+      'attn_logit_softcapping': 50.0,
+      'final_logit_softcapping': 30.0,
+    },
+    activation='hidden_activation',
   ),
   Family(
     architecture='Gemma3ForCausalLM',
@@ -266,5 +299,7 @@ FAMILIES = (
     write=family_fields.write_gemma,
     tied=True,
     theta=1e6,
+    defaults={**_WINDOW, **_GELU},
+    activation='hidden_activation',
   ),
 )

@@ -109,7 +109,9 @@ def write_mixtral(config: ModelConfig) -> dict[str, Any]:
 
 
 def read_qwen3_moe(fields: Fields) -> dict[str, Any]:
-  """Experts in every layer, otherwise as in Qwen3.
+  """Experts in every layer, and a window of all layers or none; else as Qwen3.
+
+  transformers reads neither `max_window_layers` nor `layer_types` here.
 
   Raises:
     ValueError: some layers have no experts.
@@ -122,7 +124,8 @@ def read_qwen3_moe(fields: Fields) -> dict[str, Any]:
     )
   # Newer versions of transformers use the name of other mixtures.
   count = fields.get('num_local_experts') or fields['num_experts']
-  return read_qwen3(fields) | {
+  all_layers = {**fields, 'max_window_layers': 0, 'layer_types': None}
+  return read_qwen3(all_layers) | {
     'hidden_dim': fields['moe_intermediate_size'],
     'experts': Experts(
       count=count,
@@ -172,7 +175,18 @@ def read_gemma2(fields: Fields) -> dict[str, Any]:
 
 
 def read_gemma3(fields: Fields) -> dict[str, Any]:
-  """Windows, with another rotary base, except in every sixth layer."""
+  """Windows, with another rotary base, except in every sixth layer.
+
+  Raises:
+    ValueError: there is a soft cap of attention scores, which transformers does
+      not apply.
+  """
+  cap = fields.get('attn_logit_softcapping')
+  if cap is not None:
+    raise ValueError(
+      'attn_logit_softcapping must be absent for a Gemma3ForCausalLM, got'
+      f' {cap}'
+    )
   period = fields.get('sliding_window_pattern', 6)
   windows = _windows(fields, lambda layer: (layer + 1) % period != 0)
   common = _read_gemma(fields) | windows | {'qk_norm': True}

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jaxtyping import Array, PyTree, Shaped
@@ -21,6 +22,7 @@ from covrl.pretrained.families import (
   find_family,
   model_config,
 )
+from covrl.pretrained.finite import check_finite, check_shapes
 from covrl.pretrained.param_mapping import MappedParam, map_params
 from covrl.pretrained.policy import PretrainedPolicy
 
@@ -53,10 +55,12 @@ def save_pretrained(
       total number.
 
   Raises:
-    ValueError: the directory is not empty, or no family has all features of
-      the policy.
+    ValueError: the directory is not empty, no family has all features of the
+      policy, or the parameters are not finite or not those of the policy.
   """
+  check_shapes(params, policy.abstract_params())
   policy, params = policy.base, policy.merge(params)
+  check_finite(params, 'the weights to write')
   files = model_files(policy, params)
   family = find_family(json.loads(files['config.json']), 'config.json')
   with atomic_directory(directory) as draft:
@@ -71,13 +75,13 @@ def model_files(policy: Policy, params: PyTree) -> dict[str, bytes]:
 
   Args:
     policy: a policy without adapters.
-    params: its parameters, whose dtype is written to `config.json`.
+    params: its parameters, whose widest dtype is written to `config.json`.
 
   Raises:
     ValueError: no family has all features of the policy.
   """
   files = policy.files if isinstance(policy, PretrainedPolicy) else {}
-  dtype = str(jax.tree.leaves(params)[0].dtype)
+  dtype = str(jnp.result_type(*jax.tree.leaves(params)))
   fields = _config_json(policy.config, files, dtype)
   text = json.dumps(fields, indent=2) + '\n'
   return {**files, 'config.json': text.encode()}

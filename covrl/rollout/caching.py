@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from covrl.array_checks import check_integer
 from covrl.config import RolloutConfig
 from covrl.models.cache import DecodeCache, PromptCache
 from covrl.models.policy import Policy
@@ -40,8 +41,7 @@ class Caching:
     return cls(chunk=rollout.prefill_chunk, int8=rollout.cache_dtype == 'int8')
 
   def __post_init__(self) -> None:
-    if self.chunk < 0:
-      raise ValueError(f'chunk must be at least 0, got {self.chunk}')
+    check_integer('chunk', self.chunk, 0)
 
   def prefill(
     self,

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt
 
+from covrl.array_checks import check_integer
 from covrl.models.cache import (
   repeat_rows,
 )
@@ -66,7 +67,12 @@ class SlotDecoder:
 
   def __post_init__(self) -> None:
     vocab_size = self.policy.config.vocab_size
+    if self.policy.config.value_head:
+      raise ValueError(
+        'a policy to sample from must have no value head, got one'
+      )
     for token in (*self.end_ids, self.pad_id):
+      check_integer('token ids', token)
       if not 0 <= token < vocab_size:
         raise ValueError(
           f'token ids must lie in [0, {vocab_size}), got {token}'
@@ -384,7 +390,6 @@ class SlotDecoder:
 
 
 def check_at_least(least: int, **numbers: int) -> None:
-  """Raises `ValueError` if one of some numbers is too small."""
+  """Refuses numbers that are too small, or not integers."""
   for name, number in numbers.items():
-    if number < least:
-      raise ValueError(f'{name} must be at least {least}, got {number}')
+    check_integer(name, number, least)

@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int, Key, PyTree
 
+from covrl.array_checks import check_array
 from covrl.models.experts import ExpertRecord
 from covrl.models.policy import Policy
 from covrl.parallel import distributed, sharding
@@ -134,7 +135,7 @@ class SamplingEngine:
       key: PRNG key of the iteration. Token `t` of a sequence is drawn with
         `fold_in(fold_in(key, sequence_id), t)`.
       sequence_ids: unique within the iteration, one per response.
-      sampling: temperature and truncation.
+      sampling: temperature and truncation, the same for all responses.
       on_progress: called after each segment with the number of responses that
         are finished at least.
       on_response: called with row and tokens of each response once it is
@@ -150,18 +151,18 @@ class SamplingEngine:
       their number, else replicated.
 
     Raises:
+      TypeError: if an argument is of another type or dtype.
       ValueError: if the ids are not one per response, `group_size` < 1, or the
-        prompts are refused by `check_prompts`.
+        prompts or sampling parameters are refused by `check_prompts` or
+        `Sampling.check`.
     """
     check_prompts(prompts, prompt_mask, self.policy.config.vocab_size)
+    check_array('group_size', group_size, 'int', '')
     if group_size < 1:
       raise ValueError(f'group_size must be at least 1, got {group_size}')
     count = len(prompts) * group_size
-    if sequence_ids.shape != (count,):
-      raise ValueError(
-        f'sequence_ids must have {len(prompts)} x {group_size} entries, '
-        f'got shape {sequence_ids.shape}'
-      )
+    check_array('sequence_ids', sequence_ids, 'int', 'S', (count,))
+    sampling.check()
     layout = self._layout(len(prompts), group_size)
     finished = None
     if on_response is not None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal, NamedTuple
 
+from covrl.array_checks import check_integer
 from covrl.rollout.sampling import check_sampling
 
 FinishReason = Literal['stop', 'length']
@@ -60,6 +61,7 @@ class Request:
     """Checks the request.
 
     Raises:
+      TypeError: a number is not an integer.
       ValueError: the prompt does not fit, there is no room for a response of
         this length, or an option is out of range.
     """
@@ -68,6 +70,7 @@ class Request:
       ('stop_token_ids', self.stop_ids),
     ):
       for token in ids:
+        check_integer(f'token ids of {name}', token)
         if not 0 <= token < limits.vocab_size:
           raise ValueError(
             f'{name} must have token ids in [0, {limits.vocab_size}), got {token}'
@@ -77,10 +80,7 @@ class Request:
         f'the prompt must have 1 to {limits.prompt} tokens, got'
         f' {len(self.prompt)}'
       )
-    if not 1 <= self.max_tokens <= limits.response:
-      raise ValueError(
-        f'max_tokens must lie in [1, {limits.response}], got {self.max_tokens}'
-      )
+    check_integer('max_tokens', self.max_tokens, 1, limits.response)
     if len(self.stop_ids) > limits.stop_ids:
       raise ValueError(
         f'stop_token_ids must have at most {limits.stop_ids} entries, got'
@@ -90,8 +90,7 @@ class Request:
       ('seed', self.seed, 2**32),
       ('member', self.member, 2**31),
     ):
-      if not 0 <= number < end:
-        raise ValueError(f'{name} must lie in [0, {end}), got {number}')
+      check_integer(name, number, 0, end - 1)
     check_sampling(self.temperature, self.top_p, self.top_k, self.min_p)
 
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import P
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from covrl.array_checks import check_array, concrete
 from covrl.parallel import sharding
 from covrl.rollout.truncation import Columns, Threshold, find_threshold
 
@@ -72,6 +73,20 @@ class Sampling(NamedTuple):
       top_k=jnp.asarray(top_k, jnp.int32),
       min_p=jnp.asarray(min_p, jnp.float32),
     )
+
+  def check(self) -> None:
+    """Checks parameters that were not made by `make`.
+
+    Raises:
+      TypeError: one is of another dtype.
+      ValueError: one is not a scalar, or out of range.
+    """
+    for name, value in self._asdict().items():
+      check_array(name, value, 'int' if name == 'top_k' else 'real', '')
+    numbers = [concrete(value) for value in self]
+    known = [number.item() for number in numbers if number is not None]
+    if len(known) == len(numbers):
+      check_sampling(*known)
 
   def of_rows(self, count: int) -> Sampling:
     """Sampling parameters with one entry per row."""

@@ -29,6 +29,7 @@ from covrl.statistics.reference import (
   statistics_dtype,
   stats_from_scaled_logits,
   token_temperatures,
+  wide_targets,
 )
 from covrl.statistics.sharded import Partition, partition_of
 from covrl.statistics.tiling import LANES
@@ -165,6 +166,7 @@ def token_stats(
       'got moments=False'
     )
   _check_arrays(hidden, unembedding, targets)
+  targets = wide_targets(targets)
   if mask is not None:
     check_array('mask', mask, 'bool', '...', targets.shape)
   check_temperature(temperature, targets.shape)
@@ -214,8 +216,8 @@ def token_stats(
 
 def _check_arrays(hidden: object, unembedding: object, targets: object) -> None:
   """Refuses arrays of other dtypes, or whose shapes do not fit."""
-  shape = check_array('hidden', hidden, 'real', '...')
-  width, vocabulary = check_array('unembedding', unembedding, 'real', 'D V')
+  shape = check_array('hidden', hidden, 'float', '...')
+  width, vocabulary = check_array('unembedding', unembedding, 'float', 'D V')
   if not shape or shape[-1] != width:
     raise ValueError(
       f'hidden must be [..., D] with D = {width}, the rows of the unembedding, '

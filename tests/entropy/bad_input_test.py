@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import covrl
-from covrl import TokenStats
+from covrl import TokenMoments, TokenStats
 from covrl.entropy import Selection, exact_mean
 from covrl.entropy.base import update_signal
 
@@ -350,11 +350,29 @@ MISTYPED = {
     lambda: bonus(key=jax.random.split(jax.random.key(0), 2)),
     r'key must be a single PRNG key, .*\[2\]',
   ),
+  'moments of a row in a score': (
+    lambda: covrl.exact_score(TOKEN_STATS, row_moments(), WEIGHTS),
+    r'moments.square must be \[B, T\] = \(4, 10\), got \(10,\)',
+  ),
+  'moments of a row in a prediction': (
+    lambda: covrl.entropy_change(TOKEN_STATS, TOKEN_STATS, row_moments()),
+    r'moments.square must be \[B, T\] = \(4, 10\), got \(10,\)',
+  ),
+  'a mask of a row in a score': (
+    lambda: covrl.jvp_score(lambda _: TOKEN_STATS, 1.0, WEIGHTS, ONES[0]),
+    r'mask must be \[B, T\], got \(10,\)',
+  ),
   'ids of 64 bits, which JAX would cut': (
     lambda: bonus(sequence_ids=np.full(SHAPE, 2**32)),
     'sequence_ids must be integers of 32 bits, .*, got 4294967296',
   ),
 }
+
+
+def row_moments():
+  """Moments of one row, which would be broadcast."""
+  row = jnp.ones(10)
+  return TokenMoments(square=row, square_log=row, square_log_square=row)
 
 
 class Fixed(NamedTuple):

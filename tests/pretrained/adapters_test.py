@@ -212,9 +212,15 @@ def test_refuses_to_write_missing_adapters(tmp_path):
   ('change', 'message'),
   [
     ({'rank': 0}, 'rank of adapters must be at least 1, got 0'),
-    ({'alpha': 0.0}, 'alpha of adapters must be positive, got 0.0'),
-    ({'targets': ('q_proj',)}, r"targets .* must be some of .*\('q_proj',\)"),
-    ({'targets': ()}, r'targets of adapters must be some of .*got \(\)'),
+    ({'alpha': 0.0}, 'alpha of adapters must be positive, got 0'),
+    (
+      {'targets': ('q_proj',)},
+      r"targets .* must be a tuple of some of .*\('q_proj',\)",
+    ),
+    (
+      {'targets': ()},
+      r'targets of adapters must be a tuple of some of .*got \(\)',
+    ),
   ],
 )
 def test_refuses_invalid_adapter_settings(change, message):

@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 import pytest
-from pretrained.fixtures import copy_of, loaded, rewrite, tensors_of
+from pretrained.fixtures import MODELS, copy_of, loaded, rewrite, tensors_of
 
 from covrl.models import LinearScaling, YarnScaling
 from covrl.pretrained import (
@@ -224,6 +224,19 @@ def test_writes_finite_numbers_only(tmp_path):
   assert not (tmp_path / 'out').exists()
 
 
+def test_writes_parameters_of_the_policy_only(tmp_path):
+  policy, params = loaded('mistral')
+  other = {**params, 'head': params['head'][:, :3]}
+  for changed, message in (
+    (other, r'policy, head \(16, 48\), got \(16, 3\)'),
+    (loaded('qwen2')[1], 'params must have the shapes of the policy'),
+    ({**params, 'head': np.nan * params['head']}, 'head must be finite'),
+  ):
+    with pytest.raises(ValueError, match=message):
+      save_pretrained(tmp_path / 'out', policy, changed)
+  assert not (tmp_path / 'out').exists()
+
+
 def test_orbax_copies_belong_to_their_config(tmp_path):
   policy, params = loaded('mistral')
   save_orbax(tmp_path / 'out', model_files(policy, params), params)
@@ -284,6 +297,19 @@ def edit_config(directory, **fields):
     ({'dtype': 'float64'}, 'dtype float64 needs JAX_ENABLE_X64=1'),
     ({'partial_rotary_factor': 0.5}, 'partial_rotary_factor must be 1, got'),
     ({'layer_types': ['full_attention']}, 'layer_types must name a type for'),
+    ({'model_type': 'llama'}, 'of a MistralForCausalLM must be mistral, got'),
+    (
+      {
+        'rope_scaling': {
+          'rope_type': 'yarn',
+          'factor': 4.0,
+          'beta_fast': 1,
+          'beta_slow': 32,
+          'original_max_position_embeddings': 16,
+        }
+      },
+      'slow must be below fast, got 32 and 1',
+    ),
     (
       {'layer_types': ['full_attention', 'linear_attention']},
       "layer_types must be some of .*got 'linear_attention'",
@@ -310,6 +336,51 @@ def test_an_absent_epsilon_is_that_of_the_family(tmp_path):
     directory = copy_of(name, tmp_path)
     edit_config(directory, rms_norm_eps=None)
     assert load_policy(directory).config.norm_eps == epsilon
+
+
+def test_absent_fields_have_the_values_of_their_family(tmp_path):
+  """Those of the configurations in transformers; null has no value."""
+
+  def config(name, **fields):
+    directory = copy_of(name, tmp_path / str(len(list(tmp_path.iterdir()))))
+    file = directory / 'config.json'
+    stored = json.loads(file.read_text()) | fields
+    known = {k: v for k, v in stored.items() if v != 'absent'}
+    file.write_text(json.dumps(known))
+    return load_policy(directory).config
+
+  absent = 'absent'
+  mistral = config('mistral', sliding_window=absent, layer_types=absent)
+  assert set(mistral.windows) == {4096}
+  assert config('mistral', sliding_window=None).windows == ()
+  qwen2 = config(
+    'qwen2',
+    use_sliding_window=True,
+    sliding_window=absent,
+    layer_types=absent,
+    max_window_layers=0,
+  )
+  assert set(qwen2.windows) == {4096}
+  # All layers, whatever max_window_layers is.
+  qwen3_moe = config('qwen3_moe', use_sliding_window=True, sliding_window=4)
+  assert set(qwen3_moe.windows) == {4}
+  caps = ('attn_logit_softcapping', 'final_logit_softcapping')
+  gemma2 = config('gemma2', **dict.fromkeys(caps, absent))
+  assert (gemma2.attention_soft_cap, gemma2.logit_soft_cap) == (50.0, 30.0)
+  gemma3 = config('gemma3', sliding_window=absent)
+  assert max(gemma3.windows) == 4096
+  with pytest.raises(
+    ValueError, match='softcapping must be absent for a Gemma3'
+  ):
+    config('gemma3', attn_logit_softcapping=50.0)
+  # Gemma has hidden_activation, the others hidden_act.
+  for name, field in (
+    ('gemma2', 'hidden_act'),
+    ('mistral', 'hidden_activation'),
+  ):
+    unchanged = load_policy(MODELS / name).config.activation
+    other = 'silu' if unchanged == 'gelu_tanh' else 'gelu_pytorch_tanh'
+    assert config(name, **{field: other}).activation == unchanged
 
 
 def test_keeps_an_unembedding_that_the_config_ties(tmp_path):

@@ -300,6 +300,7 @@ def test_rollout_rows_join_prompts_and_responses():
   assert not (rollouts.loss_mask & ~rollouts.attention_mask).any()
 
 
+@pytest.mark.usefixtures('no_annotation_checks')
 @pytest.mark.parametrize(
   ('changes', 'sentence'),
   [
@@ -308,13 +309,52 @@ def test_rollout_rows_join_prompts_and_responses():
     ({'max_response_length': 0}, 'max_response_length must be .* got 0'),
     ({'slots': -1}, 'slots must be at least 0, got -1'),
     ({'segment': 0}, 'segment must be at least 1, got 0'),
+    ({'end_ids': (2.5,)}, 'token ids must be an integer, got 2.5'),
+    ({'max_response_length': 2.5}, 'max_response_length must be an integer'),
   ],
 )
 def test_refuses_invalid_engines(changes, sentence):
-  with pytest.raises(ValueError, match=sentence):
+  with pytest.raises((TypeError, ValueError), match=sentence):
     make_engine(**changes)
 
 
-def test_refuses_another_number_of_sequence_ids():
-  with pytest.raises(ValueError, match='8 x 4 entries, got shape'):
-    sample(ids=IDS[:-1])
+def test_refuses_critics():
+  config = dataclasses.replace(POLICY.config, value_head=True)
+  with pytest.raises(ValueError, match='must have no value head, got one'):
+    SamplingEngine(Policy(config), end_ids=END, pad_id=0, max_response_length=4)
+
+
+@pytest.mark.usefixtures('no_annotation_checks')
+@pytest.mark.parametrize(
+  ('ids', 'sentence'),
+  [
+    (IDS[:-1], r'must be \[S\] = \(32,\), got \(31,\)'),
+    (np.asarray(IDS, np.float32), 'must be an array of integers, got float32'),
+    # Of these JAX would keep 32 bits, which are equal: so would be all samples.
+    (np.asarray(IDS, np.int64) << 32, 'must be integers of 32 bits'),
+  ],
+)
+def test_refuses_other_sequence_ids(ids, sentence):
+  with pytest.raises((TypeError, ValueError), match=f'sequence_ids {sentence}'):
+    sample(ids=ids)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'sentence'),
+  [
+    (
+      {'temperature': jnp.float32(-1)},
+      'temperature must be finite and at least',
+    ),
+    ({'temperature': jnp.float32(np.nan)}, 'temperature must be finite and at'),
+    (
+      {'temperature': jnp.ones(32)},
+      r'temperature must be a scalar, got \(32,\)',
+    ),
+    ({'top_p': jnp.float32(0)}, r'top_p must lie in \(0, 1\], got 0'),
+    ({'top_k': jnp.int32(-3)}, 'top_k must be a whole number from 0, got -3'),
+  ],
+)
+def test_refuses_parameters_that_were_made_without_a_check(changes, sentence):
+  with pytest.raises(ValueError, match=sentence):
+    Sampling.make()._replace(**changes).check()

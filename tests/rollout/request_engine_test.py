@@ -241,6 +241,7 @@ def test_prompts_of_several_widths(monkeypatch):
 VALID: dict[str, Any] = {'prompt': (1, 2), 'max_tokens': 3, 'seed': 0}
 
 
+@pytest.mark.usefixtures('no_annotation_checks')
 @pytest.mark.parametrize(
   ('changes', 'sentence'),
   [
@@ -257,10 +258,13 @@ VALID: dict[str, Any] = {'prompt': (1, 2), 'max_tokens': 3, 'seed': 0}
     ({'top_p': 0.0}, r'top_p must lie in \(0, 1\], got 0.0'),
     ({'top_k': 2**31}, 'top_k must be a whole number'),
     ({'min_p': 1.5}, r'min_p must lie in \[0, 1\], got 1.5'),
+    ({'prompt': (1.5, 2)}, 'token ids of prompt must be an integer, got 1.5'),
+    ({'max_tokens': 2.5}, 'max_tokens must be an integer, got 2.5'),
+    ({'seed': 1.5}, 'seed must be an integer, got 1.5'),
   ],
 )
 def test_refuses_invalid_requests(engine, changes, sentence):
-  with pytest.raises(ValueError, match=sentence):
+  with pytest.raises((TypeError, ValueError), match=sentence):
     engine.submit(Request(**{**VALID, **changes}))
   assert engine.waiting == 0
 

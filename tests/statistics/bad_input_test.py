@@ -155,3 +155,17 @@ def test_an_overflowing_logit_is_not_an_impossible_token():
     stats = covrl.token_stats(hidden, unembedding, jnp.array([1]), soft_cap=cap)
     assert jnp.isnan(stats.logprobs[0]), cap
     assert jnp.isnan(stats.entropy[0]), cap
+
+
+@pytest.mark.parametrize('options', IMPLEMENTATIONS)
+def test_narrow_targets_are_those_of_int32(options):
+  """In 8 bits column 259 is column 3, and 300 columns are 44."""
+  rng = np.random.default_rng(0)
+  hidden = jnp.asarray(rng.normal(size=(2, 3, 4)), jnp.float32)
+  unembedding = jnp.asarray(rng.normal(size=(4, 300)), jnp.float32)
+  targets = jnp.full((2, 3), 3)
+  narrow, wide = (
+    covrl.token_stats(hidden, unembedding, ids, **options).logprobs
+    for ids in (targets.astype(jnp.uint8), targets)
+  )
+  np.testing.assert_array_equal(narrow, wide)

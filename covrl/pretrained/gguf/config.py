@@ -239,6 +239,8 @@ def _llama3_scaling(
   # Without a pair on the ramp, any length between the ends will do.
   edge = np.flatnonzero(factors == factor)[0]
   length = round(float(np.median(lengths[on_ramp if on_ramp.size else [edge]])))
+  if length < 1:
+    return None
   scaling = Llama3Scaling(
     factor=factor, original_length=length, low=_LOW, high=_HIGH
   )
