@@ -4,12 +4,15 @@
 Every unique prompt is processed once, and its keys and values are shared by all
 responses to it. Responses are decoded in a fixed number of slots, which are
 refilled from a queue on the device. After each segment of tokens, which is one
-compiled call, the host reduces the number of slots if the queue is empty.
+compiled call, the host reduces the number of slots if the queue is empty. It calls
+the next segment before it reads the last one's result, so that the device does not
+wait for the host, except where that result is likely to allow fewer slots.
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -41,6 +44,7 @@ from covrl.rollout.samples import (
   empty_samples,
 )
 from covrl.rollout.sampling import Sampling
+from covrl.rollout.schedule import SegmentSchedule
 from covrl.rollout.slots import State
 
 
@@ -122,7 +126,7 @@ class SamplingEngine:
     on_progress: Callable[[int], object] = lambda finished: None,
     on_response: OnResponse | None = None,
     carried: Samples | None = None,
-    is_enough: Callable[[], bool] = lambda: False,
+    is_enough: Callable[[], bool] | None = None,
   ) -> Samples:
     """Samples `group_size` responses to each prompt.
 
@@ -181,22 +185,37 @@ class SamplingEngine:
         carried,
         layout,
       )
-      slots, is_finished = layout.slots[0], False
-      while not is_finished:
-        live, waiting = _read(report.status)
-        on_progress(count - layout.shards * (live + waiting))
-        tokens, is_finished = report.tokens, live + waiting == 0
-        if not is_finished:
-          needed = min(size for size in layout.slots if size >= live)
-          if waiting == 0 and needed < slots:
+      schedule = SegmentSchedule(
+        layout,
+        segments=-(-(self.max_response_length - 1) // self.segment),
+        ahead=1 if is_enough is None else 0,
+      )
+      reports, slots = deque([report]), layout.slots[0]
+
+      def start_segments(live: int, waiting: int) -> None:
+        nonlocal state, slots
+        for needed in schedule.next_slots(live, waiting, len(reports)):
+          if needed < slots:
             slots = needed
             state = state.with_slots(self._shrink(state, layout, slots))
-          state, report = self._run(params, state, layout)
+          state, started = self._run(params, state, layout)
+          reports.append(started)
+
+      # All slots are live, as far as is known.
+      start_segments(slots, 0)
+      is_finished = False
+      while not is_finished:
+        report = reports.popleft()
+        live, waiting = _read(report.status)
+        on_progress(count - layout.shards * (live + waiting))
+        is_finished = live + waiting == 0
+        start_segments(live, waiting)
         # The device decodes the next segment meanwhile.
         if finished is not None and on_response is not None:
-          for row, response in finished.add(tokens):
+          for row, response in finished.add(report.tokens):
             on_response(row, response)
-        is_finished = is_finished or is_enough()
+        if is_enough is not None:
+          is_finished = is_finished or is_enough()
       return state.samples
 
   def warm_up(
