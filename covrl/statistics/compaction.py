@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Int, PyTree
 # on average, and products of small blocks are slow.
 NUM_BLOCKS = 8
 # Fewest rows of a block, if there are several.
-MIN_ROWS = 128
+MIN_ROWS = 512
 
 Block: TypeAlias = Int[Array, ''] | int
 State = TypeVar('State')
@@ -106,13 +106,18 @@ class _Order(NamedTuple):
   trips: Int[Array, '']
 
 
+def block_rows(length: int) -> int:
+  """Number of rows of a block of a list of `length` tokens."""
+  num_blocks = max(min(NUM_BLOCKS, length // MIN_ROWS), 1)
+  return max(-(-length // num_blocks), 1)
+
+
 def _order_of(wanted: Bool[Array, 'N 1']) -> _Order:
   """Order of a list's tokens, and the size and number of its blocks."""
   length, flags = wanted.shape[0], wanted[:, 0]
-  num_blocks = max(min(NUM_BLOCKS, length // MIN_ROWS), 1)
-  size = max(-(-length // num_blocks), 1)
+  size = block_rows(length)
   new_index = jnp.cumsum(flags, dtype=jnp.int32) - 1
-  source = jnp.full(num_blocks * size, length, jnp.int32)
+  source = jnp.full(max(-(-length // size), 1) * size, length, jnp.int32)
   source = source.at[jnp.where(flags, new_index, source.size)].set(
     jnp.arange(length, dtype=jnp.int32), mode='drop'
   )

@@ -51,6 +51,12 @@ class Partition(NamedTuple):
     shards = math.prod(self.mesh.shape[name] for name in self.vocabulary_axes)
     return vocabulary // shards
 
+  def local_tokens(self, count: int) -> int:
+    """Number of tokens on each device."""
+    if self.mesh is None:
+      return count
+    return count // math.prod(self.mesh.shape[name] for name in self.token_axes)
+
   def first_column(self, columns: int) -> Int[Array, '']:
     """Index of this device's first column, if each device has `columns`."""
     if not self.vocabulary_axes:

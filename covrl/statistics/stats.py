@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from covrl.array_checks import check_array, check_number
 from covrl.statistics import truncated
+from covrl.statistics.compaction import block_rows
 from covrl.statistics.fused import (
   Implementation,
   Operands,
@@ -44,6 +45,9 @@ MAX_WHOLE_LOGITS = 2**20
 NUM_CHUNKS = 64
 # The same where masked positions are skipped: positions are then cut as well.
 NUM_MASKED_CHUNKS = 16
+# Fewest logits of a chunk that are computed at a time, if the vocabulary allows:
+# the fixed costs of a product outweigh smaller ones.
+MIN_CHUNK_LOGITS = 2**18
 IMPLEMENTATIONS = (None, *get_args(Implementation))
 
 
@@ -129,7 +133,8 @@ def token_stats(
       implementation of the others, from the whole logits of a few tokens at a
       time; see `covrl.statistics.truncated`.
     chunk_size: columns of the vocabulary per chunk, which selects `'chunked'`;
-      `None` cuts those of a device into 64 chunks, or 16 with a mask.
+      `None` cuts those of a device into 64 chunks, or 16 with a mask, or fewer
+      of a quarter of a million logits.
     implementation: `'pallas'` or `'chunked'`; `None` chooses by size and
       platform.
 
@@ -194,7 +199,8 @@ def token_stats(
       chunk_size=_chunk_size(
         chunk_size,
         partition.local_columns(unembedding.shape[-1]),
-        NUM_MASKED_CHUNKS if gathers else NUM_CHUNKS,
+        partition.local_tokens(targets.size),
+        gathers=gathers,
       ),
       gathers=gathers,
       implementation=implementation
@@ -267,9 +273,21 @@ def _with_truncated(
   return stats, token_moments
 
 
-def _chunk_size(chosen: int | None, columns: int, chunks: int) -> int:
-  """Columns per chunk, at most those of a device."""
-  default = max(columns // (chunks * LANES), 1) * LANES
+def _chunk_size(
+  chosen: int | None, columns: int, tokens: int, *, gathers: bool
+) -> int:
+  """Columns per chunk, at most those of a device.
+
+  Args:
+    chosen: the caller's choice.
+    columns: columns of a device.
+    tokens: tokens of a device.
+    gathers: whether masked positions are skipped.
+  """
+  rows = block_rows(tokens) if gathers else tokens
+  chunks = NUM_MASKED_CHUNKS if gathers else NUM_CHUNKS
+  default = max(columns // chunks, MIN_CHUNK_LOGITS // max(rows, 1))
+  default = max(default // LANES, 1) * LANES
   return min(chosen or default, columns)
 
 

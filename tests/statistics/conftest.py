@@ -4,6 +4,8 @@
 import numpy as np
 import pytest
 
+from covrl.statistics import stats
+
 
 def reference(
   hidden, unembedding, targets, temperature=1.0, soft_cap=None, signal=None
@@ -41,6 +43,12 @@ def reference(
     out['hidden'] = cotangent @ unembedding.T
     out['unembedding'] = hidden.reshape(-1, hidden.shape[-1]).T @ flat
   return out
+
+
+@pytest.fixture(autouse=True)
+def _small_chunks(monkeypatch):
+  """Several chunks for the vocabularies of these tests."""
+  monkeypatch.setattr(stats, 'MIN_CHUNK_LOGITS', 0)
 
 
 @pytest.fixture(name='reference', scope='session')

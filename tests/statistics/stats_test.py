@@ -274,6 +274,14 @@ def test_large_logits_are_never_stored_as_one_array(monkeypatch):
   assert largest_array(vocabulary) == 2 * 64 * 128
 
 
+def test_chunks_have_enough_logits(monkeypatch):
+  monkeypatch.setattr(stats_module, 'MAX_WHOLE_LOGITS', 0)
+  monkeypatch.setattr(stats_module, 'MIN_CHUNK_LOGITS', 2 * 64 * 300)
+  # The largest multiple of 128 columns up to 300, or all columns.
+  assert largest_array(1000) == 2 * 64 * 256
+  assert largest_array(250) == 2 * 64 * 250
+
+
 @pytest.mark.parametrize(
   ('options', 'message'),
   [
