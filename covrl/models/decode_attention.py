@@ -36,8 +36,9 @@ from covrl.models.layers import soft_cap
 from covrl.models.online_softmax import OnlineSoftmax
 from covrl.parallel import sharding
 
-# Slots of all rows that are read per step, without the kernel.
-BLOCK_SLOTS = 64
+# Slots of all rows that are read per step, without the kernel; on CPUs, whose
+# caches then hold the copies that products are made from.
+BLOCK_SLOTS, CPU_BLOCK_SLOTS = 64, 32
 # Bytes of prompts' keys that are read per step on CPUs, at most.
 PROMPT_BYTES = 1 << 21
 # JAX scopes of attention to the responses' own tokens, for `covrl.compile`, which
@@ -220,7 +221,8 @@ def _attend_responses(
 ) -> OnlineSoftmax:
   """Adds the responses' tokens, a block of slots of all rows at a time."""
   slots = responses.keys.shape[3]
-  size = min(BLOCK_SLOTS, slots)
+  on_cpu = sharding.platform() == 'cpu'
+  size = min(CPU_BLOCK_SLOTS if on_cpu else BLOCK_SLOTS, slots)
   lowest = lowest_slot(cached.cache, cached.window, 0)
 
   def read(block: Int[Array, ''], state: OnlineSoftmax) -> OnlineSoftmax:

@@ -27,6 +27,10 @@ BLOCK = 128
 _LARGE = 32 * BLOCK
 # Temperatures outside this range overflow, or lose all logits, in float32.
 _COLDEST, _HOTTEST = 1e-6, 1e6
+# Truncation processes more logits in at most this many groups of rows, each of
+# several rows.
+_LARGE_TRUNCATION = 2**20
+_MAX_GROUPS, _MIN_ROWS = 8, 8
 # JAX scope of the work that only truncation causes.
 TRUNCATION = 'truncation'
 
@@ -220,18 +224,18 @@ def _sample_columns(
   total = jax.lax.optimization_barrier(jnp.sum(weights, axis=2))
 
   def truncate() -> tuple[Threshold, Float[Array, 'S N']]:
-    scaled = logits * scale
-    threshold = find_threshold(
-      scaled,
-      peak,
-      top_p=sampling.top_p.astype(logits.dtype),
-      top_k=sampling.top_k,
-      min_p=sampling.min_p.astype(logits.dtype),
-      columns=columns,
+    # Some rows at a time: the search has several arrays of their logits' size.
+    groups = _num_groups(logits.shape)
+    rows: Any = jax.tree.map(
+      lambda x: x.reshape(groups, -1, *x.shape[1:]),
+      (logits, scale, peak, sampling),
     )
-    kept = threshold.keeps(scaled, columns.ids(scaled.shape[1]))
-    kept_weights = jnp.where(kept, jnp.exp(scaled - peak[:, None]), 0)
-    return threshold, jnp.sum(_split(kept_weights, 0), axis=2)
+
+    def truncate_group(group: Any) -> tuple[Threshold, Float[Array, 'S N']]:
+      return _truncate(*group, columns=columns)
+
+    found = jax.lax.map(truncate_group, rows)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
 
   # Rows that do not truncate are the same to the bit with and without others.
   truncates = sampling.truncates(columns.size)
@@ -280,6 +284,45 @@ def _sample_columns(
     logit - jnp.log(jnp.sum(every_total, axis=1)),
     logit - jnp.log(jnp.sum(every_kept, axis=1)),
   )
+
+
+def _num_groups(shape: tuple[int, ...]) -> int:
+  """Number of equal groups of rows that truncation processes one by one."""
+  rows, columns = shape
+  if rows * columns <= _LARGE_TRUNCATION:
+    return 1
+  most = max(min(_MAX_GROUPS, rows // _MIN_ROWS), 1)
+  return max(n for n in range(1, most + 1) if rows % n == 0)
+
+
+def _truncate(
+  logits: Float[Array, 'S V'],
+  scale: Float[Array, 'S 1'],
+  peak: Float[Array, ' S'],
+  sampling: Sampling,
+  columns: Columns,
+) -> tuple[Threshold, Float[Array, 'S N']]:
+  """Threshold of each row, and the sums of what it keeps of each block.
+
+  Args:
+    logits: logits of the next token.
+    scale: inverse temperature.
+    peak: the largest scaled logit.
+    sampling: truncation.
+    columns: the columns that `logits` has.
+  """
+  scaled = logits * scale
+  threshold = find_threshold(
+    scaled,
+    peak,
+    top_p=sampling.top_p.astype(logits.dtype),
+    top_k=sampling.top_k,
+    min_p=sampling.min_p.astype(logits.dtype),
+    columns=columns,
+  )
+  kept = threshold.keeps(scaled, columns.ids(scaled.shape[1]))
+  weights = jnp.where(kept, jnp.exp(scaled - peak[:, None]), 0)
+  return threshold, jnp.sum(_split(weights, 0), axis=2)
 
 
 def _invert(

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from covrl.parallel.sharding import ROLLOUT_RULES, make_mesh, use_mesh
+from covrl.rollout import sampling as sampling_module
 from covrl.rollout.sampling import BLOCK, Sampling, sample_token
 from covrl.rollout.truncation import Columns, find_threshold
 
@@ -236,6 +237,27 @@ def test_large_vocabulary_is_not_padded_in_a_copy():
   program = str(jax.make_jaxpr(sample_token)(logits, keys, Sampling.make()))
   assert 'f32[4,950,160]' in program
   assert 'f32[4,152064]' not in program
+
+
+def test_large_logits_are_truncated_in_groups_of_rows(monkeypatch):
+  """To the bit as in one group, and in little memory."""
+  logits = 4 * jax.random.normal(jax.random.key(0), (24, 300))
+  keys = jax.random.split(jax.random.key(1), 24)
+  sampling = Sampling.make(top_p=0.8, top_k=50, min_p=0.01)
+  expected = jax.jit(sample_token)(logits, keys, sampling)
+  monkeypatch.setattr(sampling_module, '_LARGE_TRUNCATION', 24 * 300 - 1)
+  program = jax.jit(lambda *arguments: sample_token(*arguments))
+  assert 'f32[3,8,300]' in str(jax.make_jaxpr(program)(logits, keys, sampling))
+  for ours, theirs in zip(
+    program(logits, keys, sampling), expected, strict=True
+  ):
+    np.testing.assert_array_equal(ours, theirs)
+  monkeypatch.undo()
+  large = jax.ShapeDtypeStruct((64, 32_000), jnp.float32)
+  keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 64))
+  memory = DRAW.lower(large, keys, sampling).compile().memory_analysis()
+  assert memory is not None
+  assert memory.temp_size_in_bytes < large.size * 4
 
 
 def test_each_row_has_its_own_sampling_parameters():
