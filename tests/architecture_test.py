@@ -106,7 +106,7 @@ def test_only_time_stamps_read_the_system_clock():
           uses.add(str(file.relative_to(ROOT / 'covrl')))
   assert uses == {
     'data/chat/program.py',  # `strftime_now` of chat templates
-    'run/directory.py',  # times of notices
+    'run/notices.py',  # times of notices
     'run/event_files.py',  # times of events
     'serve/answer.py',  # `created` of an answer
     'serve/app.py',  # `created` of the model

@@ -190,6 +190,22 @@ def differences(
       yield f'{name} is not what was written'
 
 
+def damaged_files(path: epath.Path, expected: Mapping[str, str]) -> str:
+  """Describes the files that are not as expected; empty if all are.
+
+  Args:
+    path: the directory of the files.
+    expected: size and digest of each by name, see `covrl.storage.digests`.
+  """
+  damaged = [*differences(path, [*expected], expected)]
+  if not damaged:
+    return ''
+  return (
+    f'{len(damaged)} of {len(expected)} files are damaged: '
+    f'{", ".join(damaged[:3])}{", …" * (len(damaged) > 3)}'
+  )
+
+
 def _repeated(read: Callable[[], T]) -> T:
   """Calls a function that reads files, and again where the system fails."""
   for _ in range(_ATTEMPTS - 1):

@@ -15,7 +15,6 @@ report.html      see `covrl.report`
 from __future__ import annotations
 
 import contextlib
-import datetime
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,23 +25,23 @@ from etils import epath
 from covrl import storage
 from covrl.config import ConfigError, Recipe, from_dict, restore
 from covrl.parallel import distributed
-from covrl.run import lock
+from covrl.run import lock, notices
 from covrl.run.checkpoint import (
   NO_RESTART,
   CheckpointError,
   CheckpointStore,
 )
-from covrl.run.checkpoint_files import MANIFEST, differences
+from covrl.run.checkpoint_files import MANIFEST, damaged_files
 from covrl.run.config_difference import describe_edit, difference
 from covrl.run.trust import check_owner
 from covrl.storage.append_log import read_log
 
-_CONFIG, _NOTICES = 'config.json', 'notices.jsonl'
+_CONFIG = 'config.json'
 _FOLDERS = (
   *('checkpoints', 'warm_start', 'rollouts', 'evaluation', 'recipe', 'tb'),
 )
 _FILES = (
-  *(_CONFIG, _NOTICES, 'metrics.jsonl', 'report.html', 'task.json'),
+  *(_CONFIG, notices.NAME, 'metrics.jsonl', 'report.html', 'task.json'),
   'tokenizer.model',
 )
 _RESULTS = ('rollouts/', 'evaluation/')
@@ -69,6 +68,7 @@ class RunDirectory:
     self.path = storage.as_path(path)
     self.writes = writes
     self.results: dict[str, str] = {}
+    self._notices = notices.Notices(self.path, self._write)
     self._lock: lock.Lock | None = None
     self._claimed: dict[str, bytes] = {}
     self._warn: Callable[[str], object] = lambda text: None
@@ -101,15 +101,8 @@ class RunDirectory:
 
   def add_notice(self, text: str) -> None:
     """Records a warning that the report shows, once."""
-    if not self.writes:
-      return
-    file = self.path / _NOTICES
-    is_file = storage.is_regular_file(file)
-    before = file.read_bytes().decode(errors='replace') if is_file else ''
-    if json.dumps(text) not in before:
-      now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
-      line = json.dumps({'time': now, 'text': text})
-      self._write(_NOTICES, f'{before}{line}\n')
+    if self.writes:
+      self._notices.add(text)
 
   def read_config(self) -> dict[str, Any]:
     """Returns the content of `config.json`; see `Recipe.as_json`.
@@ -178,7 +171,7 @@ class RunDirectory:
           f'({difference(saved, recipe)}); use another --workdir'
         )
     elif any(
-      name not in (lock.NAME, _NOTICES) and not storage.is_temporary(name)
+      name not in (lock.NAME, notices.NAME) and not storage.is_temporary(name)
       for name in self._file_names()
     ):
       raise ConfigError(
@@ -264,7 +257,7 @@ class RunDirectory:
       # The leftovers of a run without progress; metrics are overwritten.
       for name in ('checkpoints', 'warm_start', 'recipe', 'tb'):
         storage.remove(self.path / name)
-      for name in (_NOTICES, 'report.html', 'task.json'):
+      for name in (notices.NAME, 'report.html', 'task.json'):
         with storage.writing(self.path / name):
           (self.path / name).unlink(missing_ok=True)
     # First the file by which a directory is recognised as a run directory.
@@ -286,23 +279,30 @@ class RunDirectory:
     for name, content in self._claimed.items():
       self._restore_changed(name, content, 'was changed while the run used it')
 
-  def check_results(
-    self, saved: Mapping[str, str], warn: Callable[[str], object]
+  @property
+  def records(self) -> dict[str, Any]:
+    """The run's files as a checkpoint describes them, for `check_records`."""
+    return {'results': self.results, 'notices': self._notices.text}
+
+  def check_records(
+    self, saved: Mapping[str, Any], warn: Callable[[str], object]
   ) -> None:
-    """Warns of samples and evaluations that are not what was written.
+    """Warns of samples, evaluations and notices that another program has changed.
 
     Args:
-      saved: `results` of the run so far, or at the checkpoint that is resumed.
+      saved: `records` of the run so far, or metadata of the checkpoint to resume.
       warn: receives a sentence about them.
     """
     if not self.writes:
       return
-    self.results = dict(saved)
-    if texts := [*differences(self.path, [*saved], saved)]:
+    if lost := self._notices.restore(saved.get('notices', '')):
+      file = self.path / notices.NAME
+      warn(f'{file} has lost {lost} notices; they are written again')
+    self.results = dict(saved.get('results', {}))
+    if damage := damaged_files(self.path, self.results):
       warn(
-        f'{len(texts)} of {len(saved)} files of samples and evaluations in'
-        f' {self.path} are damaged: {", ".join(texts[:3])}'
-        f'{", …" * (len(texts) > 3)}; the run does not write them again'
+        f'of samples and evaluations in {self.path} {damage}; the run does not write'
+        ' them again'
       )
 
   def _content(self, name: str) -> bytes | None:

@@ -128,7 +128,7 @@ def train(
       directory.refuse_restart()
     iterations = config.train.iterations
     if saved is not None and is_finished(saved, config):
-      directory.check_results(saved.notes.get('results', {}), warn)
+      directory.check_records(saved.notes, warn)
       # The run may have ended before its last report was written.
       if write_report is not None and directory.writes:
         write_report(directory.path)
@@ -159,7 +159,7 @@ def train(
     check_versions(resumed and resumed.notes, warn)
     directory.claim(recipe, warn)
     if resumed is not None:
-      directory.check_results(resumed.notes.get('results', {}), warn)
+      directory.check_records(resumed.notes, warn)
     if note := schedule_note(config):
       warn(note)
     if run.task.notes or run.task.description:
@@ -214,7 +214,7 @@ def train(
         collected,
         writer.sync(),
         inputs,
-        directory.results,
+        directory.records,
       )
 
     # Compile all programs, so that none is compiled later.
@@ -249,7 +249,7 @@ def train(
             if store.position == position.updates_made(config):
               save(state, None)
           if is_end:
-            directory.check_results(directory.results, warn)
+            directory.check_records(directory.records, warn)
             break
           if evaluates:
             report()

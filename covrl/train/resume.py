@@ -68,7 +68,7 @@ def save_run(
   collected: CollectorState,
   metrics: MetricsState,
   inputs: Mapping[str, str],
-  results: Mapping[str, str],
+  records: Mapping[str, Any],
 ) -> None:
   """Writes a checkpoint, or updates the metadata of the last one.
 
@@ -84,7 +84,7 @@ def save_run(
     collected: the state of the collector.
     metrics: the metrics so far, see `MetricsWriter.sync`.
     inputs: fingerprints of the inputs by name, see `covrl.train.inputs`.
-    results: digests of the files of results, see `RunDirectory.results`.
+    records: what to store of the run's files, see `RunDirectory.records`.
   """
   arrays: dict[str, Any] = {'state': without_base(state)}
   notes = {
@@ -92,8 +92,8 @@ def save_run(
     'position': dataclasses.asdict(position),
     'metrics': metrics,
     'inputs': inputs,
-    'results': results,
     'versions': versions(),
+    **records,
   }
   if rollout is not None:
     arrays['rollout'] = rollout.arrays()

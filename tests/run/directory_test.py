@@ -398,15 +398,30 @@ def test_missing_and_damaged_results_are_reported_on_resume(
   directory.write_json(names[1], {'samples': []})
   assert [*directory.results] == names
   resumed, warnings = RunDirectory(directory.path), []
-  resumed.check_results(directory.results, warnings.append)
+  resumed.check_records(directory.records, warnings.append)
   assert warnings == []
   assert resumed.results == directory.results
   change(pathlib.Path(directory.path / names[0]))
-  resumed.check_results(directory.results, warnings.append)
+  resumed.check_records(directory.records, warnings.append)
   assert warnings == [
-    f'1 of 2 files of samples and evaluations in {directory.path} are damaged:'
+    f'of samples and evaluations in {directory.path} 1 of 2 files are damaged:'
     f' {names[0]} is {message}; the run does not write them again'
   ]
   directory.write_jsonl(names[0], [{'greedy': 1.0}])
-  resumed.check_results(directory.results, warnings.append)
+  resumed.check_records(directory.records, warnings.append)
   assert len(warnings) == 1
+
+
+@pytest.mark.parametrize('content', [None, b'', b'{"time": "", "text": "b"}\n'])
+def test_lost_notices_are_written_again(directory, content):
+  for text in ('a', 'b'):
+    directory.add_notice(text)
+  file = pathlib.Path(directory.path / 'notices.jsonl')
+  before = file.read_text()
+  change(file, lambda _: content)
+  resumed, warnings = RunDirectory(directory.path), []
+  for _ in range(2):
+    resumed.check_records(directory.records, warnings.append)
+  assert warnings == [f'{file} has lost 2 notices; they are written again']
+  assert file.read_text() == before + (content or b'').decode()
+  assert resumed.records['notices'] == file.read_text()

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Warnings that concern the results of a run, in `notices.jsonl`.
+
+Checkpoints store them, too: a file that was removed is written again.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Callable
+
+from etils import epath
+
+from covrl import storage
+
+NAME = 'notices.jsonl'
+
+
+class Notices:
+  """The notices of a run, a JSON object with time and text per line.
+
+  Args:
+    directory: the run directory.
+    write: writes a file in it, given its name and content.
+
+  Attributes:
+    text: the lines so far.
+  """
+
+  def __init__(
+    self, directory: epath.Path, write: Callable[[str, str], object]
+  ) -> None:
+    self._file, self._write = directory / NAME, write
+    self.text = ''
+
+  def add(self, text: str) -> None:
+    """Adds a notice, unless it has been added before."""
+    before = self._read()
+    if json.dumps(text) not in before:
+      now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
+      line = json.dumps({'time': now, 'text': text})
+      self._replace(f'{before}{line}\n')
+
+  def restore(self, saved: str) -> int:
+    """Writes the notices again that the file has lost.
+
+    Args:
+      saved: the lines so far, or at the checkpoint that is resumed.
+
+    Returns:
+      Their number.
+    """
+    before = self._read()
+    lines = before.splitlines()
+    lost = [line for line in saved.splitlines() if line not in lines]
+    if lost:
+      self._replace(''.join(f'{line}\n' for line in (*lost, *lines)))
+    else:
+      self.text = before
+    return len(lost)
+
+  def _read(self) -> str:
+    if not storage.is_regular_file(self._file):
+      return ''
+    return self._file.read_bytes().decode(errors='replace')
+
+  def _replace(self, text: str) -> None:
+    self._write(NAME, text)
+    self.text = text
