@@ -75,8 +75,8 @@ def _splash(
   ]
   block = sizes[0] if sizes else 512
   visible = blocks(length, block, int(window[1]) if window else 0)
-  products = num_heads * visible * block * block
-  flops = 2.0 * _PRODUCTS[phase] * products * width
+  pairs = num_heads * visible * block * block
+  flops = 2.0 * _PRODUCTS[phase] * pairs * width
   item = keys.bits // 8
   # Forward: keys and values per block of queries; backward: queries and gradients
   # per block of keys.

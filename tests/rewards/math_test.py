@@ -260,7 +260,7 @@ def test_units():
 )
 def test_math_verify_is_not_used_where_it_errs(text, monkeypatch):
   def fork():
-    raise AssertionError('asked')
+    raise AssertionError('math-verify was called')
 
   monkeypatch.setattr(os, 'fork', fork)
   assert check_equivalence('7', text, 1.0, 1.0) is MathVerifyResult.DIFFERENT

@@ -125,10 +125,12 @@ def make_collector(scoring=None, engine=ENGINE, **rollout):
   )
 
 
-def assert_same(got, expected):
-  got.metrics.clear()
+def assert_same(actual, expected):
+  actual.metrics.clear()
   expected.metrics.clear()
-  jax.tree.map(np.testing.assert_array_equal, got.arrays(), expected.arrays())
+  jax.tree.map(
+    np.testing.assert_array_equal, actual.arrays(), expected.arrays()
+  )
 
 
 PARTIAL = {

@@ -67,9 +67,9 @@ def update(shape, micro_batches, balance):
   return jax.device_get((state.opt_state[0].trace, metrics))
 
 
-def assert_close(got, expected):
+def assert_close(actual, expected):
   for ours, theirs in zip(
-    jax.tree.leaves(got), jax.tree.leaves(expected), strict=True
+    jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True
   ):
     scale = np.abs(theirs).max()
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * scale)
@@ -78,8 +78,8 @@ def assert_close(got, expected):
 def test_meshes_and_micro_batches_do_not_matter():
   gradients, metrics = update((8,), 1, BALANCE)
   for shape, micro_batches in (((1, 2, 1, 4), 1), ((2, 1, 2, 2), 4)):
-    got, other_metrics = update(shape, micro_batches, BALANCE)
-    assert_close(got, gradients)
+    actual, other_metrics = update(shape, micro_batches, BALANCE)
+    assert_close(actual, gradients)
     assert metrics.keys() == other_metrics.keys()
     for name in metrics:
       np.testing.assert_allclose(

@@ -83,22 +83,24 @@ def program(kind, shape, micro_batches):
   settings = StepSettings(temperature=0.8, micro_batches=micro_batches)
   params = model.abstract_params(mesh)
   opt_state = abstract_opt_state(network.tx, params, mesh)
-  out = shardings(NetworkState(params=params, opt_state=opt_state))
+  state_shardings = shardings(NetworkState(params=params, opt_state=opt_state))
   run = jax.jit(
     make_network_step(network, model, settings),
-    out_shardings=(out, sharding.replicated(mesh)),
+    out_shardings=(state_shardings, sharding.replicated(mesh)),
     compiler_options=QUICK,
   )
-  return run, mesh, out
+  return run, mesh, state_shardings
 
 
 def update(kind, batch, shape=(8,), micro_batches=1, params=None):
   """The state before and after one update, and its metrics."""
-  run, mesh, out = program(kind, shape, micro_batches)
+  run, mesh, state_shardings = program(kind, shape, micro_batches)
   params = initial_params(kind) if params is None else params
   state = NetworkState(params=params, opt_state=TX.init(params))
   with sharding.use_mesh(mesh, sharding.TRAIN_RULES):
-    updated = run(jax.device_put(state, out), sharding.shard_batch(batch, mesh))
+    updated = run(
+      jax.device_put(state, state_shardings), sharding.shard_batch(batch, mesh)
+    )
   return state, *jax.device_get(updated)
 
 
@@ -245,6 +247,8 @@ def test_refuses_unknown_outputs_and_empty_starts():
     dataclasses.replace(network, initial='')
 
 
-def assert_close(got, expected, tolerance):
-  for ours, theirs in zip(*map(jax.tree.leaves, (got, expected)), strict=True):
+def assert_close(actual, expected, tolerance):
+  for ours, theirs in zip(
+    *map(jax.tree.leaves, (actual, expected)), strict=True
+  ):
     np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance)

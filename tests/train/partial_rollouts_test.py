@@ -93,8 +93,8 @@ def test_carried_groups_are_restored():
   resumed = make_partial()
   resumed.restore(saved.prompts, ahead, carried)
   for k in (2, 3):
-    want = uninterrupted.collect(k, STATES[k])
-    assert_same(resumed.collect(k, STATES[k]), want)
+    expected = uninterrupted.collect(k, STATES[k])
+    assert_same(resumed.collect(k, STATES[k]), expected)
 
 
 @functools.cache
@@ -144,5 +144,5 @@ def test_recorded_experts_are_carried_and_restored():
     assert shapes[0] == shapes[1]
   resumed.restore(saved.prompts, ahead, carried)
   for k in (2, 3):
-    want = uninterrupted.collect(k, states[k])
-    assert_same(resumed.collect(k, states[k]), want)
+    expected = uninterrupted.collect(k, states[k])
+    assert_same(resumed.collect(k, states[k]), expected)

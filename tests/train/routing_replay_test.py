@@ -182,8 +182,8 @@ def test_rows_on_a_mesh_record_the_same():
   shardings = jax.tree.map(
     lambda leaf: leaf.sharding, POLICY.abstract_params(mesh)
   )
-  got = sample(jax.device_put(PARAMS, shardings), make_engine(mesh))
-  np.testing.assert_array_equal(got.experts, sample(PARAMS).experts)
+  actual = sample(jax.device_put(PARAMS, shardings), make_engine(mesh))
+  np.testing.assert_array_equal(actual.experts, sample(PARAMS).experts)
 
 
 def test_carried_tokens_keep_their_experts():

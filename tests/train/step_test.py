@@ -84,7 +84,7 @@ def assert_same_update(actual, expected, *, rtol=0.0):
 
 
 def selected(state):
-  """Number and fingerprint of the tokens that KL-Cov chose."""
+  """Number of tokens that KL-Cov chose, and their fingerprint (in `eligible`)."""
   penalised = next(
     part
     for part in reversed(state.token_state.inner_state)

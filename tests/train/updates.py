@@ -241,9 +241,9 @@ def run(
   return update(shape, micro_batches, batch, state, first=first, chain=chain)
 
 
-def assert_same_bits(got, wanted):
+def assert_same_bits(actual, expected):
   for ours, theirs in zip(
-    jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True
+    jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True
   ):
     assert ours.dtype == theirs.dtype
     assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()

@@ -148,13 +148,13 @@ def _refuse(reason: Any) -> None:
   raise RefusalError(str(reason))
 
 
-def _strftime(now: str | None, form: str) -> str:
+def _strftime(now: str | None, format_string: str) -> str:
   time_ = (
     datetime.datetime.now()
     if now is None
     else datetime.datetime.fromisoformat(now)
   )
-  return time_.strftime(form)
+  return time_.strftime(format_string)
 
 
 def _to_json(

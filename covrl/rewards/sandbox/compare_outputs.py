@@ -19,7 +19,7 @@ TOLERANCE = 1e-6
 
 _NEAR_ZERO = 1e-9  # absolute tolerance of results
 _WORD = re.compile(rb'[^\s,:;()\[\]{}]+|[,:;()\[\]{}]')
-_FRACTION = re.compile(rb'[+-]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?')
+_DECIMAL = re.compile(rb'[+-]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?')
 _INTEGER = re.compile(rb'[+-]?\d+')
 _LONGEST_NUMBER = 400  # characters of a printed number
 _LARGEST_EXACT = 1 << 53  # integers up to it are floats without rounding
@@ -189,15 +189,15 @@ def _same_number(word: bytes, expected: bytes, tolerance: float | None) -> bool:
   """Returns whether both words are numbers of the same value."""
   if len(word) > _LONGEST_NUMBER or len(expected) > _LONGEST_NUMBER:
     return False
-  is_fraction = _FRACTION.fullmatch(expected), _FRACTION.fullmatch(word)
+  is_decimal = _DECIMAL.fullmatch(expected), _DECIMAL.fullmatch(word)
   if not all(
-    fraction or _INTEGER.fullmatch(text)
-    for fraction, text in zip(is_fraction, (expected, word), strict=True)
+    decimal_match or _INTEGER.fullmatch(text)
+    for decimal_match, text in zip(is_decimal, (expected, word), strict=True)
   ):
     return False
-  if tolerance is None and not any(is_fraction):
+  if tolerance is None and not any(is_decimal):
     return False
-  if is_fraction[0] or tolerance is not None:
+  if is_decimal[0] or tolerance is not None:
     limit = TOLERANCE if tolerance is None else tolerance
     return _close(float(word), float(expected), limit, limit)
   try:

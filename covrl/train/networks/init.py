@@ -88,5 +88,5 @@ def initial_params(
       else copied
     )
 
-  out = shardings(model.abstract_params(mesh))
-  return jax.jit(make, out_shardings=out)(base)
+  out_shardings = shardings(model.abstract_params(mesh))
+  return jax.jit(make, out_shardings=out_shardings)(base)
