@@ -10,7 +10,10 @@ from collections.abc import Iterator
 import pytest
 
 from covrl import config
+from covrl.cli import compile as compile_command
 from covrl.cli import main
+from covrl.compile import compile_recipe
+from covrl.parallel import topologies
 
 ROOT = pathlib.Path(__file__).parents[1]
 SCRIPT = pathlib.Path(__file__).with_name('make_docs.py')
@@ -116,6 +119,27 @@ def test_recipes_and_config_fields_exist(monkeypatch):
         config.load(name, overrides)
         checked += 1
   assert checked
+
+
+def test_recipes_suit_the_chips_that_they_are_compiled_for():
+  """Batches and model can be sharded; nothing is compiled."""
+  examples = [
+    line.split() for line in (compile_command.__doc__ or '').split('\n')
+  ]
+  checked = 0
+  for command in [*COMMANDS, *examples]:
+    topology = next((w for w in command if w.startswith('--topology=v')), '')
+    if command[:2] != ['covrl', 'compile'] or not topology:
+      continue
+    spec = next(w for w in command if w.startswith('--config='))
+    recipe = config.load(
+      spec.removeprefix('--config='),
+      [w for w in command if w.startswith('--config.')],
+    )
+    chips = topologies.find_topology(topology.removeprefix('--topology='))
+    compile_recipe(recipe, chips, names=())
+    checked += 1
+  assert checked >= 4
 
 
 def test_options_of_commands_exist(capsys):

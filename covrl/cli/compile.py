@@ -6,7 +6,7 @@ operations, bytes and collectives, and estimates the least time it can take. The
 exit status is 1 if a program does not fit into a chip's memory. Examples:
 
   covrl compile --config=countdown:kl_cov --topology=v5e:2x4
-  covrl compile --config=reasoning:qwen2_5_7b_kl_cov --topology=v5p:4x4x4 --json
+  covrl compile --config=reasoning:qwen2_5_7b_kl_cov --topology=v5p:2x4x4 --json
   covrl compile --config=reasoning:qwen2_5_7b_kl_cov --topology=h100:4x8
 """
 
