@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import itertools
+import json
 import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -39,7 +40,8 @@ class JsonTokenizer:
 
   Raises:
     ValueError: the file is not a tokenizer, lacks one of the tokens, puts
-      several tokens before a text, or has ordinary tokens beyond `vocab_size`.
+      several tokens before a text, or has ordinary tokens beyond `vocab_size` or
+      added ones whose ids do not continue the vocabulary's.
   """
 
   def __init__(
@@ -205,8 +207,20 @@ def _parse(file: bytes) -> Any:
     raise ValueError(
       f'file must be a tokenizer.json, got {len(file)} other bytes'
     ) from error
+  _check_added_ids(file, tokenizer)
   tokenizer.no_truncation()
   tokenizer.no_padding()
   if isinstance(tokenizer.model, tokenizers.models.BPE):
     tokenizer.model.dropout = None
   return tokenizer
+
+
+def _check_added_ids(file: bytes, tokenizer: Any) -> None:
+  """Refuses added tokens that the library renumbers, with a log line at most."""
+  for token in json.loads(file).get('added_tokens') or ():
+    actual = tokenizer.token_to_id(token['content'])
+    if actual != token['id']:
+      raise ValueError(
+        'added_tokens must continue the ids of the vocabulary, got'
+        f' {token["content"]!r:.80} with {token["id"]} in place of {actual}'
+      )

@@ -121,11 +121,17 @@ def _open_tokenizer(
       ' neither'
     )
   config = _read_fields(directory, 'tokenizer_config.json')
+  adds_bos = config.get('add_bos_token')
+  if adds_bos is not None and not isinstance(adds_bos, bool):
+    raise ValueError(
+      f'{directory / "tokenizer_config.json"}: add_bos_token must be true or'
+      f' false, got {str(adds_bos)[:40]}'
+    )
   try:
     tokenizer = SentencePieceTokenizer(
       read_bytes(file, MAX_TOKENIZER_BYTES),
       end_tokens,
-      adds_bos=config.get('add_bos_token') is not False,
+      adds_bos=adds_bos is not False,
     )
   except ValueError as error:
     raise ValueError(f'{file}: {error}') from None

@@ -115,6 +115,25 @@ def test_ids_outside_the_vocabulary_are_refused(tmp_path):
       token_rows([problem], tokenizer, 20)
 
 
+def test_added_tokens_keep_their_ids_or_are_refused(tmp_path):
+  """The library gives them the next free id, whatever the file states."""
+  copy = copy_of('bytes', tmp_path)
+  file = copy / 'tokenizer.json'
+  fields = json.loads(file.read_text())
+  last = fields['added_tokens'][-1]
+  fields['added_tokens'].append({**last, 'id': 310, 'content': '<far>'})
+  file.write_text(json.dumps(fields))
+  with pytest.raises(ValueError, match=r"'<far>' with 310 in place of 303"):
+    load_tokenizer(copy)
+
+
+def test_add_bos_token_is_true_or_false(tmp_path):
+  copy = copy_of('pieces', tmp_path)
+  (copy / 'tokenizer_config.json').write_text('{"add_bos_token": "false"}')
+  with pytest.raises(ValueError, match='must be true or false, got false'):
+    load_tokenizer(copy)
+
+
 def test_tokenizer_models_add_bos_unless_the_config_says_not(tmp_path):
   copy = copy_of('pieces', tmp_path)
   file = copy / 'tokenizer_config.json'
