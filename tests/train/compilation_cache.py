@@ -22,5 +22,5 @@ class _AsIfFirst:
 
 def every_process_writes() -> None:
   """Patches JAX's compiler in this process."""
-  seen: Any = SimpleNamespace(global_state=_AsIfFirst())
-  compiler.__dict__['distributed'] = seen
+  replacement: Any = SimpleNamespace(global_state=_AsIfFirst())
+  compiler.__dict__['distributed'] = replacement

@@ -34,9 +34,9 @@ def init_critic(initial, policy, params, mesh):
   return model, initial_params(initial, model, policy, params, config, mesh, 0)
 
 
-def assert_same(got, wanted):
-  assert jax.tree.structure(got) == jax.tree.structure(wanted)
-  jax.tree.map(np.testing.assert_array_equal, got, wanted)
+def assert_same(actual, expected):
+  assert jax.tree.structure(actual) == jax.tree.structure(expected)
+  jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
 def test_a_critic_starts_as_the_policy_or_at_random():

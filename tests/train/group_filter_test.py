@@ -62,9 +62,9 @@ def test_a_fifth_of_five_responses_is_within_a_fifth():
   group_filter = make_filter(
     1, responses_per_prompt=5, min_accuracy=0.2, max_accuracy=0.8
   )
-  for right, wanted in ((0, False), (1, True), (4, True), (5, False)):
+  for right, expected in ((0, False), (1, True), (4, True), (5, False)):
     five_rollouts = rollouts(np.arange(5) < right, np.ones(5, bool))
-    assert group_filter.passes(five_rollouts).tolist() == [wanted]
+    assert group_filter.passes(five_rollouts).tolist() == [expected]
 
 
 def test_groups_with_truncated_responses_are_dropped_where_asked():

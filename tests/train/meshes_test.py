@@ -45,10 +45,10 @@ def train_on_mesh(shape):
   return after(shape, fresh_state('kl_cov_and_bonus', **METHOD), STEPS)
 
 
-def assert_same_policy(got, wanted):
+def assert_same_policy(actual, expected):
   for ours, theirs in zip(
-    jax.tree.leaves(got.trainable),
-    jax.tree.leaves(wanted.trainable),
+    jax.tree.leaves(actual.trainable),
+    jax.tree.leaves(expected.trainable),
     strict=True,
   ):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
@@ -75,9 +75,13 @@ def test_offloaded_optimiser_state_gives_the_same_steps():
   )
   assert losses == expected_losses
   num_moved = 0
-  for got, wanted in zip(*map(jax.tree.leaves, (state, expected)), strict=True):
-    assert np.asarray(got).tobytes() == np.asarray(wanted).tobytes()
-    num_moved += got.sharding.memory_kind != wanted.sharding.memory_kind
+  for actual, expected_leaf in zip(
+    *map(jax.tree.leaves, (state, expected)), strict=True
+  ):
+    assert np.asarray(actual).tobytes() == np.asarray(expected_leaf).tobytes()
+    num_moved += (
+      actual.sharding.memory_kind != expected_leaf.sharding.memory_kind
+    )
   # A trace and two moments of each parameter.
   assert num_moved == 3 * len(jax.tree.leaves(expected.trainable))
 
@@ -98,11 +102,11 @@ def test_restores_a_checkpoint_of_another_mesh(index, tmp_path):
   checkpoint = store.latest()
   assert checkpoint is not None
   restored = checkpoint.restore({'state': like})['state']
-  for got, wanted, at in zip(
+  for actual, expected_leaf, at in zip(
     *map(jax.tree.leaves, (restored, saved, state_shardings)), strict=True
   ):
-    assert np.asarray(got).tobytes() == np.asarray(wanted).tobytes()
-    assert got.sharding == at
+    assert np.asarray(actual).tobytes() == np.asarray(expected_leaf).tobytes()
+    assert actual.sharding == at
   further, losses = after(shape, restored, 1)
   expected, expected_losses = after(MESHES[0], train_on_mesh(MESHES[0])[0], 1)
   np.testing.assert_allclose(losses, expected_losses, rtol=1e-5, atol=1e-5)

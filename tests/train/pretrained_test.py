@@ -145,11 +145,11 @@ def test_converts_a_run_to_adapters_or_a_merged_model(
   assert np.abs(expected - logits_of(*load_pretrained(model))).max() > 1e-3
   for form in ('--adapter', '--orbax'):
     main(['convert', str(adapter_run), str(tmp_path / form), form])
-    got = logits_of(*load_pretrained(tmp_path / form))
-    np.testing.assert_allclose(got, expected, atol=1e-5)
+    actual = logits_of(*load_pretrained(tmp_path / form))
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
   main(['convert', str(tmp_path / '--adapter'), str(tmp_path / 'merged')])
-  got = logits_of(*load_pretrained(tmp_path / 'merged'))
-  np.testing.assert_allclose(got, expected, atol=1e-5)
+  actual = logits_of(*load_pretrained(tmp_path / 'merged'))
+  np.testing.assert_allclose(actual, expected, atol=1e-5)
   adapter_config = json.loads(
     (tmp_path / '--adapter/adapter_config.json').read_text()
   )

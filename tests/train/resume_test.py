@@ -249,10 +249,10 @@ def test_samples_and_evaluates_a_run(capsys, uninterrupted, tmp_path):
   assert f'{final["mean@4"]:.4f}' in printed
   written = run / 'evaluation' / 'summary.json'
   assert printed.splitlines()[-1].split() == ['results', str(written)]
-  about = json.loads(written.read_text())['held_out']
-  assert about['figures']['mean@4'][0] == final['mean@4']
+  held_out = json.loads(written.read_text())['held_out']
+  assert held_out['figures']['mean@4'][0] == final['mean@4']
   results = (written.parent / 'held_out.jsonl').read_text().splitlines()
-  assert len(results) == about['problems'] == final['problems']
+  assert len(results) == held_out['problems'] == final['problems']
   assert len(json.loads(results[0])['responses']) == 5
   prompt = (str(uninterrupted), '4 7 2 :')
   main(['sample', *prompt, '--count=1', '--max_length=1'])

@@ -43,18 +43,18 @@ def rollouts(rewards, scored):
 
 
 @pytest.mark.parametrize(
-  ('rewards', 'scored', 'wanted'),
+  ('rewards', 'scored', 'expected'),
   [
     ([0, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1], [True, False, False]),
     # A response without a score has no reward.
     ([0, 1, 0, 1, 0, 0], [0, 1, 1, 1, 0, 0], [False, True, False]),
   ],
 )
-def test_informative_groups_differ_in_scored_rewards(rewards, scored, wanted):
+def test_informative_groups_differ_in_scored_rewards(rewards, scored, expected):
   is_informative = informative_groups(
     rollouts(rewards, np.array(scored, bool)), 2
   )
-  assert is_informative.tolist() == wanted
+  assert is_informative.tolist() == expected
 
 
 def test_a_response_whose_group_has_lost_all_others_has_no_advantage():
@@ -141,10 +141,10 @@ def test_exact_scores_are_available_to_selection(run):
   assert np.ptp(changes) > 0
 
 
-def result(masked: int, of: int, **fields: Any) -> ScoredRollouts:
+def result(masked: int, count: int, **fields: Any) -> ScoredRollouts:
   """Returns a draw with some responses without a reward."""
-  scored = [index >= masked for index in range(of)]
-  return ScoredRollouts(rollouts=rollouts([1.0] * of, scored), **fields)
+  scored = [index >= masked for index in range(count)]
+  return ScoredRollouts(rollouts=rollouts([1.0] * count, scored), **fields)
 
 
 def test_outcomes_are_counted_over_draws():
