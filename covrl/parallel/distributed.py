@@ -40,8 +40,8 @@ _INITIALIZATION_SECONDS = 300
 # Seconds: process 0 may still write a report while the others wait at the shutdown
 # barrier; heartbeats detect a process that died meanwhile.
 _SHUTDOWN_SECONDS = 600
-# Seconds between polls: this share of the time waited so far, in these bounds.
-_POLL_SHARE, _MIN_INTERVAL, _MAX_INTERVAL = 1 / 16, 0.0002, 0.005
+# Bounds of the seconds between polls.
+_MIN_INTERVAL, _MAX_INTERVAL = 0.0002, 0.005
 
 # Parts of the messages of errors that the loss of another process causes.
 _PEER_LOSS = re.compile(
@@ -204,16 +204,19 @@ def polling(
     _poll, _on_progress = before
 
 
-def wait_until(ready: Callable[[], bool]) -> None:
+def wait_until(ready: Callable[[], bool], *, excess: float = 1 / 16) -> None:
   """Waits until `ready` returns true, polling meanwhile.
 
-  The wait is longer than it has to be by a sixteenth of it, by at least 0.2 and
-  at most 5 ms, beside the time that the system takes to wake a process.
+  Args:
+    ready: the condition.
+    excess: share by which the wait may be longer than it has to be; it is at
+      least 0.2 and at most 5 ms, beside the time that the system takes to wake a
+      process. Each poll takes time from programs that run on the CPU.
   """
   start = time.monotonic()
   while not ready():
     _poll()
-    interval = (time.monotonic() - start) * _POLL_SHARE
+    interval = (time.monotonic() - start) * excess
     time.sleep(min(max(interval, _MIN_INTERVAL), _MAX_INTERVAL))
   _on_progress()
 

@@ -95,9 +95,9 @@ def test_segments_are_started_before_results_are_read(monkeypatch):
 
   monkeypatch.setattr(engine, '_run', run_and_note)
 
-  def note_and_read(status):
+  def note_and_read(status, **options):
     events.append('read')
-    return wait(status)
+    return wait(status, **options)
 
   monkeypatch.setattr(engine_module, '_read', note_and_read)
   ahead = host(sample(engine))
