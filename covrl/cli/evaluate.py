@@ -83,15 +83,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '--max_prompt_length',
     type=int,
     metavar='N',
-    help='tokens per prompt, without a recipe (default: 2048, or less if the model '
-    'has few positions)',
+    help='tokens per prompt, without a recipe (default: 2048, or fewer if the model '
+    'has fewer positions)',
   )
   pretrained.add_argument(
     '--max_length',
     type=int,
     metavar='N',
-    help='tokens per response, without a recipe (default: 8192, or what the '
-    "model's positions leave)",
+    help='tokens per response, without a recipe (default: 8192, or fewer if the '
+    'model has fewer positions)',
   )
   pretrained.add_argument(
     '--batch',

@@ -102,12 +102,13 @@ def refuse_unused(
   Args:
     arguments: the parsed options.
     names: names of the options; absent ones are `None` or empty.
-    use: what makes use of them, for the message.
+    use: option or argument that uses them, for the message.
   """
   for name in names:
     value = getattr(arguments, name)
     if value not in (None, ''):
-      raise ValueError(f'--{name} needs {use}, got {value!r} without')
+      given = f'--{name}' if value is True else repr(value)
+      raise ValueError(f'--{name} must be given with {use}, got {given} alone')
 
 
 def prompt_format(

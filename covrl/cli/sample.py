@@ -115,15 +115,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '--max_length',
     type=int,
     metavar='N',
-    help="tokens per response (default: the run's; of a model 256, or what its "
-    'positions leave)',
+    help="tokens per response (default: the run's; for a model 256, or fewer if "
+    'it has fewer positions)',
   )
   parser.add_argument(
     '--max_prompt_length',
     type=int,
     metavar='N',
-    help="tokens of a prompt of --file (default: the run's; of a model 2048, or "
-    'what its positions leave)',
+    help="tokens of a prompt of --file (default: the run's; for a model 2048, or "
+    'fewer if it has fewer positions)',
   )
   parser.add_argument(
     '--slots',
@@ -202,7 +202,7 @@ def _sample_pretrained(
   tokenizer = pretrained.load_tokenizer(arguments.policy)
   config = Config(pretrained=arguments.policy)
   prompt = prompt_format(arguments, config)(arguments.prompt)
-  prompted = Problem(prompt=prompt, reference=None, source='prompt')
+  problem = Problem(prompt=prompt, reference=None, source='prompt')
   mesh = sharding.make_mesh()
   config.rollout.max_response_length = response_limit(
     arguments.policy, prompt, tokenizer, arguments.max_length
@@ -214,7 +214,7 @@ def _sample_pretrained(
     params,
     tokenizer,
     prompt,
-    max_prompt_length=max(len(prompt_ids(prompted, tokenizer)), 1),
+    max_prompt_length=max(len(prompt_ids(problem, tokenizer)), 1),
     count=arguments.count,
     sampling=Sampling.make(
       arguments.temperature, arguments.top_p, arguments.top_k, arguments.min_p

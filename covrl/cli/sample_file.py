@@ -197,8 +197,8 @@ def _finished_lines(file: epath.Path, output: epath.Path) -> _Tally:
         result.get('prompt'),
       ) != (number, _prompt(line)):
         raise ValueError(
-          f'--output must have results of the first lines of {file}, line {result_number} of'
-          f' {output} is of another one'
+          f'--output must have results of the first lines of {file}, line'
+          f' {result_number} of {output} belongs to another line'
         )
       tally.add(result)
       if 'error' not in result:

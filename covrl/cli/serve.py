@@ -81,15 +81,15 @@ def add_lengths(parser: argparse.ArgumentParser) -> None:
     '--max_prompt_length',
     type=int,
     metavar='N',
-    help="tokens of a prompt, at most (default: the run's; of a model 2048, or "
-    'what its positions leave)',
+    help="tokens of a prompt, at most (default: the run's; for a model 2048, or "
+    'fewer if it has fewer positions)',
   )
   parser.add_argument(
     '--max_length',
     type=int,
     metavar='N',
-    help="tokens of a response, at most (default: the run's; of a model 1024, "
-    'or what its positions leave)',
+    help="tokens of a response, at most (default: the run's; for a model 1024, "
+    'or fewer if it has fewer positions)',
   )
 
 

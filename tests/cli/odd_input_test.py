@@ -71,7 +71,7 @@ def test_a_run_is_evaluated_with_its_own_recipe(capsys, tmp_path):
   )
   assert status == Exit.REFUSED
   assert error.endswith(
-    "--config needs a pretrained model, got 'countdown:grpo' without"
+    "--config must be given with a pretrained model, got 'countdown:grpo' alone"
   )
 
 

@@ -69,7 +69,10 @@ def test_sample_uses_a_pretrained_model(model, capsys):
 @pytest.mark.parametrize(
   ('options', 'message'),
   [
-    (['--template_variables={}'], '--template_variables needs --chat'),
+    (
+      ['--template_variables={}'],
+      '--template_variables must be given with --chat',
+    ),
     (['--chat', '--template_variables=['], 'must be a JSON object such as'),
   ],
 )

@@ -86,7 +86,7 @@ def test_invalid_lines_have_an_error_and_the_others_are_sampled(engine):
   results = sample(engine, lines)
   assert [('error' in x) for x in results] == [True, False, *[True] * 8, False]
   assert results[7]['id'] == 9
-  for at, sentence in (
+  for index, sentence in (
     (0, 'the prompt must have 1 to 16 tokens'),
     (2, 'a line must be JSON'),
     (4, 'a line must be an object'),
@@ -96,7 +96,7 @@ def test_invalid_lines_have_an_error_and_the_others_are_sampled(engine):
     (8, 'did you mean max_tokens?'),
     (9, "a line must have every name once, got 'prompt' twice"),
   ):
-    assert sentence in results[at]['error']
+    assert sentence in results[index]['error']
 
 
 def test_only_a_part_of_a_file_is_in_memory(engine):
@@ -148,7 +148,7 @@ def test_sample_writes_a_result_per_line_of_prompts(model, tmp_path, capsys):
   options = (*options, f'--output={output}')
   error = error_of_command(capsys, 'sample', model, *options)
   assert error.startswith(f'--output must be a new file, {output} exists')
-  # Interrupted in its third line, it becomes what it would have been.
+  # Interrupted in its third line and resumed, the output is the same.
   whole = output.read_bytes()
   output.write_bytes(whole[:-10])
   options = (*options, '--max_prompt_length=8', '--min_p=0.1', '--resume')
@@ -156,14 +156,14 @@ def test_sample_writes_a_result_per_line_of_prompts(model, tmp_path, capsys):
   assert output.read_bytes() == whole
   # Other options are noticed by the last line that has responses.
   for other in ('--seed=1', '--temperature=0', '--count=3'):
-    begun = whole.splitlines(keepends=True)[0]
-    output.write_bytes(begun)
+    first_line = whole.splitlines(keepends=True)[0]
+    output.write_bytes(first_line)
     error = error_of_command(capsys, 'sample', model, *options, other)
     assert error == (
       '--resume must be given with the policy and the options of the interrupted'
       ' command, line 1 has other responses now'
     )
-    assert output.read_bytes() == begun
+    assert output.read_bytes() == first_line
 
 
 def test_an_interrupted_output_is_cut_to_its_finished_lines(tmp_path):
@@ -187,7 +187,7 @@ def test_an_interrupted_output_is_cut_to_its_finished_lines(tmp_path):
     assert output.read_bytes() == b''.join(whole)
   for other in (b'\n', b'[]\n', b'{"line": 4, "prompt": [2]}\n', whole[0]):
     output.write_bytes(b''.join(whole[:2]) + other)
-    with pytest.raises(ValueError, match='is of another one'):
+    with pytest.raises(ValueError, match='belongs to another line'):
       finished()
   with pytest.raises(ValueError, match='--resume needs a local --output'):
     sample_file._finished_lines(epath.Path(file), epath.Path('gs://a/b'))
@@ -198,8 +198,14 @@ def test_an_interrupted_output_is_cut_to_its_finished_lines(tmp_path):
   [
     ((), 'covrl sample needs PROMPT or --file, got neither'),
     (('ab', '--file=x'), 'covrl sample needs PROMPT or --file, got both'),
-    (('ab', '--output=x'), "--output needs --file, got 'x' without"),
-    (('ab', '--resume'), '--resume needs --file, got True without'),
+    (
+      ('ab', '--output=x'),
+      "--output must be given with --file, got 'x' alone",
+    ),
+    (
+      ('ab', '--resume'),
+      '--resume must be given with --file, got --resume alone',
+    ),
     (('--file={}', '--resume'), '--resume needs --output, got none'),
     (('--file=/nowhere',), '--file must be a file, got /nowhere'),
     (('--file={}', '--top_p=2'), 'top_p must lie in (0, 1], got 2.0'),
@@ -250,7 +256,7 @@ def test_serve_refuses_addresses_without_a_token(
 def test_serve_checks_its_options_before_it_loads_the_policy(
   capsys, options, sentence
 ):
-  # It would be a run, which does not exist.
+  # Loading would fail with another message: no such run exists.
   assert sentence in error_of_command(capsys, 'serve', '/nowhere', *options)
 
 
@@ -271,7 +277,7 @@ def test_a_bound_socket_refuses_clients_and_other_servers():
       open_socket(Address(*address))
 
 
-def test_tokens_are_one_line(tmp_path):
+def test_bearer_tokens_are_one_line_of_ascii(tmp_path):
   file = tmp_path / 'token'
   file.write_text('0123456789abcdef\n')
   token = read_token(str(file))
@@ -369,4 +375,4 @@ def test_options_of_the_cache_reach_the_engine(
 
 def test_options_of_the_cache_need_a_file(model, capsys):
   error = error_of_command(capsys, 'sample', model, 'ab', '--cache_dtype=int8')
-  assert error == "--cache_dtype needs --file, got 'int8' without"
+  assert error == ("--cache_dtype must be given with --file, got 'int8' alone")
