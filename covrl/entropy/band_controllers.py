@@ -20,7 +20,7 @@ from covrl.entropy.controller_base import (
   check_target,
   entropy_in,
   is_initializing,
-  keep_without_reading,
+  keep_if_unmeasured,
   scalar,
   setpoint,
 )
@@ -170,7 +170,7 @@ class _AdaptiveBand:
     above = jnp.maximum(entropy - high, 0)
     coefficient = state.coefficient - self.rate * (below + above)
     coefficient = jnp.clip(coefficient, self.minimum, self.maximum)
-    return keep_without_reading(AdaptiveBandState(coefficient), state, context)
+    return keep_if_unmeasured(AdaptiveBandState(coefficient), state, context)
 
   def __call__(self, state: AdaptiveBandState, **context: Any) -> Scalar:
     del context

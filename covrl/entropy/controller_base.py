@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Base of all controllers: readings, targets that follow a schedule, checks."""
+"""Base of all controllers: measured entropy, targets that follow a schedule, checks."""
 
 import math
 from typing import Any, TypeVar, cast
@@ -32,16 +32,16 @@ def entropy_in(context: dict[str, Any]) -> Scalar:
   return jnp.asarray(entropy, jnp.result_type(float))
 
 
-def has_reading(context: dict[str, Any]) -> Bool[Array, '']:
-  """Whether the context's `entropy` is a reading: it is finite."""
+def is_measured(context: dict[str, Any]) -> Bool[Array, '']:
+  """Whether the context's `entropy` could be measured: it is finite."""
   return jnp.isfinite(entropy_in(context))
 
 
-def keep_without_reading(
+def keep_if_unmeasured(
   next_state: State, state: State, context: dict[str, Any]
 ) -> State:
-  """The next state, or the present one if there is no reading."""
-  known = has_reading(context)
+  """The next state, or the present one if the entropy could not be measured."""
+  known = is_measured(context)
   return jax.tree.map(
     lambda new, old: jnp.where(known, new, old), next_state, state
   )

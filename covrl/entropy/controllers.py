@@ -5,7 +5,7 @@ Each is an `optax.schedules.StatefulSchedule` and may be passed wherever a
 coefficient is accepted. It reads `entropy` from the context, the token-weighted
 mean over the whole optimiser batch in nats, advances once per update, and keeps
 only scalars, so that it is saved and restored with the chain. A coefficient of
-0 is never final. An entropy of NaN is an absent reading (a batch without a loss
+0 is never final. An entropy of NaN was not measured (a batch without a loss
 token): the controller keeps its state, and its coefficient is that of no error.
 
 Targets and bounds may be schedules of the context's `step`. One that predicts
@@ -28,9 +28,9 @@ from covrl.entropy.controller_base import (
   check_positive,
   check_target,
   entropy_in,
-  has_reading,
   is_initializing,
-  keep_without_reading,
+  is_measured,
+  keep_if_unmeasured,
   scalar,
   setpoint,
 )
@@ -220,7 +220,7 @@ class _AdaptiveBonus:
     error = setpoint(self.target, context) - entropy_in(context)
     coefficient = state.coefficient + self.increment * jnp.sign(error)
     coefficient = jnp.clip(coefficient, self.minimum, self.maximum)
-    return keep_without_reading(AdaptiveBonusState(coefficient), state, context)
+    return keep_if_unmeasured(AdaptiveBonusState(coefficient), state, context)
 
   def __call__(self, state: AdaptiveBonusState, **context: Any) -> Scalar:
     if is_initializing(context):
@@ -253,7 +253,7 @@ class _DoublingScale:
     changed = self._changed_scale(state.scale, direction)
     scale = jnp.where(due, changed, state.scale)
     scale = jnp.where(jnp.isnan(direction), jnp.nan, scale)
-    return keep_without_reading(
+    return keep_if_unmeasured(
       DoublingScaleState(scale, updates), state, context
     )
 
@@ -296,9 +296,7 @@ class _ProportionalIntegral:
       (unclipped < self.minimum) & (integral_change < 0)
     )
     total = state.total + jnp.where(is_saturated, 0, error)
-    return keep_without_reading(
-      ProportionalIntegralState(total), state, context
-    )
+    return keep_if_unmeasured(ProportionalIntegralState(total), state, context)
 
   def __call__(
     self, state: ProportionalIntegralState, **context: Any
@@ -306,7 +304,7 @@ class _ProportionalIntegral:
     error = scalar(0.0)
     if not is_initializing(context):
       error = setpoint(self.target, context) - entropy_in(context)
-      error = jnp.where(has_reading(context), error, 0)
+      error = jnp.where(is_measured(context), error, 0)
     unclipped = self._unclipped(state.total, error)
     return jnp.clip(unclipped, self.minimum, self.maximum)
 

@@ -69,8 +69,9 @@ def kl_cov(
   Args:
     fraction: share of the optimiser batch's response tokens, in (0, 0.05].
     coefficient: weight of the penalty; a number, schedule or controller. A
-      `target_entropy` predicts the penalty's effect from current statistics;
-      at old ones the penalty is 0, and a unit counts as an effect of 1.
+      `target_entropy` predicts the penalty's effect with
+      `selection_source='current'`. At the old statistics the penalty is 0, so
+      with `'old'` the effect per unit of the coefficient is taken to be 1.
     divergence: see `add_divergence_penalty`.
     score: see `top_score`.
     signed: see `top_score`.

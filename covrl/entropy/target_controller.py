@@ -19,8 +19,8 @@ from covrl.entropy.controller_base import (
   check_positive,
   check_target,
   entropy_in,
-  has_reading,
   is_initializing,
+  is_measured,
   prediction_in,
   scalar,
   setpoint,
@@ -104,7 +104,7 @@ class _TargetEntropy:
     future_target = setpoint(self.target, context, later=self.horizon)
     rise = (future_target - entropy_in(context)) / (self.horizon * self.slope)
     effect = jnp.asarray(prediction.effect)
-    has_effect = (effect > 0) & has_reading(context)
+    has_effect = (effect > 0) & is_measured(context)
     needed = (rise - prediction.drift) / jnp.where(has_effect, effect, 1)
     # A coefficient without effect, or with the opposite one, is at its minimum.
     needed = jnp.where(has_effect, needed, self.minimum)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Controllers on a series of readings, and in a simulated closed loop."""
+"""Controllers on a series of entropies, and in a simulated closed loop."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def replay(controller, entropies):
-  """The coefficients and states over a series of readings, in one program."""
+  """The coefficients and states over a series of measured entropies, in one program."""
 
   @jax.jit
   def run(entropies):
@@ -35,7 +35,7 @@ def closed_loop(
     updates: number of updates.
     drift: change without a coefficient, nats per update.
     start: initial entropy, nats.
-    noise: standard deviation of readings, nats.
+    noise: standard deviation of the measurement error, nats.
 
   Returns:
     Entropies and coefficients of every update, and the controller's last state.

@@ -67,13 +67,13 @@ def test_quantiles_of_nothing_and_of_nan_are_nan():
 
 @pytest.mark.parametrize('name', CONTROLLERS)
 @pytest.mark.parametrize('change', [None, 0.01, np.nan])
-def test_controllers_hold_without_a_reading(name, change):
+def test_controllers_keep_their_state_without_an_entropy(name, change):
   controller = CONTROLLERS[name]
   optional = {} if change is None else {'entropy_change': jnp.asarray(change)}
   state = controller.init()
   for step, entropy in enumerate((None, 0.3, 0.2, None, 0.25)):
-    reading = jnp.asarray(jnp.nan if entropy is None else entropy)
-    context = {'entropy': reading, 'step': jnp.asarray(step), **optional}
+    measured = jnp.asarray(jnp.nan if entropy is None else entropy)
+    context = {'entropy': measured, 'step': jnp.asarray(step), **optional}
     value = controller(state, **context)
     assert jnp.isfinite(value), (step, value)
     new_state = controller.update(state, **context)
@@ -83,8 +83,8 @@ def test_controllers_hold_without_a_reading(name, change):
   assert all(bool(jnp.isfinite(x)) for x in jax.tree.leaves(state))
 
 
-def test_the_coefficient_of_an_absent_reading_is_that_of_no_error():
-  absent = {'entropy': jnp.asarray(jnp.nan), 'step': jnp.asarray(0)}
+def test_the_coefficient_without_an_entropy_is_that_of_no_error():
+  unmeasured = {'entropy': jnp.asarray(jnp.nan), 'step': jnp.asarray(0)}
   for name, expected in (
     ('adaptive_bonus', 0.002),
     ('doubling_scale', 0.01),
@@ -93,7 +93,7 @@ def test_the_coefficient_of_an_absent_reading_is_that_of_no_error():
     ('target_entropy', 0.0),
   ):
     controller = CONTROLLERS[name]
-    value = controller(controller.init(), **absent)
+    value = controller(controller.init(), **unmeasured)
     np.testing.assert_allclose(value, expected, rtol=1e-6, err_msg=name)
 
 
@@ -104,7 +104,7 @@ def update(token_tx, state, stats, entropy):
   return update_signal(token_tx, no_signal, state, stats, **context)
 
 
-def test_chains_hold_without_a_reading():
+def test_chains_keep_their_controllers_states_without_an_entropy():
   """An entropy of NaN changes the state of no controller."""
   stats = TokenStats(logprobs=jnp.zeros((2, 4)), entropy=jnp.ones((2, 4)))
   bonus = covrl.adaptive_bonus(0.5, 0.05, maximum=1.0)
