@@ -103,7 +103,7 @@ def cost_of(
     scopes: parts that do not count.
   """
   computation = computation or module.entry
-  total, begun = Cost(), set[str | None]()
+  total, begun_channels = Cost(), set[str | None]()
   for instruction in computation.instructions.values():
     if not scopes.omitted.isdisjoint(instruction.scope.split('/')):
       continue
@@ -125,12 +125,12 @@ def cost_of(
         cost.collectives = [
           (collective, executions)
           for collective, executions in cost.collectives
-          if collective.channel not in begun
+          if collective.channel not in begun_channels
         ]
       if begins_collective(instruction):
-        begun |= {collective.channel for collective, _ in cost.collectives} - {
-          None
-        }
+        begun_channels |= {
+          collective.channel for collective, _ in cost.collectives
+        } - {None}
       total.add(cost)
   return total
 

@@ -55,7 +55,7 @@ class Network:
     links = self._links(self.topology, collective)
     return collective.sent / (links * self.topology.chip.link) if links else 0.0
 
-  def busy(self, collective: Collective) -> dict[str, float]:
+  def busy_seconds(self, collective: Collective) -> dict[str, float]:
     """Returns the seconds that each kind of link is busy."""
     if isinstance(self.topology, GpuTopology):
       times = self._seconds_of_gpus(self.topology, collective)

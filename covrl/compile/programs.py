@@ -37,7 +37,7 @@ from covrl.train.rollout_collector import row_width
 from covrl.train.state_sharding import check_mesh, rollout_mesh
 from covrl.types import TokenBatch
 
-NAMES = ('train_step', 'score', 'prefill', 'decode')
+PROGRAM_NAMES = ('train_step', 'score', 'prefill', 'decode')
 """Programs of every recipe; each second network adds `NAME_step` and `NAME_score`."""
 
 
@@ -122,7 +122,7 @@ def compile_recipe(
 def program_names(recipe: Recipe) -> tuple[str, ...]:
   """Returns the names of all programs of a recipe."""
   networks = _network_groups(recipe.networks(recipe.config))
-  return (*NAMES, *(name for group in networks for name in group.names))
+  return (*PROGRAM_NAMES, *(name for group in networks for name in group.names))
 
 
 class _SpecialTokens(NamedTuple):

@@ -94,7 +94,7 @@ class Program:
       **dict.fromkeys(self.network.links, 0.0),
     }
     for each, count in self.cost.collectives:
-      for link, seconds in self.network.busy(each).items():
+      for link, seconds in self.network.busy_seconds(each).items():
         times[link] += count * seconds
     return times
 

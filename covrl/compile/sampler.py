@@ -22,7 +22,7 @@ from covrl.compile.compiling import (
 from covrl.compile.cost import Cost, Scopes, cost_of
 from covrl.compile.hlo import Instruction, Module
 from covrl.compile.report import Program
-from covrl.compile.sampling_time import DecodingTime, Step, decoding_times
+from covrl.compile.sampling_time import DecodingTime, StepCost, decoding_times
 from covrl.data.packing import prompt_width
 from covrl.models.decode_attention import RESPONSES, uses_kernel
 from covrl.parallel import sharding
@@ -141,7 +141,7 @@ def _decoding_estimates(
   with sharding.use_mesh(mesh, sharding.ROLLOUT_RULES):
     by_row = uses_kernel(work.policy.config)
   busy = program.seconds()
-  step = Step(
+  step = StepCost(
     bytes=program.cost.bytes,
     own_bytes=program.cost.bytes - others.bytes,
     bandwidth=work.network.topology.chip.bandwidth,

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from covrl.rollout.layout import Layout
 
 
-class Step(NamedTuple):
+class StepCost(NamedTuple):
   """Cost of a decoding step on one chip.
 
   Attributes:
@@ -57,7 +57,7 @@ class DecodingTime(NamedTuple):
 
 
 class Occupancy(NamedTuple):
-  """Contents of the slots at each step, on the shard where they are most.
+  """Contents of the slots at each step; each the largest over the shards.
 
   Attributes:
     live: slots that hold a response.
@@ -71,7 +71,7 @@ class Occupancy(NamedTuple):
 
 
 def decoding_times(
-  step: Step, layout: Layout, count: int
+  step: StepCost, layout: Layout, count: int
 ) -> tuple[DecodingTime, ...]:
   """Estimates the time of an iteration's decoding for three kinds of lengths.
 
@@ -122,7 +122,7 @@ def occupancy(lengths: Int[np.ndarray, ' R'], layout: Layout) -> Occupancy:
   """
   # Shards may have one response more than others.
   shards = [
-    _of_shard(shard_lengths, layout.slots[0])
+    _shard_occupancy(shard_lengths, layout.slots[0])
     for shard_lengths in np.array_split(lengths, layout.shards)
   ]
   steps = max(len(each.live) for each in shards)
@@ -134,7 +134,7 @@ def occupancy(lengths: Int[np.ndarray, ' R'], layout: Layout) -> Occupancy:
   )
 
 
-def _of_shard(lengths: Int[np.ndarray, ' R'], slots: int) -> Occupancy:
+def _shard_occupancy(lengths: Int[np.ndarray, ' R'], slots: int) -> Occupancy:
   """The occupancy of one shard."""
   steps = lengths[lengths > 1] - 1
   free, starts = [0] * slots, np.zeros_like(steps)
@@ -152,7 +152,7 @@ def _of_shard(lengths: Int[np.ndarray, ' R'], slots: int) -> Occupancy:
 
 
 def step_seconds(
-  step: Step, layout: Layout, load: Occupancy
+  step: StepCost, layout: Layout, load: Occupancy
 ) -> Float[np.ndarray, ' T']:
   """Returns the roofline time of each step, in seconds."""
   all_slots = layout.slots[0]

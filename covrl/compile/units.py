@@ -21,7 +21,7 @@ def time_text(seconds: float) -> str:
   >>> [time_text(s) for s in (4.92e-5, 0.0860, 13, 200, 5400, 400_000)]
   ['49.2 µs', '86 ms', '13 s', '3.33 min', '1.5 h', '4.63 days']
   """
-  # A unit is used from one of it on, days only from two on.
+  # The largest unit of which the time has at least one; at least two of days.
   size, unit = _TIMES[0]
   for larger, name in _TIMES:
     if seconds >= (2 * larger if name == 'days' else larger):
@@ -41,7 +41,7 @@ def bytes_text(size: float) -> str:
 
 
 def traffic_text(size: float) -> str:
-  """Formats a number of moved bytes, whose rates are in powers of 1000.
+  """Formats memory traffic in powers of 1000, the units of bandwidths.
 
   >>> traffic_text(57.3e9), traffic_text(3200)
   ('57.3 GB', '3.2 kB')

@@ -88,11 +88,14 @@ def attention(target, mask, kv='bf16[3,256,2,64]'):
   ],
 )
 @pytest.mark.parametrize(
-  ('mask', 'blocks_'), [('NO_MASK', 4), ('CAUSAL', 3), ('PADDING_CAUSAL', 3)]
+  ('mask', 'visible_blocks'),
+  [('NO_MASK', 4), ('CAUSAL', 3), ('PADDING_CAUSAL', 3)],
 )
-def test_cudnn_attention_counts_visible_blocks(target, products, mask, blocks_):
+def test_cudnn_attention_counts_visible_blocks(
+  target, products, mask, visible_blocks
+):
   cost = cost_of(attention(target, mask))
-  pairs = blocks_ * 128 * 128
+  pairs = visible_blocks * 128 * 128
   assert cost.flops == 2 * products * 3 * 4 * pairs * 64
   assert cost.products == {('cuDNN attention', 'bf16'): cost.flops}
   # Queries, keys, values and the result; no scores.

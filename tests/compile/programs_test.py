@@ -14,7 +14,7 @@ import pytest
 
 from covrl import config
 from covrl.cli import main
-from covrl.compile import NAMES, compile_recipe, compiling, programs
+from covrl.compile import PROGRAM_NAMES, compile_recipe, compiling, programs
 from covrl.compile.collectives import OPCODES
 from covrl.compile.hlo import parse
 from covrl.parallel import topologies
@@ -71,7 +71,7 @@ def small_report(compiled_modules):
   """Returns the report of all programs and their parsed HLO."""
   report = compile_report('v5e:2x4', level='UNKNOWN')
   modules = [module for _, module in compiled_modules[-4:]]
-  return report, dict(zip(NAMES, modules, strict=True))
+  return report, dict(zip(PROGRAM_NAMES, modules, strict=True))
 
 
 @needs_libtpu
@@ -80,7 +80,7 @@ def test_json_report_is_complete(small_report):
   described = json.loads(json.dumps(report.as_json()))
   assert described['fits'] is True
   assert described['chips'] == 8
-  assert tuple(described['programs']) == NAMES
+  assert tuple(described['programs']) == PROGRAM_NAMES
   for program in described['programs'].values():
     assert 0 < program['hbm_bytes'] < program['hbm_limit_bytes']
     assert sum(program['hbm'].values()) == program['hbm_bytes']
@@ -105,7 +105,7 @@ def test_text_report(small_report):
   assert lines[-1].startswith('It fits: ')
   text = '\n'.join(lines)
   # One for each program, and three for the lengths of responses.
-  assert text.count('an estimate') == len(NAMES) + 3
+  assert text.count('an estimate') == len(PROGRAM_NAMES) + 3
   assert 'bound by' in text
   assert 'reduce-scatter' in text
 
@@ -214,8 +214,8 @@ def test_prompts_are_cached_once_per_group(small_report):
 def test_programs_of_a_critic():
   recipe = config.load(str(RECIPE.with_name('small_ppo.py')))
   names = ('critic_step', 'critic_score')
-  assert programs.program_names(recipe) == (*NAMES, *names)
-  assert programs.program_names(config.load(str(RECIPE))) == NAMES
+  assert programs.program_names(recipe) == (*PROGRAM_NAMES, *names)
+  assert programs.program_names(config.load(str(RECIPE))) == PROGRAM_NAMES
   with pytest.raises(ValueError, match=r"must be among .*, got 'actor_step'"):
     compile_recipe(
       recipe, topologies.find_topology('v5e:2x4'), names=('actor_step',)

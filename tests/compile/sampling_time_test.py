@@ -6,7 +6,7 @@ import pytest
 
 from covrl.compile.sampling_time import (
   Occupancy,
-  Step,
+  StepCost,
   decoding_times,
   occupancy,
   step_seconds,
@@ -16,7 +16,7 @@ from covrl.rollout.layout import Layout
 # Two shards of four slots, reduced to two; 100 bytes of a step's 500 are read
 # whatever is in the cache.
 LAYOUT = Layout(copies=1, shards=2, slots=(4, 2))
-STEP = Step(
+STEP = StepCost(
   bytes=500,
   own_bytes=400,
   bandwidth=100,

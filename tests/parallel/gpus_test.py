@@ -155,23 +155,23 @@ def test_links_and_times_of_collectives():
   inside = collective('all-gather', tuple(range(8)), tuple(range(8, 16)))
   assert network.link(inside) == 'nvlink'
   assert network.seconds(inside) == pytest.approx(1e9 / chip.nvlink)
-  assert network.busy(inside)['network'] == 0
+  assert network.busy_seconds(inside)['network'] == 0
   # A GPU sends 15/16 of an array in all, 1e9 bytes. Its host sends half of the
   # array to the other host through eight adapters: 1/16 each.
   whole_array = collective('all-gather', tuple(range(16)))
   assert network.link(whole_array) == 'network'
-  assert network.busy(whole_array)['network'] == pytest.approx(
+  assert network.busy_seconds(whole_array)['network'] == pytest.approx(
     1e9 / 15 / chip.network
   )
   # Pairs of GPUs on different hosts send everything over the network.
   pairs = collective('all-reduce', *((i, i + 8) for i in range(8)))
-  assert network.busy(pairs) == {
+  assert network.busy_seconds(pairs) == {
     'nvlink': 0,
     'network': pytest.approx(1e9 / chip.network),
   }
   # Eight of the fifteen other GPUs are on the other host.
   all_to_all = collective('all-to-all', tuple(range(16)))
-  assert network.busy(all_to_all)['network'] == pytest.approx(
+  assert network.busy_seconds(all_to_all)['network'] == pytest.approx(
     1e9 * 8 / 15 / chip.network
   )
   single = collective('collective-permute', (0,))
@@ -183,7 +183,7 @@ def test_tpu_slices_use_ici_within_and_dcn_between():
   devices = [types.SimpleNamespace(coords=(i % 2, i // 2, 0)) for i in range(4)]
   network = Network(slice_, devices)
   gather = collective('all-gather', tuple(range(4)), sent=90e9)
-  assert network.busy(gather) == {'ici': pytest.approx(1 / 2)}
+  assert network.busy_seconds(gather) == {'ici': pytest.approx(1 / 2)}
   between_slices = gather._replace(network='dcn')
   assert network.link(between_slices) == 'dcn'
   assert topologies.find_topology('v5p-8').platform == 'tpu'
