@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The trainer's end of the connection to a reward worker.
 
-What the trainer sends is pickled. What comes back is read as lines of JSON of
-limited length, with a deadline, and never unpickled: a scorer that writes to the
-connection itself executes nothing in the trainer and does not hold it up.
+Messages to the worker are pickled. Replies are read as lines of JSON of limited
+length, with a deadline, and never unpickled: a scorer that writes to the connection
+itself executes nothing in the trainer and does not block it.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ class WorkerChannel:
   """A connection to a worker.
 
   Args:
-    end: a socket, which the channel closes.
+    trainer_end: the trainer's socket, which the channel closes.
     send_timeout: seconds after which a worker that does not read is given up.
   """
 
-  def __init__(self, end: socket.socket, send_timeout: float) -> None:
+  def __init__(self, trainer_end: socket.socket, send_timeout: float) -> None:
     seconds = struct.pack('ll', int(send_timeout) + 1, 0)
-    end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, seconds)
-    self._connection = Connection(end.detach())
+    trainer_end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, seconds)
+    self._connection = Connection(trainer_end.detach())
     self._received = b''
 
   def send(self, message: object) -> None:
@@ -56,7 +56,7 @@ class WorkerChannel:
       TimeoutError: the time is over.
       EOFError: the worker has ended.
       OSError: the connection is broken.
-      ReplyError: what came is not a list in JSON.
+      ReplyError: the reply is not a list in JSON, or too long.
     """
     deadline = time.monotonic() + timeout
     while b'\n' not in self._received:

@@ -134,7 +134,7 @@ class WorkerProcess:
     self._channel: WorkerChannel | None = None
     self._requests = 0
     # Write end of a pipe; the supervisor kills the worker when it is closed.
-    self._lifeline: int | None = None
+    self._pipe: int | None = None
 
   def ensure_ready(self) -> None:
     """Starts a process unless one is alive, and waits until it is ready.
@@ -201,7 +201,7 @@ class WorkerProcess:
     with contextlib.suppress(subprocess.TimeoutExpired):
       return process.wait(timeout=0.1)
     with self._lock:
-      self._cut_lifeline()
+      self._close_pipe()
     with contextlib.suppress(subprocess.TimeoutExpired):
       return process.wait(timeout=10.0)
     process.kill()
@@ -213,13 +213,13 @@ class WorkerProcess:
     """Kills the process and prevents another one from starting."""
     with self._lock:
       self._closed = True
-      self._cut_lifeline()
+      self._close_pipe()
 
-  def _cut_lifeline(self) -> None:
+  def _close_pipe(self) -> None:
     """Makes the supervisor kill the worker; called with the lock held."""
-    lifeline, self._lifeline = self._lifeline, None
-    if lifeline is not None:
-      os.close(lifeline)
+    pipe, self._pipe = self._pipe, None
+    if pipe is not None:
+      os.close(pipe)
 
   def _start(self) -> None:
     trainer_end, worker_end = socket.socketpair()
@@ -227,8 +227,8 @@ class WorkerProcess:
     with worker_end, self._lock:
       if self._closed:
         raise StartError('the pool is closed')
-      self._cut_lifeline()
-      read_end, self._lifeline = os.pipe()
+      self._close_pipe()
+      read_end, self._pipe = os.pipe()
       try:
         self._process = _launch(worker_end.fileno(), read_end, self._settings)
       finally:
@@ -264,13 +264,13 @@ class WorkerProcess:
 
 
 def _launch(
-  connection: int, lifeline: int, settings: WorkerSettings
+  connection: int, trainer_pipe: int, settings: WorkerSettings
 ) -> subprocess.Popen[bytes]:
   """Starts a supervised interpreter that serves a connection.
 
   Args:
     connection: the worker's end of a socket pair.
-    lifeline: read end of a pipe, by whose end the worker is killed.
+    trainer_pipe: read end of a pipe; the worker is killed when its write end closes.
     settings: environment and network of the worker.
   """
   names = (*ENVIRONMENT, *settings.environment)
@@ -292,7 +292,7 @@ def _launch(
       os.write(descriptor, code)
     described = json.dumps(
       {
-        'lifeline': lifeline,
+        'trainer_pipe': trainer_pipe,
         'connection': connection,
         'filter': descriptor,
         'namespaces': namespaces,
@@ -304,7 +304,11 @@ def _launch(
         *(sys.executable, '-I', '-S', str(_SUPERVISOR), described),
         *(sys.executable, '-P', str(_SCRIPT), str(connection)),
       ],
-      pass_fds=[connection, lifeline, *([] if code is None else [descriptor])],
+      pass_fds=[
+        connection,
+        trainer_pipe,
+        *([] if code is None else [descriptor]),
+      ],
       env=environment,
       stdin=subprocess.DEVNULL,
       stdout=subprocess.DEVNULL,

@@ -3,16 +3,17 @@
 
   python -I -S _worker_supervisor.py SETTINGS COMMAND...
 
-Nothing that the worker starts survives it, the end of the supervisor's `lifeline`
-(the trainer closes it, or dies) or the supervisor. With `namespaces`, the worker
-has its own pid namespace, in which the trainer does not exist, and without
-`network` its own network namespace; the kernel ends a pid namespace with its first
-process. Elsewhere the supervisor adopts orphaned descendants and kills them, and
-the worker is confined by a system call filter.
+The worker and all that it starts are killed when the worker ends, the supervisor
+ends, or the trainer closes its end of the pipe `trainer_pipe` or dies. With
+`namespaces`, the worker has its own pid namespace, in which the trainer does not
+exist, and without `network` its own network namespace; the kernel ends a pid
+namespace with its first process. Elsewhere the supervisor adopts orphaned
+descendants and kills them, and the worker is confined by a system call filter.
 
-`SETTINGS` is JSON: `lifeline` and `connection` are descriptors, `filter` the
-descriptor of a seccomp filter or -1; `namespaces` and `network` are booleans. With
-`probe` as settings, exit status 0 means that namespaces can be made.
+`SETTINGS` is JSON. Descriptors: `trainer_pipe`, the read end of a pipe whose write
+end the trainer holds; `connection`, the worker's end of its socket to the trainer;
+`filter`, a seccomp filter, or -1. Booleans: `namespaces` and `network`. With `probe`
+as settings, exit status 0 means that namespaces can be made.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ _FAILED = 127  # the exit status of a shell whose command cannot be started
 
 
 def main(settings: dict[str, Any], command: Sequence[str]) -> NoReturn:
-  """Runs the command until it or the lifeline ends, and exits with its status."""
+  """Runs the command until it ends or the pipe closes; exits with its status."""
   # Signals to all processes of a job are handled by the trainer. Handlers, unlike
   # SIG_IGN, are reset in the worker by exec.
   for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -62,12 +63,12 @@ def main(settings: dict[str, Any], command: Sequence[str]) -> NoReturn:
     _prctl(_SUBREAPER, 1)
   child = os.fork()
   if child == 0:
-    os.close(settings['lifeline'])
+    os.close(settings['trainer_pipe'])
     if settings['namespaces']:
       _run_init(settings, command)
     _run_worker(settings, command)
   os.close(settings['connection'])
-  status = _wait(child, settings['lifeline'])
+  status = _wait(child, settings['trainer_pipe'])
   if not settings['namespaces']:
     _kill_descendants(child)
   os._exit(status)
@@ -151,10 +152,10 @@ def _apply_filter(descriptor: int) -> None:
   _check(_libc().prctl(_SET_FILTER, 2, ctypes.byref(program), 0, 0))
 
 
-def _wait(child: int, lifeline: int) -> int:
-  """Waits for the child; kills it when the lifeline ends. Returns its status."""
+def _wait(child: int, trainer_pipe: int) -> int:
+  """Waits for the child; kills it when the pipe is closed. Returns its status."""
   poll = select.poll()
-  poll.register(lifeline, select.POLLIN)
+  poll.register(trainer_pipe, select.POLLIN)
   interval, pidfd = 20, -1
   if hasattr(os, 'pidfd_open'):
     try:
@@ -176,7 +177,7 @@ def _wait(child: int, lifeline: int) -> int:
       continue
     if killed:
       select.select([], [], [], 0.002)
-    elif lifeline in dict(poll.poll(interval)):
+    elif trainer_pipe in dict(poll.poll(interval)):
       os.kill(child, signal.SIGKILL)
       killed = True
 

@@ -46,7 +46,7 @@ class Outcome:
   detail: str = ''
 
   @property
-  def is_judged(self) -> bool:
+  def has_score(self) -> bool:
     """Whether the response has a score."""
     return not math.isnan(self.score)
 
@@ -57,7 +57,7 @@ class Outcome:
     <Status.INVALID: 'invalid'>
     """
     is_scored = self.status in (Status.SCORED, Status.WRONG, Status.UNPARSABLE)
-    if abs(self.score) <= MAX_SCORE or not (self.is_judged or is_scored):
+    if abs(self.score) <= MAX_SCORE or not (self.has_score or is_scored):
       return self
     detail = (
       f'a score must be a number of magnitude {MAX_SCORE:g} or less, got '

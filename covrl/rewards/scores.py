@@ -74,7 +74,7 @@ class Scores:
       f'{name} ended with {outcome.status.value}: {outcome.detail}'
       for name, outcomes in self.outcomes.items()
       for outcome in outcomes
-      if outcome is not None and not outcome.is_judged
+      if outcome is not None and not outcome.has_score
     ]
 
   def gather(self) -> Scores:

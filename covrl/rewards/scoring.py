@@ -33,8 +33,8 @@ class ScoringCall:
     references: the reference of each response.
     parts: for each reward part, its index of each response that it applies to,
       and the function that starts scoring one.
-    cancel: drops the call; responses that are not being scored never are, and
-      the scores never complete.
+    cancel: drops the call; no further response is scored, and the scores never
+      complete.
   """
 
   scores: PendingScores
@@ -82,7 +82,7 @@ class Scoring:
 
   Attributes:
     rewards: the reward parts.
-    notes: sentences on what is not contained on this machine.
+    notes: sentences on the isolation that this machine cannot give to workers.
 
   Raises:
     TypeError: if the sources are a text, of which every letter would be one.
@@ -236,7 +236,7 @@ class Scoring:
     return ScoringCall(scores, tuple(references), parts, cancel)
 
   def close(self) -> None:
-    """Kills the workers; responses not scored by now never are."""
+    """Kills the workers; no further response is scored."""
     for pool in self._pools.values():
       pool.close()
 
@@ -286,9 +286,11 @@ def _check(rewards: Sequence[RewardPart], sources: Sequence[str]) -> None:
           f'the source of the reward {part.name!r} must be one of'
           f' {", ".join(map(repr, sources))}, got {source!r}{hint}'
         )
-  judged = [part for part in rewards if not part.shaping and part.weight > 0]
+  grading_rewards = [
+    part for part in rewards if not part.shaping and part.weight > 0
+  ]
   for source in sources:
-    if not any(not p.sources or source in p.sources for p in judged):
+    if not any(not p.sources or source in p.sources for p in grading_rewards):
       raise ValueError(
         'every source needs a reward that grades its answers (without shaping,'
         f' with a weight above 0), {source!r} has none'

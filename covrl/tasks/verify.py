@@ -100,7 +100,7 @@ def check_scores(task: Task, scoring: Scoring) -> None:
         outcome
         for outcome in outcomes
         if outcome is not None
-        and not outcome.is_judged
+        and not outcome.has_score
         and outcome.status in (Status.CRASH, Status.INVALID)
       ]
       if len(failed) == count:

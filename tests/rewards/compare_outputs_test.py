@@ -153,7 +153,7 @@ def test_any_bytes_give_an_outcome():
       for _ in range(2)
     )
     outcome = compare_output(printed, PrintTest(b'', expected))
-    assert outcome.is_judged
+    assert outcome.has_score
     assert outcome.detail.isascii()
     assert compare_output(expected, PrintTest(b'', expected)).score == 1.0
     compare_answer(b'{"result": ' + printed + b'}', CallTest('f', b'', [1], 3))

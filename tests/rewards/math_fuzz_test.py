@@ -66,7 +66,7 @@ def check_random_texts(seed: int, count: int) -> None:
         assert outcome.startswith('a reference answer must be')
         assert '\n' not in outcome
       else:
-        assert outcome.is_judged
+        assert outcome.has_score
     assert time.process_time() - start < 4.0, (one, other)
   used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
   assert used * 1024 < MAX_BYTES

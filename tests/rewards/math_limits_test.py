@@ -102,7 +102,7 @@ def test_workers_that_cannot_start_give_no_score(monkeypatch):
   assert math.isnan(outcome.score)
   assert outcome.status is Status.INFRASTRUCTURE
   assert 'no memory' in outcome.detail
-  assert not outcome.is_judged
+  assert not outcome.has_score
 
 
 def test_forked_process_starts_its_own_workers(tmp_path):

@@ -91,8 +91,8 @@ def test_a_broken_channel_costs_one_response(pool, response):
   assert time.monotonic() - began < 20.0
   assert first.status in (CRASH, Status.TIMEOUT, Status.SCORED)
   assert first.score == 1.0 or first.detail
-  lost = [outcome for outcome in others if not outcome.is_judged]
-  assert len(lost) + (not first.is_judged) <= 1, (first, others)
+  lost = [outcome for outcome in others if not outcome.has_score]
+  assert len(lost) + (not first.has_score) <= 1, (first, others)
   for outcome, score in zip(others, (2.0, 3.0, 4.0), strict=True):
     assert outcome.detail if outcome in lost else outcome.score == score
   assert score_all(pool, '5') == [Outcome(5.0, Status.SCORED)]
@@ -102,7 +102,7 @@ def test_the_trainer_executes_nothing_that_a_worker_sends(pool, tmp_path):
   marker = tmp_path / 'executed'
   outcome, after = score_all(pool, 'forged code', '2', reference=str(marker))
   assert not marker.exists()
-  assert not outcome.is_judged
+  assert not outcome.has_score
   assert after.score == 2.0
 
 

@@ -172,7 +172,7 @@ def test_leaves_nothing_behind_and_does_not_slow_others(judge):
   for source in hostile * 3:
     outcome = judge.judge(source, SUM, time_limit=0.3)
     assert outcome.score == 0.0
-    assert outcome.is_judged
+    assert outcome.has_score
   assert leftovers() == before
   # CPU time, which other load on the machine affects little.
   assert _busy_seconds(judge) < 3 * alone + 0.1
@@ -202,7 +202,7 @@ def test_sandbox_that_does_not_start_gives_no_score(judge, monkeypatch):
   )
   outcome = broken.judge(ADD, SUM)
   assert outcome.status is Status.INFRASTRUCTURE
-  assert not outcome.is_judged
+  assert not outcome.has_score
   assert 'no-such' in outcome.detail
 
 

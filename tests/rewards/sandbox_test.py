@@ -104,7 +104,7 @@ def test_statuses_describe_how_programs_fail(judge):
     outcome = judge_code(program, SUM, time_limit=1.0, judge=judge)
     assert outcome.status is status
     assert outcome.score == (status is Status.SCORED)
-    assert outcome.is_judged
+    assert outcome.has_score
     assert (outcome.detail == '') == (status is Status.SCORED)
   crash = judge_code('1 / 0', SUM, judge=judge)
   assert crash.detail == 'test 1 of 1: ZeroDivisionError: division by zero'
@@ -173,7 +173,7 @@ def test_any_response_gets_an_outcome(judge, count):
       {'call': 'f', 'args': [text], 'result': text},
     ]
     outcome = judge.judge(text, tests[number % 2 :], time_limit=1.0)
-    assert outcome.is_judged, (text, outcome)
+    assert outcome.has_score, (text, outcome)
     assert outcome.detail.isascii()
 
 

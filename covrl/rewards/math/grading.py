@@ -88,7 +88,7 @@ def grade_math(
     (outcome,) = _Workers.pool().submit([answer], [expected]).result()
   except RuntimeError as error:
     return Outcome(float('nan'), Status.INFRASTRUCTURE, str(error))
-  if outcome.is_judged or outcome.status is Status.INFRASTRUCTURE:
+  if outcome.has_score or outcome.status is Status.INFRASTRUCTURE:
     return outcome
   detail = f'a worker ended with {outcome.status.value}: {outcome.detail}'
   return Outcome(float('nan'), Status.INFRASTRUCTURE, detail)

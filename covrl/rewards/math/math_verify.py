@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 MAX_LENGTH = 400  # characters of an answer that is given to math-verify
 MEMORY = 1 << 29  # bytes that a child may use beyond those of its parent
 
-_NO_ALARM = 0  # math-verify's time limit, which would set a signal handler
+_NO_ALARM = 0  # turns off math-verify's time limit, which sets a signal handler
 
 _RELATION = re.compile(
   r'[=<>,;:]|\\(?:le|ge|ne|in|approx|equiv|to|pm|mp|cup|cap|begin|text)\b'
@@ -35,6 +35,7 @@ _RELATION = re.compile(
 _OPERATOR = re.compile(r'\\(?:sum|prod|i*int|oint|lim|frac\s*\{\s*d|det|hom)')
 # Bounds of sums and limits, whose relation signs do not count.
 _BOUND = re.compile(r'_\s*\{[^{}]*\}')
+# Numbers of 40 digits, powers of 5 digits, towers of powers, large factorials.
 _LARGE = re.compile(
   r'\d{40}'
   r'|\^\s*\{?\s*[-+(]*\s*\d{5}'
@@ -65,8 +66,10 @@ def check_equivalence(
     wall_seconds: wall-clock seconds after which the child is killed.
 
   Returns:
-    The result. `TIMEOUT` and `CRASH` (mostly out of memory) are caused by the
-    expressions; `STARVED` means that the child got too little CPU time.
+    The result; `DIFFERENT` without a comparison if covrl supports all operators
+    itself or an expression is unsafe. `TIMEOUT` and `CRASH` (mostly out of
+    memory) are caused by the expressions; `STARVED` means that the child got too
+    little CPU time.
   """
   texts = reference, answer
   if not any(map(_OPERATOR.search, texts)) or not all(map(_is_safe, texts)):
@@ -110,6 +113,7 @@ def warm_up() -> None:
 
 
 def _is_safe(text: str) -> bool:
+  """Returns whether an answer is a short expression without large numbers."""
   return (
     len(text) <= MAX_LENGTH
     and not _RELATION.search(_BOUND.sub('', text))

@@ -67,17 +67,17 @@ def proportional(left: Node, right: Node, *, positive: bool) -> bool | None:
   precision = _precision(left, right)
   for point in _points(names):
     try:
-      above, below = (
+      numerator, denominator = (
         evaluate(node, point, precision) for node in (left, right)
       )
     except Undefined:
       continue
-    if is_close(below, 0, precision) or is_close(above, 0, precision):
-      if not is_close(above, below, precision):
+    if is_close(denominator, 0, precision) or is_close(numerator, 0, precision):
+      if not is_close(numerator, denominator, precision):
         return False
       continue
     with mpmath.workdps(precision):
-      ratio = as_number(above) / as_number(below)
+      ratio = as_number(numerator) / as_number(denominator)
     if factor is None:
       factor = ratio
     if not is_close(factor, ratio, precision):

@@ -20,7 +20,7 @@ from covrl.rewards.math.numeric import constant
 _INEQUALITIES = {'<', '>', 'le', 'ge', 'ne'}
 # The same inequality with its sides exchanged.
 _FLIPPED = {'<': '>', '>': '<', 'le': 'ge', 'ge': 'le', 'ne': 'ne'}
-# Digits in which different boundary points differ.
+# Decimal digits that boundary points are computed with, to compare them.
 DIGITS = 60
 
 Cells: TypeAlias = frozenset[int]
@@ -170,7 +170,7 @@ def _half_line(bound: Node, closed: bool, side: str, line: _Line) -> Cells:
 
 
 def _combine(separator: str, parts: list[Cells]) -> Cells:
-  """Unites for `or`; intersects for `and` and commas, unless that is empty."""
+  """The union for `or`; else the intersection, or the union if that is empty."""
   common = frozenset.intersection(*parts)
   if separator == 'or' or not common:
     return frozenset.union(*parts)

@@ -246,7 +246,7 @@ def _run_tests(
     if outcome.status is Status.SCORED:
       passed += 1
       continue
-    if not outcome.is_judged or outcome.status is Status.UNPARSABLE:
+    if not outcome.has_score or outcome.status is Status.UNPARSABLE:
       return outcome
     if summary.status is Status.SCORED:
       detail = f'test {number} of {len(tests)}: {outcome.detail}'
