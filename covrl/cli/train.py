@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> None:
   from covrl.run import streams
 
   # Standard output has what recipes print, and no result.
-  sys.stdout = streams.messages(sys.stdout)
+  sys.stdout = streams.without_write_errors(sys.stdout)
   devices.prepare_to_run()
   recipe = config.load(arguments.config, arguments.overrides)
   if arguments.coordinator or distributed.in_cluster():

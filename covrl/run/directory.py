@@ -41,7 +41,7 @@ _FOLDERS = (
   *('checkpoints', 'warm_start', 'rollouts', 'evaluation', 'recipe', 'tb'),
 )
 _FILES = (
-  *(_CONFIG, notices.NAME, 'metrics.jsonl', 'report.html', 'task.json'),
+  *(_CONFIG, notices.FILE_NAME, 'metrics.jsonl', 'report.html', 'task.json'),
   'tokenizer.model',
 )
 _RESULTS = ('rollouts/', 'evaluation/')
@@ -171,7 +171,8 @@ class RunDirectory:
           f'({difference(saved, recipe)}); use another --workdir'
         )
     elif any(
-      name not in (lock.NAME, notices.NAME) and not storage.is_temporary(name)
+      name not in (lock.FILE_NAME, notices.FILE_NAME)
+      and not storage.is_temporary(name)
       for name in self._file_names()
     ):
       raise ConfigError(
@@ -257,7 +258,7 @@ class RunDirectory:
       # The leftovers of a run without progress; metrics are overwritten.
       for name in ('checkpoints', 'warm_start', 'recipe', 'tb'):
         storage.remove(self.path / name)
-      for name in (notices.NAME, 'report.html', 'task.json'):
+      for name in (notices.FILE_NAME, 'report.html', 'task.json'):
         with storage.writing(self.path / name):
           (self.path / name).unlink(missing_ok=True)
     # First the file by which a directory is recognised as a run directory.
@@ -296,7 +297,7 @@ class RunDirectory:
     if not self.writes:
       return
     if lost := self._notices.restore(saved.get('notices', '')):
-      file = self.path / notices.NAME
+      file = self.path / notices.FILE_NAME
       warn(f'{file} has lost {lost} notices; they are written again')
     self.results = dict(saved.get('results', {}))
     if damage := damaged_files(self.path, self.results):

@@ -29,7 +29,7 @@ from covrl.config import ConfigError
 from covrl.exit_codes import Exit
 
 # Name of the locked file, or of the lease, in a run directory.
-NAME = '.lock'
+FILE_NAME = '.lock'
 
 # Seconds between two renewals of a lease, and until one without any expires.
 _RENEWAL_INTERVAL = 20.0
@@ -56,7 +56,7 @@ def acquire(directory: epath.Path) -> contextlib.AbstractContextManager[Lock]:
     StorageError: it cannot be written to.
   """
   if storage.is_bucket(directory):
-    return _lease(directory / NAME)
+    return _lease(directory / FILE_NAME)
   with storage.writing(directory):
     directory.mkdir(parents=True, exist_ok=True)
   return _file_lock(pathlib.Path(directory))
@@ -75,7 +75,7 @@ class _FileLock:
   """A locked file in a local directory."""
 
   def __init__(self, directory: pathlib.Path) -> None:
-    self._file = directory / NAME
+    self._file = directory / FILE_NAME
     with storage.writing(directory):
       self._directory = os.stat(directory)
     self._stream = self._acquire()

@@ -14,7 +14,7 @@ from etils import epath
 
 from covrl import storage
 
-NAME = 'notices.jsonl'
+FILE_NAME = 'notices.jsonl'
 
 
 class Notices:
@@ -31,7 +31,7 @@ class Notices:
   def __init__(
     self, directory: epath.Path, write: Callable[[str, str], object]
   ) -> None:
-    self._file, self._write = directory / NAME, write
+    self._file, self._write = directory / FILE_NAME, write
     self.text = ''
 
   def add(self, text: str) -> None:
@@ -66,5 +66,5 @@ class Notices:
     return self._file.read_bytes().decode(errors='replace')
 
   def _replace(self, text: str) -> None:
-    self._write(NAME, text)
+    self._write(FILE_NAME, text)
     self.text = text

@@ -78,7 +78,9 @@ class Progress:
     )
     # A log on a full disk, a closed pipe (`covrl train 2>&1 | head`) or terminal
     # must not end the run.
-    self._console.file = streams.messages(cast(TextIO, self._console.file))
+    self._console.file = streams.without_write_errors(
+      cast(TextIO, self._console.file)
+    )
     self._interval = interval
     self._clock = clock
     self._enabled = enabled

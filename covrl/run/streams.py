@@ -20,7 +20,7 @@ def prepare() -> None:
 
   Closed ones are opened at the null device: otherwise the next file would get
   their descriptor, and libraries would write messages into it. Standard error
-  drops what it cannot write, see `messages`; standard output raises
+  drops what it cannot write, see `without_write_errors`; standard output raises
   `StorageError`. Characters that the encoding of a stream lacks, as in the locale
   C, are written as escapes.
   """
@@ -38,10 +38,10 @@ def prepare() -> None:
       stream.reconfigure(errors='backslashreplace')
   if not isinstance(sys.stdout, _Results):
     sys.stdout = cast(TextIO, _Results(sys.stdout))
-  sys.stderr = messages(sys.stderr)
+  sys.stderr = without_write_errors(sys.stderr)
 
 
-def messages(stream: TextIO) -> TextIO:
+def without_write_errors(stream: TextIO) -> TextIO:
   """Returns a stream that drops what another one cannot write."""
   if isinstance(stream, _Messages):
     return stream

@@ -55,7 +55,7 @@ class AppendFile:
     return is_same_file and status.st_size == self._size
 
   def read(self) -> bytes:
-    """Reads the file, local or in a bucket."""
+    """Reads the whole file."""
     self._stream.seek(0)
     return self._stream.readall()
 
@@ -86,7 +86,12 @@ class StoredLog(Protocol):
     ...
 
   def reopen(self) -> tuple[bytes, bytes]:
-    """Closes the file; returns its content, and that of another in its place."""
+    """Closes the file and opens its path again.
+
+    Returns:
+      Content of the closed file, and of another file that has replaced it; empty
+      if none has.
+    """
     ...
 
   def append(self, data: bytes) -> None:
@@ -98,7 +103,7 @@ class StoredLog(Protocol):
     ...
 
   def sync(self) -> None:
-    """Waits until a power cut leaves all bytes."""
+    """Waits until all bytes are stored so that a power cut loses none."""
     ...
 
   def close(self) -> None:
@@ -107,7 +112,7 @@ class StoredLog(Protocol):
 
 
 def stored_log(file: epath.Path) -> StoredLog:
-  """Returns the bytes of a log, which need not exist."""
+  """Returns the log that is stored under a path; it need not exist."""
   return _BucketLog(file) if storage.is_bucket(file) else _LocalLog(file)
 
 
@@ -167,7 +172,8 @@ class _BucketLog:
 
   def __init__(self, file: epath.Path) -> None:
     self._path = file
-    self._number, self._text, self._written = 0, b'', 0
+    # Number and content of the last part, and how many of its bytes are stored.
+    self._number, self._content, self._stored_size = 0, b'', 0
     self._last_flush = time.monotonic()
 
   def read(self) -> bytes:
@@ -175,12 +181,12 @@ class _BucketLog:
 
   def reset(self, content: bytes) -> None:
     parts, rest = parts_of(self._path), content
-    self._number, self._text = 0, b''
+    self._number, self._content = 0, b''
     while parts and rest.startswith(text := parts[0].read_bytes()):
-      self._number, self._text = int(parts.pop(0).stem), text
+      self._number, self._content = int(parts.pop(0).stem), text
       rest = rest[len(text) :]
-    self._written = len(self._text)
-    if self._written and (rest or self._written > _MAX_PART_SIZE):
+    self._stored_size = len(self._content)
+    if self._stored_size and (rest or self._stored_size > _MAX_PART_SIZE):
       self._begin_part()
     with storage.writing(self._path.with_suffix('')):
       # From last to first, so that an interruption leaves a prefix of the log.
@@ -188,8 +194,8 @@ class _BucketLog:
         if not rest or part != _part(self._path, self._number):
           part.unlink()
     for line in rest.splitlines(keepends=True):
-      self._text += line
-      if len(self._text) > _MAX_PART_SIZE:
+      self._content += line
+      if len(self._content) > _MAX_PART_SIZE:
         self.flush()
     self.flush()
 
@@ -200,18 +206,18 @@ class _BucketLog:
     return self.read(), b''
 
   def append(self, data: bytes) -> None:
-    self._text += data
+    self._content += data
     if time.monotonic() - self._last_flush > _FLUSH_INTERVAL:
       self.flush()
 
   def flush(self) -> None:
     self._last_flush = time.monotonic()
-    if len(self._text) != self._written:
+    if len(self._content) != self._stored_size:
       part = _part(self._path, self._number)
       with storage.writing(part):
-        part.write_bytes(self._text)
-      self._written = len(self._text)
-    if self._written > _MAX_PART_SIZE:
+        part.write_bytes(self._content)
+      self._stored_size = len(self._content)
+    if self._stored_size > _MAX_PART_SIZE:
       self._begin_part()
 
   def sync(self) -> None:
@@ -221,7 +227,7 @@ class _BucketLog:
     self.flush()
 
   def _begin_part(self) -> None:
-    self._number, self._text, self._written = self._number + 1, b'', 0
+    self._number, self._content, self._stored_size = self._number + 1, b'', 0
 
 
 def _part(file: epath.Path, number: int) -> epath.Path:
