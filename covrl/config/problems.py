@@ -182,7 +182,8 @@ class EvaluateConfig:
   """Evaluation: greedy accuracy, mean@k and pass@k.
 
   Attributes:
-    every: iterations between evaluations, besides one before and one after.
+    every: iterations between evaluations; there is also one before and one after
+      training.
     problems: number of held-out problems to evaluate on.
     samples: k, responses per held-out problem.
     temperature: sampling temperature on held-out problems.

@@ -20,7 +20,7 @@ from covrl.data.generated import (
 )
 from covrl.data.problems import Problem, question_key
 
-NAME = 'arithmetic'
+SOURCE_NAME = 'arithmetic'
 
 
 def arithmetic_problem(terms: list[int], *, is_solved: bool = False) -> Problem:
@@ -39,7 +39,7 @@ def arithmetic_problem(terms: list[int], *, is_solved: bool = False) -> Problem:
   return Problem(
     prompt=prompt,
     reference=sum(terms),
-    source=NAME,
+    source=SOURCE_NAME,
     solution=f' {sum(terms)}' if is_solved else None,
     key=question_key(prompt),
   )
@@ -92,7 +92,7 @@ class ArithmeticSource(GeneratedSource[ArithmeticConfig]):
   '13 + 43'
   """
 
-  names = (NAME,)
+  names = (SOURCE_NAME,)
   seed_name = 'arithmetic, training'
   excluded = held_out_arithmetic
   is_solved = False

@@ -68,7 +68,7 @@ class Row:
         return name
     for name in names:
       if self._is_null(name):
-        raise self.error(name, 'hold something')
+        raise self.error(name, 'hold a value')
     raise ValueError(
       f'{self.location} must have the column'
       f' {" or ".join(map(repr, names))},'
@@ -134,9 +134,9 @@ def type_name(value: Any) -> str:
   """The type of a JSON value, in words.
 
   >>> type_name(3), type_name(True), type_name([1]), type_name(None)
-  ('a number', 'true or false', 'a list', 'nothing')
+  ('a number', 'true or false', 'a list', 'null')
   """
   for kind, name in _TYPE_NAMES:
     if isinstance(value, kind):
       return name
-  return 'nothing' if value is None else type(value).__name__
+  return 'null' if value is None else type(value).__name__

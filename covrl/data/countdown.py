@@ -38,7 +38,7 @@ from covrl.data.sentencepiece_tokenizer import (
   train_sentencepiece,
 )
 
-NAME = 'countdown'
+SOURCE_NAME = 'countdown'
 
 # Offset of the generator's index per redraw, beyond any index in use.
 _REDRAW_STRIDE = 1 << 40
@@ -78,14 +78,14 @@ class CountdownSource(GeneratedSource[CountdownConfig]):
   held-out set, which takes seconds.
   """
 
-  names = (NAME,)
+  names = (SOURCE_NAME,)
   seed_name = 'countdown train'
   excluded = held_out
 
   @property
   def generator(self) -> str:
     """reasoning-gym's version, on which the problems depend."""
-    return f'{NAME} {importlib.metadata.version("reasoning-gym")}'
+    return f'{SOURCE_NAME} {importlib.metadata.version("reasoning-gym")}'
 
   def candidates(self, index: int) -> Iterator[Problem]:
     """Yields problems of reasoning-gym, at distant indices of its generator."""
@@ -107,14 +107,14 @@ class SolvedCountdownSource(GeneratedSource[CountdownConfig]):
   '17 + ( 1 - 15 ) / 7'
   """
 
-  names = (NAME,)
+  names = (SOURCE_NAME,)
   seed_name = 'countdown solved'
   excluded = held_out
 
   @property
   def generator(self) -> str:
     """Name of the generator of these problems."""
-    return f'{NAME}, solved'
+    return f'{SOURCE_NAME}, solved'
 
   def candidates(self, index: int) -> Iterator[Problem]:
     """Yields random expressions with a valid target."""
@@ -130,7 +130,9 @@ class SolvedCountdownSource(GeneratedSource[CountdownConfig]):
       )
       if config.min_target <= target <= config.max_target:
         rng.shuffle(numbers)
-        yield countdown_problem(numbers, target, source=NAME, solution=solution)
+        yield countdown_problem(
+          numbers, target, source=SOURCE_NAME, solution=solution
+        )
 
 
 def _generate(
@@ -151,11 +153,13 @@ def _generate(
   except ValueError:
     # Its draws of a hundred expressions had other targets.
     return None
-  return countdown_problem(metadata['numbers'], metadata['target'], source=NAME)
+  return countdown_problem(
+    metadata['numbers'], metadata['target'], source=SOURCE_NAME
+  )
 
 
 @functools.lru_cache(maxsize=8)
 def _generator(**settings: int) -> Any:
   import reasoning_gym
 
-  return reasoning_gym.create_dataset(NAME, size=1, **settings)
+  return reasoning_gym.create_dataset(SOURCE_NAME, size=1, **settings)

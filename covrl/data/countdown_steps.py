@@ -34,7 +34,7 @@ from covrl.data.sentencepiece_tokenizer import (
   train_sentencepiece,
 )
 
-NAME = 'countdown_steps'
+SOURCE_NAME = 'countdown_steps'
 
 
 def steps_tokenizer(config: CountdownConfig) -> SentencePieceTokenizer:
@@ -68,14 +68,14 @@ class SolvedCountdownStepsSource(GeneratedSource[CountdownConfig]):
   '18 + 2 = 20 , 20 + 20 = 40 , 40 - 5 = 35'
   """
 
-  names = (NAME,)
+  names = (SOURCE_NAME,)
   seed_name = 'countdown steps, solved'
   excluded = held_out_steps
 
   @property
   def generator(self) -> str:
     """Name of the generator of these problems."""
-    return f'{NAME}, solved'
+    return f'{SOURCE_NAME}, solved'
 
   def candidates(self, index: int) -> Iterator[Problem]:
     """Yields problems with a random chain of steps."""
@@ -96,7 +96,7 @@ class CountdownStepsSource(SolvedCountdownStepsSource):
   @property
   def generator(self) -> str:
     """Name of the generator of these problems."""
-    return NAME
+    return SOURCE_NAME
 
   def candidates(self, index: int) -> Iterator[Problem]:
     """Yields problems as for the warm start, without their solutions."""
@@ -117,7 +117,9 @@ def _draw(rng: random.Random, config: CountdownConfig) -> Problem:
     target, solution = steps
     if target >= config.min_target:
       rng.shuffle(numbers)
-      return countdown_problem(numbers, target, source=NAME, solution=solution)
+      return countdown_problem(
+        numbers, target, source=SOURCE_NAME, solution=solution
+      )
   raise too_few_problems(config)
 
 

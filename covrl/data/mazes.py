@@ -33,7 +33,7 @@ from covrl.data.sentencepiece_tokenizer import (
   train_sentencepiece,
 )
 
-NAME = 'mazes'
+SOURCE_NAME = 'mazes'
 
 Cell: TypeAlias = tuple[int, int]
 """Column and row of a cell, from 0."""
@@ -229,7 +229,7 @@ def maze_problem(
       'goal': goal,
       'max_steps': max_steps,
     },
-    source=NAME,
+    source=SOURCE_NAME,
     solution=solution,
   )
 
@@ -274,14 +274,14 @@ class MazeSource(GeneratedSource[MazeConfig]):
   'from a3 to e4 walls a1 a2 a5 c4 d1 d3 e2 :'
   """
 
-  names = (NAME,)
+  names = (SOURCE_NAME,)
   seed_name = 'mazes, train'
   excluded = held_out_mazes
 
   @property
   def generator(self) -> str:
     """Name of the generator of these problems."""
-    return NAME
+    return SOURCE_NAME
 
   def candidates(self, index: int) -> Iterator[Problem]:
     """Yields random mazes."""
@@ -309,7 +309,7 @@ class ExploredMazeSource(MazeSource):
   @property
   def generator(self) -> str:
     """Name of the generator of these problems."""
-    return f'{NAME}, explored'
+    return f'{SOURCE_NAME}, explored'
 
   def candidates(self, index: int) -> Iterator[Problem]:
     """Yields random mazes, each with a walk."""

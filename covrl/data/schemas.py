@@ -314,7 +314,7 @@ def _prompt(row: Row, column: str) -> tuple[str, tuple[Mapping[str, Any], ...]]:
   questions = [message for message in value if message['role'] == 'user']
   if not questions or not questions[-1]['content'].strip():
     raise row.error(
-      column, 'be a conversation with a message of the user of some text'
+      column, 'be a conversation with a user message that is not empty'
     )
   if value[-1]['role'] == 'assistant':
     # It may hold the answer.

@@ -28,12 +28,12 @@ CROWDED = CountdownConfig(
   min_numbers=2, max_numbers=2, max_value=5, max_target=10, held_out=20
 )
 
-# Each source with bounds of its problems and with the held-out ones.
-OVER_SOURCES = pytest.mark.parametrize(
-  ('kind', 'config', 'evaluation'),
+# Each source with its config and the function that makes its held-out problems.
+ALL_SOURCES = pytest.mark.parametrize(
+  ('kind', 'config', 'make_held_out'),
   [
-    pytest.param(kind, config, evaluation, id=kind.__name__)
-    for kind, config, evaluation in (
+    pytest.param(kind, config, make_held_out, id=kind.__name__)
+    for kind, config, make_held_out in (
       (CountdownSource, SMALL, held_out),
       (SolvedCountdownSource, SMALL, held_out),
       (CountdownStepsSource, STEPS, held_out_steps),
@@ -42,7 +42,7 @@ OVER_SOURCES = pytest.mark.parametrize(
   ],
 )
 HELD_OUT = pytest.mark.parametrize(
-  ('evaluation', 'config'), [(held_out, SMALL), (held_out_steps, STEPS)]
+  ('make_held_out', 'config'), [(held_out, SMALL), (held_out_steps, STEPS)]
 )
 
 
@@ -59,9 +59,9 @@ def in_bounds(problem, config):
   )
 
 
-@OVER_SOURCES
-def test_problems_depend_on_seed_and_index_alone(kind, config, evaluation):
-  del evaluation
+@ALL_SOURCES
+def test_problems_depend_on_seed_and_index_alone(kind, config, make_held_out):
+  del make_held_out
   source, again = kind(config), pickle.loads(pickle.dumps(kind(config)))
   assert source[7] == again[7]
   assert [source[n] for n in (9, 3)] == [again[n] for n in (3, 9)][::-1]
@@ -70,9 +70,9 @@ def test_problems_depend_on_seed_and_index_alone(kind, config, evaluation):
   assert source.fingerprint == again.fingerprint != other.fingerprint
 
 
-@OVER_SOURCES
-def test_prompts_hold_the_numbers_and_the_target(kind, config, evaluation):
-  del evaluation
+@ALL_SOURCES
+def test_prompts_hold_the_numbers_and_the_target(kind, config, make_held_out):
+  del make_held_out
   problem = kind(config)[0]
   numbers, target = problem.reference['numbers'], problem.reference['target']
   assert problem.prompt == f'{" ".join(map(str, numbers))} = {target} :'
@@ -107,32 +107,32 @@ def test_problems_without_and_with_solutions_are_different_ones(
 
 @HELD_OUT
 def test_held_out_problems_are_distinct_and_the_same_for_every_seed(
-  evaluation, config
+  make_held_out, config
 ):
-  problems = evaluation(config)
+  problems = make_held_out(config)
   assert len(problems) == len(keys(problems)) == config.held_out
-  assert problems == evaluation(dataclasses.replace(config, seed=5, size=7))
+  assert problems == make_held_out(dataclasses.replace(config, seed=5, size=7))
   assert all(in_bounds(problem, config) for problem in problems)
   assert all(problem.solution is None for problem in problems)
 
 
-@OVER_SOURCES
-def test_training_problems_exclude_held_out_ones(kind, config, evaluation):
+@ALL_SOURCES
+def test_training_problems_exclude_held_out_ones(kind, config, make_held_out):
   del config
   source = kind(CROWDED)
   drawn = keys(source[n] for n in range(60))
   assert drawn
-  assert not drawn & keys(evaluation(CROWDED))
+  assert not drawn & keys(make_held_out(CROWDED))
   # Without exclusion, some of the same draws are held-out problems.
   without_exclusion = kind(dataclasses.replace(CROWDED, held_out=0))
   assert keys(without_exclusion[n] for n in range(60)) & keys(
-    evaluation(CROWDED)
+    make_held_out(CROWDED)
   )
 
 
 @HELD_OUT
-def test_problem_key_ignores_the_order_of_numbers(evaluation, config):
-  problem = evaluation(config)[0]
+def test_problem_key_ignores_the_order_of_numbers(make_held_out, config):
+  problem = make_held_out(config)[0]
   reference = problem.reference
   reversed_numbers = dataclasses.replace(
     problem, reference={**reference, 'numbers': reference['numbers'][::-1]}
@@ -178,26 +178,26 @@ def test_refuses_impossible_bounds(settings, message):
 
 
 @pytest.mark.parametrize(
-  ('evaluation', 'kind'),
+  ('make_held_out', 'kind'),
   [
     (held_out, SolvedCountdownSource),
     (held_out_steps, SolvedCountdownStepsSource),
   ],
 )
-def test_refuses_bounds_with_too_few_problems(evaluation, kind):
+def test_refuses_bounds_with_too_few_problems(make_held_out, kind):
   tiny = CountdownConfig(
     min_numbers=2, max_numbers=2, max_value=1, max_target=2, held_out=9
   )
   with pytest.raises(ValueError, match='must allow more distinct problems'):
-    evaluation(tiny)
+    make_held_out(tiny)
   all_held_out = dataclasses.replace(tiny, held_out=2)
   with pytest.raises(ValueError, match='must allow more distinct problems'):
     kind(all_held_out)[0]
 
 
-@OVER_SOURCES
-def test_refuses_indices_out_of_range(kind, config, evaluation):
-  del evaluation
+@ALL_SOURCES
+def test_refuses_indices_out_of_range(kind, config, make_held_out):
+  del make_held_out
   source = kind(dataclasses.replace(config, size=1000))
   for index in (-1, len(source)):
     with pytest.raises(IndexError, match=r'must lie in \[0, 1000\), got'):

@@ -210,7 +210,7 @@ def test_refuses_rows_of_another_schema_than_the_first(tmp_path):
   )
 
 
-BROKEN = {
+INVALID_ROWS = {
   'a missing column': (
     {'problem': 'q', 'answer': '1'},
     {'problem': 'q'},
@@ -219,7 +219,7 @@ BROKEN = {
   'a null': (
     {'problem': 'q', 'answer': '1'},
     {'problem': 'q', 'answer': None},
-    "column 'answer' of row 2 of FILE must hold something, got nothing",
+    "column 'answer' of row 2 of FILE must hold a value, got null",
   ),
   'an empty question': (
     {'problem': 'q', 'answer': '1'},
@@ -246,8 +246,8 @@ BROKEN = {
   'a conversation without a user': (
     {'prompt': [{'role': 'user', 'content': 'q'}], 'answer': '1'},
     {'prompt': [{'role': 'system', 'content': 'q'}], 'answer': '1'},
-    "column 'prompt' of row 2 of FILE must be a conversation with a message of"
-    ' the user of some text, got a list',
+    "column 'prompt' of row 2 of FILE must be a conversation with a user"
+    ' message that is not empty, got a list',
   ),
   'a float that has lost digits': (
     {'problem': 'q', 'answer': 1.0},
@@ -270,8 +270,8 @@ BROKEN = {
   'a conversation with an empty question': (
     {'prompt': [{'role': 'user', 'content': 'q'}], 'answer': '1'},
     {'prompt': [{'role': 'user', 'content': ' '}], 'answer': '1'},
-    "column 'prompt' of row 2 of FILE must be a conversation with a message of"
-    ' the user of some text, got a list',
+    "column 'prompt' of row 2 of FILE must be a conversation with a user"
+    ' message that is not empty, got a list',
   ),
   'a message without content': (
     {'prompt': [{'role': 'user', 'content': 'q'}], 'answer': '1'},
@@ -292,14 +292,16 @@ BROKEN = {
     (r'so $\boxed{\frac{1}{2}}$ or \boxed{3', r'\frac{1}{2}'),
   ],
 )
-def test_boxes_are_those_of_responses(solution, answer):
+def test_boxed_answers_of_solutions_are_parsed_as_those_of_responses(
+  solution, answer
+):
   row = Row({'problem': 'q', 'solution': solution}, 'row 1')
   assert boxed_answer(row, 'solution') == answer
 
 
-@pytest.mark.parametrize('case', BROKEN)
+@pytest.mark.parametrize('case', INVALID_ROWS)
 def test_errors_name_file_row_and_column(case, tmp_path):
-  *rows, message = BROKEN[case]
+  *rows, message = INVALID_ROWS[case]
   assert error_of(*rows, tmp_path=tmp_path) == message
 
 

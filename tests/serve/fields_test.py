@@ -49,7 +49,7 @@ def test_prompts_are_texts_or_tokens(prompt, count):
     ({'best_of': 2}, 'best_of is not supported, got 2'),
     ({'logit_bias': {'1': 2}}, 'logit_bias is not supported'),
     ({'echo': True}, 'echo is not supported, got True'),
-    ({'prompt': None}, 'prompt must be text, .* got nothing'),
+    ({'prompt': None}, 'prompt must be text, .* got null'),
     ({'prompt': []}, 'prompt must be text, .* got an empty list'),
     ({'prompt': [1.5]}, 'prompt must be text, .* got a list with'),
     ({'prompt': [True]}, 'prompt must be text, .* got a list with'),

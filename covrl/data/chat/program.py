@@ -3,9 +3,9 @@
 
 It runs as a script, so that it starts without JAX and imports nothing of covrl.
 A request has the fields `source`, `messages`, `variables`, `now` (ISO 8601;
-`null` for the current time), `characters` (most of the output) and `seconds`
-(of CPU time). A reply has `text`, `refused` (the template's own reason) or
-`error`.
+`null` for the current time), `characters` (maximum length of the output) and
+`seconds` (limit of CPU time). A reply has `text`, `refused` (the template's own
+reason) or `error`.
 
 The dialect is that of transformers: its extensions, filters and functions.
 """
