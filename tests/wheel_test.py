@@ -107,8 +107,8 @@ def test_trains_a_shipped_recipe(python, directory):
     ),
   )
   workdir = directory / 'run'
-  updates = process.lines(workdir, 'train')
+  updates = process.metric_lines(workdir, 'train')
   assert [line['iteration'] for line in updates] == [0, 1]
-  assert len(process.lines(workdir, 'eval')) == 2
+  assert len(process.metric_lines(workdir, 'eval')) == 2
   assert (workdir / 'recipe' / 'countdown.py').is_file()
   assert (workdir / 'report.html').is_file()

@@ -17,7 +17,7 @@ from covrl.train.rollout_batch import padding_batch, token_advantages
 
 SPECS = [spec for spec, _ in recipes() if spec.startswith('algorithms:')]
 # Fields that differ from those of `countdown:grpo`.
-FIELDS = {
+CHANGED_FIELDS = {
   'dapo': {
     'train.clip_high': 0.28,
     'rollout.max_draws': 4,
@@ -55,13 +55,13 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize('name', FIELDS)
+@pytest.mark.parametrize('name', CHANGED_FIELDS)
 def test_recipes_differ_in_the_published_settings(name):
   assert f'algorithms:{name}' in SPECS
-  assert len(SPECS) == len(FIELDS)
+  assert len(SPECS) == len(CHANGED_FIELDS)
   ours = flatten(load(f'algorithms:{name}').config)
   grpo = flatten(load('countdown:grpo').config)
-  assert {k: v for k, v in ours.items() if v != grpo[k]} == FIELDS[name]
+  assert {k: v for k, v in ours.items() if v != grpo[k]} == CHANGED_FIELDS[name]
   documentation = inspect.getdoc(getattr(algorithms, name)) or ''
   assert f'--config=algorithms:{name} --workdir=runs/{name}' in documentation
 
@@ -105,7 +105,7 @@ def test_constant_length_divides_by_the_longest_response():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', FIELDS)
+@pytest.mark.parametrize('name', CHANGED_FIELDS)
 def test_two_iterations(name, tmp_path):
   recipe = f'../../../configs/algorithms:{name}'
   lines = process.train(recipe, tmp_path / 'run', **SMALL)

@@ -15,7 +15,7 @@ from covrl.rewards import score_maze
 from covrl.tasks import maze_task
 
 SPECS = [spec for spec, _ in recipes() if spec.startswith('mazes:')]
-FIELDS = {'mazes:entropy_bonus': {'entropy.coefficient'}}
+CHANGED_FIELDS = {'mazes:entropy_bonus': {'entropy.coefficient'}}
 
 
 def test_recipes_are_listed():
@@ -27,7 +27,7 @@ def test_recipes_are_listed():
 def test_recipes_differ_only_in_the_named_fields(spec):
   ours, theirs = (flatten(load(each).config) for each in (spec, 'mazes:grpo'))
   different = {name for name in ours if ours[name] != theirs[name]}
-  assert different == FIELDS.get(spec, set())
+  assert different == CHANGED_FIELDS.get(spec, set())
 
 
 @pytest.mark.parametrize('spec', SPECS)

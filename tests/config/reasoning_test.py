@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from config.published_test import SETTINGS, SHARED
 from pretrained.fixtures import MODELS, rewrite, tensors_of
-from train.process import ENVIRONMENT, lines
+from train.process import ENVIRONMENT, metric_lines
 
 import covrl
 from configs import reasoning
@@ -247,7 +247,7 @@ def trained_run(model, tmp_path_factory):
 
 
 def test_7b_recipe_trains_two_iterations(trained_run):
-  updates = lines(trained_run, 'train')
+  updates = metric_lines(trained_run, 'train')
   assert [(line['iteration'], line['step']) for line in updates] == [
     (0, 1),
     (0, 2),
@@ -263,7 +263,7 @@ def test_7b_recipe_trains_two_iterations(trained_run):
 
 
 def test_run_is_evaluated_on_its_suites(trained_run):
-  first, last = lines(trained_run, 'eval')
+  first, last = metric_lines(trained_run, 'eval')
   assert (first['iteration'], last['iteration']) == (0, 2)
   for line in (first, last):
     for name in ('math500', 'aime24'):

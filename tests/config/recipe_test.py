@@ -32,7 +32,7 @@ PRIME = {
   'rollout.fill_groups',
 }
 # Fields that a recipe changes, besides its loss and token chain.
-FIELDS = {
+CHANGED_FIELDS = {
   'countdown:clip_cov': {'train.clip_low', 'train.clip_high'},
   'countdown:entropy_bonus': {'entropy.coefficient'},
   'countdown:kl_cov_beta0': {'entropy.coefficient'},
@@ -89,7 +89,7 @@ def test_recipes_differ_only_in_the_named_fields(spec):
     flatten(load(name).config) for name in (spec, 'countdown:grpo')
   )
   different = {name for name in ours if ours[name] != theirs[name]}
-  assert different == FIELDS.get(spec, set())
+  assert different == CHANGED_FIELDS.get(spec, set())
 
 
 @pytest.mark.parametrize('spec', COUNTDOWN)

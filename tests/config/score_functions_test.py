@@ -9,7 +9,7 @@ import sys
 import textwrap
 
 import pytest
-from train.process import ENVIRONMENT, TESTS, lines
+from train.process import ENVIRONMENT, TESTS, metric_lines
 from train.runs import SMALL
 
 from covrl.config import ConfigError, load, restore
@@ -290,6 +290,6 @@ def test_a_run_is_evaluated_without_its_recipe_file(recipe_file, tmp_path):
     capture_output=True,
     text=True,
   )
-  last = [line for line in lines(run) if line['phase'] == 'eval'][-1]
+  last = [line for line in metric_lines(run) if line['phase'] == 'eval'][-1]
   assert f'{last["mean@4"]:.4f}' in evaluated.stdout
   assert last['unscored'] == 0

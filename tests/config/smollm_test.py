@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from pretrained.fixtures import MODELS, rewrite, tensors_of
-from train.process import ENVIRONMENT, lines
+from train.process import ENVIRONMENT, metric_lines
 
 import covrl
 from configs import smollm
@@ -181,6 +181,6 @@ def test_trains_and_evaluates_a_tiny_model(model, tmp_path):
     check=True,
     timeout=600,
   )
-  assert len(lines(tmp_path, 'train')) == 2
-  assert len(lines(tmp_path, 'eval')) == 2
+  assert len(metric_lines(tmp_path, 'train')) == 2
+  assert len(metric_lines(tmp_path, 'eval')) == 2
   assert (tmp_path / 'report.html').exists()

@@ -13,7 +13,7 @@ import typing
 import jax
 import pytest
 from train import runs
-from train.process import ENVIRONMENT, arguments, lines, train
+from train.process import ENVIRONMENT, arguments, metric_lines, train
 from train.runs import SMALL
 
 from covrl.exit_codes import Exit, means_restart
@@ -323,7 +323,7 @@ def test_sigterm_in_a_rollout_abandons_and_repeats_it(
   )
   deadline = time.monotonic() + 900
   # After the last update of the first iteration, the next rollout begins.
-  while not any(line['step'] >= 2 for line in lines(workdir, 'train')):
+  while not any(line['step'] >= 2 for line in metric_lines(workdir, 'train')):
     assert time.monotonic() < deadline
     assert process.poll() is None
     time.sleep(0.005)

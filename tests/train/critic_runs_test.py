@@ -137,7 +137,7 @@ def finished_run(tmp_path_factory):
 
 
 def test_a_run_logs_its_critic_and_fixes_the_policy_at_first(finished_run):
-  lines = process.lines(finished_run, 'train')
+  lines = process.metric_lines(finished_run, 'train')
   assert len(lines) == 6
   assert ['policy_fixed' in line for line in lines] == [True] * 3 + [False] * 3
   for line in lines:
@@ -171,7 +171,7 @@ def test_a_run_killed_between_the_updates_of_both_networks_resumes_bit_for_bit(
     timeout=600,
   )
   assert killed.returncode == -signal.SIGKILL, killed.stderr
-  assert len(process.lines(workdir, 'train')) == 4
+  assert len(process.metric_lines(workdir, 'train')) == 4
   process.train('toy_ppo:ppo', workdir)
   saved, ours = arrays(workdir)
   expected, theirs = arrays(finished_run)

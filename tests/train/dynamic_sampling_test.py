@@ -296,7 +296,9 @@ def test_a_run_that_is_killed_goes_on_as_if_it_was_not(tmp_path):
   assert max(x['draws'] for x in trained if x['phase'] == 'train') > 1
   for step in (3, 6):
     started = process.start('toy_kl_cov', killed, **settings)
-    while not any(x['step'] >= step for x in process.lines(killed, 'train')):
+    while not any(
+      x['step'] >= step for x in process.metric_lines(killed, 'train')
+    ):
       assert started.poll() is None, 'the run ended by itself'
       time.sleep(0.005)
     started.kill()

@@ -11,7 +11,7 @@ import subprocess
 import numpy as np
 import pytest
 from train import process, runs
-from train.process import lines
+from train.process import metric_lines
 from train.processes_test import (
   checkpoint_arrays,
   start,
@@ -28,7 +28,13 @@ pytestmark = pytest.mark.slow
 
 
 def run(workdir, *options, full=False):
-  """Runs to the end, or until a full disk; returns status and standard error."""
+  """Runs to the end; returns status and standard error.
+
+  Args:
+    workdir: the run directory.
+    *options: further arguments of the command.
+    full: whether the disk fills up meanwhile.
+  """
   command = [*process.arguments('toy_kl_cov', workdir, **SMALL), *options]
   completed = subprocess.run(
     with_small_files(command) if full else command,
@@ -143,8 +149,8 @@ def test_a_run_keeps_what_is_left_of_its_metrics(tmp_path, tmp_path_factory):
   assert 'contains NUL bytes' in stderr
   assert (workdir / 'metrics.damaged_1.jsonl').stat().st_size == len(text)
   assert_same_arrays(workdir, uninterrupted)
-  expected = [without_clock(line) for line in lines(uninterrupted)]
-  ours = [without_clock(line) for line in lines(workdir)]
+  expected = [without_clock(line) for line in metric_lines(uninterrupted)]
+  ours = [without_clock(line) for line in metric_lines(workdir)]
   assert 0 < len(ours) < len(expected)
   assert all(line in expected for line in ours)
 
@@ -181,8 +187,8 @@ def test_a_damaged_cache_of_programs_costs_only_time(
   completed = train(workdir)
   assert completed.returncode == 0, completed.stderr
   if content == 'a file':
-    (said,) = sentences(completed.stderr)
-    assert said == (
+    (message,) = sentences(completed.stderr)
+    assert message == (
       f'covrl: compiled programs are not kept: {cache} cannot be written: file'
       ' exists'
     )

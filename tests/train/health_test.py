@@ -292,7 +292,7 @@ def test_a_run_with_nan_parameters_ends_with_one_sentence(tmp_path, recipe):
     settings['rewards__max_failures'] = 0.5
   started = process.start(recipe, tmp_path / 'run', **settings)
   _, stderr = started.communicate(timeout=600)
-  lines = process.lines(tmp_path / 'run', 'train')
+  lines = process.metric_lines(tmp_path / 'run', 'train')
   if recipe.endswith('rewards'):
     assert started.returncode == Exit.REFUSED, stderr
     assert 'a score must be a number of magnitude 1e+15 or less' in stderr
@@ -351,7 +351,7 @@ def watch(run, workdir):
   readings = []
   while run.poll() is None:
     time.sleep(0.25)
-    lines = process.lines(workdir, 'train')
+    lines = process.metric_lines(workdir, 'train')
     with contextlib.suppress(OSError, IndexError):
       reading = usage(run.pid)
       # A process that has ended has no memory.

@@ -13,7 +13,7 @@ def test_lp_reg_and_aent_train(packed, tmp_path_factory):
   """The scored rows have the proxy of Lp-Reg, packed or not."""
   settings = runs.SMALL | {'train__packed_rows': packed}
   run = runs.finished_run(tmp_path_factory, 'toy_likely', **settings)
-  lines = process.lines(run, 'train')
+  lines = process.metric_lines(run, 'train')
   assert len(lines) == 4
   for line in lines:
     assert line['skipped'] == 0

@@ -6,7 +6,7 @@ import signal
 import time
 
 import pytest
-from train.process import lines
+from train.process import metric_lines
 from train.small_loop import outcome, run
 
 from covrl import config
@@ -123,7 +123,7 @@ def test_a_clock_that_jumps_between_updates_changes_nothing(
   monkeypatch.setattr(time, 'time', lambda: real() + offset)
   run(tmp_path / 'run', on_stage, logging__tensorboard=True)
   assert outcome(tmp_path / 'run') == uninterrupted_run
-  logged = lines(tmp_path / 'run', 'train')
+  logged = metric_lines(tmp_path / 'run', 'train')
   assert all(0 <= line['seconds'] < 3600 for line in logged)
   assert all(line['tokens_per_second'] > 0 for line in logged)
 
@@ -212,7 +212,7 @@ def test_a_finished_run_whose_last_report_failed_writes_it_when_started_again(
   tmp_path,
 ):
   def fail_at_the_end(stage):
-    if stage == 'report' and len(lines(tmp_path / 'run', 'eval')) == 3:
+    if stage == 'report' and len(metric_lines(tmp_path / 'run', 'eval')) == 3:
       raise StorageError('report.html cannot be written: no space left')
 
   with pytest.raises(StorageError, match='no space left'):

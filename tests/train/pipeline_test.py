@@ -41,7 +41,7 @@ def test_the_next_rollout_is_sampled_by_the_policy_before_the_updates():
   # Nothing is sampled beyond the last iteration.
   assert pipelined.state.ahead is None
   assert pipelined.state.prompts['draw'] == 4
-  # One policy further, other responses.
+  # The policy after one update samples other responses.
   other = make_collector().collect(0, STATES[1]).batch
   assert not np.array_equal(other.tokens, batches[0].batch.tokens)
 
@@ -93,7 +93,9 @@ def kill_at(recipe, workdir, step):
   """Starts a run and kills it once this step is logged."""
   started = process.start(recipe, workdir)
   try:
-    while not any(x['step'] >= step for x in process.lines(workdir, 'train')):
+    while not any(
+      x['step'] >= step for x in process.metric_lines(workdir, 'train')
+    ):
       assert started.poll() is None, 'the run ended by itself'
       time.sleep(0.005)
   finally:
@@ -132,11 +134,11 @@ def test_a_run_killed_at_random_moments_equals_the_uninterrupted_one(
   began = time.monotonic()
   process.train(recipe, whole)
   seconds = time.monotonic() - began
-  moments = np.random.default_rng()
+  rng = np.random.default_rng()
   for _ in range(4):
     running = process.start(recipe, killed)
     try:
-      running.communicate(timeout=seconds * moments.uniform(0.3, 1.0))
+      running.communicate(timeout=seconds * rng.uniform(0.3, 1.0))
     except subprocess.TimeoutExpired:
       running.kill()
       running.communicate()

@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 import tokenizers
 from pretrained.fixtures import MODELS, tensors_of
-from train.process import RECIPES, lines, train
+from train.process import RECIPES, metric_lines, train
 
 from covrl.cli import main
 from covrl.config import Config
@@ -73,7 +73,7 @@ def logits_of(policy, params):
 
 @pytest.mark.parametrize('run', ['full_run', 'adapter_run'])
 def test_trains_all_parameters_or_adapters(run, request):
-  written = lines(request.getfixturevalue(run))
+  written = metric_lines(request.getfixturevalue(run))
   trained = [line for line in written if line['phase'] == 'train']
   assert [line['iteration'] for line in trained] == [0, 0, 1, 1]
   assert all(line['gradient_norm'] > 0 for line in trained)
@@ -204,5 +204,7 @@ def test_evaluates_a_pretrained_model_with_a_recipe(
   capsys.readouterr()
   main(['evaluate', str(tmp_path / 'adapter'), config])
   # Same result as the run's last evaluation.
-  last = [line for line in lines(adapter_run) if line['phase'] == 'eval'][-1]
+  last = [
+    line for line in metric_lines(adapter_run) if line['phase'] == 'eval'
+  ][-1]
   assert f'{last["mean@2"]:.4f}' in capsys.readouterr().out

@@ -304,7 +304,7 @@ def test_a_run_logs_its_model_and_resumes_bit_for_bit(
 ):
   """The resumed run was killed between the updates of both networks."""
   finished = runs.finished_run(tmp_path_factory, f'toy_prime:{name}')
-  lines = process.lines(finished, 'train')
+  lines = process.metric_lines(finished, 'train')
   assert len(lines) == 6
   for line in lines:
     assert line['skipped'] == line['prm/skipped'] == 0
@@ -330,7 +330,7 @@ def test_a_run_logs_its_model_and_resumes_bit_for_bit(
     timeout=600,
   )
   assert killed.returncode == -signal.SIGKILL, killed.stderr
-  assert len(process.lines(workdir, 'train')) == step
+  assert len(process.metric_lines(workdir, 'train')) == step
   process.train(f'toy_prime:{name}', workdir)
   saved, ours = arrays(workdir)
   expected, theirs = arrays(finished)

@@ -50,7 +50,7 @@ def train(recipe, workdir, **settings):
     capture_output=True,
     timeout=600,
   )
-  return lines(workdir)
+  return metric_lines(workdir)
 
 
 def start(recipe, workdir, **settings):
@@ -63,7 +63,7 @@ def start(recipe, workdir, **settings):
   )
 
 
-def lines(workdir, phase=None):
+def metric_lines(workdir, phase=None):
   """Returns the complete metric lines written so far, of one phase or all."""
   file = workdir / 'metrics.jsonl'
   if not file.exists():

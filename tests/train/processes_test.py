@@ -13,7 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from train import runs
-from train.process import ENVIRONMENT, arguments, lines, train
+from train.process import ENVIRONMENT, arguments, metric_lines, train
 from train.runs import CLOCK, SMALL
 
 from covrl.exit_codes import Exit
@@ -100,7 +100,9 @@ def wait_for_end(processes):
 def wait_for_step(workdir, processes, step):
   """Waits for an update to be logged."""
   deadline = time.monotonic() + 900
-  while not any(line['step'] >= step for line in lines(workdir, 'train')):
+  while not any(
+    line['step'] >= step for line in metric_lines(workdir, 'train')
+  ):
     late = time.monotonic() > deadline
     if late or any(process.poll() is not None for process in processes):
       for process in processes:
@@ -125,7 +127,7 @@ def checkpoint_arrays(workdir):
 
 def assert_same_run(ours, theirs):
   """Asserts equal selections, and numbers equal up to rounding of sums."""
-  logged, expected = lines(ours), lines(theirs)
+  logged, expected = metric_lines(ours), metric_lines(theirs)
   assert [(x['phase'], x['step']) for x in logged] == [
     (x['phase'], x['step']) for x in expected
   ]
@@ -179,7 +181,7 @@ def test_sigterm_stops_all_processes_and_one_process_resumes(
   assert codes == [Exit.RESTART] * 2, errors
   position, _ = checkpoint_arrays(workdir)
   assert 2 <= position <= 3
-  assert all(x['step'] <= position for x in lines(workdir, 'train'))
+  assert all(x['step'] <= position for x in metric_lines(workdir, 'train'))
   train('toy_slow', workdir, **SMALL, logging__samples=0)
   assert_same_run(workdir, single_process_run)
 
@@ -198,7 +200,7 @@ def test_a_closed_terminal_of_one_process_stops_all(tmp_path):
   codes, errors = wait_for_end(processes)
   assert codes == [Exit.RESTART] * 2, errors
   position, _ = checkpoint_arrays(workdir)
-  assert max(x['step'] for x in lines(workdir, 'train')) == position >= 2
+  assert max(x['step'] for x in metric_lines(workdir, 'train')) == position >= 2
 
 
 @pytest.mark.parametrize('victim', [0, 1])

@@ -12,7 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from train import runs
-from train.process import ENVIRONMENT, RECIPES, arguments, lines
+from train.process import ENVIRONMENT, RECIPES, arguments, metric_lines
 
 from covrl.cli import main
 from covrl.train import CheckpointStore
@@ -44,13 +44,15 @@ def kill_at(workdir, phase, step):
   process = start(workdir)
   deadline = time.monotonic() + 600
   while time.monotonic() < deadline:
-    if any(x['phase'] == phase and x['step'] >= step for x in lines(workdir)):
+    if any(
+      x['phase'] == phase and x['step'] >= step for x in metric_lines(workdir)
+    ):
       break
     assert process.poll() is None, 'the run ended by itself'
     time.sleep(0.005)
   process.send_signal(signal.SIGKILL)
   process.communicate()
-  return lines(workdir)
+  return metric_lines(workdir)
 
 
 def latest(workdir):
@@ -92,7 +94,7 @@ def test_killed_and_resumed_run_equals_the_uninterrupted_one(
 
   runs.assert_same_metrics(workdir, uninterrupted)
   # There are rewards and selected tokens before and after every kill.
-  trained = lines(workdir, 'train')
+  trained = metric_lines(workdir, 'train')
   for part in (trained[:6], trained[6:11], trained[11:]):
     assert any(line['reward'] > 0 for line in part)
     assert any(line['selected'] > 0 for line in part)
@@ -108,7 +110,7 @@ def test_killed_and_resumed_run_equals_the_uninterrupted_one(
 
 
 def test_the_first_update_has_ratio_one(uninterrupted):
-  for line in lines(uninterrupted):
+  for line in metric_lines(uninterrupted):
     if line['phase'] == 'train' and line['step'] % 4 == 1:
       assert line['log_ratio_abs'] == line['log_ratio_max'] == 0.0
     assert line.get('sampler_gap_max', 0.0) < 1e-5
@@ -116,7 +118,7 @@ def test_the_first_update_has_ratio_one(uninterrupted):
 
 def test_seconds_are_the_sum_of_their_parts(uninterrupted):
   iterations = set()
-  for line in lines(uninterrupted, 'train'):
+  for line in metric_lines(uninterrupted, 'train'):
     parts = {n: value for n, value in line.items() if n.startswith('time/')}
     # The rollout belongs to the first update of its iteration.
     if line['iteration'] in iterations:
@@ -126,7 +128,7 @@ def test_seconds_are_the_sum_of_their_parts(uninterrupted):
 
 
 def test_metrics_have_all_documented_names(uninterrupted):
-  by_phase = {line['phase']: line for line in lines(uninterrupted)}
+  by_phase = {line['phase']: line for line in metric_lines(uninterrupted)}
   assert set(by_phase) == {'warm_start', 'train', 'eval'}
   assert {
     'step',
@@ -244,7 +246,9 @@ def test_samples_and_evaluates_a_run(capsys, uninterrupted, tmp_path):
   run = shutil.copytree(uninterrupted, tmp_path / 'run')
   main(['evaluate', str(run)])
   printed = capsys.readouterr().out
-  final = [line for line in lines(uninterrupted) if line['phase'] == 'eval'][-1]
+  final = [
+    line for line in metric_lines(uninterrupted) if line['phase'] == 'eval'
+  ][-1]
   # Same problems and noise as in the run's last evaluation.
   assert f'{final["mean@4"]:.4f}' in printed
   written = run / 'evaluation' / 'summary.json'
@@ -268,7 +272,7 @@ def test_samples_and_evaluates_a_run(capsys, uninterrupted, tmp_path):
     '--batch needs a pretrained model, --suite and no --config, got 8 '
     in (refused(capsys, 'evaluate', str(uninterrupted), '--batch=8'))
   )
-  assert "--suite_directory needs --suite, got 'x' without" in refused(
+  assert "--suite_directory must be given with --suite, got 'x'" in refused(
     capsys, 'evaluate', str(uninterrupted), '--suite_directory=x'
   )
   error = refused(capsys, 'sample', str(uninterrupted), '4 7 2 4 7 2 :')

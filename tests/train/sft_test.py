@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 from train import runs, toy
-from train.process import lines, start, train
+from train.process import metric_lines, start, train
 from train.runs import SMALL, without_clock
 
 from covrl.config import ConfigError
@@ -97,7 +97,7 @@ def run(workdir, at=lambda step: None, every=0):
       writer.close()
       while preemption._lasting_handlers:
         preemption._lasting_handlers.pop().close()
-  metrics = [without_clock(line) for line in lines(workdir)]
+  metrics = [without_clock(line) for line in metric_lines(workdir)]
   return [
     np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(params)
   ], metrics
@@ -233,7 +233,7 @@ def test_a_real_warm_start_is_stopped_and_resumed(
   settings |= {'logging__warm_start_every': 1}
   process = start('toy_kl_cov', tmp_path / 'run', **settings)
   deadline = time.monotonic() + 300
-  while len(lines(tmp_path / 'run')) < 40:
+  while len(metric_lines(tmp_path / 'run')) < 40:
     assert time.monotonic() < deadline
     assert process.poll() is None
     time.sleep(0.005)

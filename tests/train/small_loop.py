@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from train.process import RECIPES, lines
+from train.process import RECIPES, metric_lines
 from train.runs import without_clock
 
 from covrl import config
@@ -214,5 +214,5 @@ def outcome(workdir):
   (params,) = jax.tree.leaves(
     saved.restore_subtree('state.trainable', jax.tree.map(on_device, PARAMS))
   )
-  metrics = [without_clock(line) for line in lines(workdir)]
+  metrics = [without_clock(line) for line in metric_lines(workdir)]
   return saved.notes['position'], np.asarray(params).tolist(), metrics
