@@ -122,7 +122,8 @@ class Evaluator:
       on_progress: called while responses are decoded.
 
     Raises:
-      EvaluationError: more responses than allowed could not be scored.
+      EvaluationError: more responses than allowed could not be scored, or the
+        logits of one are not finite.
     """
     greedy_groups = [
       ProblemGroup(index, problem, 0)
@@ -191,6 +192,12 @@ class Evaluator:
     """Samples a batch and submits this process's responses for scoring."""
     samples = self._sample(params, groups, size, sampling, report)
     count = len(groups) * size
+    unknown = np.isnan(samples.sampler_logprobs).any(axis=1)
+    if unknown.any():
+      raise EvaluationError(
+        f'the logits of all responses must be finite, got nan in {unknown.sum()} of'
+        f' {count}'
+      )
     texts = decode(self._tokenizer, samples)[:count]
     problems = [self._problem(group) for group in groups for _ in range(size)]
     lengths = samples.response_mask.sum(axis=1)[:count]

@@ -4,15 +4,107 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Int, PyTree
 
+from covrl.array_checks import Kind, check_array, concrete
 from covrl.models.policy import Policy
 from covrl.rollout.caching import Caching
+from covrl.rollout.layout import Layout
 from covrl.rollout.samples import Samples
 from covrl.rollout.slots import State, take
+
+_KINDS: dict[str, Kind] = {
+  'response_tokens': 'int',
+  'response_mask': 'bool',
+  'sampler_logprobs': 'float',
+  'behaviour_logprobs': 'float',
+  'truncated': 'bool',
+  'experts': 'int',
+}
+
+
+def check_carried(
+  carried: Samples,
+  exists: Bool[np.ndarray, ' R'],
+  form: Samples,
+  *,
+  vocab_size: int,
+  end_ids: Sequence[int],
+  layout: Layout,
+) -> None:
+  """Refuses carried responses that no earlier call can have returned.
+
+  Args:
+    carried: the responses; arrays of other hosts are not looked into.
+    exists: whether each row has a prompt.
+    form: shapes and dtypes of the responses.
+    vocab_size: number of token ids.
+    end_ids: tokens that end a response.
+    layout: shards and slots of the call.
+
+  Raises:
+    TypeError: the responses are not `Samples`, or an array is of another dtype.
+    ValueError: shapes differ, a token is not in the vocabulary, a mask has a gap,
+      a row without a prompt has tokens, or more responses of several tokens are
+      unfinished than there are slots.
+  """
+  if not isinstance(carried, Samples):
+    raise TypeError(f'carried must be Samples, got {type(carried).__name__}')
+  for name, expected in form._asdict().items():
+    value, kind = getattr(carried, name), _KINDS[name]
+    if (value is None) != (expected is None):
+      needed = 'None' if expected is None else 'an array'
+      raise TypeError(
+        f'carried.{name} must be {needed}, got {type(value).__name__}'
+      )
+    if expected is not None:
+      axes = ' '.join('RTLk'[: expected.ndim])
+      check_array(f'carried.{name}', value, kind, axes, expected.shape)
+  tokens, mask = (
+    concrete(carried.response_tokens),
+    concrete(carried.response_mask),
+  )
+  if tokens is None or mask is None:
+    return
+  wrong = tokens[mask & ((tokens < 0) | (tokens >= vocab_size))]
+  if wrong.size:
+    raise ValueError(
+      f'carried responses must have token ids in [0, {vocab_size}), got {wrong[0]}'
+    )
+  if (~mask[:, :-1] & mask[:, 1:]).any():
+    raise ValueError(
+      'carried responses must be padded on the right, got a token after padding'
+    )
+  length = mask.sum(axis=1)
+  if length[~exists].any():
+    raise ValueError(
+      'carried responses must have a prompt, got tokens in a row without one'
+    )
+  truncated = concrete(carried.truncated)
+  if truncated is not None and (truncated & (length < mask.shape[1])).any():
+    raise ValueError(
+      f'carried responses that are truncated must have {mask.shape[1]} tokens, got'
+      f' {length[truncated].min()}'
+    )
+  is_end = np.isin(tokens, end_ids) & mask
+  before_last = np.arange(mask.shape[1]) < length[:, None] - 1
+  if (is_end & before_last).any():
+    raise ValueError(
+      'carried responses must end with their first token that ends a response,'
+      ' got tokens after it'
+    )
+  started = (length > 1) & (length < mask.shape[1]) & ~is_end.any(axis=1)
+  most = started.reshape(layout.shards, -1).sum(axis=1).max()
+  if most > layout.slots[0]:
+    raise ValueError(
+      f'carried must have at most {layout.slots[0]} unfinished responses of several'
+      f' tokens per shard, one per slot, got {most}'
+    )
 
 
 def carry(

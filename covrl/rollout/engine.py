@@ -27,6 +27,7 @@ from covrl.models.experts import ExpertRecord
 from covrl.models.policy import Policy
 from covrl.parallel import distributed, sharding
 from covrl.rollout.caching import EXACT, Caching
+from covrl.rollout.carried import check_carried
 from covrl.rollout.decoder import SlotDecoder, check_at_least
 from covrl.rollout.finished import FinishedResponses, OnResponse
 from covrl.rollout.layout import Layout, divide
@@ -41,6 +42,7 @@ from covrl.rollout.samples import (
   HostArray,
   Samples,
   check_prompts,
+  check_sequence_ids,
   empty_samples,
 )
 from covrl.rollout.sampling import Sampling
@@ -156,8 +158,9 @@ class SamplingEngine:
 
     Raises:
       TypeError: if an argument is of another type or dtype.
-      ValueError: if the ids are not one per response, `group_size` < 1, or the
-        prompts or sampling parameters are refused by `check_prompts` or
+      ValueError: if the ids are not one per response or a group has one twice,
+        `group_size` < 1, or the prompts, carried responses or sampling
+        parameters are refused by `check_prompts`, `check_carried` or
         `Sampling.check`.
     """
     check_prompts(prompts, prompt_mask, self.policy.config.vocab_size)
@@ -165,9 +168,18 @@ class SamplingEngine:
     if group_size < 1:
       raise ValueError(f'group_size must be at least 1, got {group_size}')
     count = len(prompts) * group_size
-    check_array('sequence_ids', sequence_ids, 'int', 'S', (count,))
+    check_sequence_ids(sequence_ids, prompt_mask, group_size)
     sampling.check()
     layout = self._layout(len(prompts), group_size)
+    if carried is not None:
+      check_carried(
+        carried,
+        np.asarray(prompt_mask).any(axis=1).repeat(group_size),
+        self._carried_form(count, prompts.shape[1]),
+        vocab_size=self.policy.config.vocab_size,
+        end_ids=self.end_ids,
+        layout=layout,
+      )
     finished = None
     if on_response is not None:
       exists = np.asarray(prompt_mask).any(axis=1).repeat(group_size)
@@ -239,16 +251,8 @@ class SamplingEngine:
     key = jax.random.key(0)
     carried = None
     if carries:
-      rows, width = shape[0] * group_size, shape[1] + self.max_response_length
-      form = self.experts
-      carried = jax.device_get(
-        empty_samples(
-          (rows, self.max_response_length),
-          self.pad_id,
-          self.policy.config.stats_dtype,
-          None if form is None else jnp.asarray(form.empty(rows, width)),
-        )
-      )
+      form = self._carried_form(shape[0] * group_size, shape[1])
+      carried = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), form)
     with self._use_mesh():
       params, state, _ = self._begin(
         params,
@@ -305,6 +309,22 @@ class SamplingEngine:
       layout=layout,
     )
     return params, state, report
+
+  def _carried_form(self, rows: int, width: int) -> Samples:
+    """Shapes and dtypes of the responses to prompts of a width in tokens."""
+    experts, length = self.experts, self.max_response_length
+
+    def make() -> Samples:
+      return empty_samples(
+        (rows, length),
+        self.pad_id,
+        self.policy.config.stats_dtype,
+        None
+        if experts is None
+        else jnp.zeros(experts.shape(rows, width + length), experts.dtype),
+      )
+
+    return jax.eval_shape(make)
 
   def _layout(self, count: int, group_size: int) -> Layout:
     """Division of the requests of `count` prompts over the mesh."""

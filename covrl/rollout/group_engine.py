@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int, Key, PyTree
 
+from covrl.array_checks import check_array
 from covrl.models.policy import Policy
 from covrl.parallel import distributed
 from covrl.rollout.admission import Admission, Sizes
@@ -31,7 +32,7 @@ from covrl.rollout.placement import (
   trace_placement,
 )
 from covrl.rollout.programs import TracedPrograms
-from covrl.rollout.samples import Step
+from covrl.rollout.samples import Step, check_prompts, check_sequence_ids
 from covrl.rollout.sampling import Sampling
 from covrl.rollout.slot_programs import SlotPrograms
 from covrl.rollout.slots import RequestOptions, State
@@ -229,9 +230,17 @@ class GroupEngine:
       sequence_ids: one per response, unique within the iteration.
 
     Raises:
-      ValueError: the prompt has no token.
+      TypeError: an argument is of another type or dtype.
+      ValueError: the prompt has no token, or is refused by `check_prompts`; or the
+        ids are not one per response, or not unique.
       RuntimeError: there is no room.
     """
+    width, size = self._sizes.width, self.group_size
+    check_array('prompt', prompt, 'int', 'W', (width,))
+    check_array('prompt_mask', prompt_mask, 'bool', 'W', (width,))
+    vocab_size = self._decoder.policy.config.vocab_size
+    check_prompts(prompt[None], prompt_mask[None], vocab_size)
+    check_sequence_ids(sequence_ids, prompt_mask[None], size)
     if not prompt_mask.any():
       raise ValueError(
         f'the prompt of group {number} must have at least one token, got 0'

@@ -210,3 +210,34 @@ def check_prompts(
     raise ValueError(
       'prompts must be padded on the left, got padding after a token'
     )
+
+
+def check_sequence_ids(
+  sequence_ids: Int[HostArray, ' S'],
+  prompt_mask: Bool[HostArray, 'P Tp'],
+  group_size: int,
+) -> None:
+  """Refuses ids that are not one per response and different in each group.
+
+  Responses of a group with the same id would be the same response.
+
+  Args:
+    sequence_ids: ids of the responses; arrays of other hosts are not looked into.
+    prompt_mask: true for real tokens; ids of rows without any are not compared.
+    group_size: responses per prompt.
+
+  Raises:
+    TypeError: the ids are of another dtype.
+    ValueError: their number is another one, or a group has an id twice.
+  """
+  count = len(prompt_mask) * group_size
+  check_array('sequence_ids', sequence_ids, 'int', 'S', (count,))
+  ids, mask = concrete(sequence_ids), concrete(prompt_mask)
+  if ids is None or mask is None:
+    return
+  by_group = np.sort(ids.reshape(-1, group_size)[mask.any(axis=1)], axis=1)
+  repeated = by_group[:, 1:][by_group[:, 1:] == by_group[:, :-1]]
+  if repeated.size:
+    raise ValueError(
+      f'sequence_ids must be unique in each group, got {repeated[0]} twice'
+    )

@@ -99,7 +99,8 @@ def score_rollouts(rollouts: Rollouts, scores: Scores) -> ScoredRollouts:
   """Adds rewards, and masks out responses whose scoring failed.
 
   A total beyond `MAX_SCORE` counts as failed: its advantage would not be finite
-  in float32.
+  in float32. So does a response whose logits were not finite: its tokens were not
+  drawn from the policy.
 
   Args:
     rollouts: rollouts without `rewards`.
@@ -107,7 +108,10 @@ def score_rollouts(rollouts: Rollouts, scores: Scores) -> ScoredRollouts:
   """
   totals = np.array(scores.totals())
   too_large = np.abs(totals) > MAX_SCORE
-  failed = np.isnan(totals) | too_large
+  no_policy = np.any(
+    rollouts.loss_mask & np.isnan(rollouts.sampler_logprobs), axis=1
+  )
+  failed = np.isnan(totals) | too_large | no_policy
   rewards = {TOTAL: np.where(failed, 0, totals).astype(np.float32)}
   for name, outcomes in scores.outcomes.items():
     rewards[name] = np.array(
@@ -127,6 +131,8 @@ def score_rollouts(rollouts: Rollouts, scores: Scores) -> ScoredRollouts:
         f'got {total:g}'
         for total in totals[too_large]
       ),
+      *['the logits of a response must be finite, got nan']
+      * int(no_policy.sum()),
     ],
   )
 

@@ -54,6 +54,7 @@ class Answer:
 
     Raises:
       WorkerStoppedError: the engine has ended.
+      NotFiniteError: the logits of a response are not finite.
     """
     while not self.is_finished:
       index, delta = await updates.get()

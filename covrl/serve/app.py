@@ -34,7 +34,7 @@ from covrl.serve.fields import (
   parse_completion,
 )
 from covrl.serve.metrics import CONTENT_TYPE, Metrics
-from covrl.serve.text import Delta
+from covrl.serve.text import Delta, NotFiniteError
 from covrl.serve.worker import (
   QueueFullError,
   Submission,
@@ -205,6 +205,8 @@ class _Server:
       await finished
     except WorkerStoppedError as error:
       return self._error(503, str(error))
+    except NotFiniteError as error:
+      return self._error(500, str(error))
     finally:
       finished.cancel()
       disconnected.cancel()
@@ -219,7 +221,8 @@ class _Server:
     while not answer.is_finished:
       index, delta = await updates.get()
       if isinstance(delta, Exception):
-        yield _event(_error_body(503, str(delta)))
+        status = 500 if isinstance(delta, NotFiniteError) else 503
+        yield _event(_error_body(status, str(delta)))
         return
       yield _event(answer.chunk([answer.add(index, delta)]))
     if answer.completion.include_usage:

@@ -16,7 +16,7 @@ from covrl.data.json_text import parse_json
 from covrl.rollout import RequestEngine
 from covrl.serve.choices import Choice
 from covrl.serve.fields import parse_completion
-from covrl.serve.text import ResponseText
+from covrl.serve.text import NotFiniteError, ResponseText
 
 # Fields that have no meaning in a file.
 _ONLY_SERVED = ('logprobs', 'model', 'stream', 'stream_options', 'user')
@@ -166,9 +166,23 @@ class _Batch:
     """Samples a segment."""
     for number, new in self._engine.step().items():
       choice, response = self.choices[number]
-      delta = response.append(new)
+      try:
+        delta = response.append(new)
+      except NotFiniteError as error:
+        self._fail(choice, str(error))
+        del self.choices[number]
+        if new.finish_reason is None:
+          self._engine.cancel(number)
+        continue
       choice.add(delta)
       if delta.finish_reason is not None:
         del self.choices[number]
         if new.finish_reason is None:
           self._engine.cancel(number)
+
+  def _fail(self, choice: Choice, error: str) -> None:
+    """Ends a choice, and gives its line an error as its result."""
+    choice.finish_reason = 'error'
+    for line in self.lines:
+      if any(other is choice for other in line.choices):
+        line.error = error

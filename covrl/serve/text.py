@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -90,6 +91,10 @@ class Delta(NamedTuple):
   finish_reason: Literal['stop', 'length'] | None
 
 
+class NotFiniteError(RuntimeError):
+  """A response whose logits are not finite; its tokens mean nothing."""
+
+
 class ResponseText:
   """Turns the tokens of a response into text, and finds stop strings in it.
 
@@ -107,7 +112,12 @@ class ResponseText:
     """Adds tokens that were sampled.
 
     Nothing may be added once a delta has a finish reason.
+
+    Raises:
+      NotFiniteError: a log-probability is NaN.
     """
+    if any(map(math.isnan, new.sampling_logprobs)):
+      raise NotFiniteError('the logits of a response must be finite, got nan')
     offsets: list[int] = []
     for i, token in enumerate(new.tokens):
       offsets.append(len(self._text.text))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from covrl.data import Tokenizer
 from covrl.rollout import NewTokens, Request, RequestEngine
 from covrl.serve.metrics import Metrics
-from covrl.serve.text import Delta, ResponseText
+from covrl.serve.text import Delta, NotFiniteError, ResponseText
 
 OnDelta = Callable[[int, Delta | Exception], None]
 
@@ -32,7 +32,7 @@ class Submission:
     requests: one per response.
     stop: strings that end each response.
     on_delta: called in the worker's thread with the index of a response and
-      what is new in it, or the error that ended the worker.
+      what is new in it, or the error that ended it or the worker.
     submitted: time of the submission, in seconds of `time.monotonic`.
     unfinished: number of responses that are not finished.
   """
@@ -227,7 +227,14 @@ class Worker:
 
   def _pass_on(self, number: int, new: NewTokens) -> None:
     response = self._responses[number]
-    delta = response.text.append(new)
+    try:
+      delta = response.text.append(new)
+    except NotFiniteError as error:
+      if new.finish_reason is None:
+        self.engine.cancel(number)
+      self._finish(number, 'error')
+      response.submission.on_delta(response.index, error)
+      return
     self._metrics.add('generated_tokens_total', len(delta.tokens))
     elapsed = time.monotonic() - response.submission.submitted
     if not response.has_tokens:

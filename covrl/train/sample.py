@@ -46,7 +46,8 @@ def sample_responses(
     Each response with its log-probability in nats.
 
   Raises:
-    ValueError: `count` is below 1, or the prompt is too long.
+    ValueError: `count` is below 1, the prompt is too long, or logits are not
+      finite.
   """
   if count < 1:
     raise ValueError(f'--count must be at least 1, got {count}')
@@ -71,6 +72,8 @@ def sample_responses(
       sampling=sampling,
     )
   )
+  if np.isnan(samples.sampler_logprobs).any():
+    raise ValueError('the logits of a response must be finite, got nan')
   texts = decode(tokenizer, samples)
   logprobs = samples.sampler_logprobs.sum(axis=1).tolist()
   return list(zip(texts, logprobs, strict=True))

@@ -3,12 +3,14 @@
 
 import asyncio
 import contextlib
+import math
 
 import pytest
 from serve.asgi import complete, request, running
 from serve.conftest import TOKENIZER
 
 from covrl.serve import app as serve_app
+from covrl.serve import sample_lines
 from covrl.serve.app import make_app
 from covrl.serve.metrics import Metrics
 from covrl.serve.worker import Worker
@@ -339,3 +341,45 @@ def test_an_engine_that_fails_answers_all_clients(engine, monkeypatch, stream):
   for number in range(1, engine._count + 1):
     engine.cancel(number)
   assert engine.step() == {}
+
+
+def without_logits_of(engine, number):
+  """A step of the engine in which a request's log-probabilities are NaN."""
+  step = type(engine).step
+
+  def changed():
+    return {
+      n: new._replace(sampling_logprobs=[math.nan] * len(new.tokens))
+      if n == number
+      else new
+      for n, new in step(engine).items()
+    }
+
+  return changed
+
+
+@pytest.mark.parametrize('stream', [False, True])
+def test_a_response_without_finite_logits_is_an_error_and_others_go_on(
+  engine, monkeypatch, stream
+):
+  sentence = b'the logits of a response must be finite, got nan'
+
+  async def scenario(server):
+    first = engine._count + 1
+    monkeypatch.setattr(engine, 'step', without_logits_of(engine, first))
+    answer = await complete(server.app, **GREEDY, stream=stream)
+    assert sentence in answer.body
+    assert stream or answer.status == 500
+    assert (await complete(server.app, **GREEDY)).status == 200
+    assert not server.failures
+
+  serve(engine, scenario)
+
+
+def test_lines_without_finite_logits_have_an_error(engine, monkeypatch):
+  first = engine._count + 1
+  monkeypatch.setattr(engine, 'step', without_logits_of(engine, first))
+  lines = [b'{"prompt": "a"}', b'{"prompt": "b"}']
+  results = list(sample_lines(engine, TOKENIZER, lines, defaults={}, seed=0))
+  assert results[0]['error'].startswith('the logits of a response must be')
+  assert 'responses' in results[1]
