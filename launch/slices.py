@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cloud attributes of TPU slices and hosts of GPUs: GKE labels, runtimes."""
+"""TPU slices and GPU hosts in Google Cloud: GKE labels, runtimes, hosts."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from covrl.parallel import gpus, topologies
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Hosting:
-  """Cloud attributes of a TPU generation.
+class _CloudAttributes:
+  """Names and sizes of a TPU generation in Google Cloud.
 
   Attributes:
     gke_accelerator: accelerator label in GKE.
@@ -24,18 +24,18 @@ class _Hosting:
   single_host_chips: int
 
 
-_HOSTING = {
-  'v5e': _Hosting(
+_CLOUD_ATTRIBUTES = {
+  'v5e': _CloudAttributes(
     gke_accelerator='tpu-v5-lite-podslice',
     runtime='v2-alpha-tpuv5-lite',
     single_host_chips=8,
   ),
-  'v5p': _Hosting(
+  'v5p': _CloudAttributes(
     gke_accelerator='tpu-v5p-slice',
     runtime='v2-alpha-tpuv5',
     single_host_chips=4,
   ),
-  'v6e': _Hosting(
+  'v6e': _CloudAttributes(
     gke_accelerator='tpu-v6e-slice',
     runtime='v2-alpha-tpuv6e',
     single_host_chips=8,
@@ -66,17 +66,17 @@ class Slice:
   @property
   def gke_accelerator(self) -> str:
     """GKE's label of the accelerator."""
-    return _HOSTING[self.topology.chip.name].gke_accelerator
+    return _CLOUD_ATTRIBUTES[self.topology.chip.name].gke_accelerator
 
   @property
   def runtime(self) -> str:
     """The software of Cloud TPU's virtual machines."""
-    return _HOSTING[self.topology.chip.name].runtime
+    return _CLOUD_ATTRIBUTES[self.topology.chip.name].runtime
 
   @property
   def chips_per_host(self) -> int:
     """Chips of a virtual machine."""
-    largest = _HOSTING[self.topology.chip.name].single_host_chips
+    largest = _CLOUD_ATTRIBUTES[self.topology.chip.name].single_host_chips
     return self.topology.chips if self.topology.chips <= largest else 4
 
   @property

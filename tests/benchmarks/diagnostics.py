@@ -5,9 +5,9 @@
 
 Both updates take turns; a ratio is of the times of one round, below 1 where an
 update takes less time than one with diagnostics at every update. Medians and
-quartiles are printed, of wall-clock and of CPU seconds (`of cores`). An interval of 0 has
-none. At an interval of 10 an update between two of them computes none, and a due
-one computes moments in a pass of their own.
+quartiles are printed, of wall-clock and of CPU seconds (`of cores`). An interval of 0
+means no diagnostics. At an interval of 10, `between` is an update without diagnostics
+and `due` one with them, which computes moments in a separate pass.
 """
 
 from __future__ import annotations

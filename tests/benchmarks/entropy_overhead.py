@@ -162,11 +162,11 @@ def measure(
 ) -> None:
   """Prints a line for each method."""
   plain = CLIPPED, optax.identity()
-  steps = {'no control': program(*plain, micro_batches, mesh, options)}
+  steps = {'no control': compiled_step(*plain, micro_batches, mesh, options)}
   for name in names:
     loss = LOSSES.get(name, CLIPPED)
     tx = METHODS[name](source) if name in METHODS else optax.identity()
-    steps[name] = program(loss, tx, micro_batches, mesh, options)
+    steps[name] = compiled_step(loss, tx, micro_batches, mesh, options)
   plain_step = steps.pop('no control')
   order = list(steps)
   ratios: dict[str, list[FloatPair]] = {name: [] for name in order}
@@ -199,7 +199,7 @@ def timed(step: Callable[[], None]) -> FloatPair:
   )
 
 
-def program(
+def compiled_step(
   loss: Loss,
   tx: optax.GradientTransformation,
   micro_batches: int,

@@ -13,7 +13,7 @@ import pathlib
 import pyarrow
 import pyarrow.parquet
 
-HERE = pathlib.Path(__file__).with_name('data')
+OUTPUT = pathlib.Path(__file__).with_name('data')
 
 DAPO = (
   'Solve the following math problem step by step. The last line of your '
@@ -52,7 +52,7 @@ COUNTS = [
 
 
 def write_jsonl(name, rows):
-  path = HERE / f'{name}.jsonl'
+  path = OUTPUT / f'{name}.jsonl'
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text(
     ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
@@ -61,7 +61,7 @@ def write_jsonl(name, rows):
 
 def write_parquet(name, rows):
   table = pyarrow.Table.from_pylist(rows)
-  pyarrow.parquet.write_table(table, HERE / f'{name}.parquet')
+  pyarrow.parquet.write_table(table, OUTPUT / f'{name}.parquet')
 
 
 def verl_row(data_source, question, answer, index, *, ability='math'):
@@ -257,7 +257,7 @@ def make_suites():
 
 
 if __name__ == '__main__':
-  HERE.mkdir(exist_ok=True)
+  OUTPUT.mkdir(exist_ok=True)
   make_math_files()
   make_code_files()
   make_suites()

@@ -22,8 +22,8 @@ import sys
 
 import numpy as np
 
-HERE = pathlib.Path(__file__).with_name('gguf')
-sys.path.insert(0, str(HERE.parents[1]))
+OUTPUT = pathlib.Path(__file__).with_name('gguf')
+sys.path.insert(0, str(OUTPUT.parents[1]))
 
 gguf_files = importlib.import_module('pretrained.gguf_files')
 torch = importlib.import_module('torch')
@@ -118,9 +118,9 @@ def make(name, seed):
   architecture, changes, types = MODELS[name]
   config = {'architectures': [architecture], **SIZES, **changes}
   generator = np.random.default_rng(seed)
-  tokenizer = HERE.parent / 'tokenizers' / 'bytes'
+  tokenizer = OUTPUT.parent / 'tokenizers' / 'bytes'
   fields = gguf_files.byte_level_fields(tokenizer, 'gpt-2')
-  file = HERE / f'{name}.gguf'
+  file = OUTPUT / f'{name}.gguf'
   tensors = random_tensors(name, config, generator)
   gguf_files.write_gguf(file, config, tensors, types=types, fields=fields)
   model = load(file)
@@ -130,7 +130,7 @@ def make(name, seed):
   with torch.no_grad():
     logits = model(torch.from_numpy(tokens)).logits.numpy()
   np.savez_compressed(
-    HERE / f'{name}.npz',
+    OUTPUT / f'{name}.npz',
     tokens=tokens.astype(np.int32),
     logits=logits.astype(np.float32),
     greedy=np.array(greedy, np.int32),
@@ -144,7 +144,7 @@ if __name__ == '__main__':
     tokens = continuation(load(pathlib.Path(sys.argv[2])), ids, LENGTH)
     print(tokens[len(ids) :])
   else:
-    HERE.mkdir(exist_ok=True)
+    OUTPUT.mkdir(exist_ok=True)
     for each in MODELS:
       # Continuations that repeat one token would show little.
       seed = next(seed for seed in range(100) if make(each, seed) >= 12)

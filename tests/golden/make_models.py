@@ -39,7 +39,7 @@ mixtral = importlib.import_module(
   'transformers.models.mixtral.modeling_mixtral'
 )
 
-HERE = pathlib.Path(__file__).with_name('models')
+OUTPUT = pathlib.Path(__file__).with_name('models')
 LENGTH, PROMPT = 40, 8
 
 SIZES = {
@@ -263,21 +263,21 @@ def make(name):
   )
   # A copy, since the gradients stay in float32.
   copy.deepcopy(model).to(getattr(torch, dtype)).save_pretrained(
-    HERE / name, max_shard_size='8KB' if name == 'llama3' else '1GB'
+    OUTPUT / name, max_shard_size='8KB' if name == 'llama3' else '1GB'
   )
   golden |= gradients_of(model)
-  np.savez_compressed(HERE / name / 'golden.npz', **golden)
+  np.savez_compressed(OUTPUT / name / 'golden.npz', **golden)
 
 
 def make_adapter(name):
   """Writes LoRA adapters of a model and their golden file."""
   base, settings = ADAPTERS[name]
   # Loaded by its bare name, which is then stored in the adapter's config.
-  with contextlib.chdir(HERE):
+  with contextlib.chdir(OUTPUT):
     model = transformers.AutoModelForCausalLM.from_pretrained(
       base, dtype=torch.float32
     )
-  with np.load(HERE / base / 'golden.npz') as file:
+  with np.load(OUTPUT / base / 'golden.npz') as file:
     tokens = torch.from_numpy(file['tokens']).long()
   config = peft.LoraConfig(task_type='CAUSAL_LM', **settings)
   model = peft.get_peft_model(model, config).eval()
@@ -288,10 +288,10 @@ def make_adapter(name):
   golden = {'tokens': tokens.numpy().astype(np.int32)}
   golden['logits'] = logits_of(model, golden['tokens'])
   differentiate(model, tokens)
-  model.save_pretrained(HERE / name)
-  (HERE / name / 'README.md').unlink(missing_ok=True)
+  model.save_pretrained(OUTPUT / name)
+  (OUTPUT / name / 'README.md').unlink(missing_ok=True)
   golden |= gradients_of(model)
-  np.savez_compressed(HERE / name / 'golden.npz', **golden)
+  np.savez_compressed(OUTPUT / name / 'golden.npz', **golden)
 
 
 def balance_of(model, tokens):
@@ -332,7 +332,7 @@ def check(directory, golden):
   is_adapter = (pathlib.Path(directory) / 'adapter_config.json').exists()
   library = peft.AutoPeftModelForCausalLM if is_adapter else None
   library = library or transformers.AutoModelForCausalLM
-  with contextlib.chdir(HERE):
+  with contextlib.chdir(OUTPUT):
     model = library.from_pretrained(directory, dtype=torch.float32)
   with np.load(pathlib.Path(golden) / 'golden.npz') as file:
     logits = logits_of(model, file['tokens'])

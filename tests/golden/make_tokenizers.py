@@ -18,7 +18,7 @@ sentencepiece = importlib.import_module('sentencepiece')
 tokenizers = importlib.import_module('tokenizers')
 transformers = importlib.import_module('transformers')
 
-HERE = pathlib.Path(__file__).with_name('tokenizers')
+OUTPUT = pathlib.Path(__file__).with_name('tokenizers')
 CORPUS = [
   'What is the sum of 12 and 30? The sum is 42.',
   'Let x be a number; then 2 x + 1 is odd. The answer is in the box.',
@@ -69,7 +69,7 @@ def make_bytes():
     pad_token='<|endoftext|>',
     chat_template=TEMPLATE,
   )
-  fast.save_pretrained(HERE / 'bytes')
+  fast.save_pretrained(OUTPUT / 'bytes')
   end_ids = fast.convert_tokens_to_ids(['<|im_end|>', '<|endoftext|>'])
   # Larger than the tokenizer, like padded embeddings.
   write('bytes', 'config.json', {'vocab_size': 320})
@@ -101,8 +101,8 @@ def make_pieces():
     hard_vocab_limit=False,
     minloglevel=2,
   )
-  (HERE / 'pieces').mkdir(parents=True, exist_ok=True)
-  (HERE / 'pieces' / 'tokenizer.model').write_bytes(model.getvalue())
+  (OUTPUT / 'pieces').mkdir(parents=True, exist_ok=True)
+  (OUTPUT / 'pieces' / 'tokenizer.model').write_bytes(model.getvalue())
   processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
   size = processor.vocab_size()
   write('pieces', 'config.json', {'vocab_size': size, 'eos_token_id': [2, 5]})
@@ -112,7 +112,7 @@ def make_pieces():
 
 def write(directory, name, content):
   text = json.dumps(content, ensure_ascii=False, indent=1)
-  (HERE / directory / name).write_text(text + '\n')
+  (OUTPUT / directory / name).write_text(text + '\n')
 
 
 if __name__ == '__main__':

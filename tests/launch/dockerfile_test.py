@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The container recipe: checked as text, built nowhere."""
+"""Dockerfile of the launcher, checked as text without building an image."""
 
 import pathlib
 import re

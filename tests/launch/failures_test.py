@@ -25,11 +25,12 @@ ACTIVE = {'match': 'describe', 'out': 'ACTIVE\n', 'times': ALL_CALLS}
 ABSENT = {'match': 'describe', 'status': 1, 'err': 'NOT_FOUND: no such thing'}
 
 
-def launch(arguments, run=TRAIN_ARGUMENTS):
-  """Launches with a clock that does not wait; status, output, seconds slept."""
+def launch(arguments, train_arguments=TRAIN_ARGUMENTS):
+  """Launches without real sleeps; returns status, output and seconds slept."""
   output, slept = io.StringIO(), []
   shell = Shell(output=output, sleep=slept.append)
-  return main([*arguments, *run], shell), output.getvalue(), sum(slept)
+  status = main([*arguments, *train_arguments], shell)
+  return status, output.getvalue(), sum(slept)
 
 
 def test_creates_uses_and_deletes_a_slice(fakes):

@@ -256,7 +256,7 @@ def preference(settings: Settings, formula: Formula) -> Evidence:
   )
 
 
-SHOWN = (
+PLOTTED_METHODS = (
   'none',
   'bonus 0.3',
   'bonus 0.3, annealed',
@@ -276,7 +276,8 @@ def _method_plots(results: method_study.MethodResults) -> list[Plot]:
 
   def curves(values: Float[np.ndarray, 'A t']) -> list[Curve]:
     return [
-      Curve(name, results.steps, values[METHODS.index(name)]) for name in SHOWN
+      Curve(name, results.steps, values[METHODS.index(name)])
+      for name in PLOTTED_METHODS
     ]
 
   return [

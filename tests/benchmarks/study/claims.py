@@ -17,7 +17,7 @@ from .rates_and_sizes import size_rows
 from .results import (
   differences,
   entropy_at_end,
-  finished,
+  finished_runs,
   judge,
   verdict,
 )
@@ -29,7 +29,7 @@ ALPHAS = ('bonus_0.0001', 'bonus_0.001', 'bonus_0.005', 'bonus_0.01')
 
 def claims_section(study: Study) -> PageSection:
   """One row per claim: what is printed, what was measured, the verdict."""
-  runs_by_task = {name: finished(study, name) for name in TASKS}
+  runs_by_task = {name: finished_runs(study, name) for name in TASKS}
   runs_by_task = {
     name: each for name, each in runs_by_task.items() if each['grpo']
   }

@@ -42,7 +42,7 @@ TUNED_ON = {name: name for name in TASKS} | {RATES_AND_PASSES: 'many_solutions'}
 """The task whose tuning runs choose the values of the arms, by task."""
 
 ADVISED = 'advised'
-CHOSEN = pathlib.Path(__file__).with_name('chosen.json')
+CHOSEN_FILE = pathlib.Path(__file__).with_name('chosen.json')
 """The values that tuning chose for the published results, by task and arm."""
 
 Lines = list[dict[str, Any]]
@@ -161,7 +161,7 @@ class Study:
     """
     if self.quick:
       return {arm.name: arm.choices[0] for arm in ARMS.values() if arm.tuned}
-    published = json.loads(CHOSEN.read_text())[TUNED_ON[name]]
+    published = json.loads(CHOSEN_FILE.read_text())[TUNED_ON[name]]
     return published | self.tuned(name)
 
   def tuned(self, name: str) -> dict[str, float]:

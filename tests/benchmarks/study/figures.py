@@ -15,7 +15,7 @@ from .tasks import StudyTask
 RunsByArm = dict[str, dict[int, Lines]]
 """Metrics by arm and seed."""
 
-SHOWN = (
+SHOWN_ARMS = (
   'grpo',
   'clip_higher',
   'bonus_0.01',
@@ -60,7 +60,7 @@ def curves(task: StudyTask, runs_by_arm: RunsByArm) -> list[Figure]:
           'rollout_entropy',
           1.0,
         )
-        for color, arm in enumerate(SHOWN)
+        for color, arm in enumerate(SHOWN_ARMS)
         if runs_by_arm[arm]
       ],
       includes_zero=True,
@@ -90,7 +90,7 @@ def metric_figure(
         name,
         scale,
       )
-      for color, arm in enumerate(SHOWN)
+      for color, arm in enumerate(SHOWN_ARMS)
       if runs_by_arm[arm]
     ],
     includes_zero=True,

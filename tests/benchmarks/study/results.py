@@ -144,7 +144,7 @@ PRIMARY: Mapping[str, NumberFormat] = {
 """Format of each task's primary metric."""
 
 
-def finished(
+def finished_runs(
   study: Study, name: str, seeds: Sequence[int] = SEEDS
 ) -> RunsByArm:
   """Metrics of the finished runs of a task, by arm and seed."""
@@ -243,7 +243,7 @@ def judge(outcomes: Sequence[bool]) -> str:
 
 def task_section(study: Study, name: str) -> PageSection:
   """Table and curves of one task; every arm has a row."""
-  task, runs_by_arm = study.task(name), finished(study, name)
+  task, runs_by_arm = study.task(name), finished_runs(study, name)
   chosen, primary = study.chosen(name), PRIMARY[name]
   rows = []
   for arm_name in shown_arms(study, name):

@@ -186,6 +186,8 @@ def lock(iterations: int = 80) -> StudyTask:
 
   def measure(success_rates: Float[np.ndarray, ' m'], phase: int) -> Measured:
     del phase
+    # Prompts whose key is entered more often than not: the policy has left the
+    # distractor.
     left = success_rates > 0.5
     return {
       'left': float(left.mean()),
@@ -265,6 +267,7 @@ def rates_and_passes(iterations: int = 60) -> StudyTask:
 def out_of_distribution(iterations: int = 40) -> StudyTask:
   """D4: the warm start goes down and right; training and test ask for all goals."""
   grid = Grid()
+  # Usual goals are reached by the directions of the warm start.
   usual = grid.is_usual(grid.train)
   skewed = np.where(usual, 1.0, 0.02)
   skewed /= skewed.sum()

@@ -16,10 +16,10 @@ from covrl.report.sections_page import (
 )
 
 from .claims import claims_section
-from .driver import CHOSEN, Study
-from .figures import SHOWN, metric_figure
+from .driver import CHOSEN_FILE, Study
+from .figures import SHOWN_ARMS, metric_figure
 from .rates_and_sizes import rates_and_passes_section, sizes_section
-from .results import all_sections, differences, finished, verdict
+from .results import all_sections, differences, finished_runs, verdict
 from .tasks import TASKS
 
 HERE = pathlib.Path(__file__).parent
@@ -27,7 +27,7 @@ RESULTS = HERE.parents[2] / 'configs' / 'results'
 HEADING = '### '
 NOT_RUN = 'not run yet.'
 BEGIN, END = '<!-- study -->\n', '<!-- end of study -->\n'
-PICTURE = (
+PICTURE_PANELS = (
   ('changed_rule', 'new_rule', '%', 'D1: right by the rule from 20 on', 100.0),
   ('many_solutions', 'distinct', '', 'D2: distinct solutions in 64', 1.0),
   ('many_solutions', 'accuracy', '%', 'D2: right (pass@1)', 100.0),
@@ -41,7 +41,7 @@ def write_results(study: Study) -> None:
   Sections of README.md without finished runs in the study's directory stay as
   they are.
   """
-  write_readme(headline(study), sections_of(study))
+  write_readme(headlines(study), sections_of(study))
   write_chosen(study)
   if all_tasks_run(study):
     write_page(study, RESULTS)
@@ -55,7 +55,7 @@ def write_results(study: Study) -> None:
 def write_chosen(study: Study) -> None:
   """Writes the values that tuning chose."""
   chosen = {name: study.chosen(name) for name in TASKS}
-  CHOSEN.write_text(f'{json.dumps(chosen, indent=2)}\n')
+  CHOSEN_FILE.write_text(f'{json.dumps(chosen, indent=2)}\n')
 
 
 def write_page(study: Study, folder: pathlib.Path) -> pathlib.Path:
@@ -65,7 +65,7 @@ def write_page(study: Study, folder: pathlib.Path) -> pathlib.Path:
     page,
     title='When does entropy control matter?',
     facts=['0.02 million parameters', 'exact measurements', 'make study'],
-    headlines=headline(study),
+    headlines=headlines(study),
     sections=sections_of(study),
   )
   return page
@@ -85,7 +85,7 @@ def sections_of(study: Study) -> list[PageSection]:
 
 def all_tasks_run(study: Study) -> bool:
   """Whether every task has a finished run of GRPO."""
-  return all(finished(study, name)['grpo'] for name in TASKS)
+  return all(finished_runs(study, name)['grpo'] for name in TASKS)
 
 
 def write_readme(headlines: list[str], sections: list[PageSection]) -> None:
@@ -134,11 +134,11 @@ def _subject(line: str) -> str:
   return line.partition(' (')[0].partition(': ')[0]
 
 
-def headline(study: Study) -> list[str]:
+def headlines(study: Study) -> list[str]:
   """One sentence per task: the arms that win and lose against GRPO."""
   sentences = []
   for name in TASKS:
-    task, runs_by_arm = study.task(name), finished(study, name)
+    task, runs_by_arm = study.task(name), finished_runs(study, name)
     seeds = len(runs_by_arm['grpo'])
     if not seeds:
       sentences.append(f'{task.title}: {NOT_RUN}')
@@ -173,11 +173,11 @@ def _arms(arms: list[str], comparison: str) -> str:
 def picture(study: Study) -> list[Figure]:
   """The panels of the picture, without bands; empty if an arm has no runs."""
   panels = []
-  for name, metric, unit, title, scale in PICTURE:
-    runs_by_arm = finished(study, name)
-    if not all(runs_by_arm[arm] for arm in SHOWN):
+  for name, metric, unit, title, scale in PICTURE_PANELS:
+    runs_by_arm = finished_runs(study, name)
+    if not all(runs_by_arm[arm] for arm in SHOWN_ARMS):
       return []
-    shared = set.intersection(*(set(runs_by_arm[arm]) for arm in SHOWN))
+    shared = set.intersection(*(set(runs_by_arm[arm]) for arm in SHOWN_ARMS))
     runs_by_arm = {
       arm: {seed: lines for seed, lines in runs.items() if seed in shared}
       for arm, runs in runs_by_arm.items()
