@@ -66,7 +66,7 @@ def update_metrics(
 ) -> dict[str, Scalar]:
   """Metrics of an optimiser update, over the tokens of its loss.
 
-  What does not exist is NaN: means and quantiles of no tokens, the threshold of
+  Values that do not exist are NaN: means and quantiles of no tokens, the threshold of
   an empty selection, the change of a signal of 0. Counts are 0.
 
   Entropy is in nats at the sampling temperature; `covariance` is the batch

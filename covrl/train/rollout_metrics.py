@@ -58,7 +58,7 @@ def rollout_metrics(
 ) -> dict[str, float]:
   """Returns metrics of all sampled responses, trained on or not.
 
-  What does not exist is NaN: means over responses or tokens of which there are
+  Values that do not exist are NaN: means over responses or tokens of which there are
   none.
 
   Args:

@@ -110,7 +110,7 @@ class StepSettings:
   reads_moments: bool = True
   diagnostics_every: int = 1
 
-  def diagnoses(self, step: Int[Array, '']) -> bool | Bool[Array, '']:
+  def has_diagnostics(self, step: Int[Array, '']) -> bool | Bool[Array, '']:
     """Whether the update after `step` others has diagnostics."""
     if self.diagnostics_every in (0, 1):
       return self.diagnostics_every == 1
@@ -151,7 +151,7 @@ def make_train_step(
     first: Bool[Array, ''],
     key: Key[Array, ''],
   ) -> tuple[TrainState, Metrics]:
-    diagnoses = settings.diagnoses(state.step)
+    diagnoses = settings.has_diagnostics(state.step)
 
     def run_forward(
       trainable: PyTree,

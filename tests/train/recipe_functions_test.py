@@ -217,7 +217,7 @@ def test_results_of_losses_are_checked(change, message):
       lambda c, s: (c._replace(metrics={'x': c.advantages}), s),
       "estimator's metric 'x' must be a float scalar",
     ),
-    (lambda c, s: (c, None), 'next state must have the form'),
+    (lambda c, s: (c, None), 'next state must have the shapes and dtypes'),
     (
       lambda c, s: (c, {'kl_coefficient': jnp.int32(1)}),
       'next state must have',

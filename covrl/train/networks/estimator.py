@@ -57,7 +57,8 @@ def checked_estimate(
 
   Raises:
     TypeError: when it is traced, results are of another type or dtype.
-    ValueError: when it is traced, entries are missing, or shapes are others.
+    ValueError: when it is traced, entries are missing, or shapes differ from those
+      of the rows.
   """
 
   def estimate(state: PyTree, inputs: CreditInputs) -> tuple[Credit, PyTree]:
@@ -100,8 +101,8 @@ def _checked_credit(
   """Checks credit, the estimator's or its targets; returns it in float32.
 
   Raises:
-    TypeError: an entry is of another dtype.
-    ValueError: the names or shapes of the entries are others.
+    TypeError: an entry is not of real numbers.
+    ValueError: the names or shapes of the entries are not those required.
   """
   if not isinstance(credit, dict) or set(credit) != set(estimator.credit):
     names = sorted(credit) if isinstance(credit, dict) else type(credit)
@@ -123,14 +124,14 @@ def _per_token(
 
 def _check_state(before: PyTree, after: PyTree) -> None:
   """Checks that a state has the same structure, shapes and dtypes as before."""
-  if _form(before) != _form(after):
+  if _shapes_and_dtypes(before) != _shapes_and_dtypes(after):
     raise TypeError(
-      "an estimator's next state must have the form of the state before,"
-      f' {_form(before)}, got {_form(after)}'
+      "an estimator's next state must have the shapes and dtypes of the state"
+      f' before, {_shapes_and_dtypes(before)}, got {_shapes_and_dtypes(after)}'
     )
 
 
-def _form(state: PyTree) -> PyTree:
+def _shapes_and_dtypes(state: PyTree) -> PyTree:
   """Returns dtypes and shapes of a state's arrays, as texts."""
   return jax.tree.map(
     lambda x: f'{jnp.result_type(x)}{list(jnp.shape(x))}', state
