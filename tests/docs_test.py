@@ -85,7 +85,9 @@ def commands(page: pathlib.Path) -> Iterator[list[str]]:
 
 
 COMMANDS = [command for page in PAGES for command in commands(page)]
-SHIPPED = tuple({f'{name.partition(":")[0]}:' for name, _ in config.recipes()})
+SHIPPED_PREFIXES = tuple(
+  {f'{name.partition(":")[0]}:' for name, _ in config.recipes()}
+)
 
 
 def test_make_targets_exist():
@@ -115,7 +117,7 @@ def test_recipes_and_config_fields_exist(monkeypatch):
     overrides = [w for w in command if w.startswith('--config.')]
     for spec in specs:
       name = spec.removeprefix('--config=')
-      if name.startswith(('configs/', *SHIPPED)):
+      if name.startswith(('configs/', *SHIPPED_PREFIXES)):
         config.load(name, overrides)
         checked += 1
   assert checked

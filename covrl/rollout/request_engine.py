@@ -36,7 +36,7 @@ ROWS_PER_SLOT = 2
 
 
 class RequestEngine:
-  """Samples responses to requests that come and go.
+  """Samples responses to requests that are added and cancelled at any time.
 
   A response depends on its request and not on others, to the bit for a fixed
   number of slots. Not thread-safe.
@@ -137,7 +137,7 @@ class RequestEngine:
     """Adds a request.
 
     Returns:
-      Its number; numbers ascend.
+      The request's number, which identifies it; numbers ascend.
 
     Raises:
       ValueError: the request is not valid, see `Request.check`.
@@ -159,7 +159,7 @@ class RequestEngine:
     """Admits requests, and samples up to `segment` tokens of each response.
 
     Returns:
-      New tokens by number of the request, of those that have any.
+      New tokens by the number that `submit` returned, of requests that have any.
     """
     with self._programs.use_mesh():
       self._remove_cancelled()

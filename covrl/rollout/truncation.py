@@ -121,7 +121,7 @@ def find_threshold(
   tied = count(keys == key[:, None])
   weight = jnp.exp(_from_bits(key, logits.dtype) - peak)
   missing = (top_p_mass - mass(keys > key[:, None])) / weight
-  # The loop of the search compares sums, this a quotient: at least one token.
+  # The search compares sums and this is a quotient, which rounding may make 0.
   needed = jnp.clip(jnp.ceil(missing), 1, tied.astype(logits.dtype))
   needed = jnp.where(weight > 0, needed, 1).astype(jnp.int32)
   kept = jnp.where(is_higher, tied, kept)

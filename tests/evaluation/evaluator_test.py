@@ -138,14 +138,14 @@ def test_entropy_is_over_samples_if_there_are_any(evaluator_parts):
   assert evaluate(evaluator_parts, SUITES[1:2]).entropy > 0
 
 
-def test_known_suites_have_distinct_blocks_of_noise():
+def test_known_suites_have_distinct_blocks_of_sequence_ids():
   blocks = {zlib.crc32(name.encode()) % 2047 for name in KNOWN_SUITES}
   assert len(blocks) == len(KNOWN_SUITES)
 
 
 def test_refuses_an_empty_suite(evaluator_parts):
-  with pytest.raises(ValueError, match='needs problems, none has none'):
-    evaluate(evaluator_parts, [Suite(name='none', problems=())])
+  with pytest.raises(ValueError, match='needs problems, nothing has none'):
+    evaluate(evaluator_parts, [Suite(name='nothing', problems=())])
 
 
 def test_unscored_responses_are_counted_up_to_the_limit(evaluator_parts):

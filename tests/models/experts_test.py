@@ -19,7 +19,7 @@ from covrl.models.experts import ExpertRecord, RoutedMLP, mix_experts
 from covrl.parallel.sharding import TRAIN_RULES, fitted_sharding, make_mesh
 
 # Sizes of the tokens and experts, and the number of experts of a token.
-ROWS, LENGTH, DIM, HIDDEN, EXPERTS, CHOSEN = 8, 3, 4, 8, 4, 2
+ROWS, LENGTH, DIM, HIDDEN, EXPERTS, TOP_K = 8, 3, 4, 8, 4, 2
 MIX = jax.jit(functools.partial(mix_experts, activation='silu'))
 # Logical axes of the arrays of `draw`.
 AXES = (
@@ -38,8 +38,8 @@ def draw(seed=0):
   chosen = np.argsort(rng.random((ROWS, LENGTH, EXPERTS - 1)), axis=-1)
   arrays = (
     rng.normal(size=(ROWS, LENGTH, DIM)),
-    chosen[..., :CHOSEN],
-    rng.random((ROWS, LENGTH, CHOSEN)),
+    chosen[..., :TOP_K],
+    rng.random((ROWS, LENGTH, TOP_K)),
     rng.normal(size=(EXPERTS, DIM, HIDDEN)),
     rng.normal(size=(EXPERTS, DIM, HIDDEN)),
     rng.normal(size=(EXPERTS, HIDDEN, DIM)),
@@ -134,7 +134,7 @@ def test_routing_statistics_exclude_padding():
   rng = np.random.default_rng(0)
   logits = jnp.asarray(rng.normal(size=(2, 3, EXPERTS)), jnp.float32)
   probabilities = jax.nn.softmax(logits)
-  _, chosen = jax.lax.top_k(probabilities, CHOSEN)
+  _, chosen = jax.lax.top_k(probabilities, TOP_K)
   real = jnp.array([[True, True, False], [False, True, False]])
   routing = Routing.from_choices(probabilities, chosen, real)
   kept = np.asarray(probabilities)[np.asarray(real)]

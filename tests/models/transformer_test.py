@@ -140,10 +140,10 @@ def test_every_parameter_has_a_gradient_and_remat_changes_none():
 
   plain = gradient(config)
   # 'host' needs a TPU; its programs are compiled in the tests of topologies.
-  for policy in REMAT_POLICIES.keys() - {'host'}:
-    remat = gradient(dataclasses.replace(config, remat=policy))
+  for name in REMAT_POLICIES.keys() - {'host'}:
+    actual = gradient(dataclasses.replace(config, remat=name))
     jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), plain, remat
+      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), plain, actual
     )
   for path, leaf in jax.tree.leaves_with_path(plain):
     layers = np.asarray(leaf if 'layers' in str(path) else leaf[None])
@@ -235,10 +235,10 @@ def test_chunked_prefill_bounds_the_memory_of_activations():
   tokens = jnp.zeros((4, 1024), jnp.int32)
   rows = tokens, tokens, tokens == 0
 
-  def temporaries(chunk):
+  def temporary_bytes(chunk):
     run = functools.partial(POLICY.prefill, chunk=chunk)
     memory = jax.jit(run).lower(PARAMS, *rows).compile().memory_analysis()
     assert memory is not None
     return memory.temp_size_in_bytes
 
-  assert temporaries(64) < temporaries(0) / 4
+  assert temporary_bytes(64) < temporary_bytes(0) / 4

@@ -55,19 +55,23 @@ unit = st.floats(0, 1, width=32)
   hnp.arrays(np.float32, SHAPE[:1], elements=unit),
   unit,
 )
-def test_equals_direct_sums(rewards, values, mask, discount, decay, other):
+def test_equals_direct_sums(
+  rewards, values, mask, discount, decay, critic_decay
+):
   advantages, returns = estimate(
     np.where(mask, rewards, np.nan),
     np.where(mask, values, np.inf),
     mask,
     discount,
     decay,
-    other,
+    critic_decay,
   )
   expected = direct(rewards, values, mask, discount, decay)
   np.testing.assert_allclose(advantages, expected, atol=2e-4)
-  critic = direct(rewards, values, mask, discount, np.full(SHAPE[0], other))
-  expected = np.where(mask, critic + values, 0)
+  critic_advantages = direct(
+    rewards, values, mask, discount, np.full(SHAPE[0], critic_decay)
+  )
+  expected = np.where(mask, critic_advantages + values, 0)
   np.testing.assert_allclose(returns, expected, atol=2e-4)
 
 
@@ -101,10 +105,10 @@ def test_returns_are_those_of_unwhitened_advantages():
   rewards, values = rng.normal(size=(2, 4, 5)).astype(np.float32)
   rewards, values = jnp.asarray(rewards), jnp.asarray(values)
   mask = jnp.asarray(rng.random((4, 5)) < 0.7)
-  plain, returns = estimate(rewards, values, mask, 1.0, 1.0, 1.0)
-  white, same = jax.jit(gae)(rewards, values, mask)
-  np.testing.assert_array_equal(returns, same)
-  np.testing.assert_array_equal(white, jax.jit(whiten)(plain, mask))
+  unwhitened, expected = estimate(rewards, values, mask, 1.0, 1.0, 1.0)
+  whitened, returns = jax.jit(gae)(rewards, values, mask)
+  np.testing.assert_array_equal(returns, expected)
+  np.testing.assert_array_equal(whitened, jax.jit(whiten)(unwhitened, mask))
 
 
 def test_decay_adapts_to_length():

@@ -22,12 +22,12 @@ from rollout.engines import (
   PROMPTS,
   VOCAB,
   forward,
-  host,
-  join,
   make_engine,
   make_prompts,
   params_on,
   sample,
+  to_numpy,
+  to_rows,
 )
 
 from covrl.models import Policy
@@ -44,7 +44,7 @@ def rescore(samples, temperature, policy=POLICY):
     For each sampled token: the token, the sampler's two log-probabilities, and
     the trainer's logits and log-probability.
   """
-  rows = join(samples)
+  rows = to_rows(samples)
   logits = np.asarray(forward(policy, rows), np.float64)[:, :-1] / temperature
   rows = jax.device_get(rows)
   mask = rows['loss_mask'][:, 1:]
@@ -98,7 +98,7 @@ def test_sampler_and_trainer_agree_in_bfloat16():
 
 
 def test_masks_end_tokens_and_padding():
-  samples = host(sample(temperature=1.3))
+  samples = to_numpy(sample(temperature=1.3))
   tokens, mask = samples.response_tokens, samples.response_mask
   lengths = mask.sum(axis=1)
   np.testing.assert_array_equal(mask, np.arange(LIMIT) < lengths[:, None])
@@ -115,15 +115,15 @@ def test_masks_end_tokens_and_padding():
 
 def test_ending_on_the_last_token_is_not_truncation():
   engine = make_engine(end_ids=range(VOCAB), max_response_length=1)
-  samples = host(sample(engine))
+  samples = to_numpy(sample(engine))
   assert samples.response_mask.all()
   assert not samples.truncated.any()
 
 
 def test_responses_depend_on_sequence_ids_and_not_on_rows():
-  whole = host(sample())
+  whole = to_numpy(sample())
   order = [3, 0, 7, 1, 6, 2, 5, 4]
-  mixed = host(sample(rows=order))
+  mixed = to_numpy(sample(rows=order))
   rows = np.arange(PROMPTS * GROUP).reshape(PROMPTS, GROUP)[order].reshape(-1)
   jax.tree.map(
     lambda all_rows, values: np.testing.assert_array_equal(
@@ -132,12 +132,12 @@ def test_responses_depend_on_sequence_ids_and_not_on_rows():
     whole,
     mixed,
   )
-  part = host(sample(rows=slice(2, 5)))
+  part = to_numpy(sample(rows=slice(2, 5)))
   np.testing.assert_array_equal(
     whole.response_tokens[2 * GROUP : 5 * GROUP], part.response_tokens
   )
   assert len(np.unique(whole.response_tokens, axis=0)) > PROMPTS * GROUP // 2
-  other = host(sample(ids=IDS + 1000))
+  other = to_numpy(sample(ids=IDS + 1000))
   assert not np.array_equal(whole.response_tokens, other.response_tokens)
 
 
@@ -155,7 +155,7 @@ def test_meshes_sample_the_same(shape):
   )
 
 
-# Parameters with other tensor shards, and with none.
+# Parameters that a tensor axis of 2 splits, and that none does.
 @pytest.mark.parametrize('shape', [(1, 4, 2), (1, 8)])
 def test_parameters_from_another_mesh(shape):
   # As on a torus, device numbers are not in the mesh's order.
@@ -181,7 +181,7 @@ def test_number_of_rows_that_the_mesh_does_not_divide():
 def test_rows_without_a_prompt_have_empty_responses():
   prompts, mask = make_prompts()
   mask[3] = False
-  samples = host(
+  samples = to_numpy(
     ENGINE.sample(
       PARAMS,
       prompts,
@@ -196,7 +196,7 @@ def test_rows_without_a_prompt_have_empty_responses():
   assert not samples.response_mask[empty].any()
   assert not samples.truncated[empty].any()
   np.testing.assert_array_equal(
-    samples.response_tokens[~empty], host(sample()).response_tokens[~empty]
+    samples.response_tokens[~empty], to_numpy(sample()).response_tokens[~empty]
   )
 
 
@@ -276,14 +276,14 @@ def test_rollout_rows_join_prompts_and_responses():
   (prompts, mask), samples = make_prompts(), sample()
   count = PROMPTS * GROUP
   rollouts = Rollouts(
-    **join(samples),
+    **to_rows(samples),
     sequence_ids=jnp.asarray(IDS),
     group_ids=jnp.asarray(IDS // GROUP),
     source_ids=jnp.asarray(IDS * 0),
     policy_step=jnp.zeros((count, LENGTH + LIMIT), jnp.int32),
     rewards={},
   )
-  rollouts, samples = jax.device_get(rollouts), host(samples)
+  rollouts, samples = jax.device_get(rollouts), to_numpy(samples)
   for s in range(count):
     prompt = prompts[s // GROUP][mask[s // GROUP]]
     response = samples.response_tokens[s][samples.response_mask[s]]
@@ -330,11 +330,11 @@ def test_refuses_critics():
   [
     (IDS[:-1], r'must be \[S\] = \(32,\), got \(31,\)'),
     (np.asarray(IDS, np.float32), 'must be an array of integers, got float32'),
-    # Of these JAX would keep 32 bits, which are equal: so would be all samples.
+    # JAX would keep the low 32 bits, all 0, and every response would be the same.
     (np.asarray(IDS, np.int64) << 32, 'must be integers of 32 bits'),
   ],
 )
-def test_refuses_other_sequence_ids(ids, sentence):
+def test_refuses_invalid_sequence_ids(ids, sentence):
   with pytest.raises((TypeError, ValueError), match=f'sequence_ids {sentence}'):
     sample(ids=ids)
 

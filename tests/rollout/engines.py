@@ -76,7 +76,7 @@ def params_on(mesh):
   return jax.device_put(PARAMS, shardings)
 
 
-def host(samples):
+def to_numpy(samples):
   """Converts to numpy, whose indexing compiles nothing."""
   return jax.device_get(samples)
 
@@ -93,6 +93,6 @@ def forward(policy, rows, params=PARAMS):
   return hidden.astype(jnp.float32) @ policy.unembedding(params)
 
 
-def join(samples):
+def to_rows(samples):
   """Prompts and responses as rows of rollouts."""
   return to_rollout_rows(*make_prompts(), samples, GROUP)

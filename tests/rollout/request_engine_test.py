@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests that come and go: exactness, isolation, options, rows, limits."""
+"""Request engine: exactness, isolation of requests, options, rows, limits."""
 
 import gc
 from typing import Any
@@ -159,7 +159,7 @@ def test_log_probabilities_are_those_of_temperature_one(engine):
       np.testing.assert_allclose(logprobs, scaled[indices], atol=1e-5)
 
 
-def test_others_and_cancellation_change_no_bit(engine):
+def test_responses_do_not_depend_on_other_or_cancelled_requests(engine):
   requests = make_requests(24)
   together = finish(engine, requests, cancel=range(2, 24, 3))
   mixed = finish(engine, requests[::-1])

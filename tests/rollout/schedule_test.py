@@ -6,7 +6,7 @@ from collections import deque
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rollout.engines import host, make_engine, sample
+from rollout.engines import make_engine, sample, to_numpy
 
 from covrl.rollout import engine as engine_module
 from covrl.rollout.layout import divide
@@ -100,10 +100,10 @@ def test_segments_are_started_before_results_are_read(monkeypatch):
     return wait(status, **options)
 
   monkeypatch.setattr(engine_module, '_read', note_and_read)
-  ahead = host(sample(engine))
+  ahead = to_numpy(sample(engine))
   assert events == ['run', 'read', 'run', 'read', 'run', 'read', 'read']
   events.clear()
-  one_by_one = host(sample(engine, options={'is_enough': lambda: False}))
+  one_by_one = to_numpy(sample(engine, options={'is_enough': lambda: False}))
   assert events == ['read', 'run', 'read', 'run', 'read', 'run', 'read']
   for ours, expected in zip(ahead, one_by_one, strict=True):
     assert ours is None or (ours == expected).all()

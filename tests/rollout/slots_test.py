@@ -19,12 +19,12 @@ from rollout.engines import (
   PROMPTS,
   VOCAB,
   forward,
-  host,
-  join,
   make_engine,
   make_prompts,
   params_on,
   sample,
+  to_numpy,
+  to_rows,
 )
 
 from covrl.parallel.sharding import make_mesh
@@ -47,15 +47,15 @@ def assert_same(actual, expected, atol=1e-6):
 @pytest.mark.parametrize(('slots', 'segment'), [(8, 3), (1, 4), (5, 16)])
 def test_slots_are_refilled_from_the_queue(slots, segment):
   engine = make_engine(slots=slots, segment=segment)
-  assert_same(host(sample(engine)), host(sample()))
+  assert_same(to_numpy(sample(engine)), to_numpy(sample()))
 
 
 def test_refill_and_cancellation_change_no_bit():
   """Other requests and their order do not matter with the same number of slots."""
   engine = make_engine(slots=8, segment=2)
-  all_samples = host(sample(engine))
+  all_samples = to_numpy(sample(engine))
   order = [3, 0, 7, 1]
-  some_samples = host(sample(engine, rows=order))
+  some_samples = to_numpy(sample(engine, rows=order))
   rows = np.arange(PROMPTS * GROUP).reshape(PROMPTS, GROUP)[order].reshape(-1)
   jax.tree.map(
     lambda all_rows, values: np.testing.assert_array_equal(
@@ -76,7 +76,7 @@ def test_number_of_slots_is_reduced_when_slots_are_idle(monkeypatch):
     return run(params, state, *arguments)
 
   monkeypatch.setattr(engine, '_run', run_and_count)
-  assert_same(host(sample(engine)), host(sample()))
+  assert_same(to_numpy(sample(engine)), to_numpy(sample()))
   assert sizes[0] == 32
   assert sizes == sorted(sizes, reverse=True)
   assert set(sizes) <= {32, 16, 8, 4}
@@ -87,8 +87,8 @@ def test_slots_are_refilled_within_shards_of_a_mesh():
   engine = make_engine(make_mesh((4,), jax.devices()[:4]), slots=8, segment=3)
   params, responses = params_on(engine.mesh), Responses()
   options = {'on_response': responses}
-  samples = host(sample(engine, params=params, options=options))
-  assert_same(samples, host(sample()), atol=1e-5)
+  samples = to_numpy(sample(engine, params=params, options=options))
+  assert_same(samples, to_numpy(sample()), atol=1e-5)
   responses.assert_equal(samples)
 
 
@@ -131,7 +131,7 @@ def test_finished_responses_are_handed_over_while_others_are_sampled(
     sampling=Sampling.make(),
     on_response=responses,
   )
-  responses.assert_equal(host(samples))
+  responses.assert_equal(to_numpy(samples))
   assert len(responses) == (PROMPTS - 1) * GROUP
   # Responses of one token are reported after the third call has begun.
   assert finished_counts[:2] == [0, 0]
@@ -152,20 +152,22 @@ def test_carried_responses_go_on_with_the_given_parameters(shape):
   mesh = shape and make_mesh(shape, jax.devices()[: shape[0]])
   engine = make_engine(mesh, slots=8, segment=2)
   params = params_on(mesh) if mesh else PARAMS
-  carried = host(sample(engine, params=params, options=stop_after_segments(1)))
+  carried = to_numpy(
+    sample(engine, params=params, options=stop_after_segments(1))
+  )
   assert (carried.response_mask.sum(axis=1) == 1).any()
   continued = sample(engine, params=params, options={'carried': carried})
-  assert_same(host(continued), host(sample()), atol=1e-5)
+  assert_same(to_numpy(continued), to_numpy(sample()), atol=1e-5)
 
   other_params, responses = jax.tree.map(lambda x: 1.5 * x, params), Responses()
   options = {'carried': carried, 'on_response': responses}
-  ended = host(sample(engine, params=other_params, options=options))
+  ended = to_numpy(sample(engine, params=other_params, options=options))
   old = carried.response_mask
   for name in ('response_tokens', 'sampler_logprobs', 'behaviour_logprobs'):
     np.testing.assert_array_equal(
       getattr(ended, name)[old], getattr(carried, name)[old]
     )
-  logits = forward(POLICY, join(ended), jax.device_get(other_params))
+  logits = forward(POLICY, to_rows(ended), jax.device_get(other_params))
   logprobs = np.asarray(jax.nn.log_softmax(logits))[:, LENGTH - 1 : -1]
   tokens = ended.response_tokens[..., None]
   logprobs = np.take_along_axis(logprobs, tokens, axis=2)[..., 0]
@@ -192,7 +194,7 @@ def test_ten_thousand_requests_through_few_slots():
   ids = rng.permutation(10_000).astype(np.int32)
 
   def run(rows):
-    return host(
+    return to_numpy(
       engine.sample(
         PARAMS,
         prompts[rows],
