@@ -93,8 +93,8 @@ class GroupEngine:
       mesh: mesh over which rows are split; `None` is the default device.
       end_ids: tokens that end a response.
       pad_id: token that fills rows.
-      prompts: prompts whose keys and values are in memory, but for a few that
-        wait for a slot.
+      prompts: number of prompts whose keys and values are in memory; a few more
+        are held for groups that wait for slots.
       prompt_width: padded length of a prompt, in tokens.
       max_response_length: tokens of a response, at most.
       group_size: responses per prompt.
@@ -123,15 +123,15 @@ class GroupEngine:
     self._programs = SlotPrograms(self._decoder, mesh, self.segment)
     slots_per_shard = -(-(slots or prompts * group_size) // self._shards)
     self.slots = slots_per_shard * self._shards
-    in_memory = max(
+    prompts_per_shard = max(
       -(-prompts // self._shards), -(-slots_per_shard // group_size)
     )
-    self._batch = min(ADMITTED, in_memory)
-    in_memory += self._batch
+    self._batch = min(ADMITTED, prompts_per_shard)
+    prompts_per_shard += self._batch
     self._sizes = Sizes(
-      prompts=in_memory,
+      prompts=prompts_per_shard,
       width=prompt_width,
-      requests=in_memory * group_size,
+      requests=prompts_per_shard * group_size,
       slots=slots_per_shard,
       stop_ids=0,
     )

@@ -18,8 +18,8 @@ from covrl.serve.choices import Choice
 from covrl.serve.fields import parse_completion
 from covrl.serve.text import NotFiniteError, ResponseText
 
-# Fields that have no meaning in a file.
-_ONLY_SERVED = ('logprobs', 'model', 'stream', 'stream_options', 'user')
+# Fields of requests to a server that lines of a file must not have.
+_SERVER_FIELDS = ('logprobs', 'model', 'stream', 'stream_options', 'user')
 # Lines in memory, per slot of the engine.
 _LINES_PER_SLOT = 16
 
@@ -140,7 +140,7 @@ class _Batch:
       raise ValueError(f'a line must be an object, got {type_name(fields)}')
     if 'id' in fields:
       line.head['id'] = fields.pop('id')
-    for name in _ONLY_SERVED:
+    for name in _SERVER_FIELDS:
       if name in fields:
         raise ValueError(f'{name} is a field of covrl serve, and not of files')
     prompt = fields.get('prompt')
@@ -164,21 +164,21 @@ class _Batch:
 
   def step(self) -> None:
     """Samples a segment."""
-    for number, new in self._engine.step().items():
-      choice, response = self.choices[number]
+    for request_number, new_tokens in self._engine.step().items():
+      choice, response = self.choices[request_number]
       try:
-        delta = response.append(new)
+        delta = response.append(new_tokens)
       except NotFiniteError as error:
         self._fail(choice, str(error))
-        del self.choices[number]
-        if new.finish_reason is None:
-          self._engine.cancel(number)
+        del self.choices[request_number]
+        if new_tokens.finish_reason is None:
+          self._engine.cancel(request_number)
         continue
       choice.add(delta)
       if delta.finish_reason is not None:
-        del self.choices[number]
-        if new.finish_reason is None:
-          self._engine.cancel(number)
+        del self.choices[request_number]
+        if new_tokens.finish_reason is None:
+          self._engine.cancel(request_number)
 
   def _fail(self, choice: Choice, error: str) -> None:
     """Ends a choice, and gives its line an error as its result."""
