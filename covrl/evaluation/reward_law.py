@@ -17,6 +17,8 @@ from jaxtyping import Float
 
 # Entropies beyond any vocabulary's, in nats, whose exponential may overflow.
 _MAX_ENTROPY = 100.0
+# Entropies of nearly deterministic policies are below 0 by at most this.
+_ROUNDING = 1e-3
 
 Numbers = Float[np.ndarray, ' n']
 Pair = Float[np.ndarray, '2']
@@ -93,8 +95,8 @@ def reward_law(
     seed: seed of the resampling.
 
   Raises:
-    ValueError: there are fewer than nine points, a number is not finite, or the
-      entropies of the first third are all equal.
+    ValueError: there are fewer than nine points, a number is not finite, an entropy
+      is negative, or the entropies of the first third are all equal.
 
   References:
     Cui et al., `The Entropy Mechanism of Reinforcement Learning for Reasoning
@@ -113,10 +115,11 @@ def reward_law(
       'a law of reward needs nine points or more of entropy and of reward, got '
       f'{entropy.size} and {reward.size}'
     )
-  finite = np.isfinite(reward) & (np.abs(entropy) <= _MAX_ENTROPY)
+  is_entropy = (entropy >= -_ROUNDING) & (entropy <= _MAX_ENTROPY)
+  finite = np.isfinite(reward) & is_entropy
   if not finite.all():
     raise ValueError(
-      f'a law of reward needs finite rewards and entropies of at most'
+      f'a law of reward needs finite rewards and entropies from 0 to'
       f' {_MAX_ENTROPY:g} nats, got {entropy[~finite][0]:g} with the reward'
       f' {reward[~finite][0]:g}'
     )

@@ -50,8 +50,11 @@ class AppendLog:
     Locally it is in the file at once, so that other processes can read it.
 
     Raises:
+      ValueError: the text is of several lines.
       StorageError: it cannot be written.
     """
+    if '\n' in line:
+      raise ValueError(f'a line of a log must be one line, got {line!r:.80}')
     self._require_intact()
     data = f'{line}\n'.encode()
     self._stored.append(data)

@@ -290,8 +290,13 @@ def read_into(file: epath.Path, begin: int, array: np.ndarray) -> None:
   """Fills an array with the bytes of a file from offset `begin` on.
 
   Raises:
-    ValueError: if the file ends before the array is full.
+    ValueError: if the file ends before the array is full, or the array is not
+      contiguous: a copy of it would be filled.
   """
+  if not array.flags.c_contiguous:
+    raise ValueError(
+      f'an array to read into must be contiguous, got strides {array.strides}'
+    )
   buffer = array.reshape(-1).view(np.uint8).data
   with open_binary(file) as stream:
     stream.seek(begin)

@@ -48,7 +48,7 @@ def test_refuses_few_points_and_constant_entropies():
   with pytest.raises(ValueError, match='entropies that differ'):
     reward_law(np.ones(30), np.ones(30))
   entropy, reward = noisy_run(30)
-  for wrong in (np.nan, np.inf, 1e6):
+  for wrong in (np.nan, np.inf, 1e6, -0.5):
     spoilt = np.where(entropy == entropy[3], wrong, entropy)
     with pytest.raises(ValueError, match='needs finite rewards and entropies'):
       reward_law(spoilt, reward)

@@ -131,3 +131,11 @@ def test_a_log_under_two_names_is_not_changed_under_the_other(tmp_path, kind):
   assert original.read_bytes() == before
   assert read_log(link) == before[:16].decode() + 'after\n'
   assert notes == []
+
+
+def test_a_line_of_several_lines_is_refused(tmp_path):
+  log = open_log(epath.Path(tmp_path) / 'metrics.jsonl')
+  with pytest.raises(ValueError, match='must be one line, got'):
+    log.write('a\nb')
+  assert log.sync()['lines'] == 0
+  log.close()

@@ -68,6 +68,9 @@ def test_reads_parts_of_files(bucket, tmp_path):
     assert storage.file_size(root / 'x.bin') == 404
     with pytest.raises(ValueError, match='must have 424 bytes, got 404'):
       storage.read_into(root / 'x.bin', 364, values)
+    # A copy would be filled, and the array left as it was.
+    with pytest.raises(ValueError, match='must be contiguous, got strides'):
+      storage.read_into(root / 'x.bin', 4, values.T)
 
 
 def test_copies_directories_to_and_from_a_bucket(bucket, tmp_path):
