@@ -19,9 +19,10 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt
 
+from covrl.array_checks import check_array
 from covrl.models.cache import DecodeCache, PromptCache
 from covrl.models.config import ModelConfig
-from covrl.models.experts import Routing
+from covrl.models.experts import ExpertRecord, Routing
 from covrl.models.layers import soft_cap
 from covrl.models.lora import join_adapters, merge_adapters, split_adapters
 from covrl.models.transformer import Transformer, make_rngs
@@ -226,7 +227,14 @@ class Policy:
       recorded: experts to route each token to, see
         `covrl.models.experts.ExpertRecord`; those that were not recorded, and
         all if `None`, are the router's likeliest.
+
+    Raises:
+      TypeError: the record is not of integers.
+      ValueError: it is of another shape, or the model has no experts.
     """
+    if recorded is not None:
+      shape = ExpertRecord.of(self.config).shape(*tokens.shape)
+      check_array('recorded', recorded, 'int', 'B T L k', shape)
     return self._module(params)(
       tokens,
       positions,

@@ -7,6 +7,7 @@ import itertools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from fast_compilation import QUICK
@@ -216,3 +217,23 @@ def test_refuses_a_model_without_experts():
       max_response_length=LIMIT,
       record_experts=True,
     )
+
+
+@pytest.mark.parametrize(
+  ('policy', 'shape', 'message'),
+  [
+    # The record of one expert was broadcast.
+    (POLICY, (1, 3, 2, 1), r'must be \[B, T, L, k\] = \(1, 3, 2, 2\), got'),
+    (Policy(tiny(16)), (1, 3, 2, 2), 'needs a model with experts'),
+  ],
+)
+def test_records_of_another_model_are_refused(policy, shape, message):
+  ids, record = jnp.ones((1, 3), jnp.int32), jnp.ones(shape, jnp.uint8)
+
+  def run(params):
+    return policy.hidden_and_routing(
+      params, ids, positions=ids, segment_ids=ids, recorded=record
+    )
+
+  with pytest.raises(ValueError, match=message):
+    jax.eval_shape(run, policy.abstract_params())
