@@ -269,7 +269,7 @@ def test_samples_and_evaluates_a_run(capsys, uninterrupted, tmp_path):
     capsys, 'sample', *prompt, '--max_length=0'
   )
   assert (
-    '--batch needs a pretrained model, --suite and no --config, got 8 '
+    '--batch must be given with a pretrained model, --suite and no --config, got 8 '
     in (refused(capsys, 'evaluate', str(uninterrupted), '--batch=8'))
   )
   assert "--suite_directory must be given with --suite, got 'x'" in refused(
