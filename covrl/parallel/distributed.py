@@ -209,9 +209,8 @@ def wait_until(ready: Callable[[], bool], *, excess: float = 1 / 16) -> None:
 
   Args:
     ready: the condition.
-    excess: share by which the wait may be longer than it has to be; it is at
-      least 0.2 and at most 5 ms, beside the time that the system takes to wake a
-      process. Each poll takes time from programs that run on the CPU.
+    excess: share by which the wait may be longer than it has to be, from 0.2 to
+      5 ms; each poll takes time from programs that run on the CPU.
   """
   start = time.monotonic()
   while not ready():
@@ -222,10 +221,7 @@ def wait_until(ready: Callable[[], bool], *, excess: float = 1 / 16) -> None:
 
 
 def wait_for(future: Future[Result]) -> Result:
-  """Waits for a future, polling meanwhile, and returns its result.
-
-  It returns as soon as the future is done.
-  """
+  """Waits for a future, polling meanwhile; returns its result once done."""
   while wait([future], timeout=_MAX_INTERVAL).not_done:
     _poll()
   _on_progress()

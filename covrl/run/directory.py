@@ -48,7 +48,6 @@ _RESULTS = ('rollouts/', 'evaluation/')
 RECIPE = 'recipe'
 """Name of the recipe's identity among the inputs that a checkpoint names."""
 
-
 # Orbax searches for a checkpoint's metadata by a pattern made of its path: a run
 # in such a directory could not be resumed.
 _PATTERNS = ('*', '?', '[', '\\')

@@ -125,8 +125,8 @@ def token_stats(
     moments: whether to return Σ π², Σ π² log π and Σ π² log² π as well.
     mask: true where statistics are wanted; elsewhere they are 0. `None` is
       everywhere. The wanted positions of a device are gathered, and the cost is
-      that of their number: in steps of an eighth in XLA's chunks, of blocks in
-      kernels. Truncated policies process every position.
+      that of their number: in steps of an eighth, or of 512, in XLA's chunks, of
+      blocks in kernels. Truncated policies process every position.
     truncation: truncations of the policy of which the statistics have the
       entropy (`top_entropy`) and the moments the log-probability of the target
       (`filtered_logprobs`). They are computed by XLA, whatever the

@@ -396,11 +396,3 @@ def test_refuses_arguments_of_another_type_or_shape(name):
   make, message = MISTYPED[name]
   with pytest.raises((TypeError, ValueError), match=message):
     make()
-
-
-def test_the_largest_fraction_is_accepted_in_every_precision():
-  covrl.kl_cov(fraction=0.05)
-  covrl.kl_cov(fraction=jnp.float32(0.05))
-  covrl.kl_cov(fraction=0.2, allow_large=True)
-  # `inject_hyperparams` passes this if a schedule starts at 0.
-  covrl.kl_cov(fraction=jnp.float32(0.0))

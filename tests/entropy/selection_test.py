@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from covrl import select_random, select_top
+from covrl import kl_cov, select_random, select_top
 from covrl.entropy import exact_quantile
 from covrl.parallel import sharding
 
@@ -169,3 +169,11 @@ def test_float64_keys_do_not_narrow(x64):
   scores = jnp.array([[1.0, 1.0 + 1e-12, 1.0 - 1e-12]])
   chosen = select_top(scores, jnp.ones((1, 3), bool), fraction=0.34)
   np.testing.assert_array_equal(chosen, [[False, True, False]])
+
+
+def test_the_largest_fraction_is_accepted_in_every_precision():
+  kl_cov(fraction=0.05)
+  kl_cov(fraction=jnp.float32(0.05))
+  kl_cov(fraction=0.2, allow_large=True)
+  # `inject_hyperparams` passes this if a schedule starts at 0.
+  kl_cov(fraction=jnp.float32(0.0))

@@ -2,6 +2,7 @@
 """Golden checkpoints and the outputs that transformers computed with them."""
 
 import functools
+import json
 import pathlib
 import shutil
 
@@ -62,3 +63,10 @@ def rewrite(directory, **tensors):
 
 def assert_trees_equal(a, b):
   jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def edit_config(directory, **fields):
+  """Replaces fields of a model's `config.json`."""
+  file = directory / 'config.json'
+  text = json.dumps(json.loads(file.read_text()) | fields)
+  file.write_text(text)
