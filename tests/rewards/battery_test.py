@@ -6,7 +6,7 @@ import concurrent.futures
 
 import pytest
 from rewards.battery import CASES, Case
-from rewards.leftovers import leftovers
+from rewards.leftovers import leftovers, leftovers_once_ended
 
 from covrl.rewards import Judge
 
@@ -20,7 +20,7 @@ def judge():
   judge.judge('print(1)', [{'stdin': '', 'stdout': '1'}])
   before = leftovers()
   yield judge
-  assert leftovers() == before
+  assert leftovers_once_ended(before) == before
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import time
 
 # Users of root's sandboxes have ids from here on, above all assigned ones.
 _FIRST_UID = 1_900_000_000
@@ -34,3 +35,15 @@ def leftovers() -> dict[str, int]:
     'shared files': len(os.listdir('/dev/shm')),
     'mounts': len(pathlib.Path('/proc/mounts').read_text().splitlines()),
   }
+
+
+def leftovers_once_ended(expected: dict[str, int]) -> dict[str, int]:
+  """Counts again once they are as expected, or after five seconds.
+
+  A thread that was joined is a task of its process until the kernel has ended
+  it, which is a moment later.
+  """
+  deadline = time.monotonic() + 5.0
+  while (counts := leftovers()) != expected and time.monotonic() < deadline:
+    time.sleep(0.02)
+  return counts
