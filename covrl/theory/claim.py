@@ -39,6 +39,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
+from covrl.array_checks import check_integer
 from covrl.theory.evidence import Evidence
 
 HOLDS, FAILS, HOLDS_IF = 'holds', 'fails', 'holds if '
@@ -53,12 +54,17 @@ class Settings:
 
   Attributes:
     quick: fewer trials, seeds and steps, for continuous integration.
-    seed: seed of all random numbers. Every claim starts from it anew, so that
+    seed: seed of all random numbers, in [0, 2³¹). Every claim starts from it anew, so that
       a claim gives the same values alone and together with others.
   """
 
   quick: bool = False
   seed: int = 0
+
+  def __post_init__(self) -> None:
+    if not isinstance(self.quick, bool):
+      raise TypeError(f'quick must be True or False, got {self.quick!r}')
+    check_integer('seed', self.seed, 0, 2**31 - 1)
 
   def choose(self, full: Size, quick: Size) -> Size:
     """Returns `quick` for a quick run and `full` otherwise."""
@@ -102,7 +108,8 @@ class Claim:
   section: str
 
   def __post_init__(self) -> None:
-    if not self.verdict.startswith((HOLDS, FAILS)):
+    holds_if = self.verdict.removeprefix(HOLDS_IF) not in ('', self.verdict)
+    if self.verdict not in (HOLDS, FAILS) and not holds_if:
       raise ValueError(
         f"verdict must be 'holds', 'fails' or 'holds if …', got {self.verdict!r}"
       )

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from covrl.array_checks import check_number
+
 EXACT_TOLERANCE = 1e-12  # for rounding errors of 64-bit algebra
 
 Numbers = Float[np.ndarray, ' n']
@@ -33,8 +35,8 @@ class Check(NamedTuple):
 
   @property
   def passes(self) -> bool:
-    """Whether the value lies in the interval; NaN does not."""
-    return self.low <= self.value <= self.high
+    """Whether the value lies in the interval; NaN and infinities do not."""
+    return math.isfinite(self.value) and self.low <= self.value <= self.high
 
   @property
   def tolerance(self) -> str:
@@ -54,12 +56,14 @@ class Check(NamedTuple):
 
 
 def at_most(label: str, value: Any, bound: float | int) -> Check:
-  """Checks that a value does not exceed a bound."""
+  """Checks that a value does not exceed a finite bound."""
+  check_number('bound', bound, -math.inf)
   return Check(label, float(value), high=float(bound))
 
 
 def at_least(label: str, value: Any, bound: float | int) -> Check:
-  """Checks that a value reaches a bound."""
+  """Checks that a value reaches a finite bound."""
+  check_number('bound', bound, -math.inf)
   return Check(label, float(value), low=float(bound))
 
 
@@ -67,7 +71,9 @@ def close_to(
   label: str, value: Any, expected: Any, tolerance: float | int
 ) -> Check:
   """Checks that a value equals another one up to an absolute tolerance."""
+  check_number('tolerance', tolerance, 0)
   middle = float(expected)
+  check_number('expected', middle, -math.inf)
   return Check(
     label, float(value), float(middle - tolerance), float(middle + tolerance)
   )
@@ -144,6 +150,9 @@ class Evidence:
     corrected: checks of the corrected statement; all must pass.
     plots: plots for the report.
     tables: tables for the report.
+
+  Raises:
+    ValueError: there is no check of the statement as printed.
   """
 
   printed: Sequence[Check]
@@ -151,6 +160,10 @@ class Evidence:
   corrected: Sequence[Check] = ()
   plots: Sequence[Plot] = ()
   tables: Sequence[Table] = ()
+
+  def __post_init__(self) -> None:
+    if not self.printed:
+      raise ValueError('printed must have at least one check, got none')
 
   def checks(self) -> Iterator[tuple[str, Check]]:
     """Yields every check with the name of its group."""

@@ -1,16 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exact gradient ascent in bandits, with and without an entropy bonus."""
+"""Exact gradient ascent in bandits, with and without an entropy bonus.
+
+Functions refuse, with `TypeError` or `ValueError`, logits without a softmax,
+rewards of another number of actions, and numbers that are not finite.
+"""
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
+from covrl.array_checks import check_integer, check_number
 from covrl.theory import categorical
+from covrl.theory.argument_checks import check_finite
 from covrl.theory.claim import Settings
 
 Vectors = Float[np.ndarray, '*n K']
@@ -25,6 +32,8 @@ def random_bandits(settings: Settings) -> tuple[Vectors, Vectors]:
 
 def gradient(z: Vectors, rewards: Vectors, alpha: float = 0.0) -> Vectors:
   """∇(E r + α H) = π (r − E r − α f), with f = log π + H."""
+  check_number('alpha', alpha, -math.inf)
+  check_finite('rewards', rewards)
   pi = categorical.softmax(z)
   f = categorical.centred_logprobs(pi)
   return pi * (categorical.centred(pi, rewards) - alpha * f)
@@ -34,18 +43,22 @@ def value(
   z: Vectors, rewards: Vectors, alpha: float = 0.0
 ) -> Float[np.ndarray, '*n']:
   """E r + α H."""
+  check_number('alpha', alpha, -math.inf)
+  check_finite('rewards', rewards)
   pi = categorical.softmax(z)
   return categorical.expectation(pi, rewards) + alpha * categorical.entropy(pi)
 
 
 def reward_gap(z: Vectors, rewards: Vectors) -> Float[np.ndarray, '*n']:
   """max r − E r, without cancellation."""
+  check_finite('rewards', rewards)
   pi = categorical.softmax(z)
   return categorical.expectation(pi, rewards.max(-1, keepdims=True) - rewards)
 
 
 def squared_norm(x: Vectors) -> Float[np.ndarray, '*n']:
   """‖x‖²."""
+  check_finite('x', x)
   return np.asarray((x**2).sum(-1))
 
 
@@ -64,6 +77,7 @@ def near_entropy_maximum(
   Returns:
     Logits, the smoothness L, and the entropy gap log K − H.
   """
+  check_number('size', size, 0, is_open=True)
   z = settings.rng().normal(size=(1, 5))
   z = size * (z - z.mean()) / np.linalg.norm(z - z.mean())
   entropy = categorical.entropy(categorical.softmax(z))[0]
@@ -84,6 +98,7 @@ SCHEDULES: dict[str, Callable[[int], float]] = {
 
 def log_spaced_steps(steps: int) -> Float[np.ndarray, ' t']:
   """At most forty steps, evenly spaced in logarithm, including the last."""
+  check_integer('steps', steps, 1)
   return np.unique(np.logspace(0, np.log10(steps), 40).round()).astype(float)
 
 
@@ -146,8 +161,11 @@ def run_schedules(
 
   Args:
     settings: settings of the run.
-    rewards: reward of each action.
+    rewards: reward of each of at least two actions.
   """
+  check_finite('rewards', np.asarray(rewards), 'K')
+  if len(rewards) < 2:
+    raise ValueError(f'rewards must be of two or more actions, got {rewards}')
   steps = settings.choose(40_000, 10_000)
   start = 0.5 * settings.rng().normal(size=len(rewards))
   z = np.repeat(start[None], len(BOUNDED_SCHEDULES), 0)

@@ -26,6 +26,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 import covrl
+from covrl.array_checks import check_integer
 from covrl.entropy import DecisionCache
 from covrl.theory import tabular, trees
 from covrl.theory.claim import Settings
@@ -271,7 +272,12 @@ def _iteration(
 
 
 def summary_table(results: MethodResults, problem_set: int) -> Table:
-  """Final numbers of every method on one problem set."""
+  """Final numbers of every method on one problem set.
+
+  Raises:
+    ValueError: `problem_set` is not an index of `PROBLEM_SETS`.
+  """
+  check_integer('problem_set', problem_set, 0, len(PROBLEM_SETS) - 1)
   early = max(0, round(0.02 * POINTS) - 1)
   rows = [
     [

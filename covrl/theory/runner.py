@@ -56,9 +56,11 @@ def run_claims(
     on_progress: called with the number of checked claims and the total.
 
   Raises:
-    ValueError: no claim has the name.
+    ValueError: no claim has the name, or there are no claims.
   """
   chosen = claims if name is None else find_claims(name)
+  if not chosen:
+    raise ValueError('claims must have at least one claim, got none')
   settings, started = Settings(quick=quick), time.monotonic()
   results = []
   on_progress(0, len(chosen))

@@ -13,8 +13,10 @@ import optax
 from jaxtyping import Bool, Float
 
 import covrl
+from covrl.array_checks import check_array, check_number
 from covrl.entropy import DecisionCache
 from covrl.theory import categorical, tabular, trees
+from covrl.theory.argument_checks import check_finite
 from covrl.theory.claim import Settings
 
 LEARNING_RATE = 1e-5  # small enough for the first order to be accurate
@@ -67,7 +69,13 @@ def _sample(
 def top_tokens(
   scores: Float[np.ndarray, 'B T'], fraction: float
 ) -> Bool[np.ndarray, 'B T']:
-  """Mask of the tokens with the highest scores."""
+  """Mask of the tokens with the highest scores.
+
+  Raises:
+    ValueError: a score is not finite, or the fraction is outside [0, 1].
+  """
+  check_finite('scores', scores, 'B T')
+  check_number('fraction', fraction, 0, 1)
   return np.asarray(_top_tokens(jnp.asarray(scores), fraction))
 
 
@@ -91,7 +99,12 @@ def draw_clip_cov(
   Returns:
     `CLIP_COV_DRAWS` selections as NumPy arrays, and the logits after an update
     with each of them.
+
+  Raises:
+    ValueError: the ends are NaN, or the upper one is below the lower one.
   """
+  if not low <= high:
+    raise ValueError(f'high must be at least low, {low:g}, got {high:g}')
   batch = sample_bandit_batch(settings)
   drawn = _draw_clip_cov(batch.logits, batch.tokens, settings.key(), low, high)
   selection, logits = jax.tree.map(np.asarray, drawn)
@@ -133,7 +146,13 @@ def updated_logits(
   Args:
     batch: the batch.
     kept: factors of the tokens' weights; 0 detaches a token.
+
+  Raises:
+    ValueError: the factors are not finite, or not one per token.
   """
+  if np.ndim(kept):
+    check_array('kept', kept, 'float', 'B T', batch.tokens.weights.shape)
+  check_finite('kept', kept)
   weights = batch.tokens.weights * kept
   tokens = batch.tokens._replace(weights=weights)
   return np.asarray(_updated_logits(batch.logits, tokens))[:, 0]

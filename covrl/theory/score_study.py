@@ -56,7 +56,14 @@ class SavedEntropy(NamedTuple):
 
 @functools.cache
 def measure(settings: Settings, policy: str, optimiser: str) -> SavedEntropy:
-  """Measures one policy and optimiser with six seeds (quick: one)."""
+  """Measures one policy and optimiser with six seeds (quick: one).
+
+  Raises:
+    ValueError: there is no such policy or optimiser.
+  """
+  for name, known in ((policy, POLICIES), (optimiser, OPTIMISERS)):
+    if name not in known:
+      raise ValueError(f'policy and optimiser must be of {known}, got {name!r}')
   seeds = range(settings.choose(6, 1))
   runs = [_measure(policy, optimiser == 'Adam', seed) for seed in seeds]
   saved, predicted, actual = zip(*runs, strict=True)

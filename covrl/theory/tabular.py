@@ -6,6 +6,8 @@ and gives them group-relative advantages, as the trainer does. `all_pairs` lists
 every pair of state and action, weighted by ρ(s) π(a|s), with the policy's own
 advantages, so that the same chain computes exact expectations. `update` is the
 trainer's step without sharding: statistics, loss, token chain, pull-back.
+Arguments of another type, shape or range are refused with `TypeError` or
+`ValueError`; values of traced arrays are not known.
 """
 
 from __future__ import annotations
@@ -20,10 +22,16 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from covrl.array_checks import check_array, check_integer, check_number
 from covrl.entropy.base import update_signal
 from covrl.objectives import group_relative, policy_gradient, token_weights
 from covrl.statistics.reference import token_stats_from_logits
 from covrl.theory import trees
+from covrl.theory.argument_checks import (
+  check_finite,
+  check_indices,
+  check_logits,
+)
 from covrl.types import TokenMoments, TokenStats
 
 
@@ -71,6 +79,8 @@ def gumbel_noise(
     tree: the tree of the prompts.
     responses: number of responses G per prompt.
   """
+  for count in (*policies, responses):
+    check_integer('policies and responses', count, 1)
   shape = (*policies, tree.depth, tree.prompts * responses, tree.actions)
   flat = jax.random.gumbel(key, (math.prod(shape),), tree.rewards.dtype)
   return flat.reshape(shape)
@@ -91,7 +101,15 @@ def sample_tokens(
     noise: from `gumbel_noise`.
     scale: normalisation of advantages, see `covrl.group_relative`.
   """
+  check_logits('logits', logits, tree.rewards.shape)
+  check_finite('noise', noise, 'D B K')
   responses = noise.shape[1] // tree.prompts
+  rows = responses * tree.prompts
+  if not rows or noise.shape != (tree.depth, rows, tree.actions):
+    raise ValueError(
+      f'noise must be [{tree.depth}, G * {tree.prompts}, {tree.actions}], got'
+      f' {noise.shape}'
+    )
   prompts = jnp.repeat(jnp.arange(tree.prompts), responses)
   node = jnp.zeros_like(prompts)
   alive = jnp.ones(prompts.shape, bool)
@@ -123,6 +141,7 @@ def sequence_ids(tokens: Tokens, batch: ArrayLike) -> Int[Array, 'B T']:
   Random selections depend on them, so batches that share a PRNG key draw
   independently.
   """
+  check_indices('batch', batch, 2**31 // len(tokens.rewards))
   rows = jnp.arange(len(tokens.rewards))[:, None]
   ids = jnp.asarray(batch, jnp.int32) * len(tokens.rewards) + rows
   return jnp.broadcast_to(ids, tokens.states.shape)
@@ -133,6 +152,7 @@ def all_pairs(tree: trees.Tree, logits: Float[Array, 'P S K']) -> Tokens:
 
   With these tokens the gradient of the loss is the exact policy gradient.
   """
+  check_logits('logits', logits, tree.rewards.shape)
   pi = jax.nn.softmax(logits)
   rho = trees.visit_frequencies(tree, pi)
   count = tree.prompts * tree.nodes
@@ -162,10 +182,11 @@ def token_statistics(
     old_logits: if given, the statistics include the full KL(π_old ‖ π) of each
       token's state.
   """
-  table = logits.reshape(-1, logits.shape[-1])
+  table = _table(logits, tokens)
   stats = token_stats_from_logits(table[tokens.states], tokens.actions)
   if old_logits is None:
     return stats
+  check_logits('old_logits', old_logits, logits.shape)
   old = jax.nn.log_softmax(old_logits.reshape(table.shape))
   ratio = old - jax.nn.log_softmax(table)
   divergence = jnp.sum(jnp.exp(old) * ratio, axis=-1)
@@ -176,7 +197,7 @@ def token_moments(
   logits: Float[Array, 'P S K'], tokens: Tokens
 ) -> TokenMoments:
   """Moments of π such as Σ π², of each token's state."""
-  table = logits.reshape(-1, logits.shape[-1])
+  table = _table(logits, tokens)
   return token_stats_from_logits(
     table[tokens.states], tokens.actions, moments=True
   )[1]
@@ -236,7 +257,10 @@ def update(
     full_divergence: whether the statistics include the full KL(π_old ‖ π).
     **context: further entries of the chain's context, such as `step` and `key`.
   """
+  check_array('learning_rate', learning_rate, 'real', '')
+  check_number('learning_rate', learning_rate, 0)
   old_logits = logits if old_logits is None else old_logits
+  check_logits('old_logits', old_logits, logits.shape)
   reference = old_logits if full_divergence else None
   stats, pull_back = jax.vjp(
     lambda table: token_statistics(table, tokens, reference), logits
@@ -251,3 +275,14 @@ def update(
   )
   (gradient,) = pull_back(signal)
   return UpdateResult(logits - learning_rate * gradient, token_state)
+
+
+def _table(
+  logits: Float[Array, 'P S K'], tokens: Tokens
+) -> Float[Array, 'N K']:
+  """Logits of every state; the tokens' states and actions must be in it."""
+  check_logits('logits', logits)
+  table = logits.reshape(-1, logits.shape[-1])
+  check_indices('states', tokens.states, table.shape[0])
+  check_indices('actions', tokens.actions, table.shape[1])
+  return table

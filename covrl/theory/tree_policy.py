@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from covrl.array_checks import check_number
 from covrl.theory import trees
+from covrl.theory.argument_checks import check_probabilities
 from covrl.theory.claim import Settings
 
 
@@ -51,7 +53,12 @@ def random_tree_policy(
     actions: number of actions K.
     end_fraction: fraction of choices before the last level that end the response.
     scale: standard deviation of the logits.
+
+  Raises:
+    TypeError: a number is of another type.
+    ValueError: a number is out of range.
   """
+  check_number('scale', scale, 0)
   rng = settings.rng()
   tree = trees.random_tree(
     rng,
@@ -81,7 +88,12 @@ def _statistics(
 def enumerate_responses(
   tree: trees.Tree, pi: Float[np.ndarray, 'P S K']
 ) -> Iterator[tuple[float, float]]:
-  """Yields the probability and the total reward of every response."""
+  """Yields the probability and the total reward of every response.
+
+  Raises:
+    ValueError: `pi` is not the probabilities of every action of the tree.
+  """
+  check_probabilities('pi', pi, tree.rewards.shape)
   terminal, rewards = np.asarray(tree.terminal), np.asarray(tree.rewards)
 
   def follow(
@@ -107,7 +119,11 @@ def transition_matrices(
   Returns:
     Transitions within a response, and from the end of a response to the first
     state of a random prompt.
+
+  Raises:
+    ValueError: `policy.pi` is not the probabilities of every action of the tree.
   """
+  check_probabilities('policy.pi', policy.pi, policy.tree.rewards.shape)
   tree, nodes = policy.tree, policy.tree.nodes
   size = tree.prompts * nodes
   terminal = np.asarray(tree.terminal)

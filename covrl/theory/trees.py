@@ -7,7 +7,9 @@ node K s + 1 + a, so a level is a slice and no transition table is needed.
 Quantities are exact sums over the whole tree instead of averages over samples,
 and differentiable in the logits.
 
-Shapes: `P` prompts, `S` nodes of a tree, `K` actions.
+Shapes: `P` prompts, `S` nodes of a tree, `K` actions. Functions refuse, with
+`TypeError` or `ValueError`, policies of another shape than the tree, and
+probabilities that are negative or do not sum to 1, unless they are traced.
 """
 
 from __future__ import annotations
@@ -20,6 +22,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from covrl.array_checks import (
+  check_array,
+  check_integer,
+  check_number,
+  concrete,
+)
+from covrl.theory.argument_checks import (
+  check_finite,
+  check_logits,
+  check_probabilities,
+)
 from covrl.types import Scalar
 
 
@@ -69,6 +82,8 @@ def count_nodes(depth: int, actions: int) -> int:
   >>> count_nodes(3, 2)
   7
   """
+  check_integer('depth', depth, 0)
+  check_integer('actions', actions, 1)
   return sum(actions**level for level in range(depth))
 
 
@@ -79,11 +94,14 @@ def full_tree(outcomes: Float[Array, 'P L'], depth: int) -> Tree:
     outcomes: rewards of the K**depth responses to each prompt.
     depth: tokens per response.
   """
+  check_integer('depth', depth, 1)
+  check_finite('outcomes', outcomes, 'P L')
   prompts, leaves = outcomes.shape
   actions = round(leaves ** (1 / depth))
-  if actions**depth != leaves:
+  if not prompts or not leaves or actions**depth != leaves:
     raise ValueError(
-      f'a tree of depth {depth} needs K**{depth} outcomes, got {leaves}'
+      f'outcomes of trees of depth {depth} must be [P, K**{depth}], got'
+      f' {outcomes.shape}'
     )
   inner = count_nodes(depth - 1, actions)
   inner_rewards = jnp.zeros((prompts, inner, actions), outcomes.dtype)
@@ -115,6 +133,9 @@ def random_tree(
     actions: number of actions K.
     end_fraction: fraction of choices before the last level that end the response.
   """
+  check_integer('prompts', prompts, 1)
+  check_integer('depth', depth, 1)
+  check_number('end_fraction', end_fraction, 0, 1)
   shape = (prompts, count_nodes(depth, actions), actions)
   is_last = np.arange(shape[1]) >= count_nodes(depth - 1, actions)
   terminal = (rng.random(shape) < end_fraction) | is_last[None, :, None]
@@ -129,6 +150,7 @@ def visit_frequencies(
 
   A response visits a state at most once; ρ sums to the mean length T.
   """
+  check_probabilities('pi', pi, tree.rewards.shape)
   rho = jnp.full((tree.prompts, 1), 1 / tree.prompts, pi.dtype)
   levels = []
   for nodes in tree.levels():
@@ -141,7 +163,18 @@ def visit_frequencies(
 def response_probabilities(
   tree: Tree, pi: Float[Array, 'P S K']
 ) -> Float[Array, 'P L']:
-  """Probabilities of the K**depth responses of full trees."""
+  """Probabilities of the K**depth responses of full trees.
+
+  Raises:
+    ValueError: a response of the tree ends before the last level.
+  """
+  check_probabilities('pi', pi, tree.rewards.shape)
+  *earlier, _ = tree.levels()
+  terminal = concrete(tree.terminal)
+  if earlier and terminal is not None and terminal[:, : earlier[-1].stop].any():
+    raise ValueError(
+      f'responses must have {tree.depth} tokens each, got one that ends earlier'
+    )
   probabilities = jnp.ones((tree.prompts, 1), pi.dtype)
   for nodes in tree.levels():
     probabilities = probabilities[:, :, None] * pi[:, nodes]
@@ -159,6 +192,8 @@ def action_values(
     pi: the policy that continues the response.
     rewards: reward of each choice; any additive quantity, not only the tree's.
   """
+  check_probabilities('pi', pi, tree.rewards.shape)
+  check_array('rewards', rewards, 'float', 'P S K', tree.rewards.shape)
   following = jnp.zeros((tree.prompts, pi.shape[-1] ** tree.depth), pi.dtype)
   levels = []
   for nodes in reversed(list(tree.levels())):
@@ -179,12 +214,14 @@ def advantages(
 
 def objective(tree: Tree, logits: Float[Array, 'P S K']) -> Scalar:
   """J(θ), equation (1): Σ_s ρ(s) Σ_a π(a|s) r(s, a)."""
+  check_logits('logits', logits, tree.rewards.shape)
   pi = jax.nn.softmax(logits)
   return jnp.sum(visit_frequencies(tree, pi)[..., None] * pi * tree.rewards)
 
 
 def state_entropy(logits: Float[Array, '*B K']) -> Float[Array, '*B']:
   """H(π(·|s)), equation (3), in nats."""
+  check_logits('logits', logits)
   log_pi = jax.nn.log_softmax(logits)
   return -jnp.sum(jnp.exp(log_pi) * log_pi, axis=-1)
 
@@ -194,5 +231,6 @@ def mean_entropy(tree: Tree, logits: Float[Array, 'P S K']) -> Scalar:
 
   Σ_s ρ(s) H(s) / T,    T = Σ_s ρ(s)
   """
+  check_logits('logits', logits, tree.rewards.shape)
   rho = visit_frequencies(tree, jax.nn.softmax(logits))
   return jnp.sum(rho * state_entropy(logits)) / jnp.sum(rho)

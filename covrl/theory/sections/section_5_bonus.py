@@ -11,7 +11,9 @@ import numpy as np
 from jaxtyping import Float
 
 import covrl
+from covrl.array_checks import check_integer
 from covrl.theory import categorical, tabular, tree_policy, trees
+from covrl.theory.argument_checks import check_finite
 from covrl.theory.claim import Formula, Section, Settings
 from covrl.theory.evidence import (
   EXACT_TOLERANCE,
@@ -183,7 +185,17 @@ def _bonus_step(
 def near_deterministic(
   eps: Float[np.ndarray, ' n'], actions: int
 ) -> Float[np.ndarray, 'n K']:
-  """Policies with one action of probability 1 − ε; the others share ε."""
+  """Policies with one action of probability 1 − ε; the others share ε.
+
+  Raises:
+    ValueError: an ε lies outside [0, 1], or there are less than two actions.
+  """
+  check_integer('actions', actions, 2)
+  check_finite('eps', eps, 'n')
+  if eps.size and not (eps.min() >= 0 and eps.max() <= 1):
+    raise ValueError(
+      f'eps must lie in [0, 1], got {eps.min():g} to {eps.max():g}'
+    )
   rare = np.repeat(eps[:, None] / (actions - 1), actions - 1, axis=1)
   return np.concatenate([1 - eps[:, None], rare], axis=1)
 

@@ -12,7 +12,9 @@ import numpy as np
 from jaxtyping import Float
 
 import covrl
+from covrl.array_checks import check_number
 from covrl.theory import categorical
+from covrl.theory.argument_checks import check_finite
 from covrl.theory.claim import Formula, Section, Settings
 from covrl.theory.evidence import (
   EXACT_TOLERANCE,
@@ -34,6 +36,7 @@ def ray_divergence(
   pi: Vectors, u: Vectors, rate: Float[np.ndarray, '...']
 ) -> Float[np.ndarray, '...']:
   """KL(π ‖ π_η) after moving the logits by η u: log E e^{ηv}, v = u − E u."""
+  check_finite('rate', rate)
   v = rate[..., None] * categorical.centred(pi, u)
   return np.log1p(categorical.expectation(pi, np.expm1(v)))
 
@@ -47,8 +50,17 @@ def margin(
 
   Found by bisection in the logarithm around the quadratic approximation
   √(2ε)/‖u‖_F, since the KL grows along the ray.
+
+  Raises:
+    ValueError: ε is not positive, or the logits do not move.
   """
-  guess = np.sqrt(2 * epsilon / fisher(pi, u, u))
+  check_number('epsilon', epsilon, 0, is_open=True)
+  size = fisher(pi, u, u)
+  if not (size > 0).all():
+    raise ValueError(
+      f'u must change the policy, got the squared norm {size.min():g}'
+    )
+  guess = np.sqrt(2 * epsilon / size)
   low, high = 1e-3 * guess, 1e3 * guess
   for _ in range(70):
     middle = np.sqrt(low * high)
