@@ -14,7 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= runs/mazes_kl_cov
 SMOLLM_RUNS ?= runs/smollm
-SMOLLM_ARMS = grpo kl_cov entropy_bonus
+SMOLLM_VARIANTS = grpo kl_cov entropy_bonus
 PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 
 .PHONY: train test test-all test-gpu-compile setup lint types pytest docs study study-quick study-countdown study-algorithms study-mazes smollm smollm-study clean
@@ -71,7 +71,7 @@ pytest: setup
 docs: setup
 	$(BIN)/python tests/make_docs.py build/docs
 
-# Where entropy control matters: all tasks, arms and seeds on one core.
+# Where entropy control matters: all tasks, variants and seeds on one core.
 study: setup
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.study
 
@@ -95,12 +95,12 @@ study-mazes: setup
 smollm: $(VENV)/.smollm
 	$(BIN)/covrl train --config=smollm:arithmetic --workdir=$(SMOLLM_RUNS)
 
-# Three arms, one after the other; what is finished is not repeated.
+# Three variants, one after the other; what is finished is not repeated.
 smollm-study: $(VENV)/.smollm
-	for arm in $(SMOLLM_ARMS); do \
-	  $(BIN)/covrl train --config=smollm:$$arm --workdir=$(SMOLLM_RUNS)_$$arm || exit; \
+	for variant in $(SMOLLM_VARIANTS); do \
+	  $(BIN)/covrl train --config=smollm:$$variant --workdir=$(SMOLLM_RUNS)_$$variant || exit; \
 	done
-	$(BIN)/covrl report $(SMOLLM_ARMS:%=$(SMOLLM_RUNS)_%) --output=$(SMOLLM_RUNS)_study.html
+	$(BIN)/covrl report $(SMOLLM_VARIANTS:%=$(SMOLLM_RUNS)_%) --output=$(SMOLLM_RUNS)_study.html
 
 # Without its dependencies, of which llama.cpp would be compiled.
 $(VENV)/.smollm: $(VENV)/.ready

@@ -12,7 +12,7 @@ The numbers are those of [1] and its scripts. Tokens are selected by old
 statistics, which saves a forward pass per update, and log ratios are bounded at
 ±20; the recipes `paper_*` and `verl_*` do neither, as published. The published
 scripts select within each micro-batch of each device, to which
-`scope='micro_batch'` is nearest; `'batch'` is what the paper says.
+`scope='micro_batch'` is nearest; `'batch'` is that of the paper.
 
 [1] Cui et al., The Entropy Mechanism of Reinforcement Learning for Reasoning
 Language Models, arXiv:2505.22617.
@@ -184,7 +184,7 @@ def qwen2_5_7b_prime() -> Recipe:
   Hardware: 32 chips of TPU v5p (2x4x4).
   Expect: no figures are published for this model; the authors begin with a model
   that they have fine-tuned.
-  Source: [2] and its scripts; what they do not say is of [1].
+  Source: [2] and its scripts; what they leave open is of [1].
   """
   return parts.with_prime(qwen2_5_7b_grpo())
 

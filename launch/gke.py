@@ -223,7 +223,7 @@ def _xpk(job: Job, options: argparse.Namespace, slice_: Slice) -> list[str]:
   """Returns XPK's command; XPK passes `--command` through a shell."""
   for name in ('cluster', 'project', 'zone'):
     if not getattr(options, name):
-      raise LaunchError(f'--xpk needs --{name}')
+      raise LaunchError(f'--{name} must be given with --xpk, got none')
   if job.secrets:
     raise LaunchError('--secret is not possible with --xpk; use the JobSet')
   return [

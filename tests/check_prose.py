@@ -61,6 +61,7 @@ _MESSAGES = {
   r'(is|are|was|were) required, (but )?got': '… must …, got …',
   r'^(expected|invalid)\b': '… must …, got …',
   r'^[^ ]*: (must|cannot|needs?)\b': '… must …, without a colon',
+  r'^(?!.*\bmust\b).*\bneeds?\b.*, got\b': '… must …, got …',
 }
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The study of entropy control: tasks, arms as one program, statistics."""
+"""The study of entropy control: tasks, variants as one program, statistics."""
 
 import functools
 from typing import Any
@@ -10,13 +10,12 @@ import numpy as np
 import optax
 import pytest
 from benchmarks.study import tasks, tokens
-from benchmarks.study.arms import ARMS, UNCLIPPED, ArmOptions
 from benchmarks.study.driver import (
   Run,
   Study,
-  arm_of,
   read_lines,
   updates_to_half,
+  variant_of,
 )
 from benchmarks.study.grid import Grid, paths
 from benchmarks.study.rates_and_sizes import (
@@ -28,7 +27,8 @@ from benchmarks.study.rates_and_sizes import (
 )
 from benchmarks.study.results import differences, verdict
 from benchmarks.study.runner import parameters_of
-from benchmarks.study.writing import _arms, merged
+from benchmarks.study.variants import UNCLIPPED, VARIANTS, VariantOptions
+from benchmarks.study.writing import _variants, merged
 
 import covrl
 from covrl.report.advice import Advice
@@ -121,26 +121,28 @@ RECIPE_FORMS = {
 TUNED_VALUES = {'target_entropy': 0.1, 'clip_cov': 0.05}
 
 
-QUICK_ARMS = ('clip_cov', 'kl_cov')
+QUICK_VARIANTS = ('clip_cov', 'kl_cov')
 
 
 @pytest.mark.parametrize(
   'name',
   [
-    pytest.param(name, marks=() if name in QUICK_ARMS else pytest.mark.slow)
+    pytest.param(name, marks=() if name in QUICK_VARIANTS else pytest.mark.slow)
     for name in RECIPE_FORMS
   ],
 )
-def test_an_arm_equals_the_loss_and_chain_of_a_recipe(name):
+def test_an_variant_equals_the_loss_and_chain_of_a_recipe(name):
   low, high, chain = RECIPE_FORMS[name]
   loss = functools.partial(covrl.policy_gradient, max_log_ratio=20.0)
   if low is not None:
     loss = functools.partial(covrl.clipped_surrogate, low=low, high=high)
-  arm = ARMS[name]
+  variant = VARIANTS[name]
   options = (
-    arm.with_value(TUNED_VALUES.get(name, 3.0)) if arm.tuned else arm
+    variant.with_value(TUNED_VALUES.get(name, 3.0))
+    if variant.tuned
+    else variant
   ).options
-  arrays = ArmOptions(*map(np.float32, options))
+  arrays = VariantOptions(*map(np.float32, options))
   actual = cotangents_of_options(arrays)
   expected = cotangents_after(loss, chain)
   for cotangent, expected_cotangent in zip(actual, expected, strict=True):
@@ -195,7 +197,7 @@ def cotangents_after(loss, chain):
 
 
 def test_annealed_coefficients_fall_to_0():
-  options = ArmOptions(annealed=1.0, updates=10.0)
+  options = VariantOptions(annealed=1.0, updates=10.0)
   assert [
     float(options.annealed_value(2.0, step)) for step in (0, 5, 10, 20)
   ] == [
@@ -204,7 +206,7 @@ def test_annealed_coefficients_fall_to_0():
     0,
     0,
   ]
-  assert float(ArmOptions(updates=10.0).annealed_value(2.0, 5)) == 2
+  assert float(VariantOptions(updates=10.0).annealed_value(2.0, 5)) == 2
 
 
 def metric_lines(new_rule):
@@ -225,15 +227,16 @@ def test_updates_to_half_counts_from_the_change():
 def test_a_win_is_an_interval_on_the_better_side():
   task = TASKS['changed_rule']
   slow, fast = metric_lines([0] * 6), metric_lines([0, 0, 0, 1, 1, 1])
-  runs_by_arm = {
+  runs_by_variant = {
     'grpo': dict.fromkeys(range(3), slow),
     'kl_cov': dict.fromkeys(range(3), fast),
   }
-  assert verdict(task, differences(task, runs_by_arm, 'kl_cov')) == 'wins'
+  assert verdict(task, differences(task, runs_by_variant, 'kl_cov')) == 'wins'
   assert (
-    verdict(task, differences(task, runs_by_arm, 'grpo', 'kl_cov')) == 'loses'
+    verdict(task, differences(task, runs_by_variant, 'grpo', 'kl_cov'))
+    == 'loses'
   )
-  assert verdict(task, differences(task, runs_by_arm, 'grpo')) == ''
+  assert verdict(task, differences(task, runs_by_variant, 'grpo')) == ''
 
 
 def accuracies(*values):
@@ -291,28 +294,35 @@ def test_finished_runs_are_not_repeated(tmp_path, monkeypatch):
   monkeypatch.setattr(
     study, '_train', lambda run: runs.append(run) or [{'phase': 'eval'}]
   )
-  run = Run(task='lock', arm=ARMS['grpo'], seed=0)
+  run = Run(task='lock', variant=VARIANTS['grpo'], seed=0)
   assert study.make(run) == study.make(run) == read_lines(run.path(tmp_path))
   assert runs == [run]
 
 
-def test_advice_becomes_an_arm():
+def test_runs_of_an_earlier_version_are_refused(tmp_path):
+  (tmp_path / 'lock' / 'arms').mkdir(parents=True)
+  with pytest.raises(ValueError, match='must have runs of this version, got'):
+    Study(tmp_path, lambda text: None)
+
+
+def test_advice_becomes_a_variant():
   advice = Advice(
     method='kl_cov', fraction=0.01, coefficient=3.0, annealed=True
   )
-  options = arm_of(advice).options
+  options = variant_of(advice).options
   assert (options.fraction, options.penalty, options.annealed) == (
     0.01,
     3.0,
     1.0,
   )
   assert (options.low, options.high) == (1.0, UNCLIPPED)
-  assert arm_of(Advice(method='none')).options == ArmOptions()
+  assert variant_of(Advice(method='none')).options == VariantOptions()
   assert (
-    arm_of(Advice(method='controlled_bonus', target=0.2)).options.target == 0.2
+    variant_of(Advice(method='controlled_bonus', target=0.2)).options.target
+    == 0.2
   )
   with pytest.raises(ValueError, match='bounds'):
-    arm_of(Advice(method='clip_cov'))
+    variant_of(Advice(method='clip_cov'))
 
 
 def test_results_of_other_runs_stay():
@@ -321,29 +331,33 @@ def test_results_of_other_runs_stay():
     written,
     ['A, a (3 seeds): z.', 'B, b: not run yet.', 'C, c: not run yet.'],
     [
-      PageSection(title='A, a', texts=('new',), columns=['arm'], rows=[['1']]),
+      PageSection(
+        title='A, a', texts=('new',), columns=['variant'], rows=[['1']]
+      ),
       PageSection(title='B, b', texts=('not run yet.',)),
       PageSection(title='C, c', texts=('not run yet.',)),
     ],
   )
   assert text == (
     '- A, a (3 seeds): z.\n- B, b (1 seed): y.\n- C, c: not run yet.\n\n'
-    '### A, a\n\nnew\n\n| arm |\n| --- |\n| 1 |\n\n'
+    '### A, a\n\nnew\n\n| variant |\n| --- |\n| 1 |\n\n'
     '### B, b\n\nkept\n\n'
     '### C, c\n\nnot run yet.\n\n'
   )
   assert merged(text, [], []) == text
 
 
-def test_arms_that_were_not_tuned_take_the_published_values(tmp_path):
+def test_variants_that_were_not_tuned_take_the_published_values(tmp_path):
   study = Study(tmp_path, lambda text: None)
   for name in TASKS:
-    assert {arm.name for arm in study.arms(name)} == set(ARMS)
-    assert not any(np.isnan(arm.options.penalty) for arm in study.arms(name))
+    assert {variant.name for variant in study.variants(name)} == set(VARIANTS)
+    assert not any(
+      np.isnan(variant.options.penalty) for variant in study.variants(name)
+    )
   assert study.chosen('rates_and_passes') == study.chosen('many_solutions')
 
 
-def test_headlines_say_which_arms_are_better_and_worse():
-  assert _arms([], 'better') == 'no arm is better'
-  assert _arms(['a'], 'worse') == 'a is worse'
-  assert _arms(['a', 'b', 'c'], 'worse') == 'a, b and c are worse'
+def test_headlines_name_the_variants_that_are_better_and_worse():
+  assert _variants([], 'better') == 'no variant is better'
+  assert _variants(['a'], 'worse') == 'a is worse'
+  assert _variants(['a', 'b', 'c'], 'worse') == 'a, b and c are worse'

@@ -166,7 +166,7 @@ def _open(
     return open_pretrained(arguments.policy, arguments.config, suites)
   if suites is None and not is_run(arguments.policy):
     raise ValueError(
-      f'evaluating a pretrained model needs --suite or --config, got'
+      '--suite or --config must be given with a pretrained model, got'
       f' {arguments.policy!r} with neither'
     )
   if suites is None or is_run(arguments.policy):

@@ -106,7 +106,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     with refuse_exit():
       command_parsers[command].epilog = config_help(argv)
   arguments, leftover = parser.parse_known_args(argv)
-  _place_prompt(arguments, leftover)
+  _move_prompt(arguments, leftover)
   _check_not_empty(arguments, command_parsers[arguments.command])
   for argument in leftover:
     is_override = command in _TAKE_OVERRIDES and (
@@ -118,10 +118,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
   return arguments
 
 
-def _place_prompt(arguments: argparse.Namespace, leftover: list[str]) -> None:
-  """Takes a prompt that follows an option out of the leftover arguments.
+def _move_prompt(arguments: argparse.Namespace, leftover: list[str]) -> None:
+  """Moves a prompt that follows an option from the leftover arguments.
 
-  argparse gives an optional position nothing if an option is before it.
+  argparse leaves an optional positional argument empty if an option precedes it.
   """
   texts = [argument for argument in leftover if not argument.startswith('-')]
   if getattr(arguments, 'prompt', '') is None and len(texts) == 1:

@@ -36,7 +36,9 @@ def run(arguments: argparse.Namespace) -> None:
   if arguments.topology is not None:
     topology = topologies.find_topology(arguments.topology)
   elif arguments.compiled is not None or arguments.num_slices > 1:
-    raise ValueError('--compiled and --num_slices need --topology, got none')
+    raise ValueError(
+      '--topology must be given with --compiled or --num_slices, got none'
+    )
   if arguments.compiled is not None:
     compiled = storage.as_path(arguments.compiled)
   devices.set_xla_flags()

@@ -114,7 +114,7 @@ def refuse_unused(
 def prompt_format(
   arguments: argparse.Namespace, config: Config
 ) -> Callable[[str], str]:
-  """Returns a function that formats a prompt as `--chat` says.
+  """Returns a function that formats a prompt, as a conversation with `--chat`.
 
   Args:
     arguments: the parsed options `policy`, `chat` and `template_variables`.
@@ -127,8 +127,8 @@ def prompt_format(
     return lambda prompt: prompt
   if not config.pretrained or config.data.template:
     raise ValueError(
-      f'--chat needs a chat template, the prompts of {arguments.policy} have'
-      f' the format of {"data.template" if config.pretrained else "its task"}'
+      f'prompts of {arguments.policy} must have a chat template with --chat, got'
+      f' those of {"data.template" if config.pretrained else "its task"}'
     )
   from covrl import pretrained
   from covrl.tasks.text import parse_template_variables

@@ -141,7 +141,7 @@ def run(arguments: argparse.Namespace) -> None:
 
   if (arguments.prompt is None) == (arguments.file is None):
     given = 'neither' if arguments.file is None else 'both'
-    raise ValueError(f'covrl sample needs PROMPT or --file, got {given}')
+    raise ValueError(f'either PROMPT or --file must be given, got {given}')
   if arguments.file is None:
     unused = ['output', 'resume', 'max_prompt_length', 'slots']
     unused += ['cache_dtype', 'prefill_chunk']

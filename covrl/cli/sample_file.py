@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
         ' on with what an interrupted command has written'
       )
   elif arguments.resume:
-    raise ValueError('--resume needs --output, got none')
+    raise ValueError('--output must be given with --resume, got none')
   check_lengths(arguments)
   with Progress() as progress:
     progress.stage('loading the policy')
@@ -179,7 +179,7 @@ def _finished_lines(file: epath.Path, output: epath.Path) -> _Tally:
 
   tally, size = _Tally(), 0
   if storage.is_bucket(output):
-    raise ValueError(f'--resume needs a local --output, got {output}')
+    raise ValueError(f'--output must be local with --resume, got {output}')
   if not output.exists():
     return tally
   with (

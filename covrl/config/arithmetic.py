@@ -41,15 +41,15 @@ class ArithmeticConfig:
     """
     if not 2 <= self.min_terms <= self.max_terms:
       raise ConfigError(
-        'Arithmetic needs 2 <= min_terms <= max_terms, got'
+        'arithmetic must have 2 <= min_terms <= max_terms, got'
         f' min_terms={self.min_terms} and max_terms={self.max_terms}'
       )
     if self.max_value < 1:
       raise ConfigError(
-        f'Arithmetic needs max_value >= 1, got {self.max_value}'
+        f'arithmetic must have max_value >= 1, got {self.max_value}'
       )
     if self.held_out < 0 or not 0 < self.size < 1 << 31:
       raise ConfigError(
-        'Arithmetic needs held_out >= 0 and 0 < size < 2**31, got'
+        'arithmetic must have held_out >= 0 and 0 < size < 2**31, got'
         f' held_out={self.held_out} and size={self.size}'
       )

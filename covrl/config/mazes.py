@@ -45,26 +45,26 @@ class MazeConfig:
         grid of this size has such a distance.
     """
     if not 2 <= self.side <= 26:
-      raise ConfigError(f'Mazes need 2 <= side <= 26, got {self.side}')
+      raise ConfigError(f'maze must have 2 <= side <= 26, got {self.side}')
     most_walls = self.side**2 - 2
     if not 0 <= self.min_walls <= self.max_walls <= most_walls:
       raise ConfigError(
-        f'Mazes need 0 <= min_walls <= max_walls <= {most_walls}, the cells'
+        f'maze must have 0 <= min_walls <= max_walls <= {most_walls}, the cells'
         f' besides start and goal, got min_walls={self.min_walls} and'
         f' max_walls={self.max_walls}'
       )
     if not 1 <= self.min_distance <= self.max_steps:
       raise ConfigError(
-        'Mazes need 1 <= min_distance <= max_steps, got'
+        'maze must have 1 <= min_distance <= max_steps, got'
         f' min_distance={self.min_distance} and max_steps={self.max_steps}'
       )
     if self.min_distance >= self.side**2 - self.min_walls:
       raise ConfigError(
-        f'Mazes need min_distance < {self.side**2 - self.min_walls}, the most'
+        f'maze must have min_distance < {self.side**2 - self.min_walls}, the most'
         f' cells that are free, got {self.min_distance}'
       )
     if self.held_out < 0 or not 0 < self.size < 1 << 31:
       raise ConfigError(
-        'Mazes need held_out >= 0 and 0 < size < 2**31, got'
+        'maze must have held_out >= 0 and 0 < size < 2**31, got'
         f' held_out={self.held_out} and size={self.size}'
       )

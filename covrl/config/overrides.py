@@ -11,6 +11,13 @@ from covrl.config.schema import Field, fields_by_name, sections
 
 PREFIX = '--config.'
 
+_RENAMED = {
+  'data.layout': 'data.schema',
+  'rewards.judge': 'rewards.sandbox',
+  'rewards.judge_url': 'rewards.sandbox_url',
+}
+"""Fields of earlier versions whose new names are not similar."""
+
 
 def apply(config: Config, overrides: Sequence[str]) -> Config:
   """Returns a copy of a configuration with fields overridden.
@@ -87,6 +94,8 @@ def _advice(name: str) -> str:
   """Returns the end of an error: what an unknown name may mean."""
   if name in fields_by_name():
     return f'; did you mean {PREFIX}{name}?'
+  if name in _RENAMED:
+    return f'; it is now {_RENAMED[name]}'
   name = name.removeprefix(PREFIX.removeprefix('--')).strip('.')
   if name in _groups():
     return f'; {_description(name)}'
@@ -165,12 +174,11 @@ def _parse(field: Field, text: str | None) -> bool | int | float | str:
     if field.kind is bool:
       return True
     raise ConfigError(
-      f'cannot apply {PREFIX}{field.name}: it needs a value, {field.type_name}'
+      f'{PREFIX}{field.name} must have a value, {field.type_name}, got none'
     )
   try:
     return field.parse(text)
   except ValueError:
     raise ConfigError(
-      f'cannot apply {PREFIX}{field.name}={text[:100]}: the value must be '
-      f'{field.type_name}'
+      f'{PREFIX}{field.name} must be {field.type_name}, got {text[:100]!r}'
     ) from None

@@ -58,16 +58,16 @@ class CountdownConfig:
     ):
       if not 1 <= getattr(self, low) <= getattr(self, high):
         raise ConfigError(
-          f'Countdown needs 1 <= {low} <= {high}, got'
+          f'countdown must have 1 <= {low} <= {high}, got'
           f' {low}={getattr(self, low)} and {high}={getattr(self, high)}'
         )
     if self.min_numbers < 2:
       raise ConfigError(
-        f'Countdown needs min_numbers >= 2, got {self.min_numbers}'
+        f'countdown must have min_numbers >= 2, got {self.min_numbers}'
       )
     if not 0 < self.size < 1 << 31:
       raise ConfigError(
-        f'Countdown needs 0 < size < 2**31, got size={self.size}'
+        f'countdown must have 0 < size < 2**31, got size={self.size}'
       )
 
 
@@ -79,8 +79,8 @@ class DataConfig:
     train: files of training problems, comma-separated; `*` matches any part of
       a name. All problems are equally likely unless files have weights:
       `math-*.parquet=3,code.jsonl=1`.
-    layout: column layout of the files, a name in `covrl.data.SCHEMAS`; detected
-      if empty.
+    schema: names and types of the files' columns, a name in
+      `covrl.data.SCHEMAS`; detected if empty.
     template: prompt template that contains `{question}`; the model's own chat
       template if empty.
     template_variables: variables of the chat template, as a JSON object such
@@ -104,7 +104,7 @@ class DataConfig:
   """
 
   train: str = ''
-  layout: str = ''
+  schema: str = ''
   template: str = ''
   template_variables: str = ''
   system: str = ''
@@ -133,10 +133,10 @@ class RewardConfig:
     timeout: seconds after which the scoring of a response is aborted.
     max_failures: share of an iteration's responses whose scoring may time out
       or crash before the run stops; they are masked, not scored 0.
-    judge: sandbox for programs; empty for the strongest that is available.
-      Programs run unsandboxed only if that is chosen here.
-    judge_url: address of a remote judge; empty for none.
-    packages: installed packages that judged programs may import, separated by
+    sandbox: sandbox backend for programs in responses; empty for the strongest
+      that is available. Programs run unsandboxed only if that is chosen here.
+    sandbox_url: address of the server of the backend 'remote'; empty for none.
+    packages: installed packages that these programs may import, separated by
       commas; those that they need must be named, too. Empty for none.
     environment: environment variables that reward workers receive besides
       those of `covrl.rewards.ENVIRONMENT`, separated by commas.
@@ -155,8 +155,8 @@ class RewardConfig:
   workers: Annotated[int, Bounds(1, 1024)] = 2
   timeout: PositiveFloat = 5.0
   max_failures: Share = 0.05
-  judge: Literal['', 'bubblewrap', 'landlock', 'remote', 'unsandboxed'] = ''
-  judge_url: str = ''
+  sandbox: Literal['', 'bubblewrap', 'landlock', 'remote', 'unsandboxed'] = ''
+  sandbox_url: str = ''
   packages: str = 'numpy'
   environment: str = ''
   network: bool = False

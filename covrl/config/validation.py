@@ -26,8 +26,8 @@ def check(config: Config) -> None:
   _check_carried(config)
   if config.train.reset_reference_every and not config.train.keep_reference:
     raise ConfigError(
-      'train.reset_reference_every needs train.keep_reference, got '
-      f'{config.train.reset_reference_every} without it'
+      'train.keep_reference must be true with train.reset_reference_every, got'
+      f' false and {config.train.reset_reference_every}'
     )
   _check_filters(config)
   _check_critic(config)
@@ -107,8 +107,8 @@ def _check_filters(config: Config) -> None:
     )
   if rollout.fill_groups and not (has_filter or rollout.max_draws > 1):
     raise ConfigError(
-      'rollout.fill_groups needs rollout.max_draws above 1 or a filter, got'
-      ' neither'
+      'rollout.max_draws must be above 1, or a filter set, with'
+      ' rollout.fill_groups, got neither'
     )
 
 
@@ -119,17 +119,17 @@ def _check_admission(config: Config) -> None:
     return
   if rollout.max_draws == 1:
     raise ConfigError(
-      "rollout.admission = 'slots' needs rollout.max_draws above 1, got 1"
+      "rollout.max_draws must be above 1 with rollout.admission = 'slots', got 1"
     )
   if rollout.pipeline:
     raise ConfigError(
-      "rollout.admission = 'slots' needs rollout.pipeline = 0, since scores"
-      f' decide how many prompts are sampled; got {rollout.pipeline}'
+      "rollout.pipeline must be 0 with rollout.admission = 'slots', got"
+      f' {rollout.pipeline}; scores decide how many prompts are sampled'
     )
   if config.train.routing_replay:
     raise ConfigError(
-      "rollout.admission = 'slots' does not record experts, it must be 'draws'"
-      " with train.routing_replay, got 'slots'"
+      "rollout.admission must be 'draws' with train.routing_replay, got 'slots',"
+      ' which does not record experts'
     )
 
 
@@ -140,8 +140,8 @@ def _check_carried(config: Config) -> None:
     return
   if not rollout.pipeline:
     raise ConfigError(
-      'rollout.carried_groups needs rollout.pipeline = 1, got'
-      f' {rollout.carried_groups} without it'
+      'rollout.pipeline must be 1 with rollout.carried_groups, got 0 and'
+      f' {rollout.carried_groups}'
     )
   if rollout.carried_groups > rollout.prompts_per_iteration:
     raise ConfigError(
@@ -150,7 +150,7 @@ def _check_carried(config: Config) -> None:
     )
   if rollout.max_draws > 1:
     raise ConfigError(
-      'rollout.carried_groups needs rollout.max_draws = 1, got'
+      'rollout.max_draws must be 1 with rollout.carried_groups, got'
       f' {rollout.max_draws}'
     )
 
@@ -170,13 +170,13 @@ def _check_critic(config: Config) -> None:
   critic = config.critic
   if critic.kl_coefficient and not config.train.keep_reference:
     raise ConfigError(
-      'critic.kl_coefficient needs train.keep_reference, got '
-      f'{critic.kl_coefficient:g} without it'
+      'train.keep_reference must be true with critic.kl_coefficient, got false'
+      f' and {critic.kl_coefficient:g}'
     )
   if critic.kl_target and not critic.kl_coefficient:
     raise ConfigError(
-      'critic.kl_target needs a critic.kl_coefficient above 0 to adapt, got '
-      f'{critic.kl_target:g} and 0'
+      'critic.kl_coefficient must be above 0 with critic.kl_target, got 0 and'
+      f' {critic.kl_target:g}'
     )
   if critic.length_decay and critic.trace_decay != 1:
     raise ConfigError(

@@ -34,7 +34,7 @@ class JsonTokenizer:
       post-processor puts before a text, if any, unless given.
     pad_token: token that fills rows; the first end token unless given.
     special_tokens: texts of special tokens in the model's other files; those of
-      the vocabulary are special even if the file does not say so.
+      the vocabulary are special even if the file does not mark them.
     vocab_size: vocabulary size of the model, whose embedding may be padded; ids
       beyond the file's tokens have no text. The file's size unless given.
 

@@ -203,8 +203,8 @@ def pack_rows(rows: RowsT, *, length: int, count: int | None = None) -> RowsT:
   needed = _num_rows(slots)
   if count is not None and needed > count:
     raise ValueError(
-      f'{len(sequences)} sequences need {needed} rows of {length} tokens,'
-      f' got {count}'
+      f'count must be at least {needed} for {len(sequences)} sequences in rows of'
+      f' {length} tokens, got {count}'
     )
   shape = needed if count is None else count, length
   return _copy_to_slots(rows, sequences, slots, shape)

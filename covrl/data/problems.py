@@ -20,7 +20,7 @@ class Problem:
       metadata.
     source: name of the source that the problem is from.
     solution: a response for supervised training, if there is one; a correct one
-      unless the task says otherwise.
+      unless the task states otherwise.
     messages: the conversation that `prompt` is the last user message of, if
       the source holds conversations.
     kind: selects the scorer, for example `math` or `code`.

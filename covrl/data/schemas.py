@@ -275,8 +275,8 @@ def detect_schema(row: Row) -> Schema:
     if schema.matches(row):
       return schema
   raise ValueError(
-    f'{row.location} must have columns of a known'
-    f' layout ({_schema_names()}), such as'
+    f'{row.location} must have the columns of a schema'
+    f' ({_schema_names()}), such as'
     f" 'question' and 'answer', got {', '.join(map(repr, row.columns))}"
   )
 
@@ -293,7 +293,7 @@ def schema_by_name(name: str) -> Schema:
   for schema in SCHEMAS:
     if schema.name.lower() == name.lower():
       return schema
-  raise ValueError(f'a layout must be one of {_schema_names()}, got {name!r}')
+  raise ValueError(f'a schema must be one of {_schema_names()}, got {name!r}')
 
 
 def _schema_names() -> str:

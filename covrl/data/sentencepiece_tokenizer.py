@@ -173,8 +173,8 @@ def train_sentencepiece(
   if vocab_size is None:
     if model_type != 'word':
       raise ValueError(
-        f'a {model_type} model needs a vocab_size; only a word model can'
-        ' do without'
+        f'vocab_size must be given with model_type {model_type!r}, got None; only'
+        " 'word' has a default"
       )
     vocab_size = len(words) + 4
   model = io.BytesIO()

@@ -271,7 +271,7 @@ class MixtureSource(ConcatenatedSource):
     is_positive = all(w > 0 and math.isfinite(w) for w in weights)
     if not sources or len(weights) != len(sources) or not is_positive:
       raise ValueError(
-        f'a mixture of {len(sources)} sources needs as many positive weights,'
+        f'weights must be one positive number for each of {len(sources)} sources,'
         f' got {list(weights)}'
       )
     self.weights = tuple(map(float, weights))

@@ -101,7 +101,7 @@ class SuiteInfo:
 
 
 # Sampling as in Cui et al., arXiv:2505.22617, section 4: the small sets at
-# temperature 0.6, the rest greedily. Their scripts do not say how many samples;
+# temperature 0.6, the rest greedily. Their scripts do not state the number of samples;
 # 32 is common for sets of this size.
 SUITES = {
   'math500': SuiteInfo('MATH500'),

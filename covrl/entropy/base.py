@@ -61,13 +61,13 @@ def check_token_chain(token_tx: object, where: str) -> None:
   >>> check_token_chain(optax.adam(1e-3), 'as_loss')
   Traceback (most recent call last):
     ...
-  TypeError: as_loss needs a token chain, whose state has scalars only, got a \
+  TypeError: the token chain of as_loss must have a state of scalars only, got a \
 transformation that keeps statistics of every parameter, like optax.adam; \
 parameter transforms belong in the optimiser
   """
   if not isinstance(token_tx, optax.GradientTransformation):
     raise TypeError(
-      f'{where} needs a token chain, an optax.GradientTransformation such as '
+      f'the token chain of {where} must be an optax.GradientTransformation such as '
       f'covrl.kl_cov(), got {token_tx!r}'
     )
   _check_token_state(token_tx.init(TokenStats.template()), where)
@@ -81,7 +81,7 @@ def _check_token_state(token_state: PyTree, where: str) -> None:
 
   if any(map(is_stats, jax.tree.leaves(token_state, is_leaf=is_stats))):
     raise TypeError(
-      f'{where} needs a token chain, whose state has scalars only, got a '
+      f'the token chain of {where} must have a state of scalars only, got a '
       'transformation that keeps statistics of every parameter, like '
       'optax.adam; parameter transforms belong in the optimiser'
     )

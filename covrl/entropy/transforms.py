@@ -327,8 +327,8 @@ def _add_full_divergence(
 ) -> TokenStats:
   if stats.divergence is None or updates.divergence is None:
     raise TypeError(
-      "divergence='full' needs the full KL of each token in "
-      'TokenStats.divergence, which these statistics do not carry'
+      'TokenStats.divergence must be the full KL of each token with '
+      "divergence='full', got None"
     )
   return dataclasses.replace(
     updates, divergence=_add(updates.divergence, scale)

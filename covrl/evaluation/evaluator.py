@@ -101,7 +101,7 @@ class Evaluator:
     ]
     for suite in suites:
       if not suite.problems:
-        raise ValueError(f'an evaluation needs problems, {suite.name} has none')
+        raise ValueError(f'suite {suite.name!r} must have problems, got none')
 
   def compile(self, params: PyTree) -> None:
     """Compiles all programs by sampling responses to padding."""

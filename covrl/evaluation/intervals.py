@@ -200,6 +200,6 @@ def _chunks(total: int, size: int) -> list[int]:
 
 def _require_values(values: Float[np.ndarray, ' n']) -> None:
   if values.size == 0:
-    raise ValueError('an estimate needs at least one value, got none')
+    raise ValueError('values of an estimate must not be empty, got none')
   if values.ndim != 1:
     raise ValueError(f'values of an estimate must be [n], got {values.shape}')

@@ -298,8 +298,8 @@ def write_results(
       'unscored': result.unscored,
       'samples': suite.samples,
       'temperature': suite.temperature if suite.samples else 0.0,
-      'layout': suite.schema,
-      'figures': {
+      'schema': suite.schema,
+      'metrics': {
         name.removeprefix(f'{suite.name}/'): [
           _finite(estimate.value),
           estimate.low,

@@ -112,20 +112,20 @@ def reward_law(
   """
   if entropy.size != reward.size or entropy.size < 9:
     raise ValueError(
-      'a law of reward needs nine points or more of entropy and of reward, got '
+      'entropy and reward must have the same number of points, at least 9, got '
       f'{entropy.size} and {reward.size}'
     )
   is_entropy = (entropy >= -_ROUNDING) & (entropy <= _MAX_ENTROPY)
   finite = np.isfinite(reward) & is_entropy
   if not finite.all():
     raise ValueError(
-      f'a law of reward needs finite rewards and entropies from 0 to'
-      f' {_MAX_ENTROPY:g} nats, got {entropy[~finite][0]:g} with the reward'
+      'rewards must be finite and entropies lie in [0,'
+      f' {_MAX_ENTROPY:g}] nats, got {entropy[~finite][0]:g} with the reward'
       f' {reward[~finite][0]:g}'
     )
   if np.ptp(entropy[: entropy.size // 3]) == 0:
     raise ValueError(
-      'a law of reward needs entropies that differ in the first third of the '
+      'entropies must differ in the first third of the '
       f'run, got {entropy[0]:g} everywhere'
     )
   generator = np.random.default_rng(seed)

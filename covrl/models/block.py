@@ -67,7 +67,9 @@ class LayerOptions(NamedTuple):
     if mask.mask is None:
       return mask._replace(window=self.window)
     if distance is None:
-      raise TypeError('a mask of whole rows needs distances, got None')
+      raise TypeError(
+        'distance must be given with a mask of whole rows, got None'
+      )
     return mask._replace(mask=mask.mask & (distance < self.window))
 
 

@@ -226,7 +226,7 @@ class ModelConfig:
       check_integer('windows', window, 0)
     if self.local_rope_theta and isinstance(self.rope_scaling, YarnScaling):
       raise ValueError(
-        'local_rope_theta needs a rope_scaling that keeps magnitudes, got '
+        'rope_scaling must keep magnitudes with local_rope_theta, got '
         f'{self.rope_scaling}'
       )
 

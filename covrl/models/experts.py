@@ -62,7 +62,7 @@ class ExpertRecord(NamedTuple):
     """
     if config.experts is None:
       raise ValueError(
-        'routing replay needs a model with experts, got one without'
+        'config must have experts for an ExpertRecord, got a model without'
       )
     dtype = 'uint8' if config.experts.count < 2**8 else 'uint16'
     return cls(config.num_layers, config.experts.per_token, dtype)

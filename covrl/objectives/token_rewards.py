@@ -89,8 +89,8 @@ def token_rewards(
     number = concrete_number(coefficient, 'coefficient', allow_schedule=False)
     if number:
       raise ValueError(
-        'token_rewards with a coefficient needs log_ratio, got None and '
-        f'{number:g}'
+        'log_ratio must be given with a coefficient other than 0, got None and'
+        f' {number:g}'
       )
     return TokenRewards(at_last_token, jnp.asarray(jnp.nan, dtype), clipped)
   check_array('log_ratio', log_ratio, 'real', 'S T', shape)

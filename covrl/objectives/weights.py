@@ -76,7 +76,9 @@ def token_weights(
   if mode not in WEIGHT_MODES:
     raise ValueError(f'mode must be one of {WEIGHT_MODES}, got {mode!r}')
   if mode == 'constant-length' and length is None:
-    raise ValueError("mode 'constant-length' needs a length, got None")
+    raise ValueError(
+      "length must be given with mode 'constant-length', got None"
+    )
   if length is not None:
     check_number('length', length, 0, is_open=True)
   shape = check_array('loss_mask', loss_mask, 'bool', 'B T')

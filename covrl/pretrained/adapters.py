@@ -190,8 +190,8 @@ def save_adapters(
     raise ValueError('the policy must have adapters, got one without')
   if not isinstance(policy, PretrainedPolicy) or not policy.origin:
     raise ValueError(
-      '--adapter needs a policy of a pretrained model, got one without; write'
-      ' it without --adapter'
+      'the policy must be of a pretrained model with --adapter, got one without;'
+      ' write it without --adapter'
     )
   _, adapters = split_adapters(params)
   check_shapes(adapters, split_adapters(policy.abstract_params())[1])

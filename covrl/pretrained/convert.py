@@ -102,8 +102,8 @@ def as_pretrained(
     )
     if json_tokenizer.bos_id != tokenizer.bos_id:
       raise ValueError(
-        'a policy without a pretrained model needs a tokenizer whose file'
-        f' determines the BOS token, got the BOS token {tokenizer.bos_id} and'
+        'the tokenizer of a policy without a pretrained model must have a file'
+        f' that determines the BOS token, got the BOS token {tokenizer.bos_id} and'
         f' a file that adds {"none" if json_tokenizer.bos_id is None else json_tokenizer.bos_id}'
       )
   generation_config = {

@@ -79,7 +79,7 @@ def load_policy(
   config = model_config(fields, requested_dtype or stored or 'float32', file)
   if config.param_dtype == 'float64' and jnp.result_type(float) != jnp.float64:
     raise ValueError(
-      f'{file}: dtype float64 needs JAX_ENABLE_X64=1, got JAX without it; or pass'
+      f'{file}: JAX_ENABLE_X64 must be 1 for dtype float64, got 0; or pass'
       " another dtype, such as 'float32'"
     )
   files = read_config_files(model)

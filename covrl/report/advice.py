@@ -176,23 +176,23 @@ def read(run: RunData) -> Readings:
     if set(missing) <= set(AT_INTERVALS):
       cause = ', which logging.diagnostics_every=0 leaves out'
     raise ValueError(
-      f'advice on {name} needs metrics of updates that it lacks:'
-      f' {formats.join_words(missing)}{cause}'
+      f'{name} must have the metrics {formats.join_words(missing)} of updates, got'
+      f' none{cause}'
     )
   iterations = np.unique(train.column('iteration'))
   iterations = iterations[np.isfinite(iterations)]
   count = iterations.size
   if count < MIN_ITERATIONS:
     raise ValueError(
-      f'advice needs {MIN_ITERATIONS} iterations with updates, {name} has {count}'
+      f'{name} must have {MIN_ITERATIONS} iterations with updates, got {count}'
     )
   always = [metric for metric in REQUIRED if metric not in AT_INTERVALS]
   for metric in always:
     absent = count - train.curve(metric).x.size
     if absent > MOST_MISSING * count:
       raise ValueError(
-        f'advice on {name} needs {metric} in {formats.percent(1 - MOST_MISSING, 0)} of the'
-        f' iterations, it is missing in {absent} of {count}'
+        f'{name} must have {metric} in {formats.percent(1 - MOST_MISSING, 0)} of the'
+        f' iterations, got {count - absent} of {count}'
       )
   check_possible(train, name)
   common = functools.reduce(
@@ -209,8 +209,8 @@ def read(run: RunData) -> Readings:
     measured = curve.y[curve.x <= third]
     if not measured.size:
       raise ValueError(
-        f'advice on {name} needs {metric} in the first third of the iterations,'
-        f' it is missing up to iteration {third:g}'
+        f'{name} must have {metric} in the first third of the iterations, got'
+        f' none up to iteration {third:g}'
       )
     return float(measured.mean())
 
@@ -228,12 +228,11 @@ def read(run: RunData) -> Readings:
   start = float(entropy[:tenth].mean())
   if start <= 0:
     raise ValueError(
-      f'advice needs a policy with entropy at the start, {name} has'
-      f' {start:g} nats'
+      f'the entropy of {name} must be above 0 at the start, got {start:g} nats'
     )
   if tokens < 1:
     raise ValueError(
-      f'advice needs updates of at least one token, {name} has {tokens:g}'
+      f'updates of {name} must have at least one token, got {tokens:g}'
     )
   halved = common[entropy <= start / 2]
   return Readings(

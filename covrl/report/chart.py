@@ -146,7 +146,9 @@ def lay_out(figure: Figure, size: tuple[int, int] = LARGE) -> FigureLayout:
   shown = [_thinned(series, figure.log) for series in figure.series]
   shown = [series for series in shown if series.x.size]
   if not shown:
-    raise ValueError(f'figure {figure.key!r} needs a point to draw, got none')
+    raise ValueError(
+      f'figure {figure.key!r} must have a point to draw, got none'
+    )
   figure = dataclasses.replace(figure, series=_stacked(shown))
   x = _x_axis(figure, width)
   y = _y_axis(figure, height)

@@ -158,7 +158,7 @@ def load_comparison(workdirs: Sequence[epath.PathLike]) -> Comparison:
     FileNotFoundError: a directory does not exist.
   """
   if not workdirs:
-    raise ValueError('a comparison needs at least one run, got none')
+    raise ValueError('a comparison must have at least one run, got none')
   runs = [load_run(workdir) for workdir in workdirs]
   gathered: dict[tuple[str, str], dict[int, RunData]] = {}
   fields: dict[tuple[str, str], dict[str, str]] = {}
@@ -168,7 +168,7 @@ def load_comparison(workdirs: Sequence[epath.PathLike]) -> Comparison:
     other = gathered.setdefault(key, {}).setdefault(run.seed, run)
     if other is not run:
       raise ValueError(
-        'a comparison needs one run for each configuration and seed, got '
+        'a comparison must have one run for each configuration and seed, got '
         f'{other.path} and {run.path}, both {run.name} with seed {run.seed}'
       )
     fields[key] = config

@@ -143,7 +143,7 @@ def comparison_svg(workdirs: Sequence[epath.PathLike]) -> str:
   )
   if not panels:
     raise ValueError(
-      f'a figure needs entropy or {metric} of some run, got neither'
+      f'one of the runs must have the metric entropy or {metric}, got neither'
     )
   return render(
     'comparison.svg.j2',

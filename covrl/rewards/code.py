@@ -34,7 +34,7 @@ def code_reward(
   Args:
     backend: sandbox backend of programs, see `Judge`; the best that works if
       `None`. Programs run unsandboxed only on request.
-    url: address of a remote judge.
+    url: address of the server of the backend 'remote'.
     packages: installed packages that programs may import, see `Judge`.
     time_limit: seconds that each test may take.
     name: name in the metrics, see `Reward`.

@@ -159,7 +159,7 @@ def format_reward(
     re.compile(pattern)
   except re.error as error:
     raise ValueError(
-      f'a format needs a regular expression, got {pattern!r}: {error}'
+      f'pattern must be a regular expression, got {pattern!r}: {error}'
     ) from None
   return Reward(
     name=name,

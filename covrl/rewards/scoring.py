@@ -276,7 +276,9 @@ def _check(rewards: Sequence[RewardPart], sources: Sequence[str]) -> None:
   names = [part.name for part in rewards]
   for name, count in Counter(names).items():
     if count > 1:
-      raise ValueError(f'rewards need different names, {count} are {name!r}')
+      raise ValueError(
+        f'names of rewards must differ, got {name!r} {count} times'
+      )
   for part in rewards:
     for source in part.sources:
       if source not in sources:
@@ -292,6 +294,6 @@ def _check(rewards: Sequence[RewardPart], sources: Sequence[str]) -> None:
   for source in sources:
     if not any(not p.sources or source in p.sources for p in grading_rewards):
       raise ValueError(
-        'every source needs a reward that grades its answers (without shaping,'
-        f' with a weight above 0), {source!r} has none'
+        'every source must have a reward that grades its answers (without shaping,'
+        f' with a weight above 0), got none for {source!r}'
       )

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """TensorBoard's event files of scalars, one directory per phase of a run.
 
-Each start of a run opens a file of its own. Its first event tells TensorBoard
-to forget later steps of earlier files, which were written after the checkpoint
+Each start of a run opens a file of its own. Its first event makes TensorBoard
+drop later steps of earlier files, which were written after the checkpoint
 that is resumed.
 
 tensorboardX provides the format. Its own writers are not used: they write in a

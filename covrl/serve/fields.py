@@ -222,7 +222,7 @@ def _include_usage(value: object, stream: bool) -> bool:
   if value is None:
     return False
   if not stream:
-    raise ValueError('stream_options needs "stream": true')
+    raise ValueError('stream must be true with stream_options, got false')
   if not isinstance(value, Mapping) or set(value) - {'include_usage'}:
     raise ValueError(
       'stream_options must be an object with include_usage, got'

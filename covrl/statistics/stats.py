@@ -167,8 +167,8 @@ def token_stats(
   truncation.check()
   if truncation.min_p is not None and not moments:
     raise ValueError(
-      'truncation.min_p needs moments=True, which hold its log-probabilities, '
-      'got moments=False'
+      'moments must be True with truncation.min_p, whose log-probabilities'
+      ' they hold, got False'
     )
   _check_arrays(hidden, unembedding, targets)
   targets = wide_targets(targets)

@@ -38,8 +38,8 @@ def arithmetic_task(config: Config) -> Task:
   """
   if not config.pretrained:
     raise ConfigError(
-      'arithmetic needs a pretrained model, whose tokenizer it uses, got an empty'
-      ' field pretrained'
+      'pretrained must name a model for the task arithmetic, which uses its'
+      " tokenizer, got ''"
     )
   tokenizer = load_tokenizer(config.pretrained)
   format_prompt = prompt_format(config)

@@ -56,7 +56,7 @@ def make_rewards(
   notes: list[str] = []
   for kind, names in sources.items():
     if kind == 'code':
-      backend, url = config.judge or None, config.judge_url or None
+      backend, url = config.sandbox or None, config.sandbox_url or None
       packages = config.package_names
       judge = cached_judge(backend, url, packages)
       offered = f', with {", ".join(packages)}' if packages else ''

@@ -61,8 +61,8 @@ def text_task(config: Config) -> Task:
   """
   if not config.pretrained:
     raise ConfigError(
-      'a task of text needs a pretrained model, whose tokenizer it uses, got'
-      ' an empty field pretrained'
+      'pretrained must name a model for a task of text, which uses its'
+      " tokenizer, got ''"
     )
   tokenizer = load_tokenizer(config.pretrained)
   format_prompt = prompt_format(config)
@@ -77,7 +77,7 @@ def text_task(config: Config) -> Task:
   for suite in prompted_suites:
     _merge_kinds(kinds, {p.source: p.kind for p in suite.problems}, suite.name)
     notes.append(
-      f'{suite.name}: {len(suite.problems):,} problems (layout {suite.schema})'
+      f'{suite.name}: {len(suite.problems):,} problems (schema {suite.schema})'
     )
   rewards, sandbox_notes = make_rewards(kinds, config.rewards)
   return Task(
@@ -215,7 +215,7 @@ def _training(
   if not data.train:
     return ListSource([]), {}, []
   files = _files(data.train)
-  sources = [FileSource(file, schema=data.layout or None) for file, _ in files]
+  sources = [FileSource(file, schema=data.schema or None) for file, _ in files]
   filtered = filter_sources(
     sources,
     ProblemFilter(
@@ -231,7 +231,7 @@ def _training(
     ),
   )
   notes = [
-    f'{source.file}: {summary} (layout {source.schema.name})'
+    f'{source.file}: {summary} (schema {source.schema.name})'
     for source, summary in zip(sources, filtered, strict=True)
   ]
   kinds: dict[str, str] = {}

@@ -160,8 +160,8 @@ class Result:
     conditional = self.claim.verdict.startswith(HOLDS_IF)
     if conditional and not self.evidence.conditional:
       raise ValueError(
-        f"{self.claim.name}: a verdict 'holds if …' needs checks under its "
-        'condition, conditional=[…], got none'
+        f"{self.claim.name}: conditional must have checks with a verdict 'holds"
+        " if …', got none"
       )
 
   @property

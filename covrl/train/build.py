@@ -100,7 +100,7 @@ def build(
     note(text)
   if len(task.train) == 0:
     raise ConfigError(
-      'training needs problems, the task has none; data.train names the'
+      'the task must have training problems, got none; data.train names the'
       ' files of a task of text'
     )
   check_problems(task.train)

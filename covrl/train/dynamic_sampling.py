@@ -230,7 +230,7 @@ class DynamicSampling:
       group.call = ResponseScoring(self.tokenizer, self.scoring, problems, 0)
 
   def _exchange(self, groups: Sequence[_Group], is_late: bool) -> bool:
-    """Makes all processes know which groups pass, as far as scores are known.
+    """Shares between all processes which groups pass, as far as scores are known.
 
     Args:
       groups: the groups that are begun.

@@ -31,7 +31,7 @@ _READ_BY_RECIPES = (
   *('countdown.', 'maze.', 'arithmetic.', 'data.', 'entropy.'),
   *('train.learning_rate', 'train.max_gradient_norm'),
   *('train.clip_low', 'train.clip_high', 'train.schedule_iterations'),
-  *('rewards.judge', 'rewards.packages', 'rewards.format'),
+  *('rewards.sandbox', 'rewards.packages', 'rewards.format'),
   *('rewards.overlong_buffer', 'rewards.function_weight'),
   *('evaluate.suite', 'evaluate.problems', 'evaluate.samples'),
   'evaluate.temperature',

@@ -57,12 +57,12 @@ def make_policy_of_size(recipe: Recipe, vocab_size: int) -> Policy:
     jnp.result_type(float) != jnp.float64
   ):
     raise ConfigError(
-      "the recipe's model of float64 needs JAX_ENABLE_X64=1, got JAX without it"
+      "JAX_ENABLE_X64 must be 1 for the recipe's model of float64, got 0"
     )
   check_lengths(recipe.config)
   if recipe.config.train.routing_replay and model.experts is None:
     raise ConfigError(
-      'train.routing_replay needs a model with experts, got one without'
+      'the model must have experts with train.routing_replay, got one without'
     )
   model = dataclasses.replace(model, remat=recipe.config.train.remat)
   return Policy(with_adapters(model, recipe.config))

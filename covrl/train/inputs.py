@@ -165,8 +165,8 @@ def warm_start_of(
   if own is None or not is_warm_start_finished(own, config):
     found = 'none' if own is None else f'{own.path}, which is unfinished'
     raise CheckpointError(
-      f'the checkpoint {saved.path} needs the warm start of its run'
-      f' (warm_start/), the base of its adapters, got {found}'
+      f'warm_start/ of the run must have the base of the adapters in the checkpoint'
+      f' {saved.path}, got {found}'
     )
   now = _files_fingerprint(own)
   if saved.notes.get('inputs', {}).get(_WARM_START, now) != now:

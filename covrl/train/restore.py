@@ -105,7 +105,7 @@ class OpenedRun:
     suites = [self.task.held_out, *(s.problems for s in self.task.suites)]
     largest = max(map(len, suites))
     if not largest:
-      raise ValueError('an evaluation needs problems, the recipe has none')
+      raise ValueError('the recipe must have problems to evaluate on, got none')
     if problems is not None and not 1 <= problems <= largest:
       raise ValueError(f'--problems must lie in [1, {largest}], got {problems}')
     for flag, value in (('samples', samples), ('temperature', temperature)):
@@ -237,8 +237,8 @@ def open_run(
   )
   if unknown := unknown_fields(directory.read_config()['config']):
     _warn(
-      f'{workdir} was written by another version of covrl; this one does not know'
-      f' {", ".join(unknown)} and ignores it'
+      f'{workdir} was written by another version of covrl; the fields'
+      f' {", ".join(unknown)} do not exist in this one and are ignored'
     )
   store = CheckpointStore(directory.checkpoints, keep=1)
   if store.latest() is None:
@@ -374,8 +374,8 @@ def _config_and_task(
   task = make_task(recipe, config)
   if suites is not None and not task.suites:
     raise ValueError(
-      '--suite needs a task of text (covrl.train.text_task), the task of'
-      f' {recipe.name} is another one'
+      'the task must be a text_task with --suite, got another one in'
+      f' {recipe.name}'
     )
   return config, task
 

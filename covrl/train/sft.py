@@ -195,7 +195,9 @@ def warm_start(
     Stopped: a signal has stopped the warm start; it is saved.
   """
   if task.solved is None:
-    raise ValueError('a warm start needs solved examples, got none')
+    raise ValueError(
+      'the task must have solved examples for a warm start, got none'
+    )
   settings, logging = config.warm_start, config.logging
   stream = SupervisedStream(
     task.solved,

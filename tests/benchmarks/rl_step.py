@@ -11,7 +11,8 @@ no KL penalty, clip 0.2, Adam, gradients clipped, instant rewards, responses of
 full length. A step is the rollout, scoring where the library has it, rewards,
 advantages and the update, in the library's own loop. Ratios are to the first
 library's time in the same round. On a loaded machine the ratio of core seconds
-says more; of covrl's they leave out the worker process that computes rewards.
+is more reliable; those of covrl leave out the worker process that computes rewards.
+`covrl:returned` is covrl with freed memory given back, see `peers.driver`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def main() -> None:
   options = parser.parse_args()
   others = {*options.peer} - {'covrl', 'covrl:returned'}
   if options.stage in ('scoring', 'update') and others:
-    parser.error(f'--stage={options.stage} needs --peer covrl')
+    parser.error(f'--stage={options.stage} must be given with --peer covrl')
   driver.report(options.stage, options, STAGES)
 
 

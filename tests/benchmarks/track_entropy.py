@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Comparison of controllers: errors of following an entropy schedule.
 
-  python tests/benchmarks/track_entropy.py [--seeds 0 1 2] [--arms ARM …]
+  python tests/benchmarks/track_entropy.py [--seeds 0 1 2] [--variants VARIANT …]
 
 Trains the small transformer of `small_control.py` for 80 iterations of four updates,
 with an entropy bonus that each controller sets, and without one (GRPO). The target
@@ -9,7 +9,7 @@ falls along a line. Prints a table of root mean squared differences to it, in
 percent of its fall: of the policy's entropy before every iteration, on a response
 to each of all 256 prompts; and of the rollouts' entropy, which also varies with the
 16 prompts of an iteration. Controllers have their default numbers, or those that
-are stated in `ARMS`. An arm with three seeds takes half a core minute, nearly all
+are stated in `VARIANTS`. A variant with three seeds takes half a core minute, nearly all
 of it compilation.
 """
 
@@ -30,7 +30,7 @@ from covrl.entropy.controller_base import Controller
 # START and END are the targets of the entropy, in nats.
 ITERATIONS, START, END = 80, 2.2, 1.8
 
-ARMS: Mapping[str, Callable[[optax.Schedule], Controller] | None] = {
+VARIANTS: Mapping[str, Callable[[optax.Schedule], Controller] | None] = {
   'grpo': None,
   'target_entropy': covrl.target_entropy,
   'proportional_integral': lambda target: (
@@ -41,24 +41,26 @@ ARMS: Mapping[str, Callable[[optax.Schedule], Controller] | None] = {
     target, increment=5e-3, maximum=1.0
   ),
 }
-"""Controllers of the bonus, by name of the arm; `grpo` has no bonus."""
+"""Controllers of the bonus, by name of the variant; `grpo` has no bonus."""
 
 
 def main() -> None:
-  """Trains all arms and prints a row of the table for each."""
+  """Trains all variants and prints a row of the table for each."""
   parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument('--arms', nargs='+', choices=ARMS, default=[*ARMS])
+  parser.add_argument(
+    '--variants', nargs='+', choices=VARIANTS, default=[*VARIANTS]
+  )
   parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
   options = parser.parse_args()
   print('| controller | policy, % | rollouts, % | mean difference | reward |')
   print('|---|---:|---:|---:|---:|')
-  for arm in options.arms:
-    print(row(arm, options.seeds), flush=True)
+  for variant in options.variants:
+    print(row(variant, options.seeds), flush=True)
 
 
-def row(arm: str, seeds: list[int]) -> str:
-  """Trains an arm with each seed; a row of the table, in Markdown."""
-  controller = ARMS[arm]
+def row(variant: str, seeds: list[int]) -> str:
+  """Trains a variant with each seed; a row of the table, in Markdown."""
+  controller = VARIANTS[variant]
   target = optax.linear_schedule(START, END, ITERATIONS * UPDATES)
   token_tx = optax.identity()
   if controller is not None:
@@ -77,7 +79,7 @@ def row(arm: str, seeds: list[int]) -> str:
     _cell(np.mean(curves.entropy - line, axis=1), 2),
     _cell(np.mean(curves.reward[:, -10:], axis=1), 2),
   )
-  return f'| `{arm}` | {" | ".join(cells)} |'
+  return f'| `{variant}` | {" | ".join(cells)} |'
 
 
 def _cell(values: np.ndarray, digits: int) -> str:

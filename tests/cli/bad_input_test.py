@@ -22,7 +22,7 @@ def test_unknown_field_names_the_nearest(refuse_training):
 
 
 def test_value_of_the_wrong_type(refuse_training):
-  assert '--config.train.iterations=many' in refuse_training(
+  assert "iterations must be an integer, got 'many'" in refuse_training(
     '--config.train.iterations', 'many'
   )
 
@@ -87,7 +87,7 @@ def test_task_without_training_problems(refuse_training, changed_recipe):
     """)
   )
   assert error == (
-    'training needs problems, the task has none; data.train names the files of'
+    'the task must have training problems, got none; data.train names the files of'
     ' a task of text'
   )
 

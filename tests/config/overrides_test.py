@@ -160,6 +160,21 @@ def test_unknown_field_names_the_nearest(field, nearest):
   )
 
 
+@pytest.mark.parametrize(
+  ('old', 'new'),
+  [
+    ('data.layout', 'data.schema'),
+    ('rewards.judge', 'rewards.sandbox'),
+    ('rewards.judge_url', 'rewards.sandbox_url'),
+  ],
+)
+def test_renamed_field_names_the_new_one(old, new):
+  assert new in fields_by_name()
+  assert refused(f'{old}=remote') == (
+    f'there is no config field {old!r}; it is now {new}'
+  )
+
+
 def test_unknown_field_unlike_any_other():
   assert refused('xyzzy=3') == "there is no config field 'xyzzy'"
 
@@ -201,19 +216,18 @@ def test_argument_that_is_not_an_override_is_shown_with_advice(given, advice):
 
 
 @pytest.mark.parametrize(
-  ('override', 'type_name'),
+  ('override', 'requirement'),
   [
-    ('train.iterations=many', 'an integer'),
-    ('train.iterations=1.5', 'an integer'),
-    ('train.iterations', 'an integer'),
-    ('train.learning_rate=fast', 'a number'),
-    ('logging.tensorboard=perhaps', 'true or false'),
+    ('train.iterations=many', "must be an integer, got 'many'"),
+    ('train.iterations=1.5', "must be an integer, got '1.5'"),
+    ('train.iterations', 'must have a value, an integer, got none'),
+    ('train.learning_rate=fast', "must be a number, got 'fast'"),
+    ('logging.tensorboard=perhaps', "must be true or false, got 'perhaps'"),
   ],
 )
-def test_value_of_another_type(override, type_name):
-  error = refused(override)
-  assert error.startswith(f'cannot apply --config.{override}')
-  assert error.endswith(type_name)
+def test_value_of_another_type(override, requirement):
+  name = override.partition('=')[0]
+  assert refused(override) == f'--config.{name} {requirement}'
 
 
 @pytest.mark.parametrize(
@@ -233,7 +247,7 @@ def test_value_of_another_type(override, type_name):
     ),
     (
       {'maze.max_steps': 4},
-      'Mazes need 1 <= min_distance <= max_steps, got min_distance=5 and '
+      'maze must have 1 <= min_distance <= max_steps, got min_distance=5 and '
       'max_steps=4',
     ),
     ({'train.iterations': 0}, 'train.iterations must be at least 1, got 0'),
@@ -252,7 +266,7 @@ def test_value_of_another_type(override, type_name):
     ),
     (
       {'countdown.min_numbers': 5},
-      'Countdown needs 1 <= min_numbers <= max_numbers, got min_numbers=5 and '
+      'countdown must have 1 <= min_numbers <= max_numbers, got min_numbers=5 and '
       'max_numbers=4',
     ),
     (
@@ -261,8 +275,8 @@ def test_value_of_another_type(override, type_name):
     ),
     (
       {'train.reset_reference_every': 2},
-      'train.reset_reference_every needs train.keep_reference, got 2 without '
-      'it',
+      'train.keep_reference must be true with train.reset_reference_every, got'
+      ' false and 2',
     ),
     (
       {'train.packed_rows': 256},
@@ -316,7 +330,7 @@ def test_fraction_of_tokens_lies_between_0_and_1(value):
     ('train.remat', typing.get_args(RematPolicy)),
     ('entropy.selection_source', typing.get_args(SelectionSource)),
     (
-      'rewards.judge',
+      'rewards.sandbox',
       ('', 'bubblewrap', 'landlock', 'remote', 'unsandboxed'),
     ),
   ],

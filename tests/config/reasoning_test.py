@@ -309,7 +309,7 @@ def test_evaluates_a_run_on_other_suites(trained_run, capsys):
   assert set(summary) == {'amc', 'minerva'}
   assert summary['amc']['iteration'] == 2
   assert (summary['amc']['samples'], summary['amc']['temperature']) == (2, 0.6)
-  value, low, high = summary['amc']['figures']['mean@2']
+  value, low, high = summary['amc']['metrics']['mean@2']
   assert 0 <= low <= value <= high <= 1
   (line, _) = (
     (trained_run / 'evaluation' / 'amc.jsonl').read_text().splitlines()

@@ -68,7 +68,7 @@ def test_subsets_of_a_source():
   'weights', [[1.0], [1.0, 0.0], [1.0, -2.0], [1.0, float('inf')]]
 )
 def test_mixtures_need_one_positive_weight_per_source(weights):
-  with pytest.raises(ValueError, match=r'of 2 sources needs as many positive'):
+  with pytest.raises(ValueError, match='one positive number for each of 2'):
     MixtureSource([list_source('a'), list_source('b')], weights)
 
 
@@ -85,5 +85,5 @@ def test_mixtures_within_other_sources_are_refused():
       TypeError, match='must be the outermost source, got one'
     ):
       wrap()
-  with pytest.raises(ValueError, match='a mixture of 0 sources needs'):
+  with pytest.raises(ValueError, match='one positive number for each of 0'):
     MixtureSource([], [])

@@ -197,7 +197,8 @@ def test_packs_any_dataclass_of_rows():
 def test_refuses_sequences_that_do_not_fit():
   rows = random_rows([3, 4, 2, 1], 6)
   with pytest.raises(
-    ValueError, match='4 sequences need 2 rows of 5 tokens, got 1'
+    ValueError,
+    match='count must be at least 2 for 4 sequences in rows of 5 tokens, got 1',
   ):
     pack_rows(rows, length=5, count=1)
   with pytest.raises(ValueError, match='must have at most 3 tokens, got 4'):

@@ -330,7 +330,7 @@ def test_refuses_invalid_code_tests(truth, tmp_path):
 def test_refuses_unknown_columns(tmp_path):
   message = error_of({'instruction': 'q', 'output': 'a'}, tmp_path=tmp_path)
   assert re.fullmatch(
-    r'row 1 of FILE must have columns of a known layout \(Eurus.*, plain\),'
+    r'row 1 of FILE must have the columns of a schema \(Eurus.*, plain\),'
     r" such as 'question' and 'answer', got 'instruction', 'output'",
     message,
   )

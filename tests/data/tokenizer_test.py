@@ -100,7 +100,9 @@ def test_trains_subword_models():
 
 
 def test_refuses_invalid_training_texts_and_models():
-  with pytest.raises(ValueError, match='bpe model needs a vocab_size'):
+  with pytest.raises(
+    ValueError, match="vocab_size must be given with model_type 'bpe'"
+  ):
     train_sentencepiece(['a b'], model_type='bpe')
   with pytest.raises(ValueError, match='must have words, got none'):
     train_sentencepiece(['  '])

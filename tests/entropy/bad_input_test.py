@@ -192,20 +192,20 @@ MISTYPED = {
   ),
   'Adam as a token chain': (
     lambda: covrl.as_loss(covrl.policy_gradient, optax.adam(1e-3)),
-    'as_loss needs a token chain, whose state has scalars only',
+    'token chain of as_loss must have a state of scalars only',
   ),
   'Adam within a token chain': (
     lambda: covrl.as_loss(
       covrl.policy_gradient,
       optax.chain(covrl.kl_cov(), optax.inject_hyperparams(optax.adam)(0.1)),
     ),
-    'as_loss needs a token chain, whose state has scalars only',
+    'token chain of as_loss must have a state of scalars only',
   ),
   'Adam on selected tokens': (
     lambda: covrl.token_masked(
       optax.adam(1e-3), covrl.selectors.top_entropy(0.5)
     ),
-    'token_masked needs a token chain',
+    'token chain of token_masked must',
   ),
   'Adam in the explicit form': (
     lambda: update_signal(
@@ -214,11 +214,11 @@ MISTYPED = {
       optax.adam(1e-3).init(TokenStats.template()),
       TOKEN_STATS,
     ),
-    'update_signal needs a token chain',
+    'token chain of update_signal must',
   ),
   'a method that was not called': (
     lambda: covrl.as_loss(covrl.policy_gradient, unknown(covrl.kl_cov)),
-    'as_loss needs a token chain, an optax.GradientTransformation such as',
+    'token chain of as_loss must be an optax.GradientTransformation such as',
   ),
   'weights of a row': (
     lambda: bonus(weights=WEIGHTS[0]),

@@ -280,5 +280,7 @@ def test_errors_name_the_wrong_argument(batch):
     TypeError, match='token transforms belong in the token chain'
   ):
     chain.update(params, state, params)
-  with pytest.raises(TypeError, match="divergence='full' needs the full KL"):
+  with pytest.raises(
+    TypeError, match=r'TokenStats.divergence must be the full KL'
+  ):
     run(covrl.add_divergence_penalty(1.0, 'full'), batch)

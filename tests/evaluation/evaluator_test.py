@@ -144,7 +144,9 @@ def test_known_suites_have_distinct_blocks_of_sequence_ids():
 
 
 def test_refuses_an_empty_suite(evaluator_parts):
-  with pytest.raises(ValueError, match='needs problems, nothing has none'):
+  with pytest.raises(
+    ValueError, match="'nothing' must have problems, got none"
+  ):
     evaluate(evaluator_parts, [Suite(name='nothing', problems=())])
 
 

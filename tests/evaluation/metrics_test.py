@@ -176,7 +176,7 @@ def test_a_metric_without_any_scored_problem_is_missing(tmp_path):
   assert summary['aime24/greedy'] == 0.5
   file = write_results(evaluation, tmp_path, {})
   written = json.loads(file.read_text(), parse_constant=pytest.fail)
-  assert written['a']['figures']['greedy'] == [None, 0.0, 1.0]
+  assert written['a']['metrics']['greedy'] == [None, 0.0, 1.0]
   assert written['a']['unscored'] == 2
 
 

@@ -310,7 +310,7 @@ def test_gates_of_given_experts_are_those_of_the_router(normalised):
 
 
 def test_refuses_invalid_options():
-  with pytest.raises(ValueError, match='needs a model with experts'):
+  with pytest.raises(ValueError, match='config must have experts'):
     ExpertRecord.of(tiny(16))
   with pytest.raises(ValueError, match=r'must be 1 to 4, .* got 5'):
     Experts(count=4, per_token=5)

@@ -91,8 +91,11 @@ def test_coefficients_adapt_by_at_most_a_fifth_per_horizon(divergence, factor):
   [
     ({'clip': 0.0}, 'clip must be positive, got 0'),
     ({'coefficient': -1.0}, 'coefficient must be finite and at least 0'),
-    ({'coefficient': 0.1}, 'needs log_ratio, got None and 0.1'),
-    ({'coefficient': jnp.float32(0.5)}, 'needs log_ratio, got None and 0.5'),
+    ({'coefficient': 0.1}, 'log_ratio must be given .* got None and 0.1'),
+    (
+      {'coefficient': jnp.float32(0.5)},
+      'log_ratio must be given .* got None and 0.5',
+    ),
     ({'log_ratio': LOG_RATIO[:1]}, r'log_ratio must be \[S, T\] = \(3, 4\)'),
     (
       {'log_ratio': LOG_RATIO, 'kind': 'k4'},

@@ -140,5 +140,5 @@ def test_refuses_unknown_modes_and_a_missing_length():
   unchecked: Any = inspect.unwrap(token_weights)
   with pytest.raises(ValueError, match=r"one of .* got 'mean'"):
     unchecked(mask, 'mean')
-  with pytest.raises(ValueError, match='needs a length'):
+  with pytest.raises(ValueError, match='length must be given'):
     token_weights(mask, 'constant-length')

@@ -49,7 +49,7 @@ from covrl.pretrained import (
     ({'is_causal': False}, 'is_causal must be true, got False'),
     ({'use_bidirectional_attention': True}, 'must be false, got True'),
     ({'quantization_config': {'quant_method': 'fp8'}}, 'must be absent, since'),
-    ({'dtype': 'float64'}, 'dtype float64 needs JAX_ENABLE_X64=1'),
+    ({'dtype': 'float64'}, 'JAX_ENABLE_X64 must be 1 for dtype float64'),
     ({'partial_rotary_factor': 0.5}, 'partial_rotary_factor must be 1, got'),
     ({'layer_types': ['full_attention']}, 'layer_types must name a type for'),
     ({'model_type': 'llama'}, 'of a MistralForCausalLM must be mistral, got'),

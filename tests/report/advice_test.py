@@ -170,7 +170,10 @@ def test_missing_metrics_are_named(tmp_path):
   run = write_run(
     tmp_path / 'grpo', np.ones(9), without=('covariance', 'tokens')
   )
-  with pytest.raises(ValueError, match=r'lacks: covariance and tokens$'):
+  with pytest.raises(
+    ValueError,
+    match=r'must have the metrics covariance and tokens of updates, got none$',
+  ):
     read(load_run(run))
   run = run_with_covariances_at(tmp_path / 'none', lambda *_: False)
   with pytest.raises(ValueError, match=r'logging\.diagnostics_every=0 leaves'):
@@ -192,7 +195,9 @@ def test_metrics_that_are_missing_in_a_part_of_the_run_are_named(
       line[name] = None
   text = ''.join(f'{json.dumps(line)}\n' for line in lines)
   (run / 'metrics.jsonl').write_text(text)
-  with pytest.raises(ValueError, match=f'needs {name} in 90\u202f% .* 6 of 20'):
+  with pytest.raises(
+    ValueError, match=f'must have {name} in 90\u202f% .* 14 of 20'
+  ):
     read(load_run(run))
 
 
@@ -231,19 +236,21 @@ def test_covariances_may_be_measured_at_intervals(tmp_path):
 def test_updates_without_tokens_are_refused(tmp_path):
   values = {'tokens': 0.0}
   run = write_run(tmp_path / 'grpo', np.linspace(1, 0.05, 9), values=values)
-  with pytest.raises(ValueError, match='at least one token, grpo has 0'):
+  with pytest.raises(ValueError, match='at least one token, got 0'):
     read(load_run(run))
 
 
 def test_a_short_run_is_refused(tmp_path):
   run = write_run(tmp_path / 'grpo', np.ones(4))
-  with pytest.raises(ValueError, match=r'needs 5 iterations .* has 4'):
+  with pytest.raises(ValueError, match=r'must have 5 iterations .* got 4'):
     read(load_run(run))
 
 
 def test_a_policy_without_entropy_is_refused(tmp_path):
   run = write_run(tmp_path / 'grpo', np.zeros(9))
-  with pytest.raises(ValueError, match=r'entropy at the start.* has 0 nats'):
+  with pytest.raises(
+    ValueError, match=r'must be above 0 at the start, got 0 nats'
+  ):
     read(load_run(run))
 
 
@@ -268,7 +275,7 @@ def test_command_names_missing_metrics(tmp_path, capsys):
   with pytest.raises(SystemExit) as stopped:
     main(['advise', str(run)])
   assert stopped.value.code == 2
-  assert 'lacks: reward' in capsys.readouterr().err
+  assert 'must have the metrics reward of updates' in capsys.readouterr().err
 
 
 def test_the_report_has_the_recommendation(tmp_path):

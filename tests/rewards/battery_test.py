@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every attack and control program gets the expected outcome; nothing is left."""
+"""Every attack and control program gets the expected outcome; no process or file
+remains."""
 
 import collections
 import concurrent.futures

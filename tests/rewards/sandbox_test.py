@@ -240,14 +240,14 @@ def test_reports_a_missing_judge(monkeypatch):
   outcome = judge_code(ADD, SUM)
   assert outcome.status is Status.INFRASTRUCTURE
   assert math.isnan(outcome.score)
-  assert 'programs need a sandbox' in outcome.detail
+  assert 'a sandbox backend must work' in outcome.detail
 
 
 @pytest.mark.parametrize(
   ('arguments', 'sentence'),
   [
     ({'backend': 'docker'}, "backend must be one of .* got 'docker'"),
-    ({'backend': 'remote'}, 'needs a url'),
+    ({'backend': 'remote'}, 'url must be an address'),
     ({'memory_limit': 0}, 'memory_limit must be positive, got 0'),
     ({'processes': -1}, 'processes must be positive'),
     ({'workers': 0}, 'workers must be positive'),

@@ -101,7 +101,7 @@ def outcome(response: str, reference: Any) -> Outcome:
 
 
 def leave_children(response: str, reference: Any) -> float:
-  """Starts as many processes as the response says, which outlive their parent.
+  """Starts as many processes as the response states, which outlive their parent.
 
   Each is a session of its own, and an orphan; its id is added to the file that
   the reference names.

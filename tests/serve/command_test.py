@@ -189,15 +189,15 @@ def test_an_interrupted_output_is_cut_to_its_finished_lines(tmp_path):
     output.write_bytes(b''.join(whole[:2]) + other)
     with pytest.raises(ValueError, match='belongs to another line'):
       finished()
-  with pytest.raises(ValueError, match='--resume needs a local --output'):
+  with pytest.raises(ValueError, match='--output must be local with --resume'):
     sample_file._finished_lines(epath.Path(file), epath.Path('gs://a/b'))
 
 
 @pytest.mark.parametrize(
   ('options', 'sentence'),
   [
-    ((), 'covrl sample needs PROMPT or --file, got neither'),
-    (('ab', '--file=x'), 'covrl sample needs PROMPT or --file, got both'),
+    ((), 'either PROMPT or --file must be given, got neither'),
+    (('ab', '--file=x'), 'either PROMPT or --file must be given, got both'),
     (
       ('ab', '--output=x'),
       "--output must be given with --file, got 'x' alone",
@@ -206,7 +206,10 @@ def test_an_interrupted_output_is_cut_to_its_finished_lines(tmp_path):
       ('ab', '--resume'),
       '--resume must be given with --file, got --resume alone',
     ),
-    (('--file={}', '--resume'), '--resume needs --output, got none'),
+    (
+      ('--file={}', '--resume'),
+      '--output must be given with --resume, got none',
+    ),
     (('--file=/nowhere',), '--file must be a file, got /nowhere'),
     (('--file={}', '--top_p=2'), 'top_p must lie in (0, 1], got 2.0'),
     (

@@ -70,7 +70,7 @@ def test_prompts_are_texts_or_tokens(prompt, count):
     ({'stop_token_ids': 3}, 'stop_token_ids must be a list of token ids'),
     ({'logprobs': 5}, 'logprobs must be 0, .* got 5'),
     ({'stream': 1}, 'stream must be true or false, got 1'),
-    ({'stream_options': {}}, 'stream_options needs "stream": true'),
+    ({'stream_options': {}}, 'stream must be true with stream_options'),
     (
       {'stream': True, 'stream_options': {'x': 1}},
       'stream_options must be an object with include_usage',

@@ -195,5 +195,7 @@ def test_positions_without_a_possible_token_have_no_statistics():
 
 
 def test_min_p_needs_moments():
-  with pytest.raises(ValueError, match='min_p needs moments=True'):
+  with pytest.raises(
+    ValueError, match=r'moments must be True with truncation.min_p'
+  ):
     token_stats(*problem()[:3], truncation=Truncation(min_p=0.1))

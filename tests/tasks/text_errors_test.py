@@ -18,12 +18,12 @@ def scoring(task):
 
 def test_refuses_programs_without_a_sandbox(monkeypatch):
   def find_none(*_):
-    raise JudgeError('programs need a sandbox, got none: why')
+    raise JudgeError('a sandbox backend must work here, got errors: why')
 
   monkeypatch.setattr('covrl.rewards.sandbox.judge.find_launcher', find_none)
   cached_judge.cache_clear()
   try:
-    with pytest.raises(JudgeError, match='programs need a sandbox'):
+    with pytest.raises(JudgeError, match='a sandbox backend must work'):
       text_task(config('kodcode.jsonl'))
     # Mathematics needs none.
     text_task(config('plain.jsonl'))
@@ -56,14 +56,14 @@ def test_refuses_a_source_of_two_kinds(tmp_path):
 @pytest.mark.parametrize(
   ('change', 'sentence'),
   [
-    ({'pretrained': ''}, 'needs a pretrained model'),
+    ({'pretrained': ''}, 'pretrained must name a model'),
     ({'train': 'a.jsonl'}, r'a\.jsonl must be a file of problems'),
     ({'train': 'a*.jsonl'}, r'must name files, no file matches .*a\*\.jsonl'),
     ({'train': 'a.jsonl=x'}, r"if it has a weight, got 'a\.jsonl=x'"),
     ({'train': 'a.jsonl=nan'}, r"if it has a weight, got 'a\.jsonl=nan'"),
     ({'train': 'a.jsonl=inf'}, r"if it has a weight, got 'a\.jsonl=inf'"),
     ({'train': 'a.jsonl=-1'}, r"if it has a weight, got 'a\.jsonl=-1'"),
-    ({'layout': 'gsm9k'}, "layout must be one of .*, got 'gsm9k'"),
+    ({'schema': 'gsm9k'}, "schema must be one of .*, got 'gsm9k'"),
     ({'suites': 'math5000'}, 'did you mean math500'),
     ({'template': 'Q:'}, r'must have \{question\} in it'),
   ],
@@ -90,8 +90,8 @@ def test_references_of_all_fixtures_are_graded_correct():
       overlap_words=0,
     )
   )
-  with scoring(task) as judges:
-    assert verify.check_references(task, judges, programs=4) == []
+  with scoring(task) as scorer:
+    assert verify.check_references(task, scorer, programs=4) == []
 
 
 def task_with_wrong_references(tmp_path, wrong, right):
@@ -109,8 +109,8 @@ def task_with_wrong_references(tmp_path, wrong, right):
 
 def test_wrong_references_are_counted_and_located(tmp_path):
   task = task_with_wrong_references(tmp_path, 1, 199)
-  with scoring(task) as judges:
-    (note,) = verify.check_references(task, judges, programs=0)
+  with scoring(task) as scorer:
+    (note,) = verify.check_references(task, scorer, programs=0)
   assert note.startswith(
     '1 of 200 reference answers of a.jsonl are not judged right when they are'
     f" given: column 'answer' of row 1 of {tmp_path}/a.jsonl, "
@@ -120,8 +120,8 @@ def test_wrong_references_are_counted_and_located(tmp_path):
 
 def test_more_than_one_percent_wrong_references_are_refused(tmp_path):
   task = task_with_wrong_references(tmp_path, 3, 197)
-  with scoring(task) as judges, pytest.raises(ValueError) as caught:
-    verify.check_references(task, judges, programs=0)
+  with scoring(task) as scorer, pytest.raises(ValueError) as caught:
+    verify.check_references(task, scorer, programs=0)
   assert str(caught.value).startswith(
     'at most 1% of the reference answers of a source may fail to be judged'
     ' right, 3 of 200 reference answers of a.jsonl are not'
@@ -141,8 +141,8 @@ def test_more_than_one_percent_wrong_references_are_refused(tmp_path):
     '\\\\frac{2}{3}',
   ],
 )
-def test_references_in_the_notation_of_a_file_are_refused(answer, tmp_path):
-  # A model writes \\boxed{5}; graded by themselves these are all right.
+def test_references_that_no_boxed_answer_equals_are_refused(answer, tmp_path):
+  # Each equals itself, but no response with \\boxed{5} or \\boxed{\\frac{2}{3}} would be right.
   (tmp_path / 'a.jsonl').write_text(
     json.dumps({'question': 'q', 'answer': answer})
   )
@@ -150,10 +150,10 @@ def test_references_in_the_notation_of_a_file_are_refused(answer, tmp_path):
   settings.data.train = str(tmp_path / 'a.jsonl')
   task = text_task(settings)
   with (
-    scoring(task) as judges,
+    scoring(task) as scorer,
     pytest.raises(ValueError, match=r"1 of 1 .* column 'answer' of row 1 of"),
   ):
-    verify.check_references(task, judges, programs=1)
+    verify.check_references(task, scorer, programs=1)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_a_reference_program_that_fails_its_tests_is_refused(tmp_path):
   settings.data.train = str(tmp_path / 'a.jsonl')
   task = text_task(settings)
   with (
-    scoring(task) as judges,
+    scoring(task) as scorer,
     pytest.raises(ValueError, match=r"1 of 1 .* column 'test' of row 1 of"),
   ):
-    verify.check_references(task, judges, programs=1)
+    verify.check_references(task, scorer, programs=1)

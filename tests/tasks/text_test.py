@@ -70,10 +70,10 @@ def test_notes_name_the_sandbox_backend():
     'programs are judged in the sandbox backend '
   )
   settings = config('kodcode.jsonl')
-  settings.rewards.judge = 'unsandboxed'
+  settings.rewards.sandbox = 'unsandboxed'
   assert ' unsandboxed' in text_task(settings).notes[-1]
   backend: Any = 'docker'
-  settings.rewards.judge = backend
+  settings.rewards.sandbox = backend
   with pytest.raises(
     ValueError, match=r"backend must be one of .*, got 'docker'"
   ):
@@ -116,9 +116,9 @@ def test_notes_count_dropped_problems():
   task = text_task(settings)
   starts = [
     f'{DATA}/dapo_math_17k.parquet: 5 of 6 problems; left out: 1 repeated',
-    f'{DATA}/math.jsonl: 5 of 5 problems (layout MATH)',
-    'math500: 5 problems (layout MATH-500)',
-    'omni_math: 5 problems (layout OMNI-MATH)',
+    f'{DATA}/math.jsonl: 5 of 5 problems (schema MATH)',
+    'math500: 5 problems (schema MATH-500)',
+    'omni_math: 5 problems (schema OMNI-MATH)',
   ]
   for note, start in zip(task.notes, starts, strict=True):
     assert note.startswith(start)

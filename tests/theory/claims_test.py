@@ -80,7 +80,7 @@ def test_wrong_recorded_verdict_is_detected():
 
 def test_conditional_verdict_needs_passing_checks_of_its_condition():
   (claim,) = find_claims('(9)')
-  with pytest.raises(ValueError, match='needs checks under its condition'):
+  with pytest.raises(ValueError, match='conditional must have checks'):
     Result(claim, Evidence(printed=[at_most('x', 1.0, 0.0)]))
   unmet = Evidence(
     printed=[at_most('x', 1.0, 0.0)], conditional=[at_most('x', 1.0, 0.0)]

@@ -98,7 +98,7 @@ def test_penalties_rewards_and_coefficients():
 def test_a_penalty_without_a_reference_is_refused():
   credit_inputs = inputs()
   rows = dataclasses.replace(credit_inputs.rows, ref_logprobs=None)
-  with pytest.raises(ValueError, match='needs rows with ref_logprobs'):
+  with pytest.raises(ValueError, match='rows must have ref_logprobs'):
     estimated(credit_inputs._replace(rows=rows), kl_coefficient=0.5)
 
 
@@ -170,9 +170,12 @@ def test_nan_values_make_their_own_update_nan_and_no_other():
     ({'clip': -1.0}, r'critic\.clip must be at least 0, got -1'),
     (
       {'kl_coefficient': 0.1},
-      r'critic\.kl_coefficient needs train\.keep_reference, got 0\.1 without it',
+      r'train\.keep_reference must be true with critic\.kl_coefficient, .* 0\.1',
     ),
-    ({'kl_target': 0.1}, r'critic\.kl_target needs a critic\.kl_coefficient'),
+    (
+      {'kl_target': 0.1},
+      r'critic\.kl_coefficient must be above 0 with critic\.kl_target',
+    ),
     (
       {'length_decay': 0.05, 'trace_decay': 0.95},
       r'critic\.trace_decay must be 1 with critic\.length_decay',
@@ -214,11 +217,12 @@ def test_refuses_a_critic_without_an_estimator_and_the_reverse():
     with pytest.raises(ConfigError, match=sentence):
       check_networks(networks, other, config)
   with pytest.raises(
-    ConfigError, match=r'critic\.warm_up needs a recipe with a critic.*got 5'
+    ConfigError,
+    match=r'critic\.warm_up must be .* in a recipe without a critic, got 5',
   ):
     check_networks({}, None, make_config(warm_up=5))
   penalised = make_config(kl_coefficient=0.1)
-  with pytest.raises(ConfigError, match=r'needs train\.keep_reference'):
+  with pytest.raises(ConfigError, match=r'train\.keep_reference must be true'):
     check_networks(valid_networks, critic_advantages(penalised), penalised)
 
 

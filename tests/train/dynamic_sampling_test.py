@@ -259,8 +259,8 @@ def test_scores_after_the_last_group_are_not_waited_for():
 @pytest.mark.parametrize(
   ('fields', 'sentence'),
   [
-    ({'max_draws': 1}, r'needs rollout\.max_draws above 1, got 1'),
-    ({'pipeline': 1}, r'needs rollout\.pipeline = 0, .* got 1'),
+    ({'max_draws': 1}, r'rollout\.max_draws must be above 1 .* got 1'),
+    ({'pipeline': 1}, r'rollout\.pipeline must be 0 .* got 1'),
   ],
 )
 def test_refuses_fields_that_conflict(fields, sentence):

@@ -35,7 +35,7 @@ WITHOUT_EFFECT = {
   'entropy.covariance_low': 2.0,
   'entropy.target': 0.5,
   'rewards.format': 'a*',
-  'rewards.judge': 'remote',
+  'rewards.sandbox': 'remote',
   'rewards.format_weight': 0.5,
   'rewards.function_weight': 0.5,
   'evaluate.suites': 'aime_2024',

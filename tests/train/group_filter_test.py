@@ -156,7 +156,7 @@ def test_filters_that_no_group_passes_raise_with_a_count_per_reason():
       {'responses_per_prompt': 1, 'drop_truncated': True},
       r'rollout\.responses_per_prompt must be at least 2 to choose groups',
     ),
-    ({'fill_groups': True}, r'rollout\.fill_groups needs rollout\.max_draws'),
+    ({'fill_groups': True}, r'rollout\.max_draws must be above 1, or a filter'),
   ],
 )
 def test_refuses_filters_that_no_group_can_pass(fields, sentence):

@@ -152,10 +152,13 @@ def test_a_run_killed_at_random_moments_equals_the_uninterrupted_one(
   [
     (
       {'carried_groups': 1},
-      r'carried_groups needs rollout\.pipeline = 1, got 1',
+      r'rollout\.pipeline must be 1 with rollout\.carried_groups, got 0 and 1',
     ),
     (PARTIAL | {'carried_groups': 5}, 'must be at most .*, got 5 of 4'),
-    (PARTIAL | {'max_draws': 2}, r'needs rollout\.max_draws = 1, got 2'),
+    (
+      PARTIAL | {'max_draws': 2},
+      r'max_draws must be 1 with rollout\.carried_groups, got 2',
+    ),
     (PARTIAL | {'max_staleness': 1}, 'max_staleness must be at least 2, got 1'),
     ({'pipeline': 2}, r'pipeline must lie in \[0, 1\], got 2'),
   ],

@@ -238,14 +238,14 @@ def test_refuses_networks_and_fields_that_do_not_belong_together():
     (
       early,
       dataclasses.replace(estimator, targets=None),
-      "'prm' is updated before it is scored, which needs an estimator with"
-      ' targets, got None',
+      "must have targets with the network 'prm', which is updated before it is"
+      ' scored, got None',
     ),
   ):
     with pytest.raises(ConfigError, match=sentence):
       check_networks(networks, other, config)
   config.train.keep_reference = False
-  with pytest.raises(ConfigError, match=r'needs train\.keep_reference'):
+  with pytest.raises(ConfigError, match=r'train\.keep_reference must be true'):
     check_networks(valid_networks, estimator, config)
   # The policy's own log-probabilities need none, and are scored.
   old_config = make_config(reference='old')
@@ -253,13 +253,13 @@ def test_refuses_networks_and_fields_that_do_not_belong_together():
   check_networks(valid_networks, prime_advantages(old_config), old_config)
   with pytest.raises(
     ConfigError,
-    match=r'prime\.coefficient needs a recipe with a process reward model, such'
-    r' as countdown:prime, got 0\.1 in one without',
+    match=r'prime\.coefficient must be .* in a recipe without a process reward model,'
+    r' got 0\.1; countdown:prime has one',
   ):
     check_networks({}, None, make_config(coefficient=0.1))
   old_config.critic.clip = 0.1
   with pytest.raises(
-    ConfigError, match=r'critic\.clip needs a recipe with a critic'
+    ConfigError, match=r'critic\.clip must be .* in a recipe without a critic'
   ):
     check_networks(valid_networks, prime_advantages(old_config), old_config)
   with pytest.raises(ValueError, match=r"update must be one of .*, got 'now'"):
@@ -270,7 +270,7 @@ def test_a_frozen_reference_that_is_missing_is_refused():
   credit_inputs = inputs(rows=padded())
   estimator = prime_advantages(make_config())
   with pytest.raises(
-    ValueError, match='needs rows with ref_logprobs, got None'
+    ValueError, match=r'rows must have ref_logprobs .* got None'
   ):
     jax.eval_shape(estimator.estimate, (), credit_inputs)
 

@@ -254,7 +254,7 @@ def test_samples_and_evaluates_a_run(capsys, uninterrupted, tmp_path):
   written = run / 'evaluation' / 'summary.json'
   assert printed.splitlines()[-1].split() == ['results', str(written)]
   held_out = json.loads(written.read_text())['held_out']
-  assert held_out['figures']['mean@4'][0] == final['mean@4']
+  assert held_out['metrics']['mean@4'][0] == final['mean@4']
   results = (written.parent / 'held_out.jsonl').read_text().splitlines()
   assert len(results) == held_out['problems'] == final['problems']
   assert len(json.loads(results[0])['responses']) == 5
@@ -262,8 +262,8 @@ def test_samples_and_evaluates_a_run(capsys, uninterrupted, tmp_path):
   main(['sample', *prompt, '--count=1', '--max_length=1'])
   assert len(capsys.readouterr().out.split(' nats ')[1].split()) <= 1
   assert refused(capsys, 'sample', *prompt, '--chat').endswith(
-    f'--chat needs a chat template, the prompts of {uninterrupted} have the format'
-    ' of its task'
+    f'prompts of {uninterrupted} must have a chat template with --chat, got'
+    ' those of its task'
   )
   assert '--max_length must be at least 1, got 0' in refused(
     capsys, 'sample', *prompt, '--max_length=0'

@@ -40,7 +40,7 @@ class _Splitting(NamedTuple):
     single_digits: whether each digit is a word, before the pattern applies.
     normalises: whether texts are brought to Unicode's form NFC.
     whole_words: whether words in the vocabulary are taken without merging.
-    adds_bos: whether texts begin with a BOS token, unless the file says otherwise.
+    adds_bos: whether texts begin with a BOS token, unless the file states otherwise.
   """
 
   pattern: str = ''

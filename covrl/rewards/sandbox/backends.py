@@ -45,7 +45,9 @@ def find_launcher(
     JudgeError: if no backend works; the message says why.
   """
   if sys.platform != 'linux':
-    raise JudgeError(f'sandboxes need Linux, got {sys.platform}')
+    raise JudgeError(
+      f'the platform must be Linux for sandboxes, got {sys.platform}'
+    )
   try:
     for launcher in _candidates(backend, limits, packages):
       reason = _failure(launcher, limits)
@@ -54,10 +56,10 @@ def find_launcher(
       reasons.append(f'{launcher.backend}: {reason}')
   except OSError as error:
     reasons.append(str(error))
-  required = (
-    'a sandbox' if backend is None else f'the sandbox backend {backend}'
+  required = 'a sandbox backend' if backend is None else f'backend {backend!r}'
+  raise JudgeError(
+    f'{required} must work here, got errors: {"; ".join(reasons)}'
   )
-  raise JudgeError(f'programs need {required}, got none: {"; ".join(reasons)}')
 
 
 def _candidates(

@@ -117,7 +117,7 @@ class Judge:
   ) -> Launcher | None:
     """Returns the launcher of local sandboxes; `None` for a remote server."""
     if backend == 'remote' and url is None:
-      raise ValueError("backend 'remote' needs a url, got None")
+      raise ValueError("url must be an address with backend 'remote', got None")
     if backend == 'remote':
       return None
     try:

@@ -88,7 +88,8 @@ class RemoteSession:
         return self._check_result(test)
       case SuiteTest():
         raise SandboxError(
-          f'asserts need a local sandbox, got the server at {self._url}'
+          'asserts must be run in a local sandbox, got the server at'
+          f' {self._url}'
         )
 
   def _check_output(self, test: PrintTest) -> Outcome:

@@ -65,16 +65,16 @@ def check_networks(networks: Any, estimator: Any, config: Config) -> None:
   early = [name for name, each in networks.items() if each.update == 'before']
   if early and estimator is not None and estimator.targets is None:
     raise ConfigError(
-      f"the recipe's network {early[0]!r} is updated before it is scored, which"
-      ' needs an estimator with targets, got None'
+      f"the recipe's estimator must have targets with the network {early[0]!r},"
+      ' which is updated before it is scored, got None'
     )
   _refuse_unread_fields(config, () if estimator is None else estimator.settings)
   if estimator is None:
     return
   if estimator.reads_reference and not config.train.keep_reference:
     raise ConfigError(
-      "the recipe's estimator reads the reference policy, which needs"
-      ' train.keep_reference, got false'
+      "train.keep_reference must be true with the recipe's estimator, which"
+      ' reads the reference policy, got false'
     )
 
 
@@ -92,8 +92,8 @@ def _refuse_unread_fields(config: Config, read: tuple[str, ...]) -> None:
     for name, value in flatten(config).items():
       if name.startswith(f'{section}.') and value != defaults[name]:
         raise ConfigError(
-          f'{name} needs a recipe with a {network}, such as {example}, got '
-          f'{value!r} in one without'
+          f'{name} must be {defaults[name]!r} in a recipe without a {network},'
+          f' got {value!r}; {example} has one'
         )
 
 

@@ -94,7 +94,8 @@ def critic_advantages(config: Config, network: str = CRITIC) -> Estimator:
     if has_penalty:
       if rows.ref_logprobs is None:
         raise ValueError(
-          'critic.kl_coefficient above 0 needs rows with ref_logprobs, got None'
+          'rows must have ref_logprobs with a critic.kl_coefficient above 0,'
+          ' got None'
         )
       log_ratio = rows.old_logprobs - rows.ref_logprobs
     rewards = token_rewards(

@@ -182,6 +182,6 @@ def _reference(rows: TokenBatch, config: Config) -> Float[Array, 'B T']:
     return rows.old_logprobs
   if rows.ref_logprobs is None:
     raise ValueError(
-      'prime.reference = frozen needs rows with ref_logprobs, got None'
+      "rows must have ref_logprobs with prime.reference = 'frozen', got None"
     )
   return rows.ref_logprobs

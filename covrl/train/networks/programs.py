@@ -325,7 +325,9 @@ class Networks:
       ValueError: the estimator is invalid.
     """
     if self._estimate is None:
-      raise TypeError('trace_estimate needs an estimator, got None')
+      raise TypeError(
+        'trace_estimate must be called of programs with an estimator, got None'
+      )
     per_token = jax.ShapeDtypeStruct(batch.tokens.shape, np.float32)
     outputs: dict[str, Any] = dict.fromkeys(self._all, per_token)
     _, state = self.abstract_state()

@@ -36,8 +36,8 @@ def main() -> None:
   parser.add_argument(
     '--parts',
     nargs='+',
-    choices=('tuning', 'arms', 'rates_and_passes', 'sizes'),
-    default=['tuning', 'arms', 'rates_and_passes', 'sizes'],
+    choices=('tuning', 'variants', 'rates_and_passes', 'sizes'),
+    default=['tuning', 'variants', 'rates_and_passes', 'sizes'],
   )
   parser.add_argument(
     '--only_write',
@@ -69,22 +69,22 @@ def main() -> None:
 
 
 def planned(study: Study, arguments: argparse.Namespace) -> Iterator[Run]:
-  """All runs in order: the arms of a seed stand together."""
+  """All runs in order: the variants of a seed stand together."""
   for name in arguments.tasks:
     if 'tuning' in arguments.parts and not arguments.quick:
       yield from tuning_runs(name)
-    if 'arms' in arguments.parts:
+    if 'variants' in arguments.parts:
       yield advice_source(name)
       for seed in arguments.seeds:
-        for arm in study.arms(name):
-          yield Run(task=name, arm=arm, seed=seed)
+        for variant in study.variants(name):
+          yield Run(task=name, variant=variant, seed=seed)
   if 'rates_and_passes' in arguments.parts:
-    arms = study.arms(RATES_AND_PASSES)
+    variants = study.variants(RATES_AND_PASSES)
     yield from rates_and_passes_runs(
-      arms, arguments.seeds, quick=arguments.quick
+      variants, arguments.seeds, quick=arguments.quick
     )
   if 'sizes' in arguments.parts and not arguments.quick:
-    yield from sized_runs(study.arms(RATES_AND_PASSES), arguments.seeds)
+    yield from sized_runs(study.variants(RATES_AND_PASSES), arguments.seeds)
 
 
 if __name__ == '__main__':

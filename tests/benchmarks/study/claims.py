@@ -12,7 +12,7 @@ from covrl.report import formats
 from covrl.report.sections_page import PageSection
 
 from .driver import Lines, Study, by_iteration, fit_law, primary_metric
-from .figures import RunsByArm
+from .figures import RunsByVariant
 from .rates_and_sizes import size_rows
 from .results import (
   differences,
@@ -28,7 +28,7 @@ ALPHAS = ('bonus_0.0001', 'bonus_0.001', 'bonus_0.005', 'bonus_0.01')
 
 
 def claims_section(study: Study) -> PageSection:
-  """One row per claim: what is printed, what was measured, the verdict."""
+  """One row per claim: the text of the paper, what was measured, the verdict."""
   runs_by_task = {name: finished_runs(study, name) for name in TASKS}
   runs_by_task = {
     name: each for name, each in runs_by_task.items() if each['grpo']
@@ -62,14 +62,14 @@ def _text(estimate: Estimate, digits: int = 2, scale: float = 1.0) -> str:
 
 
 def _over_tasks(
-  runs_by_task: Mapping[str, RunsByArm],
+  runs_by_task: Mapping[str, RunsByVariant],
   value: Callable[[Lines], float],
   digits: int = 2,
 ) -> tuple[list[float], str]:
-  """Means of a figure of GRPO's runs by task, and their text."""
+  """Means of a number of GRPO's runs by task, and their text."""
   means, parts = [], []
-  for name, arms in runs_by_task.items():
-    values = [value(lines) for lines in arms['grpo'].values()]
+  for name, variants in runs_by_task.items():
+    values = [value(lines) for lines in variants['grpo'].values()]
     estimate = student_mean(np.array(values))
     means.append(estimate.value)
     parts.append(f'{_title(name)} {_text(estimate, digits)}')
@@ -87,7 +87,7 @@ def fall_correlation(lines: Lines) -> float:
   return float(np.corrcoef(fall, covariance)[0, 1])
 
 
-def _correlation(runs_by_task: Mapping[str, RunsByArm]) -> Row:
+def _correlation(runs_by_task: Mapping[str, RunsByVariant]) -> Row:
   means, text = _over_tasks(runs_by_task, fall_correlation)
   holds = min(means) > 0.92
   return [
@@ -106,7 +106,7 @@ def tail_ratio(lines: Lines) -> float:
   )
 
 
-def _sparsity(runs_by_task: Mapping[str, RunsByArm]) -> Row:
+def _sparsity(runs_by_task: Mapping[str, RunsByVariant]) -> Row:
   means, text = _over_tasks(runs_by_task, tail_ratio, 1)
   sparse = min(means) > 10
   return [
@@ -119,13 +119,14 @@ def _sparsity(runs_by_task: Mapping[str, RunsByArm]) -> Row:
   ]
 
 
-def _late_entropy(runs_by_task: Mapping[str, RunsByArm]) -> Row:
+def _late_entropy(runs_by_task: Mapping[str, RunsByVariant]) -> Row:
   parts, ratios = [], []
-  for name, arms in runs_by_task.items():
-    shared = sorted(set(arms['grpo']) & set(arms['kl_cov']))
+  for name, variants in runs_by_task.items():
+    shared = sorted(set(variants['grpo']) & set(variants['kl_cov']))
     if shared:
       values = [
-        entropy_at_end(arms['kl_cov'][s]) / entropy_at_end(arms['grpo'][s])
+        entropy_at_end(variants['kl_cov'][s])
+        / entropy_at_end(variants['grpo'][s])
         for s in shared
       ]
       ratios.append(float(np.median(values)))
@@ -137,16 +138,18 @@ def _late_entropy(runs_by_task: Mapping[str, RunsByArm]) -> Row:
   ]
 
 
-def _sensitivity(study: Study, runs_by_task: Mapping[str, RunsByArm]) -> Row:
+def _sensitivity(
+  study: Study, runs_by_task: Mapping[str, RunsByVariant]
+) -> Row:
   parts, narrow = [], []
-  for name, arms in runs_by_task.items():
+  for name, variants in runs_by_task.items():
     task = study.task(name)
-    if len(arms['grpo']) < 2:  # no interval, no verdict
+    if len(variants['grpo']) < 2:  # no interval, no verdict
       continue
     signs = [
-      verdict(task, differences(task, arms, alpha)) or 'as GRPO'
+      verdict(task, differences(task, variants, alpha)) or 'as GRPO'
       for alpha in ALPHAS
-      if arms[alpha]
+      if variants[alpha]
     ]
     if signs:
       narrow.append(len(set(signs)) > 1)
@@ -158,15 +161,15 @@ def _sensitivity(study: Study, runs_by_task: Mapping[str, RunsByArm]) -> Row:
   ]
 
 
-def _annealed(study: Study, runs_by_task: Mapping[str, RunsByArm]) -> Row:
+def _annealed(study: Study, runs_by_task: Mapping[str, RunsByVariant]) -> Row:
   parts, best = [], []
-  for name, arms in runs_by_task.items():
+  for name, variants in runs_by_task.items():
     task = study.task(name)
     means = {
-      arm: float(
+      variant: float(
         np.mean([primary_metric(task, lines) for lines in runs.values()])
       )
-      for arm, runs in arms.items()
+      for variant, runs in variants.items()
       if runs
     }
     if 'kl_cov_annealed' in means:
@@ -183,16 +186,16 @@ def _annealed(study: Study, runs_by_task: Mapping[str, RunsByArm]) -> Row:
   ]
 
 
-def law_figures(lines: Lines) -> tuple[float, float]:
+def law_fit(lines: Lines) -> tuple[float, float]:
   """R² of R = −a e^H + b, and the error of its forecast from the first third."""
   fit = fit_law(lines)
   return fit.r_squared, abs(fit.error)
 
 
-def _law(runs_by_task: Mapping[str, RunsByArm]) -> Row:
+def _law(runs_by_task: Mapping[str, RunsByVariant]) -> Row:
   parts, good = [], []
-  for name, arms in runs_by_task.items():
-    fits = np.array([law_figures(lines) for lines in arms['grpo'].values()])
+  for name, variants in runs_by_task.items():
+    fits = np.array([law_fit(lines) for lines in variants['grpo'].values()])
     squared, error = fits.mean(axis=0)
     good.append(squared > 0.9 and error < 0.05)
     parts.append(f'{_title(name)} {squared:.2f} and {100 * error:.0f}')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the study: tuning, all arms on all tasks, then the results.
+"""Runs the study: tuning, all variants on all tasks, then the results.
 
 A run that is finished is not repeated, so that the command may be stopped and
 started again at any time. The protocol is in README.md.
@@ -22,9 +22,9 @@ from covrl.report.advice import Advice, advise, read
 from covrl.report.run_data import load_run
 
 from . import runner
-from .arms import ARMS, Arm, ArmOptions
 from .runner import Setting
 from .tasks import ALL_TASKS, TASKS, StudyTask
+from .variants import VARIANTS, Variant, VariantOptions
 
 TUNING_SEEDS = (100, 101)
 SEEDS = tuple(range(10))
@@ -34,16 +34,18 @@ LEARNING_RATE = 1e-3
 RATES = (0.5, 1.0, 2.0, 4.0)
 PASSES = (1, 2, 4)
 RATES_AND_PASSES = 'rates_and_passes'
-# Widths of the policies of 0.1, 0.3, 1.3 and 3 million parameters, and the arms.
+# Widths of the policies of 0.1, 0.3, 1.3 and 3 million parameters, and the variants.
 BASE_WIDTH, WIDTHS = 32, (32, 64, 128, 256, 384)
-SIZED_ARMS = ('grpo', 'kl_cov')
+SIZED_VARIANTS = ('grpo', 'kl_cov')
 SIZED_TASKS = ('changed_rule', RATES_AND_PASSES)
 TUNED_ON = {name: name for name in TASKS} | {RATES_AND_PASSES: 'many_solutions'}
-"""The task whose tuning runs choose the values of the arms, by task."""
+"""The task whose tuning runs choose the values of the variants, by task."""
 
 ADVISED = 'advised'
 CHOSEN_FILE = pathlib.Path(__file__).with_name('chosen.json')
-"""The values that tuning chose for the published results, by task and arm."""
+"""The values that tuning chose for the published results, by task and variant."""
+
+_OLD_FOLDER = 'arms'  # name of earlier versions for the folder `variants`
 
 Lines = list[dict[str, Any]]
 
@@ -54,14 +56,14 @@ class Run:
 
   Attributes:
     task: name of the task.
-    arm: the arm.
+    variant: the variant.
     seed: seed of the warm start, the prompts and the samples.
-    setting: what the arms of a comparison share.
+    setting: what the variants of a comparison share.
     group: name of the comparison, a part of the path; empty for the main one.
   """
 
   task: str
-  arm: Arm
+  variant: Variant
   seed: int
   setting: Setting = dataclasses.field(
     default_factory=lambda: Setting(learning_rate=LEARNING_RATE)
@@ -71,10 +73,14 @@ class Run:
   def path(self, runs: pathlib.Path) -> pathlib.Path:
     """The run's directory."""
     value = (
-      getattr(self.arm.options, self.arm.tuned) if self.arm.tuned else None
+      getattr(self.variant.options, self.variant.tuned)
+      if self.variant.tuned
+      else None
     )
-    name = self.arm.name if value is None else f'{self.arm.name}_{value:g}'
-    return runs / self.task / (self.group or 'arms') / f'{name}_{self.seed}'
+    name = (
+      self.variant.name if value is None else f'{self.variant.name}_{value:g}'
+    )
+    return runs / self.task / (self.group or 'variants') / f'{name}_{self.seed}'
 
 
 class Study:
@@ -83,7 +89,10 @@ class Study:
   Attributes:
     runs: directory of all runs.
     note: receives a line for each run that is made.
-    quick: whether arms take their first value instead of the best one.
+    quick: whether variants take their first value instead of the best one.
+
+  Raises:
+    ValueError: the directory has runs of an earlier version.
   """
 
   def __init__(
@@ -93,6 +102,11 @@ class Study:
     *,
     quick: bool = False,
   ) -> None:
+    for folder in runs.glob(f'*/{_OLD_FOLDER}'):
+      raise ValueError(
+        f'--runs must have runs of this version, got {folder}; runs of earlier'
+        ' versions have other names of metrics'
+      )
     self.runs = runs
     self.note = note
     self.quick = quick
@@ -116,9 +130,9 @@ class Study:
       folder.mkdir(parents=True, exist_ok=True)
       config = {
         'task': run.task,
-        'arm': run.arm.name,
+        'variant': run.variant.name,
         'seed': run.seed,
-        'options': run.arm.options._asdict(),
+        'options': run.variant.options._asdict(),
         'setting': dataclasses.asdict(run.setting),
         'core_seconds': time.process_time() - started,
       }
@@ -138,7 +152,7 @@ class Study:
     if self._warm_start[0] != key:
       self._warm_start = key, runner.warm_start(task, run.seed, width)
     return runner.train(
-      task, run.arm, run.seed, run.setting, self._warm_start[1]
+      task, run.variant, run.seed, run.setting, self._warm_start[1]
     )
 
   def finished(self, run: Run) -> Lines | None:
@@ -154,57 +168,68 @@ class Study:
     return float(json.loads(config)['core_seconds'])
 
   def chosen(self, name: str) -> dict[str, float]:
-    """The value of each tuned arm: the best of the finished tuning runs.
+    """The value of each tuned variant: the best of the finished tuning runs.
 
-    Arms whose tuning is not finished have the value of the published results,
+    Variants whose tuning is not finished have the value of the published results,
     so that a part of the study can be run without the tuning.
     """
     if self.quick:
-      return {arm.name: arm.choices[0] for arm in ARMS.values() if arm.tuned}
+      return {
+        variant.name: variant.choices[0]
+        for variant in VARIANTS.values()
+        if variant.tuned
+      }
     published = json.loads(CHOSEN_FILE.read_text())[TUNED_ON[name]]
     return published | self.tuned(name)
 
   def tuned(self, name: str) -> dict[str, float]:
-    """The best value of each arm whose tuning is finished."""
+    """The best value of each variant whose tuning is finished."""
     name = TUNED_ON[name]
     task, best = self.task(name), {}
-    for arm in ARMS.values():
+    for variant in VARIANTS.values():
       scores = []
-      for choice in arm.choices:
+      for choice in variant.choices:
         runs = [
           self.finished(
-            Run(task=name, arm=arm.with_value(choice), seed=s, group='tuning')
+            Run(
+              task=name,
+              variant=variant.with_value(choice),
+              seed=s,
+              group='tuning',
+            )
           )
           for s in TUNING_SEEDS
         ]
         values = [tuning_score(task, lines) for lines in runs if lines]
         if len(values) == len(TUNING_SEEDS):
           scores.append((float(np.mean(values)), choice))
-      if arm.tuned and len(scores) == len(arm.choices):
-        best[arm.name] = max(scores)[1]
+      if variant.tuned and len(scores) == len(variant.choices):
+        best[variant.name] = max(scores)[1]
     return best
 
-  def advised(self, name: str) -> Arm | None:
-    """The arm that `covrl advise` recommends after a tuning seed's GRPO run."""
+  def advised(self, name: str) -> Variant | None:
+    """The variant that `covrl advise` recommends after a tuning seed's GRPO run."""
     folder = advice_source(name).path(self.runs)
     if not (folder / 'metrics.jsonl').is_file():
       return None
-    return arm_of(advise(read(load_run(folder))))
+    return variant_of(advise(read(load_run(folder))))
 
-  def arms(self, name: str) -> list[Arm]:
-    """All arms with their chosen values, and the advised one.
+  def variants(self, name: str) -> list[Variant]:
+    """All variants with their chosen values, and the advised one.
 
-    The advised arm is missing until the run that it depends on is finished, and if
-    it equals another arm.
+    The advised variant is missing until the run that it depends on is finished, and if
+    it equals another variant.
     """
     best = self.chosen(name)
-    arms = [
-      arm.with_value(best[arm.name]) if arm.tuned else arm
-      for arm in ARMS.values()
+    variants = [
+      variant.with_value(best[variant.name]) if variant.tuned else variant
+      for variant in VARIANTS.values()
     ]
     advised = self.advised(name)
-    is_new = advised and advised.options not in [arm.options for arm in arms]
-    return [*arms, advised] if advised and is_new else arms
+    is_new = advised and advised.options not in [
+      variant.options for variant in variants
+    ]
+    return [*variants, advised] if advised and is_new else variants
 
 
 def read_lines(folder: pathlib.Path) -> Lines:
@@ -215,49 +240,56 @@ def read_lines(folder: pathlib.Path) -> Lines:
 
 def advice_source(name: str) -> Run:
   """The run from whose metrics the advice for a task is made."""
-  return Run(task=name, arm=ARMS['grpo'], seed=TUNING_SEEDS[0], group='tuning')
+  return Run(
+    task=name, variant=VARIANTS['grpo'], seed=TUNING_SEEDS[0], group='tuning'
+  )
 
 
-def arm_of(advice: Advice) -> Arm:
-  """The arm that follows an advice.
+def variant_of(advice: Advice) -> Variant:
+  """The variant that follows an advice.
 
   Raises:
-    ValueError: Clip-Cov is advised, whose bounds the arms have fixed; it is
+    ValueError: Clip-Cov is advised, whose bounds the variants have fixed; it is
       advised for runs of one update per rollout, which the study has none of.
   """
   match advice.method:
     case 'none':
-      options = ARMS['grpo'].options
+      options = VARIANTS['grpo'].options
     case 'controlled_bonus':  # the study's controller is target_entropy
-      options = ArmOptions(target=advice.target)
+      options = VariantOptions(target=advice.target)
     case 'kl_cov':
-      options = ARMS['kl_cov_beta0'].options._replace(
+      options = VARIANTS['kl_cov_beta0'].options._replace(
         penalty=advice.coefficient,
         fraction=advice.fraction,
         annealed=float(advice.annealed),
       )
     case 'clip_cov':
-      raise ValueError('an arm cannot take the bounds of an advised Clip-Cov')
-  return Arm(name=ADVISED, options=options)
+      raise ValueError(
+        'a variant cannot take the bounds of an advised Clip-Cov'
+      )
+  return Variant(name=ADVISED, options=options)
 
 
 def tuning_runs(name: str) -> Iterator[Run]:
-  """Runs that choose each arm's own setting: three values, two seeds."""
+  """Runs that choose each variant's own setting: three values, two seeds."""
   for seed in TUNING_SEEDS:
-    for arm in ARMS.values():
-      for choice in arm.choices:
+    for variant in VARIANTS.values():
+      for choice in variant.choices:
         yield Run(
-          task=name, arm=arm.with_value(choice), seed=seed, group='tuning'
+          task=name,
+          variant=variant.with_value(choice),
+          seed=seed,
+          group='tuning',
         )
 
 
 def rates_and_passes_runs(
-  arms: Sequence[Arm], seeds: Sequence[int], *, quick: bool = False
+  variants: Sequence[Variant], seeds: Sequence[int], *, quick: bool = False
 ) -> Iterator[Run]:
   """D5: learning rates and passes over a rollout.
 
   Args:
-    arms: the arms.
+    variants: the variants.
     seeds: the seeds.
     quick: whether to take only every other learning rate, with two passes.
   """
@@ -265,32 +297,34 @@ def rates_and_passes_runs(
     for rate in RATES[1::2] if quick else RATES:
       for passes in PASSES[1:2] if quick else PASSES:
         setting = Setting(learning_rate=LEARNING_RATE * rate, passes=passes)
-        for arm in arms:
+        for variant in variants:
           yield Run(
             task=RATES_AND_PASSES,
-            arm=arm,
+            variant=variant,
             seed=seed,
             setting=setting,
             group=f'rate_{rate:g}_passes_{passes}',
           )
 
 
-def sized_runs(arms: Sequence[Arm], seeds: Sequence[int]) -> Iterator[Run]:
+def sized_runs(
+  variants: Sequence[Variant], seeds: Sequence[int]
+) -> Iterator[Run]:
   """Policies of several sizes; the learning rate falls as 1 / width.
 
   Args:
-    arms: the arms, of which two are run.
+    variants: the variants, of which two are run.
     seeds: the seeds.
   """
   for width in WIDTHS:
     for seed in sorted(set(seeds) & set(FEW_SEEDS)):
       for task in SIZED_TASKS:
-        for arm in arms:
-          if arm.name in SIZED_ARMS:
+        for variant in variants:
+          if variant.name in SIZED_VARIANTS:
             rate = LEARNING_RATE * BASE_WIDTH / width
             yield Run(
               task=task,
-              arm=arm,
+              variant=variant,
               seed=seed,
               setting=Setting(width=width, learning_rate=rate),
               group=f'width_{width}',
@@ -335,7 +369,7 @@ def primary_metric(task: StudyTask, lines: Lines) -> float:
 
 
 def tuning_score(task: StudyTask, lines: Lines) -> float:
-  """Figure that tuning maximises: the task's metric for it, or the primary one."""
+  """The number that tuning maximises: the task's metric for it, or the primary one."""
   if task.tuned_by:
     return evaluations(lines)[-1][task.tuned_by]
   return primary_metric(task, lines) * (1 if task.higher_is_better else -1)

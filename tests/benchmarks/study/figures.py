@@ -12,10 +12,10 @@ from covrl.report.chart import Figure, Series
 from .driver import Lines, evaluations, updates
 from .tasks import StudyTask
 
-RunsByArm = dict[str, dict[int, Lines]]
-"""Metrics by arm and seed."""
+RunsByVariant = dict[str, dict[int, Lines]]
+"""Metrics by variant and seed."""
 
-SHOWN_ARMS = (
+SHOWN_VARIANTS = (
   'grpo',
   'clip_higher',
   'bonus_0.01',
@@ -23,12 +23,14 @@ SHOWN_ARMS = (
   'kl_cov',
   'random_k',
 )
-"""Arms in the figures; tables have all."""
+"""Variants in the figures; tables have all."""
 
 # Metrics by task: name, title of the figure, unit, factor of the values.
 _CURVES = {
   'changed_rule': (('new_rule', 'Answers by the new rule', '%', 100.0),),
-  'lock': (('left', 'Prompts that leave the distractor', '%', 100.0),),
+  'lock': (
+    ('left_distractor', 'Prompts that leave the distractor', '%', 100.0),
+  ),
   'many_solutions': (
     ('distinct', 'Distinct solutions in 64 samples', 'solutions', 1.0),
     ('accuracy', 'Right responses (pass@1)', '%', 100.0),
@@ -36,15 +38,15 @@ _CURVES = {
   ),
   'out_of_distribution': (
     ('unusual', 'Right responses, goals in other directions', '%', 100.0),
-    ('habitual', 'Right responses, goals in the usual directions', '%', 100.0),
+    ('usual', 'Right responses, goals in the usual directions', '%', 100.0),
   ),
 }
 
 
-def curves(task: StudyTask, runs_by_arm: RunsByArm) -> list[Figure]:
+def curves(task: StudyTask, runs_by_variant: RunsByVariant) -> list[Figure]:
   """Measurements and entropy over iterations, mean over seeds."""
   figures = [
-    metric_figure(task, runs_by_arm, name, unit, title, scale)
+    metric_figure(task, runs_by_variant, name, unit, title, scale)
     for name, title, unit, scale in _CURVES[task.name]
   ]
   figures.append(
@@ -54,14 +56,14 @@ def curves(task: StudyTask, runs_by_arm: RunsByArm) -> list[Figure]:
       y_label='nats per token',
       series=[
         mean_series(
-          arm,
+          variant,
           color,
-          [updates(x) for x in runs_by_arm[arm].values()],
+          [updates(x) for x in runs_by_variant[variant].values()],
           'rollout_entropy',
           1.0,
         )
-        for color, arm in enumerate(SHOWN_ARMS)
-        if runs_by_arm[arm]
+        for color, variant in enumerate(SHOWN_VARIANTS)
+        if runs_by_variant[variant]
       ],
       includes_zero=True,
     )
@@ -71,7 +73,7 @@ def curves(task: StudyTask, runs_by_arm: RunsByArm) -> list[Figure]:
 
 def metric_figure(
   task: StudyTask,
-  runs_by_arm: RunsByArm,
+  runs_by_variant: RunsByVariant,
   name: str,
   unit: str,
   title: str,
@@ -84,14 +86,14 @@ def metric_figure(
     y_label=unit,
     series=[
       mean_series(
-        arm,
+        variant,
         color,
-        [evaluations(x) for x in runs_by_arm[arm].values()],
+        [evaluations(x) for x in runs_by_variant[variant].values()],
         name,
         scale,
       )
-      for color, arm in enumerate(SHOWN_ARMS)
-      if runs_by_arm[arm]
+      for color, variant in enumerate(SHOWN_VARIANTS)
+      if runs_by_variant[variant]
     ],
     includes_zero=True,
   )

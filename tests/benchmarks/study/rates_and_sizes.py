@@ -35,7 +35,7 @@ from .results import (
   NumberFormat,
   interval,
   judge,
-  shown_arms,
+  shown_variants,
   text,
 )
 from .runner import parameters_of
@@ -53,10 +53,10 @@ def rates_and_passes_section(study: Study) -> PageSection:
   """D5: pass@1 by learning rate and passes, the region, and the best point."""
   runs: dict[tuple[str, Cell], dict[int, Lines]] = {}
   seconds: dict[int, list[float]] = {}
-  for run in rates_and_passes_runs(study.arms(RATES_AND_PASSES), SEEDS):
+  for run in rates_and_passes_runs(study.variants(RATES_AND_PASSES), SEEDS):
     if lines := study.finished(run):
       cell = float(run.group.split('_')[1]), run.setting.passes
-      runs.setdefault((run.arm.name, cell), {})[run.seed] = lines
+      runs.setdefault((run.variant.name, cell), {})[run.seed] = lines
       seconds.setdefault(cell[1], []).append(study.core_seconds(run))
   title = 'D5, larger learning rates and more passes'
   if not runs:
@@ -67,7 +67,7 @@ def rates_and_passes_section(study: Study) -> PageSection:
   )
   best = {
     name: best_cell(name, runs, ends)
-    for name in shown_arms(study, RATES_AND_PASSES)
+    for name in shown_variants(study, RATES_AND_PASSES)
   }
   rows = []
   for name, (cell, values) in best.items():
@@ -101,7 +101,7 @@ def rates_and_passes_section(study: Study) -> PageSection:
       f' (iterations: {iterations}), its pass@1 there, and the difference, paired by seed, to the best of `grpo`.',
     ),
     columns=[
-      'arm',
+      'variant',
       *(cell_title(c) for c in CELLS),
       'rises',
       'best at equal time',
@@ -152,10 +152,10 @@ def ends_at_equal_time(
 
 
 class BestSetting(NamedTuple):
-  """An arm's best setting.
+  """A variant's best setting.
 
   Attributes:
-    cell: the setting; `None` if the arm has no runs.
+    cell: the setting; `None` if the variant has no runs.
     values: pass@1 by seed.
   """
 
@@ -170,7 +170,7 @@ def best_cell(
 ) -> BestSetting:
   """The setting with the highest mean at equal time.
 
-  Only settings with as many seeds as any other setting of the arm count.
+  Only settings with as many seeds as any other setting of the variant count.
   """
   by_cell = {
     cell: {
@@ -201,15 +201,15 @@ def paired(
 
 
 RunsBySize = dict[tuple[str, int, str], dict[int, Lines]]
-"""Runs by task, width and arm, then seed."""
+"""Runs by task, width and variant, then seed."""
 
 
 def runs_by_size(study: Study) -> RunsBySize:
   """The finished runs of all sizes."""
   runs: RunsBySize = {}
-  for run in sized_runs(study.arms(RATES_AND_PASSES), SEEDS):
+  for run in sized_runs(study.variants(RATES_AND_PASSES), SEEDS):
     if lines := study.finished(run):
-      key = run.task, run.setting.width, run.arm.name
+      key = run.task, run.setting.width, run.variant.name
       runs.setdefault(key, {})[run.seed] = lines
   return runs
 
@@ -221,10 +221,10 @@ def gains(
   sign = 1 if study.task(task).higher_is_better else -1
   result: dict[int, dict[int, float]] = {}
   for width in WIDTHS:
-    arms = [runs.get((task, width, a), {}) for a in ('kl_cov', BASELINE)]
-    for seed in sorted(set(arms[0]) & set(arms[1])):
+    variants = [runs.get((task, width, a), {}) for a in ('kl_cov', BASELINE)]
+    for seed in sorted(set(variants[0]) & set(variants[1])):
       ours, theirs = (
-        primary_metric(study.task(task), arm[seed]) for arm in arms
+        primary_metric(study.task(task), variant[seed]) for variant in variants
       )
       result.setdefault(width, {})[seed] = sign * (ours - theirs)
   return result
@@ -271,11 +271,13 @@ def sizes_section(study: Study) -> PageSection:
     row = [f'{parameters_of(width) / 1e6:.2f}']
     for name, form in forms.items():
       task = study.task(name)
-      arms = [runs.get((name, width, a), {}) for a in (BASELINE, 'kl_cov')]
-      row.append('/'.join(str(len(arm)) for arm in arms))
+      variants = [runs.get((name, width, a), {}) for a in (BASELINE, 'kl_cov')]
+      row.append('/'.join(str(len(variant)) for variant in variants))
       row += [
-        text(interval([primary_metric(task, x) for x in arm.values()]), form)
-        for arm in arms
+        text(
+          interval([primary_metric(task, x) for x in variant.values()]), form
+        )
+        for variant in variants
       ]
       gain = gains(study, runs, name).get(width, {})
       row.append(text(interval([*gain.values()]), form, signed=True))

@@ -13,7 +13,6 @@ from covrl.report import formats
 from covrl.report.sections_page import PageSection
 
 from . import tabular
-from .arms import ARMS, Arm
 from .driver import (
   ADVISED,
   SEEDS,
@@ -25,8 +24,9 @@ from .driver import (
   tuning_runs,
   updates,
 )
-from .figures import RunsByArm, curves
+from .figures import RunsByVariant, curves
 from .tasks import DEPTHS, TASKS, StudyTask
+from .variants import VARIANTS, Variant
 
 BASELINE = 'grpo'
 
@@ -109,7 +109,7 @@ COLUMNS: Mapping[str, Sequence[Column]] = {
       lambda lines: at_end(lines, 'new_rule') >= 0.5,
     ),
     Column(
-      NumberFormat('old rule at the change, %', 1, 100.0), at_switch('habit')
+      NumberFormat('old rule at the change, %', 1, 100.0), at_switch('old_rule')
     ),
     Column(
       NumberFormat('new rule at the change, %', 3, 100.0), at_switch('new_rule')
@@ -120,7 +120,10 @@ COLUMNS: Mapping[str, Sequence[Column]] = {
     at_end_column('new_rule', title='new rule at the end, %'),
   ),
   'lock': (
-    *(at_end_column(f'left/{d}', 0, title=f'depth {d}, %') for d in DEPTHS),
+    *(
+      at_end_column(f'left_distractor/{d}', 0, title=f'depth {d}, %')
+      for d in DEPTHS
+    ),
     ENTROPY,
   ),
   'many_solutions': (
@@ -129,7 +132,7 @@ COLUMNS: Mapping[str, Sequence[Column]] = {
     ENTROPY,
   ),
   'out_of_distribution': (
-    at_end_column('habitual', title='usual goals, %'),
+    at_end_column('usual', title='usual goals, %'),
     at_end_column('unusual_pass64', title='other goals, pass@64, %'),
     at_end_column('distinct', 2, 1.0, title='distinct solutions'),
     ENTROPY,
@@ -146,38 +149,44 @@ PRIMARY: Mapping[str, NumberFormat] = {
 
 def finished_runs(
   study: Study, name: str, seeds: Sequence[int] = SEEDS
-) -> RunsByArm:
-  """Metrics of the finished runs of a task, by arm and seed."""
-  runs_by_arm: RunsByArm = {}
-  arms = {arm.name: arm for arm in study.arms(name)}
-  for arm_name in (*ARMS, ADVISED):
-    runs_by_arm[arm_name] = {}
-    if arm_name in arms:
+) -> RunsByVariant:
+  """Metrics of the finished runs of a task, by variant and seed."""
+  runs_by_variant: RunsByVariant = {}
+  variants = {variant.name: variant for variant in study.variants(name)}
+  for variant_name in (*VARIANTS, ADVISED):
+    runs_by_variant[variant_name] = {}
+    if variant_name in variants:
       for seed in seeds:
-        lines = study.finished(Run(task=name, arm=arms[arm_name], seed=seed))
+        lines = study.finished(
+          Run(task=name, variant=variants[variant_name], seed=seed)
+        )
         if lines:
-          runs_by_arm[arm_name][seed] = lines
-  return runs_by_arm
+          runs_by_variant[variant_name][seed] = lines
+  return runs_by_variant
 
 
 def advice_text(study: Study, name: str) -> str:
-  """The recommendation of `covrl advise` for a task, and which arm that is."""
+  """The recommendation of `covrl advise` for a task, and which variant that is."""
   advised = study.advised(name)
   if advised is None:
     return ''
   same = [
-    arm.name for arm in study.arms(name) if arm.options == advised.options
+    variant.name
+    for variant in study.variants(name)
+    if variant.options == advised.options
   ]
-  which = 'the arm `advised`' if ADVISED in same else f'the arm `{same[0]}`'
+  which = (
+    'the variant `advised`' if ADVISED in same else f'the variant `{same[0]}`'
+  )
   return (
     f'After a GRPO run with a tuning seed, `covrl advise` recommends'
     f' {advised_title(advised)}: {which}.'
   )
 
 
-def advised_title(arm: Arm) -> str:
-  """An advised arm in words."""
-  options = arm.options
+def advised_title(variant: Variant) -> str:
+  """An advised variant in words."""
+  options = variant.options
   if options.target >= 0:
     return f'a bonus controlled to {options.target:g} nats'
   if options.penalty > 0:
@@ -209,21 +218,26 @@ def text(
 
 
 def differences(
-  task: StudyTask, runs_by_arm: RunsByArm, arm: str, baseline: str = BASELINE
+  task: StudyTask,
+  runs_by_variant: RunsByVariant,
+  variant: str,
+  baseline: str = BASELINE,
 ) -> Estimate | None:
   """Difference of the primary metric to the baseline, paired by seed."""
-  shared = sorted(set(runs_by_arm[arm]) & set(runs_by_arm[baseline]))
+  shared = sorted(
+    set(runs_by_variant[variant]) & set(runs_by_variant[baseline])
+  )
   return interval(
     [
-      primary_metric(task, runs_by_arm[arm][s])
-      - primary_metric(task, runs_by_arm[baseline][s])
+      primary_metric(task, runs_by_variant[variant][s])
+      - primary_metric(task, runs_by_variant[baseline][s])
       for s in shared
     ]
   )
 
 
 def verdict(task: StudyTask, difference: Estimate | None) -> str:
-  """Whether an arm wins, by the protocol."""
+  """Whether a variant wins, by the protocol."""
   if difference is None:
     return ''
   sign = difference.sign if task.higher_is_better else -difference.sign
@@ -242,19 +256,21 @@ def judge(outcomes: Sequence[bool]) -> str:
 
 
 def task_section(study: Study, name: str) -> PageSection:
-  """Table and curves of one task; every arm has a row."""
-  task, runs_by_arm = study.task(name), finished_runs(study, name)
+  """Table and curves of one task; every variant has a row."""
+  task, runs_by_variant = study.task(name), finished_runs(study, name)
   chosen, primary = study.chosen(name), PRIMARY[name]
   rows = []
-  for arm_name in shown_arms(study, name):
-    runs = runs_by_arm[arm_name]
+  for variant_name in shown_variants(study, name):
+    runs = runs_by_variant[variant_name]
     difference = (
-      None if arm_name == BASELINE else differences(task, runs_by_arm, arm_name)
+      None
+      if variant_name == BASELINE
+      else differences(task, runs_by_variant, variant_name)
     )
-    value = f' ({chosen[arm_name]:g})' if arm_name in chosen else ''
+    value = f' ({chosen[variant_name]:g})' if variant_name in chosen else ''
     rows.append(
       [
-        f'`{arm_name}`{value}',
+        f'`{variant_name}`{value}',
         str(len(runs)),
         text(
           interval([primary_metric(task, x) for x in runs.values()]), primary
@@ -267,7 +283,7 @@ def task_section(study: Study, name: str) -> PageSection:
         ),
       ]
     )
-  if not any(runs_by_arm.values()):
+  if not any(runs_by_variant.values()):
     texts = [
       tuning_text(study, name),
       *(tabular_texts(task) if name == 'lock' else ()),
@@ -285,7 +301,7 @@ def task_section(study: Study, name: str) -> PageSection:
       *extra,
     ),
     columns=[
-      'arm',
+      'variant',
       'seeds',
       primary.title,
       'Δ',
@@ -293,18 +309,18 @@ def task_section(study: Study, name: str) -> PageSection:
       *(c.form.title for c in COLUMNS[name]),
     ],
     rows=rows,
-    all_figures=curves(task, runs_by_arm),
+    all_figures=curves(task, runs_by_variant),
   )
 
 
-def shown_arms(study: Study, name: str) -> list[str]:
-  """Names of a task's rows; `advised` if it differs from all other arms."""
-  names = [arm.name for arm in study.arms(name)]
-  return [*ARMS, *([ADVISED] if ADVISED in names else [])]
+def shown_variants(study: Study, name: str) -> list[str]:
+  """Names of a task's rows; `advised` if it differs from all other variants."""
+  names = [variant.name for variant in study.variants(name)]
+  return [*VARIANTS, *([ADVISED] if ADVISED in names else [])]
 
 
 def tuning_text(study: Study, name: str) -> str:
-  """Progress of the tuning runs, for a task whose arms have not been run."""
+  """Progress of the tuning runs, for a task whose variants have not been run."""
   task, primary = study.task(name), PRIMARY[name]
   runs = [study.finished(run) for run in tuning_runs(name)]
   values = [primary_metric(task, lines) for lines in runs if lines]
@@ -312,7 +328,7 @@ def tuning_text(study: Study, name: str) -> str:
     return 'Not run yet.'
   best = max(values) if task.higher_is_better else min(values)
   return (
-    'The arms have not been run on the seeds of the study. Best of'
+    'The variants have not been run on the seeds of the study. Best of'
     f' {len(values)} tuning runs (of {len(runs)}), {primary.title}:'
     f' {formats.fixed(primary.scale * best, primary.digits)}.'
   )
@@ -338,5 +354,5 @@ def tabular_texts(task: StudyTask) -> list[str]:
 
 
 def all_sections(study: Study) -> list[PageSection]:
-  """Sections of the tasks on which all arms are compared."""
+  """Sections of the tasks on which all variants are compared."""
   return [task_section(study, name) for name in TASKS]

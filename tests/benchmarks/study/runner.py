@@ -31,9 +31,9 @@ from covrl.types import (
   TrainState,
 )
 
-from .arms import Arm, ArmOptions
 from .tasks import StudyTask
 from .tokens import END, PAD, PROMPT, RESPONSE, VOCABULARY
+from .variants import Variant, VariantOptions
 
 WIDTH = PROMPT + RESPONSE  # tokens per row
 # Prompts of an iteration, responses per prompt, and updates per pass.
@@ -44,7 +44,7 @@ SCORED_ROWS = 128  # rows that the scoring program takes
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setting:
-  """Settings that all arms of a comparison share.
+  """Settings that all variants of a comparison share.
 
   Attributes:
     width: width of the policy; 32 has 22 thousand parameters, 384 three million.
@@ -81,7 +81,7 @@ def parameters_of(width: int) -> int:
 
 @functools.cache
 def _programs(width: int) -> dict[str, Any]:
-  """Programs that do not depend on the arm."""
+  """Programs that do not depend on the variant."""
   policy = policy_of(width)
   positions = jnp.broadcast_to(jnp.arange(WIDTH), (SEQUENCES, WIDTH))
 
@@ -197,14 +197,14 @@ def _tx() -> optax.GradientTransformation:
 
 
 @jax.jit
-def _token_state(options: ArmOptions) -> Any:
+def _token_state(options: VariantOptions) -> Any:
   """Initial state of the token chain."""
   return options.token_tx().init(TokenStats.template())
 
 
 @functools.cache
 def _updates(width: int) -> Any:
-  """The compiled program that makes all updates on a rollout, of every arm."""
+  """The compiled program that makes all updates on a rollout, of every variant."""
   groups = jnp.repeat(jnp.arange(PROMPTS), GROUP)
   settings = StepSettings(first_column=PROMPT - 1, max_length=RESPONSE)
 
@@ -214,7 +214,7 @@ def _updates(width: int) -> Any:
     rewards: Any,
     orders: Any,
     key: Any,
-    options: ArmOptions,
+    options: VariantOptions,
   ) -> Any:
     step = make_train_step(
       policy_of(width), options.loss(), options.token_tx(), _tx(), settings
@@ -236,7 +236,7 @@ def _updates(width: int) -> Any:
 
 
 def warm_start(task: StudyTask, seed: int, width: int) -> PyTree:
-  """Parameters after supervised training, the same for all arms of a seed."""
+  """Parameters after supervised training, the same for all variants of a seed."""
   rng = np.random.default_rng([seed, 1])
   params = policy_of(width).init(jax.random.key(seed))
   state = params, _imitation_tx(width).init(params)
@@ -264,13 +264,13 @@ def evaluate(
 
 
 def train(
-  task: StudyTask, arm: Arm, seed: int, setting: Setting, params: PyTree
+  task: StudyTask, variant: Variant, seed: int, setting: Setting, params: PyTree
 ) -> list[dict[str, Any]]:
   """Trains; returns the lines of `metrics.jsonl`."""
   programs, update = _programs(setting.width), _updates(setting.width)
   iterations, tx = sum(task.phases), _tx()
   per_iteration = setting.passes * MINI_BATCHES
-  options = ArmOptions(*map(np.float32, arm.options))._replace(
+  options = VariantOptions(*map(np.float32, variant.options))._replace(
     updates=np.float32(iterations * per_iteration)
   )
   state = TrainState(

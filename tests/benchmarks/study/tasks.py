@@ -50,7 +50,7 @@ class StudyTask:
     probes: prompts and responses whose probabilities are computed at evaluations.
     measure: probabilities of the probes' responses, phase -> metrics.
     every: iterations between evaluations.
-    tuned_by: metric of the last evaluation by which arms choose their setting;
+    tuned_by: metric of the last evaluation by which variants choose their setting;
       empty for the primary one.
   """
 
@@ -111,11 +111,11 @@ def changed_rule(before: int = 20, after: int = 40) -> StudyTask:
   modes = np.repeat([FORWARD, REVERSE], len(held_out))
 
   def measure(success_rates: Float[np.ndarray, ' m'], phase: int) -> Measured:
-    old_rule_rate, new = success_rates.reshape(2, -1).mean(axis=1)
+    old_rule_rate, new_rule_rate = success_rates.reshape(2, -1).mean(axis=1)
     return {
-      'accuracy': float((old_rule_rate, new)[phase]),
-      'habit': float(old_rule_rate),
-      'new_rule': float(new),
+      'accuracy': float((old_rule_rate, new_rule_rate)[phase]),
+      'old_rule': float(old_rule_rate),
+      'new_rule': float(new_rule_rate),
     }
 
   return StudyTask(
@@ -188,19 +188,19 @@ def lock(iterations: int = 80) -> StudyTask:
     del phase
     # Prompts whose key is entered more often than not: the policy has left the
     # distractor.
-    left = success_rates > 0.5
+    has_left = success_rates > 0.5
     return {
-      'left': float(left.mean()),
+      'left_distractor': float(has_left.mean()),
       'accuracy': float(success_rates.mean()),
     } | {
-      f'left/{depth}': float(each)
-      for depth, each in zip(DEPTHS, left, strict=True)
+      f'left_distractor/{depth}': float(each)
+      for depth, each in zip(DEPTHS, has_left, strict=True)
     }
 
   return StudyTask(
     name='lock',
     title='D3, a combination lock',
-    metric='left',
+    metric='left_distractor',
     draw=draw,
     demonstrate=demonstrate,
     score=score,
@@ -289,7 +289,7 @@ def out_of_distribution(iterations: int = 40) -> StudyTask:
     values = {name: float(each.mean()) for name, each in measures.items()}
     values['unusual'] = float(measures['accuracy'][unusual].mean())
     values['unusual_pass64'] = float(measures['pass64'][unusual].mean())
-    values['habitual'] = float(measures['accuracy'][~unusual].mean())
+    values['usual'] = float(measures['accuracy'][~unusual].mean())
     return values
 
   return StudyTask(
@@ -313,7 +313,7 @@ TASKS: dict[str, Callable[[], StudyTask]] = {
   'many_solutions': many_solutions,
   'out_of_distribution': out_of_distribution,
 }
-"""Tasks on which all arms are tuned and compared."""
+"""Tasks on which all variants are tuned and compared."""
 ALL_TASKS: Mapping[str, Callable[[], StudyTask]] = TASKS | {
   'rates_and_passes': rates_and_passes
 }

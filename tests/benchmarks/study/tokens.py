@@ -10,11 +10,11 @@ from jaxtyping import Float, Int
 PROMPT, RESPONSE = 4, 6
 VOCABULARY = 24
 # Padding, the end of a response, the last token of a prompt that asks for an
-# answer, and a place in a prompt that means nothing.
+# answer, and an unused position of a prompt.
 PAD, END, ASK, NONE = range(4)
 FIRST_SYMBOL = 4  # sixteen symbols: digits, or cells of a grid
-# A prompt's last token: copy the digits, or copy them in reverse. A response's
-# first token where it may give up: it does, or an answer follows.
+# First token of a response: digits are copied forwards, or in reverse; the response
+# quits, or a key follows.
 FORWARD, REVERSE, QUIT, GO = range(20, 24)
 SIDE = 4  # cells along each side of a grid
 

@@ -17,7 +17,7 @@ from covrl.report.sections_page import (
 
 from .claims import claims_section
 from .driver import CHOSEN_FILE, Study
-from .figures import SHOWN_ARMS, metric_figure
+from .figures import SHOWN_VARIANTS, metric_figure
 from .rates_and_sizes import rates_and_passes_section, sizes_section
 from .results import all_sections, differences, finished_runs, verdict
 from .tasks import TASKS
@@ -135,27 +135,27 @@ def _subject(line: str) -> str:
 
 
 def headlines(study: Study) -> list[str]:
-  """One sentence per task: the arms that win and lose against GRPO."""
+  """One sentence per task: the variants that win and lose against GRPO."""
   sentences = []
   for name in TASKS:
-    task, runs_by_arm = study.task(name), finished_runs(study, name)
-    seeds = len(runs_by_arm['grpo'])
+    task, runs_by_variant = study.task(name), finished_runs(study, name)
+    seeds = len(runs_by_variant['grpo'])
     if not seeds:
       sentences.append(f'{task.title}: {NOT_RUN}')
       continue
     verdicts = {
-      arm: verdict(task, differences(task, runs_by_arm, arm))
-      for arm in runs_by_arm
-      if arm != 'grpo'
+      variant: verdict(task, differences(task, runs_by_variant, variant))
+      for variant in runs_by_variant
+      if variant != 'grpo'
     }
     winners, losers = (
-      [arm for arm, outcome in verdicts.items() if outcome == kind]
+      [variant for variant, outcome in verdicts.items() if outcome == kind]
       for kind in ('wins', 'loses')
     )
     if seeds == 1:
       sentence = 'no verdict, which takes two seeds'
     else:
-      better, worse = _arms(winners, 'better'), _arms(losers, 'worse')
+      better, worse = _variants(winners, 'better'), _variants(losers, 'worse')
       sentence = f'{better} than grpo; {worse}'
     sentences.append(
       f'{task.title} ({seeds} seed{"s" * (seeds > 1)} of grpo): {sentence}.'
@@ -163,27 +163,29 @@ def headlines(study: Study) -> list[str]:
   return sentences
 
 
-def _arms(arms: list[str], comparison: str) -> str:
-  """Clause that names the arms that are better or worse."""
-  if not arms:
-    return f'no arm is {comparison}'
-  return f'{join_words(arms)} {"are" if len(arms) > 1 else "is"} {comparison}'
+def _variants(variants: list[str], comparison: str) -> str:
+  """Clause that names the variants that are better or worse."""
+  if not variants:
+    return f'no variant is {comparison}'
+  return f'{join_words(variants)} {"are" if len(variants) > 1 else "is"} {comparison}'
 
 
 def picture(study: Study) -> list[Figure]:
-  """The panels of the picture, without bands; empty if an arm has no runs."""
+  """The panels of the picture, without bands; empty if a variant has no runs."""
   panels = []
   for name, metric, unit, title, scale in PICTURE_PANELS:
-    runs_by_arm = finished_runs(study, name)
-    if not all(runs_by_arm[arm] for arm in SHOWN_ARMS):
+    runs_by_variant = finished_runs(study, name)
+    if not all(runs_by_variant[variant] for variant in SHOWN_VARIANTS):
       return []
-    shared = set.intersection(*(set(runs_by_arm[arm]) for arm in SHOWN_ARMS))
-    runs_by_arm = {
-      arm: {seed: lines for seed, lines in runs.items() if seed in shared}
-      for arm, runs in runs_by_arm.items()
+    shared = set.intersection(
+      *(set(runs_by_variant[variant]) for variant in SHOWN_VARIANTS)
+    )
+    runs_by_variant = {
+      variant: {seed: lines for seed, lines in runs.items() if seed in shared}
+      for variant, runs in runs_by_variant.items()
     }
     figure = metric_figure(
-      study.task(name), runs_by_arm, metric, unit, title, scale
+      study.task(name), runs_by_variant, metric, unit, title, scale
     )
     panels.append(_without_bands(figure))
   return panels

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The study's arms: settings of one loss and one token chain.
+"""The study's variants: settings of one loss and one token chain.
 
-The settings are arrays, so that all arms run the same compiled update. A test
+The settings are arrays, so that all variants run the same compiled update. A test
 compares it with the chains that recipes would use.
 """
 
@@ -24,7 +24,7 @@ RANKINGS: tuple[Ranking, ...] = ('batch', 'exact', 'random')
 UNCLIPPED = 1e9
 
 
-class ArmOptions(NamedTuple):
+class VariantOptions(NamedTuple):
   """Settings of the loss and of the token chain, numbers or scalar arrays.
 
   Attributes:
@@ -93,7 +93,7 @@ class ArmOptions(NamedTuple):
 class _Bonus(NamedTuple):
   """Coefficient of the bonus: along a line, or controlled to a target."""
 
-  options: ArmOptions
+  options: VariantOptions
 
   @property
   def _controller(self) -> Any:
@@ -117,7 +117,7 @@ class _Bonus(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Arm:
+class Variant:
   """One way to train.
 
   Attributes:
@@ -128,53 +128,60 @@ class Arm:
   """
 
   name: str
-  options: ArmOptions
+  options: VariantOptions
   tuned: str = ''
   choices: tuple[float, ...] = ()
 
-  def with_value(self, value: float) -> Arm:
-    """The same arm with another value of its tuned setting."""
+  def with_value(self, value: float) -> Variant:
+    """The same variant with another value of its tuned setting."""
     options = self.options._replace(**{self.tuned: value})
     return dataclasses.replace(self, options=options)
 
 
 _ALPHAS = (1e-4, 1e-3, 5e-3, 1e-2)
 _PENALTIES = (1.0, 3.0, 10.0)
-_UNCLIPPED_OPTIONS = ArmOptions(low=1.0, high=UNCLIPPED)
+_UNCLIPPED_OPTIONS = VariantOptions(low=1.0, high=UNCLIPPED)
 
 
-def _penalised(name: str, ranking: Ranking, *, annealed: bool = False) -> Arm:
+def _penalised(
+  name: str, ranking: Ranking, *, annealed: bool = False
+) -> Variant:
   """KL-Cov's penalty on tokens that are chosen by a ranking."""
   options = _UNCLIPPED_OPTIONS._replace(
     penalty=math.nan,
     ranking=RANKINGS.index(ranking),
     annealed=float(annealed),
   )
-  return Arm(name=name, options=options, tuned='penalty', choices=_PENALTIES)
+  return Variant(
+    name=name, options=options, tuned='penalty', choices=_PENALTIES
+  )
 
 
-ARMS = {
-  arm.name: arm
-  for arm in (
-    Arm(name='grpo', options=ArmOptions()),
-    Arm(name='no_clip', options=_UNCLIPPED_OPTIONS),
-    Arm(name='clip_higher', options=ArmOptions(high=0.28)),
-    *(Arm(name=f'bonus_{a:g}', options=ArmOptions(bonus=a)) for a in _ALPHAS),
-    Arm(
+VARIANTS = {
+  variant.name: variant
+  for variant in (
+    Variant(name='grpo', options=VariantOptions()),
+    Variant(name='no_clip', options=_UNCLIPPED_OPTIONS),
+    Variant(name='clip_higher', options=VariantOptions(high=0.28)),
+    *(
+      Variant(name=f'bonus_{a:g}', options=VariantOptions(bonus=a))
+      for a in _ALPHAS
+    ),
+    Variant(
       name='bonus_annealed',
-      options=ArmOptions(bonus=math.nan, annealed=1.0),
+      options=VariantOptions(bonus=math.nan, annealed=1.0),
       tuned='bonus',
       choices=(0.01, 0.03, 0.1),
     ),
-    Arm(
+    Variant(
       name='target_entropy',
-      options=ArmOptions(target=math.nan),
+      options=VariantOptions(target=math.nan),
       tuned='target',
       choices=(0.05, 0.1, 0.2),
     ),
-    Arm(
+    Variant(
       name='clip_cov',
-      options=ArmOptions(low=1.0, high=1.0, detached=math.nan),
+      options=VariantOptions(low=1.0, high=1.0, detached=math.nan),
       tuned='detached',
       choices=(0.002, 0.01, 0.05),
     ),
@@ -182,7 +189,9 @@ ARMS = {
     _penalised('kl_cov_annealed', 'batch', annealed=True),
     _penalised('exact_score', 'exact'),
     _penalised('random_k', 'random'),
-    Arm(name='kl_cov_beta0', options=_UNCLIPPED_OPTIONS._replace(penalty=0.0)),
+    Variant(
+      name='kl_cov_beta0', options=_UNCLIPPED_OPTIONS._replace(penalty=0.0)
+    ),
   )
 }
-"""All arms, in the order of the tables. A tuned setting is NaN until it is set."""
+"""All variants, in the order of the tables. A tuned setting is NaN until it is set."""
