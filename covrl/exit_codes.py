@@ -34,7 +34,7 @@ class Exit(enum.IntEnum):
       parameters were not finite; one sentence on standard error.
     INTERRUPTED: Ctrl-C ended a command that has nothing to save, such as a run
       before its first checkpoint.
-    TERMINATED: SIGTERM or SIGHUP did.
+    TERMINATED: SIGTERM or SIGHUP ended such a command.
   """
 
   FINISHED = 0

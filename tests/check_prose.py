@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks docstrings, comments and messages for phrases that need decoding.
+"""Checks docstrings, comments, messages and documents for phrases that need decoding.
 
   python tests/check_prose.py [FILE_OR_DIRECTORY ...]
 
@@ -18,10 +18,11 @@ import pathlib
 import re
 import sys
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 ROOT = pathlib.Path(__file__).parents[1]
 DIRECTORIES = ('covrl', 'configs', 'launch', 'tests')
+DOCUMENTS = ('README.md', 'CHANGELOG.md')
 
 # First words that make a docstring's first line a clause without a subject.
 _OPENING = re.compile(
@@ -68,6 +69,9 @@ _MESSAGES = {
 def check(file: pathlib.Path) -> Iterator[str]:
   """Yields one line `FILE:LINE: message` per phrase to rewrite."""
   text = file.read_text()
+  if file.suffix == '.md':
+    yield from _phrases(file, enumerate(text.splitlines(), 1))
+    return
   for line, docstring in _docstrings(text):
     if _OPENING.match(docstring.strip()):
       first = docstring.strip().splitlines()[0]
@@ -79,7 +83,14 @@ def check(file: pathlib.Path) -> Iterator[str]:
     for pattern, instead in _MESSAGES.items():
       if re.search(pattern, message):
         yield f'{file}:{line}: error {message!r}, write: {instead}'
-  for line, prose in _prose(text):
+  yield from _phrases(file, _prose(text))
+
+
+def _phrases(
+  file: pathlib.Path, texts: Iterable[tuple[int, str]]
+) -> Iterator[str]:
+  """Yields a message for each phrase in texts, given with their line numbers."""
+  for line, prose in texts:
     for pattern, instead in _PHRASES.items():
       if match := re.search(pattern, prose):
         line_number = line + prose.count('\n', 0, match.start())
@@ -121,14 +132,19 @@ def _prose(text: str) -> Iterator[tuple[int, str]]:
       yield token.start[0], token.string
 
 
+def _files(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Python and Markdown files below a folder, in order."""
+  return sorted([*folder.rglob('*.py'), *folder.rglob('*.md')])
+
+
 def main(arguments: list[str]) -> int:
   """Checks the files and directories given, or the whole project."""
   paths = [pathlib.Path(name) for name in arguments]
-  paths = paths or [ROOT / name for name in DIRECTORIES]
+  paths = paths or [ROOT / name for name in (*DIRECTORIES, *DOCUMENTS)]
   files = [
     file
     for path in paths
-    for file in ([path] if path.is_file() else sorted(path.rglob('*.py')))
+    for file in ([path] if path.is_file() else _files(path))
     if file != pathlib.Path(__file__)
   ]
   messages = [message for file in files for message in check(file)]

@@ -56,7 +56,7 @@ def icepop(
 
 
 def decoupled_ppo(cap: float = 5.0) -> TokenTransformation:
-  """Decoupled PPO: clips around a policy younger than the one that sampled.
+  """Decoupled PPO: clips around a policy newer than the one that sampled.
 
     loss = π_prox/π_sampler · max(−A · ratio, −A · clip(ratio)),
     ratio = π/π_prox

@@ -37,8 +37,8 @@ class Address(NamedTuple):
       raise ValueError(f'--port must lie in [0, 65536), got {self.port}')
     if token is None and not is_loopback(self.host):
       raise ValueError(
-        f'--host={self.host} can be reached by others and needs --token_file;'
-        ' without a token the host must be a loopback address'
+        f'--token_file must be given with --host={self.host}, which others can'
+        ' reach, got none; without a token the host must be a loopback address'
       )
 
 

@@ -104,7 +104,7 @@ def programs(
 def compiled_update(
   shape: Shape, step: int = 0, **settings: Any
 ) -> Callable[[TokenBatch], Any]:
-  """Compiles an update after some others, the only one of its rollout."""
+  """Compiles the only update of a rollout, which `step` updates precede."""
   policy, tx, token_tx = (
     Policy(model(shape)),
     optax.adam(1e-4),

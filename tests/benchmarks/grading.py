@@ -26,7 +26,7 @@ def main(count: int) -> None:
   """Measures and prints."""
   battery = list(pairs())
   ordinary = [pair for pair in battery if pair.category != 'hangs']
-  hostile = [pair for pair in battery if pair.category == 'hangs']
+  adversarial = [pair for pair in battery if pair.category == 'hangs']
   began = time.perf_counter()
   # Integrals, which only a worker can grade.
   grade_math(r'\boxed{\int_0^1 x dx}', '1/2')
@@ -49,7 +49,7 @@ def main(count: int) -> None:
     )
     rate_of_two = count / seconds_since(began)
   memory.append(megabytes())
-  slowest = max((grading_seconds(pair), pair) for pair in hostile if pair)
+  slowest = max((grading_seconds(pair), pair) for pair in adversarial if pair)
   rows += [
     ('answers', f'{count:,}'),
     ('rate, one at a time', f'{rate:.0f} per second'),
@@ -91,7 +91,7 @@ def megabytes() -> float:
 
 
 def descendants(parent: int) -> list[int]:
-  """Processes that a process started, and those that they did."""
+  """Child processes of a process, and their descendants."""
   tasks = pathlib.Path(f'/proc/{parent}/task').glob('*/children')
   children = [
     int(child) for task in tasks for child in task.read_text().split()

@@ -166,13 +166,13 @@ ENTRY %main (p: pred[], x: f32[8,128]) -> f32[8,128] {
 """
 
 
-def test_of_a_conditional_the_most_expensive_branch_counts():
+def test_cost_of_a_conditional_is_that_of_its_most_expensive_branch():
   module = parse(CONDITIONAL)
   assert cost_of(module).flops == 8 * 128
   assert cost_of(module, scopes=Scopes(frozenset(['opt']))).flops == 8 * 128
 
 
-def test_of_an_unused_option_the_cheapest_branch_counts():
+def test_cost_of_an_unused_option_is_that_of_its_cheapest_branch():
   scopes = Scopes(unused=frozenset(['option']))
   cost = cost_of(parse(CONDITIONAL), scopes=scopes)
   assert cost.flops == 0

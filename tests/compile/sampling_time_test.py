@@ -35,7 +35,7 @@ def test_slots_of_a_queue_are_filled_in_the_step_in_which_they_end():
   assert load.longest.tolist() == [1, 2, 3, 1, 1, 2, 3, 4]
 
 
-def test_the_fullest_shard_counts():
+def test_occupancy_is_that_of_the_fullest_shard():
   load = occupancy(np.array([2, 2, 2, 2, 3, 1, 1, 1]), LAYOUT)
   assert load.live.tolist() == [4, 1]
   assert load.tokens.tolist() == [4, 2]

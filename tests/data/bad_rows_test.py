@@ -50,7 +50,7 @@ def error_of(tmp_path, *lines, schema=None):
     {'prompt': [{'role': 'user', 'content': 'q'}]},
   ],
 )
-def test_numbers_that_are_not_finite_are_no_answers(value, row, tmp_path):
+def test_refuses_answers_that_are_not_finite(value, row, tmp_path):
   rows = row | {'answer': 1.0}, row | {'answer': value}
   message = error_of(tmp_path, *rows)
   assert "column 'answer'" in message
@@ -58,7 +58,7 @@ def test_numbers_that_are_not_finite_are_no_answers(value, row, tmp_path):
 
 
 @pytest.mark.parametrize('text', ['nan', 'NaN', '<NA>', 'null', ' NaT '])
-def test_names_of_missing_values_are_no_answers(text, tmp_path):
+def test_refuses_answers_that_name_missing_values(text, tmp_path):
   message = error_of(tmp_path, GOOD, GOOD | {'answer': text})
   assert 'must hold an answer, got' in message
   verl = VERL | {'reward_model': {'ground_truth': text}}
@@ -72,7 +72,7 @@ def test_words_that_only_look_missing_are_answers(tmp_path):
   assert [p.reference for p in FileSource(file)] == ['None', 'no', 'n', '0']
 
 
-def test_missing_numbers_of_data_frames_are_no_answers(tmp_path):
+def test_refuses_missing_numbers_of_data_frames(tmp_path):
   file = tmp_path / 'a.parquet'
   table = pyarrow.table({'question': ['q', 'r'], 'answer': [1.0, math.nan]})
   pyarrow.parquet.write_table(table, file)
@@ -165,7 +165,7 @@ def test_malformed_lines_are_named(line, tmp_path):
 @pytest.mark.parametrize(
   'answer', ['\frac{1}{2}', '\text{a}', '\x07lpha', '2\times 3', 'x\neq 1']
 )
-def test_broken_backslashes_are_no_answers(answer, tmp_path):
+def test_refuses_answers_with_broken_backslashes(answer, tmp_path):
   message = error_of(tmp_path, GOOD, GOOD | {'answer': answer})
   assert 'backslashes are doubled in JSON' in message
   boxed = {'problem': 'q', 'solution': '\\boxed{1}'}
@@ -220,7 +220,7 @@ def test_text_of_parquet_files_is_utf8(tmp_path):
 
 
 @pytest.mark.parametrize('suffix', ['jsonl', 'parquet', 'array_record'])
-def test_pipes_and_directories_are_no_files(suffix, tmp_path):
+def test_refuses_pipes_and_directories_of_problems(suffix, tmp_path):
   pipe = tmp_path / f'a.{suffix}'
   os.mkfifo(pipe)
   folder = tmp_path / f'b.{suffix}'

@@ -43,7 +43,7 @@ def write(file, answers):
     ('kind', 'code'),
   ],
 )
-def test_every_field_that_a_run_reads_counts(field, value):
+def test_every_field_that_a_run_reads_changes_the_fingerprint(field, value):
   other = dataclasses.replace(PROBLEM, **{field: value})
   assert (
     ListSource([PROBLEM]).fingerprint
@@ -52,7 +52,7 @@ def test_every_field_that_a_run_reads_counts(field, value):
   )
 
 
-def test_the_order_and_the_number_of_problems_count():
+def test_the_order_and_number_of_problems_change_the_fingerprint():
   other = dataclasses.replace(PROBLEM, prompt='2 + 2')
   fingerprints = {
     ListSource(problems).fingerprint

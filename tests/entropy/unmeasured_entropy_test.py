@@ -83,7 +83,7 @@ def test_controllers_keep_their_state_without_an_entropy(name, change):
   assert all(bool(jnp.isfinite(x)) for x in jax.tree.leaves(state))
 
 
-def test_the_coefficient_without_an_entropy_is_that_of_no_error():
+def test_without_a_measured_entropy_the_coefficient_is_that_of_zero_error():
   unmeasured = {'entropy': jnp.asarray(jnp.nan), 'step': jnp.asarray(0)}
   for name, expected in (
     ('adaptive_bonus', 0.002),

@@ -258,7 +258,7 @@ def test_local_processes_restart_by_exit_status(
   assert len(count.read_text()) == runs
 
 
-def test_of_several_workdirs_the_last_one_counts():
+def test_the_last_of_several_workdirs_is_used():
   arguments = ('--config=c', '--workdir=gs://b/r', '--workdir', 'r')
   with pytest.raises(LaunchError, match=r"in a bucket .* got 'r'"):
     Job(name='a', arguments=arguments).check_shared(2)

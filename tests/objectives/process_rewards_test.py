@@ -261,7 +261,7 @@ def test_batches_without_tokens(shape):
 
 
 @pytest.mark.parametrize('label', [-1.0, 2.0, np.nan])
-def test_labels_that_are_no_probabilities_have_no_loss(label):
+def test_labels_that_are_not_probabilities_make_the_loss_nan(label):
   ones, mask = jnp.ones((1, 2)), jnp.ones((1, 2), bool)
   value, _ = outcome_cross_entropy(
     ones, ref_logprobs=ones, labels=label * ones, mask=mask, weights=ones

@@ -35,7 +35,7 @@ def test_loss_and_gradient():
   np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-5, atol=1e-7)
 
 
-def test_what_has_no_weight_does_not_count():
+def test_tokens_without_weight_do_not_change_the_loss():
   spoilt = jnp.asarray(np.where(WEIGHTS > 0, VALUES, np.nan))
   options = {
     'old_values': jnp.asarray(np.where(WEIGHTS > 0, OLD, np.inf)),

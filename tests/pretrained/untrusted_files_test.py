@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weight files and configurations from strangers: damaged, hostile, contradictory."""
+"""Untrusted weight files and configurations: damaged, malicious, contradictory."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def with_header(directory, change):
   file.write_bytes(len(text).to_bytes(8, 'little') + text + data)
 
 
-def swap(header):
+def overlap(header):
   """Gives two tensors of one shape the same position in the file."""
   other = GATE.replace('gate', 'up')
   header[GATE]['data_offsets'] = header[other]['data_offsets']
@@ -65,7 +65,7 @@ def edit(**fields):
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
-    (swap, r'must begin at \d+, where .* ends, got \d+'),
+    (overlap, r'must begin at \d+, where .* ends, got \d+'),
     (shift, r'data_offsets must be two positions, got \[-32'),
     (edit(data_offsets=[0, 10]), r'gate_proj\S+ must have 768 bytes, as its'),
     (edit(data_offsets=[9, 3]), 'must have 768 bytes'),
@@ -112,7 +112,7 @@ def test_refuses_large_headers_before_reading_them(tmp_path):
     load_pretrained(directory)
 
 
-def test_names_nested_json(tmp_path):
+def test_refuses_json_that_is_nested_too_deeply_or_not_utf8(tmp_path):
   directory = copy_of('mistral', tmp_path)
   (directory / 'config.json').write_text('[' * 10**5)
   with pytest.raises(ValueError, match=r'config\.json must be JSON, got'):

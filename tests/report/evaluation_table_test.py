@@ -70,7 +70,7 @@ def test_unscored_responses_are_left_out(make_results):
 @pytest.mark.parametrize(
   ('iteration', 'greedy'), [(4, 1.0), (8, 0.0), (12, 0.0)]
 )
-def test_latest_results_of_held_out_problems_count(
+def test_the_latest_results_of_held_out_problems_are_read(
   make_results, iteration, greedy
 ):
   path = make_results(

@@ -83,7 +83,7 @@ def test_a_thousand_texts_get_an_outcome_or_one_error(seed):
 
 
 def reviewed_matches() -> set[frozenset[str]]:
-  """Returns pairs that match without a link, as read by hand."""
+  """Returns pairs that match though the battery does not equate them, reviewed by hand."""
   lines = MATCHES.read_text().splitlines()
   return {
     frozenset(line.split(' || '))
@@ -114,8 +114,8 @@ class EquivalenceClasses:
       answer = self._parents[answer]
     return answer
 
-  def unlinked(self, *, across: bool) -> Iterator[tuple[str, str]]:
-    """Yields pairs that must not match: of each category, and across them."""
+  def unequal_pairs(self, *, across: bool) -> Iterator[tuple[str, str]]:
+    """Yields pairs that the battery does not equate: of each category, and across them."""
     known = reviewed_matches()
     groups = list(self.categories.values())
     answers = sorted({text for members in groups for text in members})
@@ -129,14 +129,14 @@ class EquivalenceClasses:
       ),
     )
     for one, other in pairs:
-      is_linked = self.find(one) == self.find(other)
-      if not is_linked and frozenset((one, other)) not in known:
+      is_equal = self.find(one) == self.find(other)
+      if not is_equal and frozenset((one, other)) not in known:
         yield one, other
 
 
 @pytest.mark.slow
-def test_only_answers_that_the_battery_links_match():
-  pairs = list(EquivalenceClasses().unlinked(across=True))
+def test_only_answers_that_the_battery_equates_match():
+  pairs = list(EquivalenceClasses().unequal_pairs(across=True))
   assert len(pairs) > 50_000
   matches = []
   for one, other in pairs:
@@ -146,8 +146,8 @@ def test_only_answers_that_the_battery_links_match():
   assert not matches, '\n'.join(matches)
 
 
-def test_a_sample_of_answers_matches_only_where_the_battery_links_them():
-  pairs = list(EquivalenceClasses().unlinked(across=False))
+def test_a_sample_of_answers_matches_only_where_the_battery_equates_them():
+  pairs = list(EquivalenceClasses().unequal_pairs(across=False))
   for one, other in random.Random(1).sample(pairs, 1500):
     outcome = grading._quick_outcome(one, other) or compare(one, other)
     assert outcome.score == 0.0, (one, other)

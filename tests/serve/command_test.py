@@ -235,7 +235,7 @@ def test_sample_refuses_options_that_do_not_fit(
 @pytest.mark.parametrize(
   ('options', 'sentence'),
   [
-    (('--host=0.0.0.0',), '--host=0.0.0.0 can be reached by others and needs'),
+    (('--host=0.0.0.0',), '--token_file must be given with --host=0.0.0.0'),
     (('--port=70000',), '--port must lie in [0, 65536), got 70000'),
     (('--token_file=/nowhere',), '--token_file must be a text file, got'),
   ],
@@ -253,7 +253,7 @@ def test_serve_refuses_addresses_without_a_token(
     (['--max_waiting=-1'], '--max_waiting must be at least 0, got -1'),
     (['--max_length=0'], '--max_length must be at least 1, got 0'),
     (['--name=\udcff'], '--name must be valid Unicode'),
-    (['--port=0', '--host=::2'], '--host=::2 can be reached by others'),
+    (['--port=0', '--host=::2'], '--host=::2, which others can'),
   ],
 )
 def test_serve_checks_its_options_before_it_loads_the_policy(

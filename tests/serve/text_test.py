@@ -163,6 +163,6 @@ def test_stop_strings_that_no_tokens_decode_to_are_refused(name, stop):
     check_stop_string(TOKENIZERS[name], stop)
 
 
-def test_stop_strings_that_are_no_unicode_are_refused():
+def test_refuses_stop_strings_that_are_not_unicode():
   with pytest.raises(ValueError, match='a stop string must be valid Unicode'):
     check_stop_string(TOKENIZERS['words'], '\ud800')
