@@ -8,6 +8,7 @@ its index only, so that two evaluations differ by the policy alone.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from covrl.array_checks import check_integer, check_number
 from covrl.data import Problem, Suite, Tokenizer, prompt_rows
 from covrl.evaluation.batches import (
   PendingBatch,
@@ -84,8 +86,21 @@ class Evaluator:
       max_failures: fraction of the responses that may remain without a score.
 
     Raises:
-      ValueError: a suite is empty, or a prompt is too long.
+      TypeError: a number is of another type.
+      ValueError: there is no suite, one is empty, two have the same name, a
+        prompt is too long, or a number is out of range.
     """
+    check_integer('prompts_per_batch', prompts_per_batch, 1)
+    check_integer('group_size', group_size, 1)
+    check_number('max_failures', max_failures, 0, 1)
+    if not suites:
+      raise ValueError('suites must not be empty, got none')
+    names = Counter(suite.name for suite in suites)
+    for name, count in names.items():
+      if count > 1:
+        raise ValueError(
+          f'suites must have different names, got {count} {name!r}'
+        )
     self._engine = engine
     self._scoring = scoring
     self._tokenizer = tokenizer
@@ -158,7 +173,9 @@ class Evaluator:
     results = self._results(greedy, sampled)
     nll = sum(batch.nll for batch in sampled or greedy)
     tokens = sum(batch.tokens for batch in sampled or greedy)
-    return Evaluation(results=results, entropy=nll / max(tokens, 1))
+    return Evaluation(
+      results=results, entropy=nll / tokens if tokens else math.nan
+    )
 
   def _group_size_of(self, suite: Suite) -> int:
     """Returns the samples decoded together: the largest suitable divisor."""
@@ -305,6 +322,7 @@ class Evaluator:
       texts = [[text for _, text in row] for row in others]
       correct = np.array([[mark for mark, _ in row] for row in others], float)
       correct = correct.reshape(len(problems), len(samples))
+      answers, undecided = self._answers(suite, texts, correct)
       results.append(
         SuiteResult(
           suite=suite,
@@ -313,7 +331,8 @@ class Evaluator:
           responses=tuple(
             (text, *row) for (_, text), row in zip(first, texts, strict=True)
           ),
-          answers=self._answers(suite, texts, correct),
+          answers=answers,
+          undecided=undecided,
         )
       )
     return tuple(results)
@@ -323,11 +342,12 @@ class Evaluator:
     suite: Suite,
     texts: Sequence[Sequence[str]],
     correct: Float[np.ndarray, 'N k'],
-  ) -> list[list[str | None]] | None:
+  ) -> tuple[list[list[str | None]] | None, frozenset[int]]:
     """Extracts the samples' final answers, equal ones in the same spelling.
 
     Returns:
-      The answers by problem; `None` if a problem has none.
+      The answers by problem, `None` if a problem has none; and the problems of
+      which two wrong answers could not be compared.
     """
     extractors = [self._answer_extractor(p) for p in suite.problems]
     answers = [
@@ -336,7 +356,8 @@ class Evaluator:
       if extract is not None
     ]
     if len(answers) != len(extractors):
-      return None
+      return None, frozenset()
+    undecided: set[int] = set()
 
     def are_equal(pairs: Sequence[tuple[int, str, str]]) -> list[bool]:
       responses = [
@@ -345,9 +366,16 @@ class Evaluator:
       problems = [suite.problems[row] for row, _, _ in pairs]
       references = [other for *_, other in pairs]
       scores = self._score(responses, problems, references=references)
-      return [mark >= 1 for mark in scores.result().gather().marks()]
+      marks = scores.result().gather().marks()
+      undecided.update(
+        row
+        for (row, *_), mark in zip(pairs, marks, strict=True)
+        if np.isnan(mark)
+      )
+      return [bool(mark >= 1) for mark in marks]
 
-    return merge_equal_answers(answers, correct, are_equal)
+    merged = merge_equal_answers(answers, correct, are_equal)
+    return merged, frozenset(undecided)
 
   def _check_failures(
     self, count: int, total: int, failures: Sequence[str]

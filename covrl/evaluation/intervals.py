@@ -10,12 +10,16 @@ interval.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
 
+from covrl.array_checks import check_integer, check_number
+
 _Z = 1.959964  # .975 quantile of the normal distribution
+_MANY_DEGREES = 1000  # of freedom, from which on t's quantile is expanded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +62,8 @@ def bootstrap_mean(
     seed: seed of the resampling.
 
   Raises:
-    ValueError: there are no values.
+    TypeError: the values are not an array of numbers without a mask.
+    ValueError: there are no values, or one is not finite.
 
   References:
     Efron, B. (1979). Bootstrap methods: another look at the jackknife.
@@ -66,7 +71,9 @@ def bootstrap_mean(
   >>> bootstrap_mean(np.array([0.0, 1.0, 1.0, 0.0])).value
   0.5
   """
-  _require_values(values)
+  values = _checked(values)
+  check_integer('resamples', resamples, 1)
+  check_integer('seed', seed, 0)
   generator = np.random.default_rng(seed)
   chunk = max(1, 1_000_000 // values.size)
   means = [
@@ -96,16 +103,20 @@ def bootstrap_sets(
     seed: seed of the resampling.
 
   Raises:
-    ValueError: there is no set, or a set has no values.
+    TypeError: a set is not an array of numbers without a mask.
+    ValueError: there is no set, or a set has no values or one that is not finite.
 
   >>> bootstrap_sets([np.array([0.0, 1.0]), np.ones(5)]).value
   0.75
   """
-  _require_values(np.arange(len(sets)))
+  sets = [_checked(values) for values in sets]
+  if not sets:
+    raise ValueError('sets of an estimate must not be empty, got none')
+  check_integer('resamples', resamples, 1)
+  check_integer('seed', seed, 0)
   generator = np.random.default_rng(seed)
   means = np.zeros(resamples)
   for values in sets:
-    _require_values(values)
     levels, counts = np.unique(values, return_counts=True)
     drawn = generator.multinomial(
       values.size, counts / values.size, size=resamples
@@ -128,7 +139,8 @@ def student_mean(values: Float[np.ndarray, ' n']) -> Estimate:
     values: one value per seed; a single one has no interval.
 
   Raises:
-    ValueError: there are no values.
+    TypeError: the values are not an array of numbers without a mask.
+    ValueError: there are no values, or one is not finite.
 
   >>> estimate = student_mean(np.array([1.0, 2.0, 3.0]))
   >>> round(estimate.high - estimate.value, 3)
@@ -136,7 +148,7 @@ def student_mean(values: Float[np.ndarray, ' n']) -> Estimate:
   >>> student_mean(np.array([1.0])).low is None
   True
   """
-  _require_values(values)
+  values = _checked(values)
   mean, count = float(values.mean()), values.size
   if count == 1:
     return Estimate(mean, kind='one seed, no interval')
@@ -156,16 +168,18 @@ def normal_difference(
   last − first ± 1.96 √(σ_first² + σ_last²)
 
   Raises:
-    ValueError: a standard error is negative.
+    TypeError: an argument is not a number.
+    ValueError: a mean is not finite, or a standard error is negative or not
+      finite.
   """
+  check_number('first', first, -math.inf)
+  check_number('last', last, -math.inf)
+  for stderr in (first_stderr, last_stderr):
+    if stderr is not None:
+      check_number('standard errors', stderr, 0)
   difference = last - first
   if first_stderr is None or last_stderr is None:
     return Estimate(difference)
-  if min(first_stderr, last_stderr) < 0:
-    raise ValueError(
-      f'standard errors must be at least 0, got {first_stderr:g} and'
-      f' {last_stderr:g}'
-    )
   half = _Z * float(np.hypot(first_stderr, last_stderr))
   kind = 'unpaired, from the standard errors'
   return Estimate(difference, difference - half, difference + half, kind)
@@ -175,16 +189,21 @@ def student_quantile(degrees: int) -> float:
   """The .975 quantile of Student's t distribution.
 
   With t = √ν tan θ the density is proportional to cos^(ν−1) θ; its integral over
-  a grid is inverted.
+  a grid is inverted. Beyond 1,000 degrees t is expanded in 1/ν around the normal
+  quantile.
 
   Raises:
+    TypeError: the degrees of freedom are not an integer.
     ValueError: there is no degree of freedom.
 
   >>> round(student_quantile(2), 3)
   4.303
   """
-  if degrees < 1:
-    raise ValueError(f'degrees must be at least 1, got {degrees}')
+  check_integer('degrees', degrees, 1)
+  if degrees > _MANY_DEGREES:
+    first = (_Z**3 + _Z) / 4
+    second = (5 * _Z**5 + 16 * _Z**3 + 3 * _Z) / 96
+    return _Z + first / degrees + second / degrees**2
   angles = np.linspace(0.0, np.pi / 2, 200_001)
   heights = np.cos(angles) ** (degrees - 1)
   mass = np.concatenate([[0.0], np.cumsum(heights[1:] + heights[:-1])])
@@ -198,8 +217,22 @@ def _chunks(total: int, size: int) -> list[int]:
   return [min(size, total - start) for start in range(0, total, size)]
 
 
-def _require_values(values: Float[np.ndarray, ' n']) -> None:
-  if values.size == 0:
+def _checked(values: Float[np.ndarray, ' n']) -> Float[np.ndarray, ' n']:
+  """Checks values and returns them as float64."""
+  array: object = values
+  if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
+    raise TypeError(
+      'values of an estimate must be an array without a mask, got a'
+      f' {type(values).__name__}'
+    )
+  if array.dtype.kind not in 'biuf':
+    raise TypeError(f'values of an estimate must be numbers, got {array.dtype}')
+  if array.size == 0:
     raise ValueError('values of an estimate must not be empty, got none')
-  if values.ndim != 1:
-    raise ValueError(f'values of an estimate must be [n], got {values.shape}')
+  if array.ndim != 1:
+    raise ValueError(f'values of an estimate must be [n], got {array.shape}')
+  numbers = array.astype(float)
+  if not np.isfinite(numbers).all():
+    wrong = numbers[~np.isfinite(numbers)][0]
+    raise ValueError(f'values of an estimate must be finite, got {wrong:g}')
+  return numbers

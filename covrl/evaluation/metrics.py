@@ -27,12 +27,12 @@ def mean_correct(correct: Marks) -> Float[np.ndarray, ' N']:
     One value per problem; NaN for a problem without any scored response.
 
   Raises:
-    ValueError: a mark is neither 0, 1 nor NaN.
+    ValueError: a mark is neither 0, 1 nor NaN, or is masked.
 
   >>> mean_correct(np.array([[1.0, 0.0], [1.0, np.nan]])).tolist()
   [0.5, 1.0]
   """
-  _check_marks(correct)
+  check_marks(correct)
   scored = ~np.isnan(correct)
   counts = scored.sum(axis=1)
   right = np.where(scored, correct, 0.0).sum(axis=1)
@@ -64,7 +64,7 @@ def pass_at_k(correct: Marks, k: int) -> Float[np.ndarray, ' N']:
     Chen et al., Evaluating Large Language Models Trained on Code,
     arXiv:2107.03374, equation 1.
   """
-  _check_marks(correct)
+  check_marks(correct)
   is_whole = isinstance(k, int | np.integer) and not isinstance(k, bool)
   if not is_whole or not 1 <= k <= correct.shape[1]:
     raise ValueError(
@@ -98,13 +98,27 @@ def majority_vote(
     which a response has no score.
 
   Raises:
-    ValueError: a mark is neither 0, 1 nor NaN.
+    TypeError: the answers to a problem are a text, of which each letter would
+      vote.
+    ValueError: a mark is neither 0, 1 nor NaN, there is not one answer per mark,
+      or an answer is NaN, which equals no answer.
 
   >>> majority_vote([['1', '2', '2', None], ['1', '2', None, None]],
   ...               np.array([[True, False, False, False]] * 2)).tolist()
   [0.0, 0.5]
   """
-  _check_marks(correct)
+  check_marks(correct)
+  counts = [len(row) for row in answers]
+  if counts != [correct.shape[1]] * len(correct):
+    raise ValueError(
+      f'answers must be one per mark {correct.shape}, got {counts!r:.80} to'
+      f' {len(counts)} problems'
+    )
+  for row in answers:
+    if isinstance(row, str | bytes):
+      raise TypeError(f'answers must be a list per problem, got {row!r:.80}')
+    if any(isinstance(answer, float) and answer != answer for answer in row):
+      raise ValueError('answers must be entries or None, got nan')
   return np.array(
     [
       _majority(row, marks) for row, marks in zip(answers, correct, strict=True)
@@ -113,13 +127,20 @@ def majority_vote(
   )
 
 
-def _check_marks(correct: Marks) -> None:
-  """Refuses marks that are shares of a solution, or not one row per problem."""
+def check_marks(correct: Marks) -> None:
+  """Refuses marks that are shares of a solution, or not one row per problem.
+
+  Raises:
+    ValueError: they are not an array `[N, n]` of 0, 1 and NaN without a mask.
+  """
   marks: object = correct
-  if not isinstance(marks, np.ndarray) or marks.ndim != 2:
+  is_plain = isinstance(marks, np.ndarray) and not isinstance(
+    marks, np.ma.MaskedArray
+  )
+  if not is_plain or marks.ndim != 2 or marks.dtype.kind not in 'biuf':
     raise ValueError(
-      f'marks must be an array [N, n], got {np.shape(correct)} of'
-      f' {type(correct).__name__}'
+      f'marks must be an array [N, n] of numbers, got {np.shape(correct)} of'
+      f' {getattr(correct, "dtype", "")} {type(correct).__name__}'
     )
   wrong = correct[~(np.isnan(correct) | np.isin(correct, (0, 1)))]
   if wrong.size:

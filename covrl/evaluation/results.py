@@ -18,6 +18,7 @@ from covrl.data import Suite
 from covrl.evaluation.intervals import Estimate, bootstrap_sets
 from covrl.evaluation.metrics import (
   Marks,
+  check_marks,
   majority_vote,
   mean_correct,
   pass_at_k,
@@ -47,6 +48,12 @@ class SuiteResult:
     responses: the texts per problem, first the greedy one, then the samples.
     answers: the samples' final answers, for maj@k, equal answers in the same
       spelling; `None` if the problems have no short answers.
+    undecided: indices of problems of which two wrong answers could not be
+      compared, so that their vote is unknown.
+
+  Raises:
+    ValueError: results or answers are not one per problem and sample, or a mark is
+      neither 0, 1 nor NaN.
   """
 
   suite: Suite
@@ -54,6 +61,22 @@ class SuiteResult:
   correct: Marks
   responses: Sequence[Sequence[str]]
   answers: Sequence[Sequence[str | None]] | None = None
+  undecided: frozenset[int] = frozenset()
+
+  def __post_init__(self) -> None:
+    count, samples = len(self.suite.problems), self.suite.samples
+    check_marks(self.greedy[:, None])
+    check_marks(self.correct)
+    sizes = {
+      'greedy': (self.greedy.shape, (count,)),
+      'correct': (self.correct.shape, (count, samples)),
+      'responses': (_shape(self.responses, 1 + samples), (count, 1 + samples)),
+    }
+    if self.answers is not None:
+      sizes['answers'] = (_shape(self.answers, samples), (count, samples))
+    for name, (actual, required) in sizes.items():
+      if actual != required:
+        raise ValueError(f'{name} must be {required}, got {actual}')
 
   @property
   def unscored(self) -> int:
@@ -76,7 +99,9 @@ class SuiteResult:
     for k in dict.fromkeys((*(p for p in powers if p < samples), samples)):
       metrics[f'pass@{k}'] = pass_at_k(self.correct, k)
     if self.answers is not None:
-      metrics[f'maj@{samples}'] = majority_vote(self.answers, self.correct)
+      votes = majority_vote(self.answers, self.correct)
+      votes[list(self.undecided)] = math.nan
+      metrics[f'maj@{samples}'] = votes
     return metrics
 
   def extremes(self) -> tuple[Metrics, Metrics]:
@@ -160,7 +185,7 @@ class Evaluation:
     them are wrong, the upper end that in which all are correct.
     """
     estimates = {n: _estimate(v) for n, v in self.values().items()}
-    if not self.unscored:
+    if not self.unscored and not any(r.undecided for r in self.results):
       return estimates
     low, high = (
       self._by_metric(lambda result, index=index: result.extremes()[index])
@@ -212,6 +237,12 @@ class Evaluation:
     """Yields one JSON object per problem, the first with a greedy response."""
     for result in self.results:
       yield from result.lines(responses=False, examples=EXAMPLES)
+
+
+def _shape(rows: Sequence[Sequence[Any]], width: int) -> tuple[int, int]:
+  """Number and length of rows; the length of the first other one, if any."""
+  others = [len(row) for row in rows if len(row) != width]
+  return len(rows), others[0] if others else width
 
 
 def _estimate(suites: Sequence[Float[np.ndarray, ' N']]) -> Estimate:

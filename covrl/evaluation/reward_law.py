@@ -10,10 +10,13 @@ the first third of the run predicts its end.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+
+from covrl.array_checks import check_array, check_integer
 
 # Entropies beyond any vocabulary's, in nats, whose exponential may overflow.
 _MAX_ENTROPY = 100.0
@@ -45,7 +48,8 @@ class Fit:
   Attributes:
     a: reward lost per unit of x.
     b: reward at x = 0.
-    r_squared: fraction of the variance of R that the line explains.
+    r_squared: fraction of the variance of R that the line explains; NaN where R is
+      constant.
     residual: root mean square of the residuals, in units of R.
     forecast: R at the final entropy by a fit to the first third only.
     error: the forecast minus the final reward.
@@ -95,6 +99,7 @@ def reward_law(
     seed: seed of the resampling.
 
   Raises:
+    TypeError: they are not arrays of numbers without a mask.
     ValueError: there are fewer than nine points, a number is not finite, an entropy
       is negative, or the entropies of the first third are all equal.
 
@@ -110,6 +115,14 @@ def reward_law(
   >>> law.linear.r_squared < law.exponential.r_squared
   True
   """
+  for name, numbers in (('entropy', entropy), ('reward', reward)):
+    if isinstance(numbers, np.ma.MaskedArray):
+      raise TypeError(
+        f'{name} must be an array without a mask, got a masked one'
+      )
+    check_array(name, numbers, 'real', 'n')
+  check_integer('resamples', resamples, 1)
+  check_integer('seed', seed, 0)
   if entropy.size != reward.size or entropy.size < 9:
     raise ValueError(
       'entropy and reward must have the same number of points, at least 9, got '
@@ -154,7 +167,9 @@ def _fit(x: Numbers, y: Numbers, indices: np.ndarray) -> Fit:
   return Fit(
     a=a,
     b=b,
-    r_squared=1 - float((residuals**2).mean()) / variance if variance else 0.0,
+    r_squared=1 - float((residuals**2).mean()) / variance
+    if variance
+    else math.nan,
     residual=float(np.sqrt((residuals**2).mean())),
     forecast=forecast,
     error=forecast - float(y[-tenth:].mean()),

@@ -24,11 +24,16 @@ def merge_equal_answers(
     answers: the answers to each of N problems, `None` for a response without.
     correct: 1 for correct answers, 0 for wrong ones, NaN for unscored ones.
     are_equal: takes (index of the problem, answer, other answer) for several
-      pairs, and returns whether each is equal. Called as often as a problem has
+      pairs, and returns a bool for each. Called as often as a problem has
       different wrong answers, at most.
 
   Returns:
     The answers with one spelling each, in the order of `answers`.
+
+  Raises:
+    TypeError: `are_equal` returns anything but bools.
+    ValueError: answers and marks differ in number, or `are_equal` returns another
+      number of them.
 
   >>> merge_equal_answers(
   ...   [['2', '0.5', '1/2', '4/2', None]], np.array([[0.0, 1, 1, 0, 0]]),
@@ -50,7 +55,14 @@ def merge_equal_answers(
         spelling[row, False, first] = first
         pairs += [(row, other, first) for other in others]
     left = {row: [] for row in left}
-    for (row, text, first), equal in zip(pairs, are_equal(pairs), strict=True):
+    equals = are_equal(pairs)
+    if len(equals) != len(pairs):
+      raise ValueError(
+        f'are_equal must return one bool per pair, {len(pairs)}, got {len(equals)}'
+      )
+    for (row, text, first), equal in zip(pairs, equals, strict=True):
+      if not isinstance(equal, bool | np.bool_):
+        raise TypeError(f'are_equal must return bools, got {equal!r:.80}')
       if equal:
         spelling[row, False, text] = first
       else:

@@ -21,11 +21,11 @@ from jaxtyping import Float
 
 from covrl.report import formats
 from covrl.report.phase_metrics import PhaseMetrics, check_possible
+from covrl.report.readings import WIDEST_TAIL, Readings
 from covrl.report.run_data import RunData
 
 Method = Literal['none', 'controlled_bonus', 'kl_cov', 'clip_cov']
 
-WIDEST_TAIL = 0.02
 TAILS = (0.0002, 0.002, WIDEST_TAIL)
 """Shares of the tokens of highest covariance whose mean covariance a run logs.
 
@@ -52,64 +52,6 @@ MOST_MISSING = 0.1  # share of the iterations that may lack a metric
 SATURATED = 0.9  # share of groups with equal rewards
 MIN_SELECTED = 4  # tokens per update
 MAX_FRACTION = 0.05  # of the tokens, that is recommended to select
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Readings:
-  """Numbers of a run that the advice depends on.
-
-  Numbers of a part of the run (first tenth, first third, last tenth) are means over
-  the iterations of that part that have all metrics.
-
-  Attributes:
-    iterations: iterations with updates.
-    planned: iterations that the run is to make; `None` if unknown, or if they
-      are finished.
-    updates_per_iteration: updates on each rollout.
-    tokens: response tokens per update, mean.
-    entropy_start: entropy of the first tenth of the iterations, nats per token.
-    entropy_end: entropy of the last tenth.
-    halving: iterations until the entropy was half of that at the start; `None` if
-      it never was.
-    covariance: mean covariance over the first third of the iterations.
-    tails: mean covariance of the top tokens over the first third, by their share;
-      shares without a token in an update are left out.
-    high_quantile: the .99 quantile of the covariance over the first third.
-    equal_groups: share of groups with equal rewards in the last tenth.
-    reward: mean reward in the last tenth.
-    selected: tokens that the run's own token chain selected per update, mean.
-  """
-
-  iterations: int
-  planned: int | None = None
-  updates_per_iteration: float
-  tokens: float
-  entropy_start: float
-  entropy_end: float
-  halving: float | None
-  covariance: float
-  tails: dict[float, float]
-  high_quantile: float
-  equal_groups: float
-  reward: float
-  selected: float = 0.0
-
-  @property
-  def lost(self) -> float:
-    """Share of the entropy that was lost."""
-    return 1 - self.entropy_end / self.entropy_start
-
-  @property
-  def tail_share(self) -> float:
-    """Share of the covariance that the top 2\u202f% of the tokens hold, at most 1.
-
-    1 where the mean is not positive: without its tail, the covariance would
-    raise the entropy.
-    """
-    tail = WIDEST_TAIL * self.tails[WIDEST_TAIL]
-    if tail <= 0:
-      return 0.0
-    return 1.0 if self.covariance <= tail else tail / self.covariance
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -170,6 +112,7 @@ def read(run: RunData) -> Readings:
       has no tokens or no entropy to lose.
   """
   train, name = run.train, run.path.name
+  check_possible(train, name)
   missing = [metric for metric in REQUIRED if not train.has(metric)]
   if missing:
     cause = ''
@@ -194,7 +137,6 @@ def read(run: RunData) -> Readings:
         f'{name} must have {metric} in {formats.percent(1 - MOST_MISSING, 0)} of the'
         f' iterations, got {count - absent} of {count}'
       )
-  check_possible(train, name)
   common = functools.reduce(
     np.intersect1d, (train.curve(metric).x for metric in always)
   )

@@ -11,7 +11,9 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float
 
+from covrl.report.possible import is_possible, possible_range
 from covrl.report.reading import (
+  IMPOSSIBLE,
   REPEATED,
   Unreadable,
   finite_number,
@@ -20,16 +22,14 @@ from covrl.report.reading import (
   read_objects,
 )
 
+# Phases of a run whose metrics are logged.
+_PHASES = ('warm_start', 'train', 'eval')
 # Fields of metrics that are not numbers.
 _TEXT_FIELDS = ('phase',)
 # Names that `PhaseMetrics.names` returns, at most.
 _MAX_NAMES = 100
-# Largest values that a run can have; the smallest are 0.
-_LARGEST_VALUES = {
-  'entropy': math.inf,
-  'tokens': math.inf,
-  'equal_reward_groups': 1.0,
-}
+# Metrics whose impossible values leave a run without advice.
+_CHECKED = ('entropy', 'tokens', 'equal_reward_groups', 'selected')
 
 
 class Curve(NamedTuple):
@@ -59,8 +59,8 @@ class PhaseMetrics:
     return len(self.records)
 
   def column(self, field: str) -> Float[np.ndarray, ' n']:
-    """The values of a field as floats, NaN where a line has no number."""
-    numbers = (finite_number(record.get(field)) for record in self.records)
+    """The values of a field as floats, NaN where a line has no possible one."""
+    numbers = (_number(field, record) for record in self.records)
     return np.array([math.nan if n is None else n for n in numbers], float)
 
   def names(self, prefix: str) -> list[str]:
@@ -110,26 +110,36 @@ class PhaseMetrics:
     return float(finite.mean()) if finite.size else None
 
   def value_at(self, index: int, field: str) -> float | None:
-    """The number in a field of one line, `None` if it is missing."""
-    return finite_number(self.records[index].get(field))
+    """The number in a field of one line, `None` without a possible one."""
+    return _number(field, self.records[index])
 
 
 def check_possible(metrics: PhaseMetrics, name: str) -> None:
-  """Checks that metrics have values that a run can have.
+  """Checks that the metrics that advice depends on have possible values.
 
   Args:
     metrics: metrics of updates.
     name: name of the run, for the message.
 
   Raises:
-    ValueError: a value is below 0, or a share above 1.
+    ValueError: a value is below 0, an entropy above 100 nats, or a share above 1.
   """
-  for field, high in _LARGEST_VALUES.items():
-    wrong = [x for x in metrics.column(field) if x < 0 or x > high]
-    if wrong:
-      raise ValueError(
-        f'{field} of {name} must lie in [0, {high:g}], got {wrong[0]:g}'
-      )
+  for field in _CHECKED:
+    low, high = possible_range(field)
+    for record in metrics.records:
+      number = finite_number(record.get(field))
+      if number is not None and not is_possible(field, number):
+        raise ValueError(
+          f'{field} of {name} must lie in [{low:g}, {high:g}], got {number:g}'
+        )
+
+
+def _number(field: str, record: Mapping[str, Any]) -> float | None:
+  """The number in a field of a line, `None` without a possible one."""
+  number = finite_number(record.get(field))
+  if number is None or not is_possible(field, number):
+    return None
+  return number
 
 
 def read_metrics(
@@ -145,11 +155,11 @@ def read_metrics(
     unreadable: gets the numbers of unreadable lines and values.
   """
   records: dict[Any, dict[str, Any]] = {}
-  lines = values = repeated = 0
+  lines = values = impossible = repeated = 0
   for number, record in read_objects(path, path.name, unreadable):
     phase, step = record.get('phase'), record.get('step')
     counts = (record.get(name) for name in ('step', 'iteration'))
-    if not isinstance(phase, str | None) or not all(
+    if phase not in _PHASES or not all(
       is_marked_missing(count) or is_count(count) for count in counts
     ):
       lines += 1
@@ -159,10 +169,16 @@ def read_metrics(
       for name, value in record.items()
       if name not in _TEXT_FIELDS
     )
+    impossible += sum(
+      not is_possible(name, found)
+      for name, value in record.items()
+      if (found := finite_number(value)) is not None
+    )
     key = (phase, f'line {number}' if is_marked_missing(step) else step)
     repeated += records.pop(key, None) is not None
     records[key] = record
   unreadable.note(path.name, 'step or phase', lines)
   unreadable.note(path.name, 'number', values)
+  unreadable.note(path.name, IMPOSSIBLE, impossible)
   unreadable.note(path.name, REPEATED, repeated)
   return list(records.values())

@@ -79,5 +79,6 @@ def _result(record: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _score(value: Any) -> float | None:
-  """A score as a float; also of true and false."""
-  return float(value) if isinstance(value, bool) else finite_number(value)
+  """A score in [0, 1] as a float; also of true and false."""
+  score = float(value) if isinstance(value, bool) else finite_number(value)
+  return score if score is not None and 0 <= score <= 1 else None

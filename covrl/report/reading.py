@@ -29,6 +29,12 @@ _LARGEST_COUNT = MAX_MAGNITUDES[int]
 _MAX_DEPTH = 8
 
 
+IMPOSSIBLE = 'impossible number'
+"""Part of a file: numbers that the metrics of a run cannot have."""
+
+MISSING_SEED = 'seed'
+"""Part of a file: the seed of a run's configuration."""
+
 REPEATED = 'repeated line'
 """Part of a file: lines with the step of a later line."""
 
@@ -68,6 +74,13 @@ def _sentence(file: str, part: str, count: int) -> str:
       f'{count:,} line{ending} of {file} {was} skipped, as later ones have the'
       ' same step: it may hold the metrics of several runs.'
     )
+  if part == IMPOSSIBLE:
+    return (
+      f'{count:,} impossible number{ending} of {file} {was} skipped, such as'
+      ' entropies below 0 and shares above 1.'
+    )
+  if part == MISSING_SEED:
+    return f'{file} has no seed: the run is compared as one of seed 0.'
   return f'{count:,} unreadable {part}{ending} of {file} {was} skipped.'
 
 

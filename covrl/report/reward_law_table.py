@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from covrl.evaluation.reward_law import Interval, RewardLaw, reward_law
@@ -69,11 +71,15 @@ def _cells(law: RewardLaw) -> list[str]:
   return [
     _interval(fit.a),
     _interval(fit.b),
-    formats.fixed(fit.r_squared, 2),
-    formats.fixed(law.linear.r_squared, 2),
+    *(_share(each.r_squared) for each in (fit, law.linear)),
     formats.signed(100 * fit.error, 1),
     formats.signed(100 * law.linear.error, 1),
   ]
+
+
+def _share(share: float) -> str:
+  """A share with two digits; a dash where there is no variance to explain."""
+  return formats.fixed(share, 2) if math.isfinite(share) else '–'
 
 
 def _interval(estimate: Interval) -> str:

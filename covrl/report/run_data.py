@@ -24,6 +24,7 @@ from covrl.evaluation.results import HELD_OUT
 from covrl.report.phase_metrics import PhaseMetrics, read_metrics
 from covrl.report.problem_results import Problems, read_results
 from covrl.report.reading import (
+  MISSING_SEED,
   Unreadable,
   is_count,
   read_json,
@@ -240,6 +241,10 @@ def load_run(workdir: epath.PathLike) -> RunData:
       f'DIRECTORY must be a run directory, got {str(workdir)!r}, {reason}'
     )
   records = read_metrics(path / 'metrics.jsonl', unreadable)
+  run_config = settings.get('config')
+  has_seed = isinstance(run_config, dict) and is_count(run_config.get('seed'))
+  if records and not has_seed:
+    unreadable.note('config.json', MISSING_SEED)
   phases = [record.get('phase') for record in records]
   warm_start = [i for i, phase in enumerate(phases) if phase == 'warm_start']
   warm_end = warm_start[-1] if warm_start else -1

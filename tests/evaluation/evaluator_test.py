@@ -2,6 +2,7 @@
 """Evaluation results depend on the policy and the problem only."""
 
 import dataclasses
+import inspect
 import itertools
 import zlib
 
@@ -226,6 +227,68 @@ def test_equal_answers_have_one_vote_however_they_are_written(
   assert result.answers is not None
   assert result.answers == [['3', '1/2', '1/2', '1/2', '1/2', '3']]
   assert majority_vote(result.answers, np.array([[0, 1, 1, 1, 1, 0.0]])) == [1]
+
+
+def test_answers_that_could_not_be_compared_leave_the_vote_unknown(
+  evaluator_parts, monkeypatch
+):
+  task, engine, _, params = evaluator_parts
+  texts = iter(['x', *[''] * 7, '1', '2', *[''] * 14])
+  suite = Suite(name='votes', problems=[PROBLEMS[0]], samples=2)
+
+  def decoded(tokenizer, samples):
+    return tuple(itertools.islice(texts, len(samples.response_mask)))
+
+  monkeypatch.setattr(evaluator_module, 'decode', decoded)
+  reward = Reward(name='fragile', score=_only_with_the_problems_reference)
+  with Scoring([reward], sources=['toy'], workers=1) as scoring:
+    evaluation = evaluate(
+      (task, engine, scoring, params),
+      [suite],
+      prompts_per_batch=8,
+      group_size=2,
+      answer_extractor=lambda problem: str,
+    )
+  (result,) = evaluation.results
+  assert result.undecided == {0}
+  assert np.isnan(result.metrics()['maj@2']).all()
+  estimate = evaluation.estimates()['votes/maj@2']
+  assert np.isnan(estimate.value)
+  assert (estimate.low, estimate.high) == (0, 1)
+
+
+def _only_with_the_problems_reference(response, reference):
+  if reference != PROBLEMS[0].reference:
+    raise RuntimeError('no comparison')
+  return 0.0
+
+
+@pytest.mark.parametrize(
+  ('change', 'sentence'),
+  [
+    ({'prompts_per_batch': 0}, 'prompts_per_batch must be at least 1, got 0'),
+    ({'group_size': 1.5}, 'group_size must be an integer, got 1.5'),
+    ({'max_failures': float('nan')}, r'max_failures must lie in \[0, 1\]'),
+    ({'suites': []}, 'suites must not be empty, got none'),
+    (
+      {'suites': [Suite(name='a', problems=PROBLEMS[:1])] * 2},
+      "suites must have different names, got 2 'a'",
+    ),
+  ],
+)
+def test_refuses_other_settings(evaluator_parts, change, sentence):
+  task, engine, scoring, _ = evaluator_parts
+  settings = {
+    'suites': [Suite(name='', problems=PROBLEMS[:1])],
+    'max_prompt_length': 8,
+    'prompts_per_batch': 8,
+    'group_size': 2,
+    'key': jax.random.key(0),
+  } | change
+  with pytest.raises((TypeError, ValueError), match=sentence):
+    inspect.unwrap(Evaluator.__init__)(
+      object.__new__(Evaluator), engine, scoring, task.tokenizer, **settings
+    )
 
 
 def test_refuses_a_prompt_that_is_too_long(evaluator_parts):

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,10 +13,17 @@ from hypothesis import strategies as st
 from covrl.evaluation.intervals import (
   Estimate,
   bootstrap_mean,
+  bootstrap_sets,
   normal_difference,
   student_mean,
   student_quantile,
 )
+
+
+def unchecked(function: object) -> Any:
+  """A function that the type checker lets be called with anything."""
+  return function
+
 
 VALUES = st.lists(st.floats(-1, 1), min_size=2, max_size=30).map(np.array)
 
@@ -65,9 +74,13 @@ def test_intervals_contain_the_mean_and_flip_with_the_sign(values):
 def test_a_single_value_has_no_interval_and_no_values_are_an_error():
   assert student_mean(np.array([0.3])).low is None
   assert 'one seed' in student_mean(np.array([0.3])).kind
-  with pytest.raises(ValueError, match='at least one value'):
+  with pytest.raises(
+    ValueError, match='values of an estimate must not be empty'
+  ):
     student_mean(np.array([]))
-  with pytest.raises(ValueError, match='at least one value'):
+  with pytest.raises(
+    ValueError, match='values of an estimate must not be empty'
+  ):
     bootstrap_mean(np.array([]))
   with pytest.raises(ValueError, match='degrees must be at least 1, got 0'):
     student_quantile(0)
@@ -85,7 +98,7 @@ def test_normal_difference_adds_variances():
   assert estimate.value == pytest.approx(0.2)
   assert estimate.high == pytest.approx(0.2 + 1.959964 * 0.05)
   assert normal_difference(0.3, 0.5, None, 0.04).low is None
-  with pytest.raises(ValueError, match='standard errors must be at least 0'):
+  with pytest.raises(ValueError, match='standard errors must be finite and at'):
     normal_difference(0.3, 0.5, -0.03, 0.04)
 
 
@@ -95,3 +108,59 @@ def test_normal_difference_adds_variances():
 def test_sign_needs_an_interval_off_zero(low, high, sign):
   assert Estimate((low + high) / 2, low, high).sign == sign
   assert Estimate(0.5).sign == 0
+
+
+@pytest.mark.usefixtures('no_annotation_checks')
+@pytest.mark.parametrize(
+  'values',
+  [
+    np.ma.array([1.0, 9.0], mask=[False, True]),
+    np.array([1.0, np.nan]),
+    np.array([1.0, np.inf]),
+    np.array([]),
+    np.ones((2, 2)),
+    np.array(['1', '2']),
+    np.array([1, 2], object),
+    np.array([1j, 2]),
+    [1.0, 2.0],
+  ],
+)
+@pytest.mark.parametrize(
+  'estimate', [student_mean, bootstrap_mean, lambda v: bootstrap_sets([v])]
+)
+def test_refuses_values_that_have_no_mean(estimate, values):
+  with pytest.raises((TypeError, ValueError), match='must'):
+    estimate(values)
+
+
+@pytest.mark.usefixtures('no_annotation_checks')
+@pytest.mark.parametrize(
+  'call',
+  [
+    lambda: bootstrap_sets([]),
+    lambda: bootstrap_mean(np.ones(2), resamples=0),
+    lambda: bootstrap_sets([np.ones(2)], seed=-1),
+    lambda: student_quantile(0),
+    lambda: unchecked(student_quantile)(2.5),
+    lambda: unchecked(student_quantile)(True),
+    lambda: normal_difference(0.0, np.nan, 0.1, 0.1),
+    lambda: normal_difference(0.0, 1.0, np.nan, 0.1),
+    lambda: normal_difference(0.0, 1.0, None, -0.1),
+    lambda: unchecked(normal_difference)('0', 1.0, 0.1, 0.1),
+  ],
+)
+def test_refuses_other_numbers(call):
+  with pytest.raises((TypeError, ValueError), match='must'):
+    call()
+
+
+def test_student_quantile_of_many_degrees_is_that_of_the_normal():
+  quantiles = [student_quantile(n) for n in (999, 1000, 1001, 10**6, 10**9)]
+  assert quantiles == sorted(quantiles, reverse=True)
+  assert quantiles[1] == pytest.approx(1.962339, abs=2e-6)
+  assert quantiles[-1] == pytest.approx(1.959964, abs=1e-6)
+
+
+def test_narrow_floats_have_the_mean_of_wide_ones():
+  values = np.full(70_000, 0.1, np.float16)
+  assert student_mean(values).value == pytest.approx(0.1, abs=1e-4)

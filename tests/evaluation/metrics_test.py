@@ -18,6 +18,7 @@ from covrl.evaluation.metrics import (
   pass_at_k,
 )
 from covrl.evaluation.results import Evaluation, SuiteResult, write_results
+from covrl.evaluation.voting import merge_equal_answers
 
 ROWS = st.lists(st.booleans(), min_size=1, max_size=8)
 
@@ -254,3 +255,60 @@ def test_the_lines_of_a_run_keep_a_few_greedy_responses():
   lines = list(Evaluation(results=(many,), entropy=0.0).lines())
   assert [line.get('response') for line in lines] == ['r'] * 8 + [None] * 12
   assert not any('responses' in line for line in lines)
+
+
+@pytest.mark.usefixtures('no_annotation_checks')
+@pytest.mark.parametrize(
+  'marks',
+  [
+    np.ma.array([[1.0, 0.0]], mask=[[False, True]]),
+    np.array([['1', '0']]),
+    np.array([[1, 0]], object),
+    np.array([[1j, 0]]),
+  ],
+)
+def test_marks_are_plain_numbers(marks):
+  for metric in (
+    mean_correct,
+    lambda m: pass_at_k(m, 1),
+    lambda m: majority_vote([['a', 'b']], m),
+  ):
+    with pytest.raises(ValueError, match='marks must be an array'):
+      metric(marks)
+
+
+@pytest.mark.usefixtures('no_annotation_checks')
+@pytest.mark.parametrize(
+  'answers', [['ab'], [['a']], [['a', 'b', 'c']], [['a', float('nan')]], []]
+)
+def test_votes_are_one_answer_per_mark(answers):
+  with pytest.raises((TypeError, ValueError), match='answers must'):
+    majority_vote(answers, np.array([[1.0, 0.0]]))
+
+
+@pytest.mark.usefixtures('no_annotation_checks')
+@pytest.mark.parametrize(
+  'equals', [[float('nan')], ['False'], [None], [1.0], [], [True, True]]
+)
+def test_comparisons_of_answers_are_one_bool_per_pair(equals):
+  with pytest.raises((TypeError, ValueError), match='are_equal must return'):
+    merge_equal_answers([['a', 'b']], np.zeros((1, 2)), lambda pairs: equals)
+
+
+@pytest.mark.usefixtures('no_annotation_checks')
+@pytest.mark.parametrize(
+  'change',
+  [
+    {'greedy': np.ones(3)},
+    {'greedy': np.full(2, 0.5)},
+    {'correct': np.ones((2, 3))},
+    {'correct': np.ones((3, 4))},
+    {'responses': [['r'] * 5]},
+    {'responses': [['r'] * 5, ['r'] * 4]},
+    {'answers': [['1'] * 4]},
+    {'answers': [['1'] * 3] * 2},
+  ],
+)
+def test_results_are_one_per_problem_and_sample(change):
+  with pytest.raises(ValueError, match='must be'):
+    dataclasses.replace(SAMPLED, **change)

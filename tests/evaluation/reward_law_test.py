@@ -54,3 +54,24 @@ def test_refuses_few_points_and_constant_entropies():
       ValueError, match='rewards must be finite and entropies lie'
     ):
       reward_law(spoilt, reward)
+
+
+def test_constant_rewards_have_no_explained_variance():
+  law = reward_law(np.linspace(1.0, 0.1, 30), np.full(30, 0.5), resamples=10)
+  assert np.isnan(law.exponential.r_squared)
+
+
+@pytest.mark.usefixtures('no_annotation_checks')
+@pytest.mark.parametrize(
+  ('entropy', 'options'),
+  [
+    (np.ma.array(np.linspace(1, 0.1, 30), mask=[True] + [False] * 29), {}),
+    (np.linspace(1, 0.1, 30)[:, None], {}),
+    (np.array(['a'] * 30), {}),
+    (np.linspace(1, 0.1, 30), {'resamples': 0}),
+    (np.linspace(1, 0.1, 30), {'seed': -1}),
+  ],
+)
+def test_refuses_other_arrays_and_options(entropy, options):
+  with pytest.raises((TypeError, ValueError), match='must'):
+    reward_law(entropy, np.linspace(0.1, 1, 30), **options)

@@ -3,6 +3,7 @@
 
 import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
@@ -291,7 +292,7 @@ def test_a_report_without_the_metrics_has_none(tmp_path):
 @pytest.mark.parametrize(
   ('name', 'value', 'bounds'),
   [
-    ('entropy', -0.1, r'\[0, inf\]'),
+    ('entropy', -0.1, r'\[0, 100\]'),
     ('tokens', -5.0, r'\[0, inf\]'),
     ('equal_reward_groups', 7.0, r'\[0, 1\]'),
   ],
@@ -305,3 +306,34 @@ def test_impossible_metrics_are_refused(tmp_path, name, value, bounds):
   message = f'{name} of grpo must lie in {bounds}, got {value:g}'
   with pytest.raises(ValueError, match=message):
     read(load_run(run))
+
+
+@pytest.mark.parametrize(
+  'change',
+  [
+    {'entropy_start': 0.0},
+    {'entropy_start': math.nan},
+    {'entropy_start': 500.0},
+    {'entropy_end': -1.0},
+    {'entropy_end': math.nan},
+    {'tails': {}},
+    {'tails': {0.5: 1.0}},
+    {'tails': {0.02: math.nan}},
+    {'covariance': math.nan},
+    {'tokens': math.nan},
+    {'tokens': -1.0},
+    {'halving': -3.0},
+    {'equal_groups': 7.0},
+    {'updates_per_iteration': math.nan},
+    {'iterations': 0},
+    {'planned': -1},
+    {'high_quantile': math.inf},
+    {'reward': math.nan},
+    {'selected': math.nan},
+    {'selected': -5.0},
+    {'reward': '1'},
+  ],
+)
+def test_refuses_readings_that_no_run_has(change):
+  with pytest.raises((TypeError, ValueError), match='must'):
+    dataclasses.replace(COLLAPSE, **change)

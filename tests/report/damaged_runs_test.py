@@ -12,6 +12,7 @@ from report.run_page_test import read
 
 from covrl.cli import main
 from covrl.report import write_comparison, write_report
+from covrl.report.possible import is_possible
 from covrl.report.run_data import load_run
 
 ODD_VALUES = [
@@ -252,3 +253,71 @@ def test_iterations_that_no_run_has_are_skipped(run, iteration):
   assert text == (
     f'{count} unreadable step or phases of metrics.jsonl were skipped.'
   )
+
+
+@pytest.mark.parametrize(
+  ('phase', 'name', 'value'),
+  [
+    ('eval', 'greedy', 1.7),
+    ('eval', 'mean@8', -0.2),
+    ('eval', 'aime24/pass@8', 100.0),
+    ('eval', 'mean@8_stderr', -0.1),
+    ('eval', 'entropy', -1.0),
+    ('train', 'entropy', 1e99),
+    ('train', 'tokens', -3),
+    ('train', 'selected_fraction', 7.0),
+    ('train', 'quadrant/positive_likely', -40),
+    ('train', 'time/selection', -5.0),
+    ('train', 'truncated_fraction', 3.0),
+    ('train', 'skipped', -1.0),
+    ('train', 'equal_reward_groups', 2.0),
+    ('train', 'gradient_norm', -1e-3),
+  ],
+)
+def test_metrics_that_no_run_has_are_skipped(run, phase, name, value):
+  file = run / 'metrics.jsonl'
+  lines = list(map(json.loads, file.read_text().splitlines()))
+  count = sum(line['phase'] == phase for line in lines)
+  for line in lines:
+    if line['phase'] == phase:
+      line[name] = value
+  file.write_text(''.join(f'{json.dumps(line)}\n' for line in lines))
+  page = read(write_report(run)).text
+  loaded = load_run(run)
+  (text,) = loaded.unreadable.sentences()
+  assert text.startswith(f'{count} impossible numbers of metrics.jsonl were')
+  assert text in page
+  metrics = loaded.evals if phase == 'eval' else loaded.train
+  assert not metrics.has(name)
+  assert metrics.value_at(0, name) is None
+
+
+def test_rounding_errors_are_possible():
+  assert is_possible('entropy', -1e-6)
+  assert is_possible('mean@8', 1 + 1e-7)
+  assert is_possible('reward', -1e9)
+
+
+def test_results_outside_0_and_1_and_other_phases_are_counted(run):
+  (run / 'evaluation').mkdir(exist_ok=True)
+  result = {'suite': '', 'key': 'k', 'greedy': 1.7, 'correct': [1, -0.2]}
+  file = run / 'evaluation' / 'iteration_000020.jsonl'
+  file.write_text(json.dumps(result))
+  with (run / 'metrics.jsonl').open('a') as metrics:
+    metrics.write('{"phase": "training", "step": 1}\n{"step": 2}\n')
+  loaded = load_run(run)
+  assert not loaded.results_at(20)
+  assert loaded.unreadable.sentences() == [
+    '2 unreadable step or phases of metrics.jsonl were skipped.',
+    '1 unreadable result of evaluation/iteration_000020.jsonl was skipped.',
+  ]
+
+
+def test_a_run_without_a_seed_is_noted(run):
+  file = run / 'config.json'
+  settings = json.loads(file.read_text())
+  settings['config']['seed'] = 'x'
+  file.write_text(json.dumps(settings))
+  assert load_run(run).unreadable.sentences() == [
+    'config.json has no seed: the run is compared as one of seed 0.'
+  ]
