@@ -19,10 +19,16 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt
 
-from covrl.array_checks import check_array
 from covrl.models.cache import DecodeCache, PromptCache
 from covrl.models.config import ModelConfig
-from covrl.models.experts import ExpertRecord, Routing
+from covrl.models.experts import Routing
+from covrl.models.input_checks import (
+  check_params,
+  check_recorded,
+  check_rows,
+  check_token_ids,
+  param_shapes,
+)
 from covrl.models.layers import soft_cap
 from covrl.models.lora import join_adapters, merge_adapters, split_adapters
 from covrl.models.transformer import Transformer, make_rngs
@@ -57,8 +63,11 @@ class Policy:
   @functools.cached_property
   def num_params(self) -> int:
     """Number of parameters."""
-    leaves = jax.tree.leaves(self.abstract_params())
-    return sum(math.prod(leaf.shape) for leaf in leaves)
+    return sum(math.prod(shape) for shape in self._shapes.values())
+
+  @functools.cached_property
+  def _shapes(self) -> dict[str, tuple[int, ...]]:
+    return param_shapes(self.abstract_params())
 
   @functools.cached_property
   def axes(self) -> PyTree:
@@ -92,7 +101,6 @@ class Policy:
     Returns:
       A nested dictionary of arrays in `config.param_dtype`.
     """
-
     return self._create(key, mesh, lambda params: params)
 
   def init_adapters(
@@ -199,6 +207,12 @@ class Policy:
       positions: index within the sequence, from 0.
       segment_ids: index of the sequence within the row, from 1; 0 is padding,
         which no token attends to and whose states are finite but meaningless.
+
+    Raises:
+      TypeError: an array is not of integers.
+      ValueError: shapes differ, the parameters are those of another model, a
+        token id is outside the vocabulary, or a position or segment negative;
+        values are checked outside of `jax.jit`.
     """
     hidden, _ = self.hidden_and_routing(
       params, tokens, positions=positions, segment_ids=segment_ids
@@ -229,12 +243,13 @@ class Policy:
         all if `None`, are the router's likeliest.
 
     Raises:
-      TypeError: the record is not of integers.
-      ValueError: it is of another shape, or the model has no experts.
+      TypeError: as for `hidden`; the record is not of integers.
+      ValueError: as for `hidden`; the record has another shape, a missing expert
+        or one twice for a token; or the model has no experts.
     """
+    check_rows(tokens, positions, segment_ids, self.config.vocab_size)
     if recorded is not None:
-      shape = ExpertRecord.of(self.config).shape(*tokens.shape)
-      check_array('recorded', recorded, 'int', 'B T L k', shape)
+      check_recorded(recorded, tokens, self.config)
     return self._module(params)(
       tokens,
       positions,
@@ -244,10 +259,16 @@ class Policy:
     )
 
   def unembedding(self, params: PyTree) -> Float[Array, 'D V']:
-    """The matrix that turns hidden states into logits, in `config.dtype`."""
-    if self.config.tied_embeddings:
-      return params['embedding'].astype(self.config.dtype).T
-    return params['head'].astype(self.config.dtype)
+    """The matrix that turns hidden states into logits, in `config.dtype`.
+
+    Raises:
+      ValueError: the matrix of the parameters has another shape.
+    """
+    tied = self.config.tied_embeddings
+    name = 'embedding' if tied else 'head'
+    check_params({name: params[name]}, {name: self._shapes[name]})
+    matrix = params[name].astype(self.config.dtype)
+    return matrix.T if tied else matrix
 
   def project(
     self, params: PyTree, hidden: Float[Array, '*B D']
@@ -280,19 +301,17 @@ class Policy:
       params: parameters of a model with `config.value_head`.
       hidden: final hidden states, see `hidden`.
     """
-    head = params['value_head']
-    return apply_value_head(head, hidden, self.config.stats_dtype)
+    dtype = self.config.stats_dtype
+    return apply_value_head(params['value_head'], hidden, dtype)
 
   def logits(
     self, params: PyTree, tokens: Int[Array, 'B T']
   ) -> Float[Array, 'B T V']:
     """Logits of unpadded rows, one sequence each; a large array, for checks."""
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    segments = jnp.ones_like(tokens)
     hidden = self.hidden(
-      params,
-      tokens,
-      positions=positions,
-      segment_ids=jnp.ones_like(tokens),
+      params, tokens, positions=positions, segment_ids=segments
     )
     return self.project(params, hidden)
 
@@ -337,6 +356,7 @@ class Policy:
     Returns:
       The hidden state at the last token, and the cache of the prompts.
     """
+    check_token_ids(tokens, 'P T', self.config.vocab_size)
     return self._module(params).prefill(
       tokens, positions, mask, chunk=chunk, record_experts=record_experts
     )
@@ -363,11 +383,17 @@ class Policy:
     Returns:
       The hidden state at the token, and the cache with the token in it.
     """
+    check_token_ids(token, 'S', self.config.vocab_size)
     live = jnp.ones(token.shape, bool) if live is None else live
     return self._module(params).decode(
       token, cache, live, record_experts=record_experts
     )
 
   def _module(self, params: PyTree) -> Transformer:
-    """The modules with the given parameters."""
+    """The modules with the given parameters.
+
+    Raises:
+      ValueError: the parameters are those of another model.
+    """
+    check_params(params, self._shapes)
     return nnx.merge(self.graphdef, params)

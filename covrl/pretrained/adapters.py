@@ -16,11 +16,12 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from covrl.models import Lora, Policy
+from covrl.models.input_checks import check_params, param_shapes
 from covrl.models.lora import split_adapters
 from covrl.pretrained.atomic_dir import atomic_directory
 from covrl.pretrained.config_values import check_values
 from covrl.pretrained.families import Family, config_fields, find_family
-from covrl.pretrained.finite import check_finite, check_shapes
+from covrl.pretrained.finite import check_finite
 from covrl.pretrained.json_files import read_json
 from covrl.pretrained.load_sharded import load_arrays
 from covrl.pretrained.param_mapping import map_params
@@ -194,7 +195,9 @@ def save_adapters(
       ' write it without --adapter'
     )
   _, adapters = split_adapters(params)
-  check_shapes(adapters, split_adapters(policy.abstract_params())[1])
+  check_params(
+    adapters, param_shapes(split_adapters(policy.abstract_params())[1])
+  )
   check_finite(adapters, 'the weights to write')
   family = find_family(_base_config_fields(policy), 'config.json')
   mapped = list(map_params(adapters, adapter_tensor_names(family.names)))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of parameters: all finite numbers, of the shapes of a policy."""
+"""Checks that all parameters are finite numbers."""
 
 from __future__ import annotations
 
@@ -32,35 +32,4 @@ def check_finite(params: PyTree, owner: str) -> None:
       dtype = jax.tree.leaves(params)[0].dtype
       raise ValueError(
         f'{owner}: {name} must be finite in {dtype}, got NaN or infinity'
-      )
-
-
-def check_shapes(params: PyTree, expected: PyTree) -> None:
-  """Checks that parameters are those of a policy, by names and shapes.
-
-  Args:
-    params: arrays.
-    expected: the policy's arrays, or their shapes.
-
-  Raises:
-    ValueError: a parameter is missing, unknown or of another shape.
-
-  >>> check_shapes({'head': jnp.zeros(3)}, {'head': jnp.zeros(4)})
-  Traceback (most recent call last):
-  ValueError: params must have the shapes of the policy, head (4,), got (3,)
-  """
-
-  def shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
-    return {
-      jax.tree_util.keystr(path, simple=True, separator='.'): jnp.shape(leaf)
-      for path, leaf in jax.tree.leaves_with_path(tree)
-    }
-
-  given, required = shapes(params), shapes(expected)
-  for name in sorted(given.keys() | required.keys()):
-    if given.get(name) != required.get(name):
-      raise ValueError(
-        'params must have the shapes of the policy,'
-        f' {name} {required.get(name, "absent")}, got'
-        f' {given.get(name, "none")}'
       )

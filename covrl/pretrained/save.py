@@ -16,13 +16,14 @@ from etils import epath
 from jaxtyping import Array, PyTree, Shaped
 
 from covrl.models import ModelConfig, Policy
+from covrl.models.input_checks import check_params, param_shapes
 from covrl.pretrained.atomic_dir import atomic_directory
 from covrl.pretrained.families import (
   config_fields,
   find_family,
   model_config,
 )
-from covrl.pretrained.finite import check_finite, check_shapes
+from covrl.pretrained.finite import check_finite
 from covrl.pretrained.param_mapping import MappedParam, map_params
 from covrl.pretrained.policy import PretrainedPolicy
 
@@ -58,7 +59,7 @@ def save_pretrained(
     ValueError: the directory is not empty, no family has all features of the
       policy, or the parameters are not finite or not those of the policy.
   """
-  check_shapes(params, policy.abstract_params())
+  check_params(params, param_shapes(policy.abstract_params()))
   policy, params = policy.base, policy.merge(params)
   check_finite(params, 'the weights to write')
   files = model_files(policy, params)

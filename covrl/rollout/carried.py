@@ -49,8 +49,8 @@ def check_carried(
 
   Raises:
     TypeError: the responses are not `Samples`, or an array is of another dtype.
-    ValueError: shapes differ, a token is not in the vocabulary, a mask has a gap,
-      a row without a prompt has tokens, or more responses of several tokens are
+    ValueError: shapes differ, a token is not in the vocabulary, a
+      log-probability is positive or NaN, a mask has a gap, a row without a prompt has tokens, or more responses of several tokens are
       unfinished than there are slots.
   """
   if not isinstance(carried, Samples):
@@ -76,6 +76,15 @@ def check_carried(
     raise ValueError(
       f'carried responses must have token ids in [0, {vocab_size}), got {wrong[0]}'
     )
+  for name in ('sampler_logprobs', 'behaviour_logprobs'):
+    logprobs = concrete(getattr(carried, name))
+    if logprobs is None:
+      continue
+    refused = logprobs[mask & ~(logprobs <= 0)]
+    if refused.size:
+      raise ValueError(
+        f'carried.{name} must be log-probabilities of at most 0, got {refused[0]}'
+      )
   if (~mask[:, :-1] & mask[:, 1:]).any():
     raise ValueError(
       'carried responses must be padded on the right, got a token after padding'

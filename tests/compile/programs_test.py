@@ -22,7 +22,11 @@ from covrl.parallel import topologies
 RECIPE = pathlib.Path(__file__).parent / 'recipes' / 'small.py'
 ROOT = pathlib.Path(__file__).parents[2]
 CACHE = ROOT / '.jax_cache'
-MESH_OF_64_CHIPS = ['--config.mesh.data=4', '--config.mesh.fsdp=16']
+MESH_OF_64_CHIPS = [
+  '--config.mesh.data=4',
+  '--config.mesh.fsdp=16',
+  '--config.train.micro_batches=4',
+]
 
 needs_libtpu = pytest.mark.skipif(
   sys.platform != 'linux' or platform.machine() != 'x86_64',

@@ -73,6 +73,14 @@ TOKENS = ONE.response_tokens
     (ONE._replace(response_tokens=TOKENS + 9), r'in \[0, 16\), got 16'),
     (ONE._replace(response_tokens=TOKENS - 8), r'in \[0, 16\), got -1'),
     (
+      ONE._replace(sampler_logprobs=1 + ONE.sampler_logprobs),
+      'carried.sampler_logprobs must be log-probabilities of at most 0, got 1.0',
+    ),
+    (
+      ONE._replace(behaviour_logprobs=np.nan * ONE.behaviour_logprobs),
+      'carried.behaviour_logprobs must be .* got nan',
+    ),
+    (
       ONE._replace(response_mask=ONE.response_mask[:, ::-1]),
       'must be padded on the right',
     ),
