@@ -12,7 +12,8 @@ The numbers are those of [1] and its scripts. Tokens are selected by old
 statistics, which saves a forward pass per update, and log ratios are bounded at
 ±20; the recipes `paper_*` and `verl_*` do neither, as published. The published
 scripts select within each micro-batch of each device, to which
-`scope='micro_batch'` is nearest; `'batch'` is that of the paper.
+`scope='micro_batch'` is nearest; `'batch'` is that of the paper. Means of the
+seven suites are those that [1] prints; in parentheses, of the values it prints.
 
 [1] Cui et al., The Entropy Mechanism of Reinforcement Learning for Reasoning
 Language Models, arXiv:2505.22617.

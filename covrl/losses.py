@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Policy losses: `(stats, **context) -> (value, LossAux)`."""
+"""Losses of policies, critics and process reward models, and parts of them.
+
+A policy loss is a function `(stats, **context) -> (value, LossAux)`.
+"""
 
 from covrl.objectives import LossAux as LossAux
 from covrl.objectives import cispo as cispo

@@ -188,8 +188,8 @@ class RecipeFiles:
   def _texts(self, file: pathlib.Path) -> Iterator[tuple[pathlib.Path, str]]:
     """Yields the files that a file imports from its directory, and itself first.
 
-    Files that functions import when they are called count, and those that are
-    named as `module:function`.
+    They include files that functions import when they are called, and those that
+    are named as `module:function`.
     """
     sources = {file: None}
     imported = _imported_from(file.parent.absolute(), self._modules)

@@ -36,8 +36,8 @@ from covrl.models.layers import soft_cap
 from covrl.models.online_softmax import OnlineSoftmax
 from covrl.parallel import sharding
 
-# Slots of all rows that are read per step, without the kernel; on CPUs, whose
-# caches then hold the copies that products are made from.
+# Slots of all rows that are read per step, without the kernel; fewer on CPUs, so
+# that the operands of a product fit into the processor's cache.
 BLOCK_SLOTS, CPU_BLOCK_SLOTS = 64, 32
 # Bytes of prompts' keys that are read per step on CPUs, at most.
 PROMPT_BYTES = 1 << 21

@@ -142,7 +142,7 @@ class SlotDecoder:
     unfinished = unfinished.reshape(shards, -1)
     # Responses with several tokens get the first slots.
     queue = first_in_order(started.reshape(shards, -1), unfinished)
-    waiting = jnp.sum(unfinished, axis=1, dtype=jnp.int32)
+    enqueued = jnp.sum(unfinished, axis=1, dtype=jnp.int32)
     prompt = repeat_rows(jnp.arange(count, dtype=jnp.int32), group_size)
     state = State(
       requests=Requests(
@@ -150,7 +150,7 @@ class SlotDecoder:
         prompt=prompt % (count // shards),
         options=options,
         queue=queue,
-        waiting=waiting,
+        enqueued=enqueued,
       ),
       samples=samples,
       cache=self.caching.empty(
@@ -198,7 +198,7 @@ class SlotDecoder:
           jnp.full((requests, sizes.stop_ids), -1, jnp.int32),
         ),
         queue=queue,
-        waiting=none,
+        enqueued=none,
       ),
       samples=empty_samples((requests, 1), self.pad_id, dtype),
       cache=self.caching.empty(self.policy, cache, slots, self.max_length - 1),

@@ -45,14 +45,14 @@ class Requests(NamedTuple):
     prompt: index of its prompt.
     options: sampling parameters and limits of each request.
     queue: requests that have to be decoded, in order, by shard; a ring buffer.
-    waiting: number of requests that have ever been put into each queue.
+    enqueued: number of requests that have ever been put into each queue.
   """
 
   keys: Key[Array, ' R']
   prompt: Int[Array, ' R']
   options: RequestOptions
   queue: Int[Array, 'n M']
-  waiting: Int[Array, ' n']
+  enqueued: Int[Array, ' n']
 
 
 class SlotArrays(NamedTuple):
@@ -76,7 +76,7 @@ class State(NamedTuple):
     cache: keys and values of prompts and slots.
     request: each slot's request; the number of a shard's requests if idle.
     token: each slot's last token, not in the cache yet.
-    taken: requests that each shard's slots have taken from its queue.
+    taken: number of requests that each shard's slots have taken from its queue.
   """
 
   requests: Requests
@@ -139,7 +139,7 @@ class State(NamedTuple):
   def status(self) -> Int[Array, ' 2']:
     """Largest numbers of live slots and of waiting requests of a shard."""
     live = jnp.sum(self.live.reshape(self.shards, -1), axis=1)
-    waiting = self.requests.waiting - self.taken
+    waiting = self.requests.enqueued - self.taken
     return jnp.stack((jnp.max(live), jnp.max(waiting))).astype(jnp.int32)
 
 
@@ -160,9 +160,9 @@ def refill(state: State, free: Bool[Array, ' S']) -> State:
   queue_index = state.taken[:, None] + jnp.cumsum(free_by_shard, axis=1) - 1
   size = requests.queue.shape[1]
   queued = jnp.take_along_axis(requests.queue, queue_index % size, axis=1)
-  queued = jnp.where(queue_index < requests.waiting[:, None], queued, size)
+  queued = jnp.where(queue_index < requests.enqueued[:, None], queued, size)
   taken = jnp.minimum(
-    state.taken + jnp.sum(free_by_shard, axis=1), requests.waiting
+    state.taken + jnp.sum(free_by_shard, axis=1), requests.enqueued
   )
   request = jnp.where(free, queued.reshape(-1), state.request)
   is_new = free & (request < size)
@@ -195,16 +195,16 @@ def enqueue(
   size = requests.queue.shape[1]
   # Counts are taken modulo the size, so that they never overflow.
   whole = state.taken // size * size
-  taken, waiting = state.taken - whole, requests.waiting - whole
+  taken, enqueued = state.taken - whole, requests.enqueued - whole
   valid_by_shard = valid.reshape(shards, -1)
-  queue_index = waiting[:, None] + jnp.cumsum(valid_by_shard, axis=1) - 1
+  queue_index = enqueued[:, None] + jnp.cumsum(valid_by_shard, axis=1) - 1
   queue_index = jnp.where(valid_by_shard, queue_index % size, size)
   queue = jax.vmap(
     lambda queue, queue_index, new: queue.at[queue_index].set(new, mode='drop')
   )(requests.queue, queue_index, request.reshape(shards, -1))
-  waiting = waiting + jnp.sum(valid_by_shard, axis=1, dtype=jnp.int32)
+  enqueued = enqueued + jnp.sum(valid_by_shard, axis=1, dtype=jnp.int32)
   return state._replace(
-    requests=requests._replace(queue=queue, waiting=waiting), taken=taken
+    requests=requests._replace(queue=queue, enqueued=enqueued), taken=taken
   )
 
 
@@ -218,13 +218,13 @@ def cancel(state: State, cancelled: Bool[Array, ' R']) -> State:
   is_cancelled = take(cancelled, queue.reshape(-1), shards).reshape(
     queue_index.shape
   )
-  is_waiting = jnp.arange(size) < (requests.waiting - state.taken)[:, None]
+  is_waiting = jnp.arange(size) < (requests.enqueued - state.taken)[:, None]
   kept = is_waiting & ~is_cancelled
   order = in_order(kept)
   state = state._replace(
     requests=requests._replace(
       queue=jnp.take_along_axis(queue, order, axis=1),
-      waiting=jnp.sum(kept, axis=1, dtype=jnp.int32),
+      enqueued=jnp.sum(kept, axis=1, dtype=jnp.int32),
     ),
     request=jnp.where(removed, size, state.request),
     taken=jnp.zeros_like(state.taken),

@@ -13,7 +13,7 @@ from covrl.data import Tokenizer
 from covrl.data.problems import check_unicode
 from covrl.rollout import NewTokens
 
-# How tokenizers decode bytes that are not valid UTF-8, yet or at all.
+# The character that tokenizers decode incomplete or invalid UTF-8 to.
 _INVALID = '\ufffd'
 # Tokens of text that is known, decoded again with what follows them.
 _CONTEXT = 8
@@ -46,7 +46,7 @@ class IncrementalText:
     if decoded.startswith(self._prefix) and not decoded.endswith(_INVALID):
       self.text += decoded[len(self._prefix) :]
       self._known, self._prefix = len(self._ids), decoded
-      self._forget()
+      self._drop_old_tokens()
 
   def finish(self) -> None:
     """Adds what was held back."""
@@ -57,7 +57,7 @@ class IncrementalText:
       self.text += self._tokenizer.decode(self._ids[self._known :])
     self._known, self._prefix = len(self._ids), decoded
 
-  def _forget(self) -> None:
+  def _drop_old_tokens(self) -> None:
     """Drops all but the last tokens if that does not change their text."""
     if len(self._ids) < 4 * _CONTEXT:
       return
@@ -92,7 +92,7 @@ class Delta(NamedTuple):
 
 
 class NotFiniteError(RuntimeError):
-  """A response whose logits are not finite; its tokens mean nothing."""
+  """A response whose logits are not finite, so that its tokens are arbitrary."""
 
 
 class ResponseText:

@@ -133,7 +133,7 @@ def baseline_groups(rollouts: Rollouts) -> Int[np.ndarray, ' S']:
   return np.where(masked, separate, rollouts.group_ids).astype(np.int32)
 
 
-def without_lone_responses(
+def zero_lone_advantages(
   advantages: Float[np.ndarray, 'S T'], rollouts: Rollouts
 ) -> Float[np.ndarray, 'S T']:
   """Sets the advantages of responses that no other can be compared with to 0.

@@ -54,7 +54,7 @@ from covrl.train.rollout_batch import (
   padding_rollouts,
   row_width,
   shift_left,
-  without_lone_responses,
+  zero_lone_advantages,
 )
 from covrl.train.rollout_metrics import (
   outcome_metrics,
@@ -218,7 +218,7 @@ class RolloutCollector:
     advantages = np.zeros_like(rewards)
     if not self._programs.networks.estimates_advantages:
       groups, mask = baseline_groups(rollouts), shift_left(rollouts.loss_mask)
-      advantages = without_lone_responses(
+      advantages = zero_lone_advantages(
         self._programs.advantages(rewards, groups, mask), rollouts
       )
     self._ahead = ahead

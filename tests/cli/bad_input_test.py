@@ -108,7 +108,7 @@ def test_prompt_that_is_too_long(refuse_training, changed_recipe, field):
         return toy.recipe(task=task)
     """)
   )
-  # The begin token counts.
+  # The length includes the BOS token.
   assert error == (
     "a prompt must have at most 6 tokens, got 8 in problem 0 of source 'long'"
   )

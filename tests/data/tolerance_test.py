@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tolerances that a test set names reach the judge."""
+"""Tolerances in the tests of programming problems are read from data files."""
 
 import json
 
@@ -15,7 +15,7 @@ def _row(**fields) -> Row:
 
 
 @pytest.mark.parametrize('function', [{}, {'fn_name': 'f'}])
-def test_test_sets_name_their_tolerance(function):
+def test_tests_of_programs_may_have_a_tolerance(function):
   inputs = [[1]] if function else ['1']
   row = _row(inputs=inputs, outputs=[2.5], tolerance=1e-3, **function)
   (test,) = parse_tests(code_tests(row, 'answer'))

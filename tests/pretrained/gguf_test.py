@@ -220,7 +220,7 @@ def test_words_of_families(pre, words):
   assert [word for word, _ in pieces] == words
 
 
-def test_begin_tokens_are_those_of_the_file(tmp_path):
+def test_bos_tokens_are_those_of_the_file(tmp_path):
   fields = {'tokenizer__ggml__bos_token_id': 301}
   file = write_changed_gguf(
     tmp_path, tokenizer__ggml__pre='llama-bpe', **fields

@@ -196,19 +196,19 @@ def test_math_reward_with_each_rule(rule):
 @pytest.mark.parametrize(
   ('rewards', 'message'),
   [
-    ([LENGTH, LENGTH], "different names, 2 are 'length'"),
+    ([LENGTH, LENGTH], "names of rewards must differ, got 'length' 2 times"),
     (
       [Reward(name='x', score=scorers.echo, sources=('maths',))],
       "must be one of 'math', 'code', got 'maths'; did you mean 'math'",
     ),
     (
       [Reward(name='x', score=scorers.echo, sources=('math',))],
-      "'code' has none",
+      "got none for 'code'",
     ),
-    ([format_reward('.*')], "grades its answers.*'math' has none"),
+    ([format_reward('.*')], "grades its answers.*got none for 'math'"),
     (
       [Reward(name='x', score=scorers.echo, weight=-1.0)],
-      "a weight above 0.*'math' has none",
+      "a weight above 0.*got none for 'math'",
     ),
   ],
 )

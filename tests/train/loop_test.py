@@ -39,7 +39,7 @@ def uninterrupted_run(tmp_path_factory):
 
 
 def sends_at(stage, number, *signals):
-  """Returns a function that sends signals when a stage begins once more."""
+  """Returns a function that sends signals when a stage begins the `number`-th time."""
   count = 0
 
   def on_stage(name):
@@ -84,7 +84,7 @@ def test_ctrl_c_saves_the_run_at_every_stage(
   ('signal_number', 'status'),
   [(signal.SIGINT, Exit.INTERRUPTED), (signal.SIGTERM, Exit.TERMINATED)],
 )
-def test_a_run_without_a_checkpoint_does_not_ask_to_be_restarted(
+def test_a_run_without_a_checkpoint_does_not_end_with_the_restart_status(
   tmp_path, stage, signal_number, status, capsys
 ):
   with pytest.raises(Stopped) as stopped:

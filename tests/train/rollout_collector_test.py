@@ -13,7 +13,7 @@ from train import collectors, process
 from covrl.rewards import Outcome, PendingScores, Reward, Status
 from covrl.rollout.score import PendingRollouts, ScoredRollouts
 from covrl.train.group_filter import informative_groups
-from covrl.train.rollout_batch import without_lone_responses
+from covrl.train.rollout_batch import zero_lone_advantages
 from covrl.train.rollout_metrics import outcome_metrics, rollout_metrics
 from covrl.types import Rollouts
 
@@ -62,7 +62,7 @@ def test_a_response_whose_group_has_lost_all_others_has_no_advantage():
   sequences = rollouts([1.0] * 7, scored)
   # The last one is the only response to its prompt from the start.
   advantages = np.ones((7, 2), np.float32)
-  kept = without_lone_responses(advantages, sequences)
+  kept = zero_lone_advantages(advantages, sequences)
   assert kept[:, 1].tolist() == [0, 0, 1, 1, 1, 1, 1]
 
 

@@ -31,10 +31,10 @@ PROCESSORS = {
     single='$A </s>', special_tokens=[('</s>', END)]
   ),
 }
-# Prompt templates and chat templates that write a begin token, or none.
+# Prompt templates and chat templates that write a BOS token, or none.
 TEXTS = {
   'none': '',
-  'begin_token': '<s>',
+  'bos_token': '<s>',
   'after_newline': '\n<s>',
   'between_spaces': ' \n <s> ',
 }
@@ -90,7 +90,7 @@ def test_prompts_begin_once_as_the_tokenizer_does(
   ('processor', 'bos_token', 'add_bos_token'),
   list(itertools.product(PROCESSORS, [None, '<s>'], [None, False, True])),
 )
-def test_the_post_processor_alone_adds_a_begin_token(
+def test_the_post_processor_alone_adds_a_bos_token(
   processor, bos_token, add_bos_token, tmp_path
 ):
   stated = {} if add_bos_token is None else {'add_bos_token': add_bos_token}
@@ -102,7 +102,7 @@ def test_the_post_processor_alone_adds_a_begin_token(
   )
 
 
-def test_a_given_begin_token_takes_precedence():
+def test_a_given_bos_token_takes_precedence():
   file = tokenizer_file('none').encode()
   assert JsonTokenizer(file, end_tokens=[END]).bos_id is None
   assert JsonTokenizer(file, end_tokens=[END], bos_token='<s>').bos_id == BOS
@@ -121,7 +121,7 @@ def test_special_tokens_of_other_files_are_special(tmp_path):
   assert first_prompt(tmp_path, '<s>{question} a') == [BOS, QUESTION, ANSWER]
 
 
-def test_refuses_several_begin_tokens():
+def test_refuses_several_bos_tokens():
   tokenizer = tokenizers.Tokenizer.from_str(tokenizer_file('none'))
   tokenizer.post_processor = processors.TemplateProcessing(
     single='<s> </s> $A', special_tokens=[('<s>', BOS), ('</s>', END)]
