@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from covrl.cli import devices
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 
 _BATCH = 64  # prompts per batch, by default
+_CHECK = '.writable'  # file that is written and removed before an evaluation
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -113,9 +115,11 @@ def run(arguments: argparse.Namespace) -> None:
   output = arguments.output
   if output is None and is_run(arguments.policy):
     output = arguments.policy
-  with Progress() as progress:
+  with Progress() as progress, contextlib.ExitStack() as results:
     progress.stage('loading the policy')
     with _open(arguments) as opened:
+      if output is not None:
+        results.enter_context(_reserved(output))
       progress.stage('evaluating')
       evaluation = opened.evaluate(
         samples=arguments.samples,
@@ -129,13 +133,34 @@ def run(arguments: argparse.Namespace) -> None:
         'iteration': opened.iteration,
         'seed': opened.config.seed,
       }
-  width = _print_metrics(evaluation)
-  if output is None:
-    print(f'{"results":{width}} not written without --output')
-  else:
-    print(
-      f'{"results":{width}} {write_results(evaluation, output, policy_fields)}'
-    )
+    width = _print_metrics(evaluation)
+    written = 'not written without --output'
+    if output is not None:
+      written = write_results(evaluation, output, policy_fields)
+    print(f'{"results":{width}} {written}')
+
+
+@contextlib.contextmanager
+def _reserved(output: str) -> Iterator[None]:
+  """Reserves the directory of results for this process, before it evaluates.
+
+  Raises:
+    ConfigError: another process evaluates into the directory.
+    StorageError: it cannot be written to.
+  """
+  from covrl import storage
+  from covrl.run import lock
+
+  folder = storage.as_path(output) / 'evaluation'
+  with lock.acquire(folder, option='--output'):
+    # A file of an earlier lock may be writable where the directory is not.
+    storage.write_atomically(folder / _CHECK, '')
+    (folder / _CHECK).unlink(missing_ok=True)
+    try:
+      yield
+    finally:
+      if not storage.is_bucket(folder):
+        (folder / lock.FILE_NAME).unlink(missing_ok=True)
 
 
 def _open(

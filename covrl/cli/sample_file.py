@@ -6,10 +6,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from covrl.cli.policies import caching, check_lengths, is_run, prompt_format
 
@@ -40,10 +41,13 @@ def run(arguments: argparse.Namespace) -> None:
     arguments.temperature, arguments.top_p, arguments.top_k, arguments.min_p
   )
   cache = caching(arguments)
-  output, tally = None, _Tally()
+  output, tally, opened = None, _Tally(), contextlib.ExitStack()
+  write: Callable[[str], object] | None = None
   if arguments.output is not None:
     output = storage.as_path(arguments.output)
     if arguments.resume:
+      if not storage.is_bucket(output) and output.exists():
+        write = opened.enter_context(_output(output))
       tally = _finished_lines(file, output)
     elif output.exists():
       raise ValueError(
@@ -53,7 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
   elif arguments.resume:
     raise ValueError('--output must be given with --resume, got none')
   check_lengths(arguments)
-  with Progress() as progress:
+  with opened, Progress() as progress:
     progress.stage('loading the policy')
     lengths = arguments.max_prompt_length, arguments.max_length
     if is_run(arguments.policy):
@@ -64,7 +68,8 @@ def run(arguments: argparse.Namespace) -> None:
     slots = _SLOTS if arguments.slots is None else arguments.slots
     engine = served.engine(slots=slots, segment=16, caching=cache)
     progress.stage('sampling')
-    with storage.open_binary(file) as lines, _output(output) as write:
+    write = write or opened.enter_context(_output(output))
+    with storage.open_binary(file) as lines:
       results = sample_lines(
         engine,
         served.tokenizer,
@@ -245,7 +250,25 @@ def _output(path: epath.Path | None) -> Iterator[Callable[[str], object]]:
       stream.flush()
 
   try:
+    if not storage.is_bucket(path):
+      _lock(stream, path)
     yield write
   finally:
     with storage.writing(path):
       stream.close()
+
+
+def _lock(stream: IO[str], path: epath.Path) -> None:
+  """Locks an output; two commands would mix their lines.
+
+  Raises:
+    ValueError: another command writes it.
+  """
+  try:
+    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    raise ValueError(
+      f'--output must be the file of one command, another one writes {path}'
+    ) from None
+  except OSError:
+    return  # A file system without locks.

@@ -301,7 +301,9 @@ def write_results(
   evaluation/NAME.jsonl      the same of a named suite
   evaluation/summary.json    metrics and sampling settings of all of them
 
-  A summary of earlier results that cannot be read is kept under another name.
+  A summary of earlier results that cannot be read is kept under another name. At
+  no time is there a summary of other results than those beside it. Processes must
+  not write at once, see `covrl.run.lock`.
 
   Args:
     evaluation: the results.
@@ -317,6 +319,10 @@ def write_results(
   folder = storage.as_path(directory) / 'evaluation'
   file = folder / 'summary.json'
   summary = _earlier_summary(file)
+  names = [result.suite.name or HELD_OUT for result in evaluation.results]
+  if any(name in summary for name in names):
+    summary = {n: entry for n, entry in summary.items() if n not in names}
+    storage.write_atomically(file, json.dumps(summary, indent=2))
   for result in evaluation.results:
     suite = result.suite
     name = suite.name or HELD_OUT

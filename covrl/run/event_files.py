@@ -11,6 +11,7 @@ thread, where a full disk is a traceback and then a deadlock.
 
 from __future__ import annotations
 
+import hashlib
 import pathlib
 import re
 import socket
@@ -40,10 +41,14 @@ class EventFiles:
   Args:
     directory: directory of all phases.
     last_steps: last step of each phase at the checkpoint that is resumed.
+    saved: what `check_event_files` returns.
   """
 
   def __init__(
-    self, directory: epath.Path, last_steps: Mapping[str, int]
+    self,
+    directory: epath.Path,
+    last_steps: Mapping[str, int],
+    saved: Mapping[str, str] | None = None,
   ) -> None:
     self._directory = directory
     # Events are appended to local files, because a bucket cannot append.
@@ -54,6 +59,9 @@ class EventFiles:
     )
     self._last_steps = last_steps
     self._files: dict[str, AppendFile] = {}
+    # Name, size and digest of this process's files; the states of all others.
+    self._written: dict[str, _Written] = {}
+    self._others = dict(saved or {})
 
   def write(self, step: int, phase: str, line: Mapping[str, Any]) -> None:
     """Writes the numbers of a metric line."""
@@ -66,19 +74,28 @@ class EventFiles:
     ]
     self._append(phase, step=step, summary={'value': values})
 
-  def sizes(self) -> dict[str, int]:
-    """Returns the size in bytes of every file, by its path below the directory.
+  def states(self) -> dict[str, str]:
+    """Returns `'SIZE:SHA-256'` of every file, by its path below the directory.
 
     `check_event_files` compares them when a run is resumed.
     """
     if not storage.is_directory(self._directory):
       return {}
-    return {
-      f'{phase.name}/{file.name}': storage.file_size(file)
-      for phase in self._directory.iterdir()
-      if phase.is_dir()
-      for file in phase.iterdir()
-    }
+    states: dict[str, str] = {}
+    for phase in self._directory.iterdir():
+      for file in phase.iterdir() if phase.is_dir() else ():
+        if not file.name.startswith(_PREFIX):
+          continue  # A copy of a damaged file.
+        name = f'{phase.name}/{file.name}'
+        own = self._written.get(phase.name)
+        if own is not None and own.name == file.name:
+          states[name] = own.state
+          continue
+        # Files of earlier processes no longer change.
+        if name not in self._others:
+          self._others[name] = _state(file.read_bytes())
+        states[name] = self._others[name]
+    return states
 
   def flush(self) -> None:
     """Uploads the files, if they belong in a bucket."""
@@ -106,6 +123,7 @@ class EventFiles:
     stamp = max([int(time.time()), *(known + 1 for known in stamps)])
     name = f'{_PREFIX}{stamp:010d}.{socket.gethostname()}.{earlier}'
     self._files[phase] = AppendFile(self._local_directory / phase / name)
+    self._written[phase] = _Written(name)
     self._append(phase, file_version='brain.Event:2')
     if earlier:
       first = self._last_steps.get(phase, -1) + 1
@@ -118,30 +136,63 @@ class EventFiles:
 
     # Generated at import, unknown to type checkers.
     event = vars(event_pb2)['Event'](wall_time=time.time(), **fields)
-    self._files[phase].append(_record(event.SerializeToString()))
+    record = _record(event.SerializeToString())
+    self._files[phase].append(record)
+    self._written[phase].add(record)
+
+
+class _Written:
+  """Name, size and digest of a file that this process writes."""
+
+  def __init__(self, name: str) -> None:
+    self.name = name
+    self._size = 0
+    self._digest = hashlib.sha256()
+
+  @property
+  def state(self) -> str:
+    """Size and digest of what has been written."""
+    return f'{self._size}:{self._digest.hexdigest()}'
+
+  def add(self, content: bytes) -> None:
+    """Counts what was appended."""
+    self._size += len(content)
+    self._digest.update(content)
 
 
 def check_event_files(
   directory: epath.Path,
-  sizes: Mapping[str, int],
+  states: Mapping[str, str],
   note: Callable[[str], object],
-) -> None:
-  """Sets aside event files that are shorter than at the checkpoint, or torn.
+) -> dict[str, str]:
+  """Sets aside event files that are not what they were at the checkpoint.
+
+  They are shorter, torn, or begin with other events.
 
   A file that is torn later is left as it is: TensorBoard reads whole records.
 
   Args:
     directory: directory of all phases.
-    sizes: see `EventFiles.sizes`.
+    states: see `EventFiles.states`.
     note: receives a sentence for each damaged file.
+
+  Returns:
+    The states of files that are what they were.
   """
-  for name, size in sizes.items():
+  intact: dict[str, str] = {}
+  for name, state in states.items():
+    size = int(state.partition(':')[0])
     file = directory / name
     content = file.read_bytes() if storage.is_regular_file(file) else b''
     valid_size = _valid_size(content)
     if valid_size >= size:
-      continue
-    text = f'{file} has {valid_size:,} of the {size:,} bytes of events that were saved'
+      if _state(content[:size]) == state:
+        intact[name] = state
+        continue
+      valid_size = 0
+      text = f'{file} has other events than those that were saved'
+    else:
+      text = f'{file} has {valid_size:,} of the {size:,} bytes of events that were saved'
     if content:
       # TensorBoard reads every file with "tfevents" in its name.
       copy = file.with_name(file.name.replace('tfevents', 'damaged'))
@@ -150,6 +201,12 @@ def check_event_files(
       storage.write_atomically(file, content[:valid_size])
       text += f'; the file is kept as {copy.name}'
     note(text)
+  return intact
+
+
+def _state(content: bytes) -> str:
+  """Returns the size and the digest of events."""
+  return f'{len(content)}:{hashlib.sha256(content).hexdigest()}'
 
 
 def _record(content: bytes) -> bytes:

@@ -48,23 +48,29 @@ class Lock(Protocol):
     """
 
 
-def acquire(directory: epath.Path) -> contextlib.AbstractContextManager[Lock]:
+def acquire(
+  directory: epath.Path, *, option: str = '--workdir'
+) -> contextlib.AbstractContextManager[Lock]:
   """Locks a directory within a context; creates it if absent.
+
+  Args:
+    directory: the directory.
+    option: the option that names it, for errors.
 
   Raises:
     ConfigError: another process has locked it.
     StorageError: it cannot be written to.
   """
   if storage.is_bucket(directory):
-    return _lease(directory / FILE_NAME)
+    return _lease(directory / FILE_NAME, option)
   with storage.writing(directory):
     directory.mkdir(parents=True, exist_ok=True)
-  return _file_lock(pathlib.Path(directory))
+  return _file_lock(pathlib.Path(directory), option)
 
 
 @contextlib.contextmanager
-def _file_lock(directory: pathlib.Path) -> Iterator[Lock]:
-  lock = _FileLock(directory)
+def _file_lock(directory: pathlib.Path, option: str) -> Iterator[Lock]:
+  lock = _FileLock(directory, option)
   try:
     yield lock
   finally:
@@ -74,7 +80,8 @@ def _file_lock(directory: pathlib.Path) -> Iterator[Lock]:
 class _FileLock:
   """A locked file in a local directory."""
 
-  def __init__(self, directory: pathlib.Path) -> None:
+  def __init__(self, directory: pathlib.Path, option: str) -> None:
+    self._option = option
     self._file = directory / FILE_NAME
     with storage.writing(directory):
       self._directory = os.stat(directory)
@@ -115,7 +122,7 @@ class _FileLock:
           fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
           stream.close()
-          raise _in_use_error(self._file) from None
+          raise _in_use_error(self._file, self._option) from None
         except BaseException:
           stream.close()
           raise
@@ -141,9 +148,9 @@ class _Lease:
 
 
 @contextlib.contextmanager
-def _lease(file: epath.Path) -> Iterator[Lock]:
+def _lease(file: epath.Path, option: str) -> Iterator[Lock]:
   own_id = f'{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex}'
-  _acquire_lease(file, own_id)
+  _acquire_lease(file, own_id, option)
   closed = threading.Event()
   thread = threading.Thread(
     target=_renew_lease, args=(file, own_id, closed), name='lease', daemon=True
@@ -158,7 +165,7 @@ def _lease(file: epath.Path) -> Iterator[Lock]:
       file.unlink(missing_ok=True)
 
 
-def _acquire_lease(file: epath.Path, own_id: str) -> None:
+def _acquire_lease(file: epath.Path, own_id: str, option: str) -> None:
   """Acquires the lease, waiting for a stale one to expire.
 
   Raises:
@@ -170,7 +177,7 @@ def _acquire_lease(file: epath.Path, own_id: str) -> None:
     with contextlib.suppress(FileNotFoundError):
       text = file.read_text(encoding='utf-8')
       if first_text is not None and text != first_text:
-        raise _in_use_error(file)
+        raise _in_use_error(file, option)
       first_text = text
       if time.monotonic() - began > _EXPIRY:
         file.unlink(missing_ok=True)
@@ -223,7 +230,7 @@ def _owner(file: epath.Path) -> str | None:
     return None
 
 
-def _in_use_error(file: os.PathLike[str]) -> ConfigError:
+def _in_use_error(file: os.PathLike[str], option: str) -> ConfigError:
   return ConfigError(
-    f'{os.path.dirname(file)} is in use by another process; use another --workdir'
+    f'{os.path.dirname(file)} is in use by another process; use another {option}'
   )

@@ -29,12 +29,12 @@ class MetricsState(TypedDict):
   Attributes:
     log: position in `metrics.jsonl`.
     last_steps: last step of each phase.
-    events: size of each of TensorBoard's files.
+    events: size and digest of each of TensorBoard's files.
   """
 
   log: LogPosition
   last_steps: dict[str, int]
-  events: dict[str, int]
+  events: dict[str, str]
 
 
 class MetricsWriter:
@@ -84,8 +84,9 @@ class MetricsWriter:
     )
     if logging.tensorboard:
       directory = file.parent / 'tb'
-      check_event_files(directory, saved['events'] if saved else {}, note)
-      self._events = EventFiles(directory, dict(self._last_steps))
+      events = saved['events'] if saved else {}
+      events = check_event_files(directory, events, note)
+      self._events = EventFiles(directory, dict(self._last_steps), events)
       self._sinks.append(self._events)
     if logging.wandb_project:
       try:
@@ -109,7 +110,7 @@ class MetricsWriter:
     return {
       'log': position,
       'last_steps': dict(self._last_steps),
-      'events': self._events.sizes() if self._events else {},
+      'events': self._events.states() if self._events else {},
     }
 
   def flush(self) -> None:

@@ -2,6 +2,7 @@
 """Metric lines and TensorBoard events, also of a resumed run."""
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -209,6 +210,42 @@ def test_damaged_events_are_set_aside(saved, tmp_path, bytes_lost):
   assert len(events(file.parent)) == (1 if torn else 0)
 
 
+@pytest.mark.parametrize('repeated', [1, 2])
+def test_events_of_another_file_are_set_aside(saved, tmp_path, repeated):
+  (file,) = (tmp_path / 'tb' / 'warm_start').iterdir()
+  other = open_writer(tmp_path / 'other')
+  other.write(step=1, iteration=0, phase='warm_start', loss=7.0)
+  other.close()
+  (replacement,) = (tmp_path / 'other' / 'tb' / 'warm_start').iterdir()
+  # The replacement is a valid file, of the same size or a larger one.
+  content = replacement.read_bytes() * repeated
+  assert len(content) >= file.stat().st_size
+  file.write_bytes(content)
+  notes = []
+  writer = open_writer(tmp_path, saved, notes)
+  (text,) = notes
+  assert 'has other events than those that were saved' in text
+  assert file.read_bytes() == b''
+  (copy,) = (path for path in file.parent.iterdir() if path != file)
+  assert copy.read_bytes() == content
+  state = writer.sync()
+  writer.close()
+  # The next start has nothing to note.
+  open_writer(tmp_path, state, notes).close()
+  assert len(notes) == 1
+
+
+def test_events_after_the_checkpoint_are_no_damage(saved, tmp_path):
+  notes = []
+  writer = open_writer(tmp_path, saved, notes)
+  writer.write(step=9, iteration=0, phase='warm_start', loss=1.0)
+  state = writer.sync()
+  writer.write(step=10, iteration=0, phase='warm_start', loss=1.0)
+  writer.close()
+  open_writer(tmp_path, state, notes).close()
+  assert notes == []
+
+
 def test_lines_are_on_the_disk_before_a_checkpoint_names_them(
   tmp_path, monkeypatch
 ):
@@ -223,7 +260,10 @@ def test_lines_are_on_the_disk_before_a_checkpoint_names_them(
   assert state['log']['size'] == file.stat().st_size > 0
   (tb,) = (tmp_path / 'tb' / 'train').iterdir()
   assert synced == [str(file), str(tb)]
-  assert state['events'] == {f'train/{tb.name}': tb.stat().st_size}
+  digest = hashlib.sha256(tb.read_bytes()).hexdigest()
+  assert state['events'] == {
+    f'train/{tb.name}': f'{tb.stat().st_size}:{digest}'
+  }
   writer.close()
 
 

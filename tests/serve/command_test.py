@@ -2,6 +2,7 @@
 """`covrl sample --file` and `covrl serve`: files, refusals, a real server."""
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -164,6 +165,22 @@ def test_sample_writes_a_result_per_line_of_prompts(model, tmp_path, capsys):
       ' command, line 1 has other responses now'
     )
     assert output.read_bytes() == first_line
+
+
+def test_two_commands_do_not_write_one_output(tmp_path, capsys):
+  file, output = tmp_path / 'prompts.jsonl', tmp_path / 'responses.jsonl'
+  file.write_text('{"prompt": "a"}\n')
+  # The other command is in the middle of its first line.
+  with output.open('w') as other:
+    other.write('{"line": 1, ')
+    other.flush()
+    fcntl.flock(other, fcntl.LOCK_EX)
+    options = (f'--file={file}', f'--output={output}', '--resume')
+    error = error_of_command(capsys, 'sample', 'no_model', *options)
+    assert error == (
+      f'--output must be the file of one command, another one writes {output}'
+    )
+    assert output.read_text() == '{"line": 1, '
 
 
 def test_an_interrupted_output_is_cut_to_its_finished_lines(tmp_path):

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`covrl evaluate` writes the results of one evaluation, or none."""
+
+import contextlib
+import json
+import types
+
+import numpy as np
+import pytest
+from etils import epath
+
+from covrl import storage
+from covrl.cli import evaluate, main
+from covrl.data import Problem, Suite
+from covrl.evaluation.results import Evaluation, SuiteResult, write_results
+from covrl.exit_codes import Exit
+from covrl.run import lock
+from covrl.storage import paths
+
+
+def results(mark):
+  problems = [Problem(prompt='1', reference='1', source='s', key='k')]
+  suite = Suite(name='', problems=problems)
+  result = SuiteResult(
+    suite=suite,
+    greedy=np.full(1, mark),
+    correct=np.zeros((1, 0)),
+    responses=[['r']],
+  )
+  return Evaluation(results=(result,), entropy=0.5)
+
+
+@pytest.fixture
+def evaluations(monkeypatch):
+  """Marks of the evaluations that are made, by a policy that is not loaded."""
+  made = []
+
+  def policy_evaluate(**options):
+    made.append(1.0)
+    return results(1.0)
+
+  opened = types.SimpleNamespace(
+    evaluate=policy_evaluate,
+    iteration=3,
+    config=types.SimpleNamespace(seed=0),
+  )
+  monkeypatch.setattr(
+    evaluate, '_open', lambda arguments: contextlib.nullcontext(opened)
+  )
+  return made
+
+
+def run(output):
+  main(['evaluate', 'model', '--suite=amc', f'--output={output}'])
+
+
+def test_results_are_written_and_no_lock_is_left(evaluations, tmp_path, capsys):
+  run(tmp_path)
+  files = sorted(path.name for path in (tmp_path / 'evaluation').iterdir())
+  assert files == ['held_out.jsonl', 'summary.json']
+  assert str(tmp_path / 'evaluation/summary.json') in capsys.readouterr().out
+  assert evaluations == [1.0]
+
+
+def test_two_evaluations_into_one_directory_are_refused(
+  evaluations, tmp_path, capsys
+):
+  folder = tmp_path / 'evaluation'
+  with lock.acquire(epath.Path(folder)):
+    with pytest.raises(SystemExit) as ended:
+      run(tmp_path)
+    assert ended.value.code == Exit.REFUSED
+    assert (
+      f'{folder} is in use by another process; use another --output'
+      in capsys.readouterr().err
+    )
+    assert not evaluations
+    assert [path.name for path in folder.iterdir()] == [lock.FILE_NAME]
+  run(tmp_path)
+  assert evaluations
+
+
+def test_a_directory_that_cannot_be_written_is_refused_before_evaluating(
+  evaluations, tmp_path, capsys, monkeypatch
+):
+  with pytest.raises(SystemExit) as ended:
+    run('/proc/results')
+  assert ended.value.code == Exit.STORAGE
+  assert '/proc/results/evaluation' in capsys.readouterr().err
+
+  def full(stream, data):
+    raise OSError(30, 'Read-only file system')
+
+  monkeypatch.setattr(paths, 'write_all', full)
+  with pytest.raises(SystemExit) as ended:
+    run(tmp_path)
+  assert ended.value.code == Exit.STORAGE
+  assert not evaluations
+
+
+def test_a_killed_write_leaves_no_summary_of_other_results(
+  tmp_path, monkeypatch
+):
+  file = write_results(results(0.0), tmp_path, {'iteration': 1})
+  assert json.loads(file.read_text())['held_out']['iteration'] == 1
+  whole = storage.write_atomically
+
+  def killed_after_the_results(path, content):
+    whole(path, content)
+    if path.suffix == '.jsonl':
+      raise KeyboardInterrupt
+
+  monkeypatch.setattr(storage, 'write_atomically', killed_after_the_results)
+  with pytest.raises(KeyboardInterrupt):
+    write_results(results(1.0), tmp_path, {'iteration': 2})
+  assert json.loads(file.read_text()) == {}
+  line = json.loads((file.parent / 'held_out.jsonl').read_text())
+  assert line['greedy'] == 1
