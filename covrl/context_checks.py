@@ -91,8 +91,8 @@ def check_context(
   >>> check_context({'advantage': 1.0}, 'kl_cov')
   Traceback (most recent call last):
     ...
-  TypeError: kl_cov got an unknown context entry 'advantage'; did you mean
-  'advantages'?
+  TypeError: the context of kl_cov must have entries of TokenContext only, got
+  'advantage'; did you mean 'advantages'?
   """
   known = TokenContext.__annotations__
   for entry in context:
@@ -103,7 +103,10 @@ def check_context(
         if nearest
         else f'known entries: {", ".join(sorted(known))}'
       )
-      raise TypeError(f'{where} got an unknown context entry {entry!r}; {hint}')
+      raise TypeError(
+        f'the context of {where} must have entries of TokenContext only, got'
+        f' {entry!r}; {hint}'
+      )
   if stats is None:
     return
   shape = jnp.shape(stats.logprobs)

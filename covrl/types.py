@@ -101,7 +101,7 @@ class TokenContext(TypedDict, total=False):
     mask: bool `[B, T]`, true where the target is a response token.
     weights: `[B, T]`, each token's weight in the objective, 0 off the mask.
     segment_ids: int `[B, T]`, index of the sequence within a packed row.
-    sequence_ids: int `[B, T]`, which sequence of the run; with `positions` it
+    sequence_ids: int `[B, T]`, index of the sequence within the run; with `positions` it
       identifies a token in every layout.
     positions: int `[B, T]`, index within the sequence, from 0.
     step: int scalar, the optimiser update.

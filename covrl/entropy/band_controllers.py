@@ -82,8 +82,8 @@ def adaptive_band(
     c ← clip(c − rate · (min(0, H − low) + max(0, H − high)), minimum, maximum)
 
   AEnt's rule, with the defaults of its implementation in AReaL, whose recipe for
-  GSM8K has a band of [0.05, 0.23] and a maximum of 3e-3. It reads H there of the
-  likely part of the vocabulary, and here of the whole.
+  GSM8K has a band of [0.05, 0.23] and a maximum of 3e-3. In AReaL, H is the
+  entropy over the likely part of the vocabulary; here it is that over all of it.
 
   Args:
     low: lower edge, in nats; below it the coefficient rises.
@@ -100,7 +100,7 @@ def adaptive_band(
 
   References:
     Shen, `On Entropy Control in LLM-RL Algorithms
-    <https://arxiv.org/abs/2509.03493>`_, 2025; numbers of inclusionAI/AReaL,
+    <https://arxiv.org/abs/2509.03493>`_, 2025; defaults of inclusionAI/AReaL,
     recipe/AEnt.
 
   >>> controller = adaptive_band(0.2, 0.4, rate=0.1, maximum=1.0)

@@ -56,7 +56,7 @@ def check_token_chain(token_tx: object, where: str) -> None:
     where: name of the function that was called, for the error.
 
   Raises:
-    TypeError: it is not an optax transformation, or one of parameters.
+    TypeError: it is not an optax transformation, or it is an optimiser.
 
   >>> check_token_chain(optax.adam(1e-3), 'as_loss')
   Traceback (most recent call last):
@@ -92,8 +92,8 @@ def require(context: TokenContext, entry: str, transform: str) -> Any:
   value = context.get(entry)
   if value is None:
     raise TypeError(
-      f'{transform} reads {entry!r} from the context; pass {entry}=… to the '
-      "token chain's update"
+      f'{entry} must be in the context of {transform}, got None; pass {entry}=… to'
+      " the token chain's update"
     )
   return value
 
@@ -129,7 +129,7 @@ def check_minimum(value: ArrayLike) -> None:
 
 
 def check_coefficient(value: Coefficient, name: str = 'coefficient') -> None:
-  """Refuses negative and non-finite coefficients, scheduled ones at step 0."""
+  """Refuses a negative or non-finite coefficient; schedules are checked at step 0."""
   number = concrete_number(value, name)
   if callable(value) and not isinstance(
     value, optax.schedules.StatefulSchedule
@@ -236,10 +236,10 @@ def update_signal(
     The edited cotangent and the chain's next state.
 
   Raises:
-    TypeError: if the context has an unknown entry, an argument is of another
-      type, the transformation is one of parameters, such as `optax.adam`, the
-      state is not one of the chain, or the chain returns a signal of another
-      form.
+    TypeError: if the context has an unknown entry, an argument has another type
+      than its annotation, the transformation is an optimiser such as
+      `optax.adam`, the state is not one of the chain, or the chain returns a
+      signal of another structure, shape or dtype.
     ValueError: if an array is of another shape than the statistics.
   """
   where = 'update_signal'

@@ -4,13 +4,14 @@
 Each is an `optax.schedules.StatefulSchedule` and may be passed wherever a
 coefficient is accepted. It reads `entropy` from the context, the token-weighted
 mean over the whole optimiser batch in nats, advances once per update, and keeps
-only scalars, so that it is saved and restored with the chain. A coefficient of
-0 is never final. An entropy of NaN was not measured (a batch without a loss
-token): the controller keeps its state, and its coefficient is that of no error.
+only scalars, so that it is saved and restored with the chain. A coefficient that
+has reached 0 can rise again. An entropy of NaN was not measured (a batch without
+a loss token): the controller keeps its state, and its coefficient is that of an
+error of 0.
 
-Targets and bounds may be schedules of the context's `step`. One that predicts
-is in `covrl.entropy.target_controller`, those of bands are in
-`covrl.entropy.band_controllers`.
+Targets and bounds may be schedules of the context's `step`. A controller that
+predicts the change of the entropy is in `covrl.entropy.target_controller`;
+controllers with a band of entropies are in `covrl.entropy.band_controllers`.
 """
 
 import dataclasses

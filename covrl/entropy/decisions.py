@@ -105,7 +105,7 @@ class DecisionCache:
     """The cache of a context, or a new one if it has none.
 
     Raises:
-      TypeError: `decisions` is something else.
+      TypeError: `decisions` is not a `DecisionCache`.
     """
     cache = context.get('decisions')
     if cache is not None and not isinstance(cache, DecisionCache):
@@ -127,10 +127,10 @@ class DecisionCache:
   def decide(
     self, name: str, make: Callable[[], Decision], scope: Scope = 'batch'
   ) -> Decision:
-    """The decision of that name at the current path.
+    """Returns a recorded decision, or takes and records it.
 
     Args:
-      name: name of the decision within its transform.
+      name: name of the decision within the current transform.
       make: takes the decision, if it has not been recorded.
       scope: `'batch'` shares the decision with every micro-batch of the
         optimiser batch; `'micro_batch'` decides anew in each.

@@ -38,7 +38,8 @@ class DetachDrainState(NamedTuple):
   Attributes:
     schedule: state of the amount's schedule.
     coefficient: the last amount.
-    summary: summary of the last selection; its threshold is a drain.
+    summary: summary of the last selection; its threshold is the lowest drain of
+      a detached token.
   """
 
   schedule: PyTree
@@ -47,7 +48,7 @@ class DetachDrainState(NamedTuple):
 
 
 def detach_drain(amount: Coefficient) -> TokenTransformation:
-  """Removes the gradient of the tokens that lower the entropy most.
+  """Removes the gradient of the tokens that lower (drain) the entropy most.
 
     drain = −[g (π(a) f(a) − κ) − h Σπ² f²]      f = log π + H,  κ = Σπ² f
     g, h × (1 − share),   Σ share · drain = amount
@@ -177,7 +178,10 @@ def _selection(
   share: Float[Array, 'B T'],
   unknown: Bool[Array, 'B T'],
 ) -> Selection:
-  """The detached tokens, as a `Selection`; `unknown` ones cannot be."""
+  """The detached tokens, as a `Selection`.
+
+  Tokens with a change that is not finite (`unknown`) are never detached.
+  """
   mask = share > 0
   lowest = jnp.min(jnp.where(mask, drain, jnp.inf), initial=jnp.inf)
   return Selection.of_mask(mask)._replace(

@@ -28,7 +28,7 @@ def jvp_score(
   *,
   precondition: Callable[[PyTree], PyTree] = lambda gradient: gradient,
 ) -> Float[Array, 'B T']:
-  """Loss of mean entropy by each token's update, with shared parameters.
+  """Decrease of the mean entropy by each token's update, with shared parameters.
 
     H̄ = mean over mask of H,   v = P ∇H̄,   score = −w · ⟨∇ log π(a), v⟩,
 
@@ -49,7 +49,7 @@ def jvp_score(
       example a division by Adam's √v.
 
   Raises:
-    TypeError: an argument is of another type.
+    TypeError: an argument has another type than its annotation.
     ValueError: shapes differ.
 
   References:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Methods that read the policy truncated to its likely tokens.
 
-A chain states the truncation that it needs, and the trainer computes it; see
-`covrl.statistics.Truncation` for loops of your own.
+A method records the truncation that it needs in the `DecisionCache`, and the
+trainer computes its statistics; see `covrl.statistics.Truncation` for custom
+training loops.
 """
 
 import dataclasses
@@ -50,15 +51,15 @@ def lp_reg(
   minimum: ArrayLike = 0,
   allow_large: bool = False,
 ) -> TokenTransformation:
-  """Lp-Reg: shields rare tokens of wrong answers that are not noise.
+  """Lp-Reg: penalises the loss of probability of plausible rare tokens.
 
     g += coefficient · weights · (1 − exp(q − log π))   where log π < q
 
   on the rarest ⌊fraction · N⌋ of the N tokens with a negative advantage, with q
   the log-probability of the token in a proxy, the policy filtered by min-p and
   renormalised: π̃ ∝ π_old on tokens with π_old ≥ min_p · max π_old. Tokens that the
-  filter removes are noise, and are left alone, as are those with a penalty
-  exp(q − log π) − (q − log π) − 1 above 10.
+  filter removes count as noise and get no penalty, nor do those for which
+  exp(q − log π) − (q − log π) − 1 exceeds 10.
 
   As published the loss is PPO's with a clip range of [0, 10] and token means,
   min_p is 0.02, and the fraction 0.01 (14B) or 0.005 (32B).
@@ -120,7 +121,7 @@ def lp_reg(
     target = moments.filtered_logprobs
     if target is None:
       raise TypeError(
-        f'lp_reg reads filtered_logprobs from {entry!r}; compute them with '
+        f'filtered_logprobs of {entry} must be given to lp_reg, got None; use '
         f'token_stats(…, moments=True, truncation=Truncation(min_p={min_p:g}))'
       )
     log_ratio = jax.lax.stop_gradient(stats.logprobs) - target
@@ -157,10 +158,10 @@ def aent(
     loss − coefficient · Σ weights · H̃,   H̃ = −Σ π̃ log π̃,
     π̃ ∝ π on all but the ⌊removed · V⌋ least likely tokens
 
-  Mass moves between likely tokens, and none to the rest of the vocabulary. The
-  published coefficient follows H̃ with `covrl.controllers.adaptive_band`, which
-  reads the entropy of the whole policy here: above H̃ by about the entropy of
-  the tokens left out.
+  Mass moves between likely tokens, and none to the rest of the vocabulary. As
+  published the coefficient is controlled by H̃, with the rule of
+  `covrl.controllers.adaptive_band`. That controller reads the entropy of the whole
+  policy, which exceeds H̃ by about the entropy of the tokens left out.
 
   Args:
     coefficient: in advantage units per nat; a number, schedule or controller.
@@ -199,7 +200,7 @@ def aent(
     signal = updates.top_entropy
     if stats.top_entropy is None or signal is None:
       raise TypeError(
-        'aent reads top_entropy from the statistics; compute them with '
+        'top_entropy of the statistics must be given to aent, got None; use '
         f'token_stats(…, truncation=Truncation(removed={removed:g}))'
       )
     change = -jnp.asarray(value) * weights

@@ -35,8 +35,8 @@ def as_loss(
     `(stats, token_state, **context) -> (value, token_state)`.
 
   Raises:
-    TypeError: if the token chain is one of parameters, such as `optax.adam`, or
-      the loss returns anything but a `LossAux` beside its value.
+    TypeError: if the token chain is an optimiser such as `optax.adam`, or the
+      loss returns anything but a `LossAux` beside its value.
 
   >>> import covrl
   >>> loss = covrl.as_loss(covrl.policy_gradient, covrl.entropy_bonus(0.1))

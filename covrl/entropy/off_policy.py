@@ -34,7 +34,7 @@ BEYOND = get_args(Beyond)
 
 
 class ImportanceWeightState(NamedTuple):
-  """State of importance weights: empty, it marks a chain that has them."""
+  """State of importance weights: empty; its type marks a chain that has them."""
 
 
 def truncated_importance_weights(
@@ -213,8 +213,8 @@ def kl_to_reference(
   """
   if divergence == 'full':
     raise ValueError(
-      "divergence='full' is the KL to the old policy, not to the reference; "
-      "use 'k2' or 'k3'"
+      "divergence must be 'k3', 'k2', 'k1' or 'abs' for the reference policy, got"
+      " 'full', which is the KL to the old policy"
     )
   return add_divergence_penalty(
     coefficient, divergence, reference='ref_logprobs'

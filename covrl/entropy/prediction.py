@@ -46,7 +46,7 @@ class EntropyPrediction(NamedTuple):
     return cls(drift, *(jnp.asarray(x, drift.dtype) for x in (effect, limit)))
 
 
-# Used where nothing can be predicted: the coefficient is its own unit.
+# Used where nothing can be predicted: one unit of the coefficient counts as 1 nat.
 NO_PREDICTION = EntropyPrediction(drift=0.0, effect=1.0)
 
 
@@ -66,7 +66,7 @@ def entropy_change(
     Change per token; 0 where it is not finite.
 
   Raises:
-    TypeError: an argument is of another type.
+    TypeError: an argument has another type than its annotation.
     ValueError: shapes differ.
 
   >>> pi = jnp.array([0.5, 0.25, 0.25])

@@ -95,7 +95,7 @@ def steer(
   Args:
     low: factor of the largest change; published 0.8.
     high: factor of the smallest change under `'linear'`; published 1.2, which
-      is the default there. `'exponential'` starts at 1.
+      is the default there. Under `'exponential'` it is always 1.
     shape: `'exponential'` or `'linear'`.
     scope: `'batch'` or, for parity, `'micro_batch'`.
 
@@ -121,7 +121,7 @@ def steer(
   check_scope(scope)
   if high is not None and shape == 'exponential':
     raise ValueError(
-      f"high belongs to shape='linear'; 'exponential' starts at 1, got {high:g}"
+      f"high must be None with shape='exponential', where it is 1, got {high:g}"
     )
   for name, value in (('low', low), ('high', high)):
     if value is not None:

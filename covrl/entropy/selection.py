@@ -39,22 +39,22 @@ def select_top(
 ) -> Bool[Array, 'B T']:
   """Selects the highest-scoring tokens of the whole batch.
 
-  Equal to a stable descending sort on one device, whatever the sharding.
+  Equal to a stable descending sort on one device, with any sharding.
 
   Args:
     scores: any float dtype; NaN and −inf are never selected.
     mask: tokens that may be selected, of which `fraction` is taken.
     fraction: share of the tokens under `mask`, in [0, 1]; may be traced.
     sequence_ids: index of each token's sequence; its row if absent.
-    positions: index within the sequence; its column if absent. Together with
-      `sequence_ids` unique, or ties may exceed the quota.
+    positions: index within the sequence; its column if absent. No two tokens may
+      have the same sequence and position, or ties may exceed the quota.
     minimum: smallest quota; public implementations use 1.
 
   Returns:
     True for the `max(minimum, ⌊fraction · N⌋)` best, or all eligible if fewer.
 
   Raises:
-    TypeError: if an argument is of another type.
+    TypeError: if an argument has another type than its annotation.
     ValueError: if the fraction is a number outside [0, 1], the minimum is
       negative, or shapes differ. A traced fraction is clamped, NaN to 0.
 
@@ -101,7 +101,7 @@ def select_random(
     True for `max(minimum, ⌊fraction · N⌋)` eligible tokens, all if fewer.
 
   Raises:
-    TypeError: if an argument is of another type.
+    TypeError: if an argument has another type than its annotation.
     ValueError: if the fraction is a number outside [0, 1], the minimum is
       negative, or shapes differ. A traced fraction is clamped, NaN to 0.
 

@@ -300,6 +300,7 @@ def _score(
   advantages: Float[Array, 'B T'],
   valid: Bool[Array, 'B T'],
 ) -> Float[Array, 'B T']:
+  """The score of each token that the option `score` names."""
   if score == 'batch':
     return token_covariance(stats.logprobs, advantages, valid)
   if score == 'state':
@@ -339,6 +340,7 @@ def _draw(
   minimum: ArrayLike,
   context: TokenContext,
 ) -> Bool[Array, 'B T']:
+  """Draws from the eligible tokens; `fraction` is of the `counted` tokens."""
   return select_random(
     eligible,
     fraction=fraction,
@@ -360,6 +362,7 @@ def _selection(
   minimum: ArrayLike,
   clamped: Int[Array, ''],
 ) -> Selection:
+  """A `Selection` of the chosen tokens (`mask`), with its threshold and counts."""
   lowest = jnp.min(jnp.where(mask, scores, jnp.inf), initial=jnp.inf)
   return jax.lax.stop_gradient(
     Selection(

@@ -46,10 +46,12 @@ def target_entropy(
 
     c = ((target − H) / (h · s) − D) / E   within [minimum, maximum].
 
-  At the target c cancels D, whatever s is; elsewhere a large s is cautious. What
-  the formula does not explain leaves an offset of h times that change per update.
+  At the target c cancels D, for any s; elsewhere a larger s makes smaller
+  corrections. A change of the entropy that the formula does not explain leaves an
+  offset of h times that change per update.
   Without a prediction (no moments, or `optax.inject_hyperparams`, which evaluates
-  the coefficient before there is a signal) D is 0 and E is 1. It has no state.
+  the coefficient before there is a signal) D is 0 and E is 1. The controller has no
+  state.
 
   Args:
     target: entropy to reach, in nats.

@@ -43,7 +43,7 @@ Selector = Callable[..., Selection | Bool[Array, 'B T']]
 Reference = Literal['old_logprobs', 'ref_logprobs']
 
 # Two programs' float32 log-probabilities differ by this much from rounding
-# alone; a trainer that measures the difference passes it in the context.
+# alone; a trainer that measures it passes it in the context, as `log_ratio_noise`.
 DEAD_ZONE = 1e-6
 
 DIVERGENCES = get_args(Divergence)

@@ -2,11 +2,12 @@
 """Advantages, policy losses and divergences: pure functions on arrays.
 
 `advantages` (per response), `returns` and `gae` (per token) turn rewards into
-advantages, `token_rewards` places rewards and penalties on tokens, `weights`
+advantages, `token_rewards` assigns rewards and penalties to tokens, `weights`
 turns masks into token weights, and `losses` and `sequence_losses` combine both
-with the policy's statistics. `value_losses` train a critic, `process_rewards`
-and `outcome_scores` are those of a process reward model. All are independent of
-networks and of the batch's layout.
+with the policy's statistics. `value_losses` train a critic. `process_rewards`
+computes advantages from the rewards of a process reward model, and
+`outcome_scores` its loss and diagnostics. All are independent of networks and
+of the batch's layout.
 """
 
 from covrl.objectives.advantages import group_relative as group_relative

@@ -30,7 +30,7 @@ def group_relative(
   eps: Number = 1e-6,
   singleton: Singleton = 'reward',
 ) -> Float[Array, ' S']:
-  """Reward minus the group's mean, over its deviation or not (GRPO, Dr. GRPO).
+  """Reward minus the group's mean (Dr. GRPO), over its standard deviation (GRPO).
 
     A_i = (r_i − mean) / (std + eps)        scale='std', GRPO
     A_i =  r_i − mean                       scale=None, Dr. GRPO
@@ -39,7 +39,7 @@ def group_relative(
     rewards: one per response.
     group_ids: responses to the same prompt share an id.
     scale: 'std' divides by the group's unbiased standard deviation; `None`
-      does not, so that prompts keep their weight whatever their difficulty.
+      does not, so that the weight of a prompt does not depend on its difficulty.
     eps: added to the standard deviation.
     singleton: advantage of a response alone in its group: 'reward' assumes mean
       0 and standard deviation 1, as published code does; 'zero' gives 0.
@@ -48,7 +48,7 @@ def group_relative(
     One advantage per response.
 
   Raises:
-    TypeError: if an argument is of another type.
+    TypeError: if an argument has another type than its annotation.
     ValueError: if an option is unknown, `eps` is negative, or shapes differ.
 
   >>> rewards = jnp.array([1.0, 0.0, 5.0, 5.0])

@@ -120,7 +120,7 @@ def _required(context: TokenContext, entry: str, loss: str) -> Any:
   value = context.get(entry)
   if value is None:
     raise TypeError(
-      f'{loss} reads {entry!r} from the context; pass {entry}=… to it'
+      f'{entry} must be in the context of {loss}, got None; pass {entry}=… to it'
     )
   return value
 

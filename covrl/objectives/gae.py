@@ -2,7 +2,7 @@
 """Generalised advantage estimation; each row is one sequence.
 
 Tokens off the mask (prompts, observations, padding) are skipped: the value and
-the advantage of the next token on the mask take their place.
+the advantage of the next token on the mask are used instead.
 """
 
 from __future__ import annotations

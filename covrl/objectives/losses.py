@@ -6,9 +6,9 @@ Each is `loss(stats, *, <options>, **context)`, reads `advantages` (A),
 token's weight in the objective) from the context, and returns
 `Σ weights · loss` and a `LossAux`. Bind options with `functools.partial`.
 
-Tokens of weight 0 are not part of the objective, whatever they hold. The value
-is a surrogate for the optimiser to descend: it is comparable between steps only
-where the formula in its docstring is.
+Tokens of weight 0 are not part of the objective, even if they hold NaN. The value
+is a surrogate for the optimiser to descend and not a measure of progress: it
+depends on the advantages and weights of the batch.
 
 >>> import functools
 >>> loss = functools.partial(clipped_surrogate, low=0.2, high=0.28)
@@ -55,8 +55,9 @@ def policy_gradient(
 
   Args:
     stats: statistics of the policy.
-    max_log_ratio: tokens beyond ± this many nats have the ratio's bound and no
-      gradient; `None` trusts every ratio (as KL-Cov was published).
+    max_log_ratio: bound of |log ratio|, in nats; the ratios of tokens beyond it
+      are clamped and have no gradient. `None` does not clamp (as KL-Cov was
+      published).
     **context: reads `advantages`, `old_logprobs`, `weights`.
 
   Returns:
@@ -193,7 +194,7 @@ def sapo(
   Args:
     stats: statistics of the policy.
     positive_sharpness: τ₊.
-    negative_sharpness: τ₋; larger fades sooner.
+    negative_sharpness: τ₋; the larger it is, the sooner the gradient fades.
     max_log_ratio: bound of |log ratio|, in nats, as for `policy_gradient`.
     **context: reads `advantages`, `old_logprobs`, `weights`.
 
@@ -241,8 +242,8 @@ def dppo(
     loss = −A · ratio where trusted, else 0
 
   A token is not trusted where its advantage pushes it further from π_old than
-  the bound: (A > 0, π > π_old, D > high) or (A < 0, π < π_old, D > low), with
-  D of the two-way choice "this token or another", one of
+  the bound: (A > 0, π > π_old, D > high) or (A < 0, π < π_old, D > low). D is the
+  divergence of the two-way choice "this token or another", one of
 
     'tv'  |π − π_old|
     'kl'  π_old log(π_old/π) + (1 − π_old) log((1 − π_old)/(1 − π))

@@ -50,8 +50,8 @@ def outcome_cross_entropy(
   Args:
     logprobs: log π_φ of each token, in nats.
     ref_logprobs: log π_ref of each token, in nats; not differentiated.
-    labels: o, the outcome of the token's response, in [0, 1]; NaN and others
-      make its loss NaN.
+    labels: o, the outcome of the token's response, in [0, 1]; NaN and values
+      outside make its loss NaN.
     mask: true for response tokens; entries off the mask may be NaN.
     weights: weight of each token.
     segment_ids: index of the sequence within the row; `None` where a row is one
@@ -117,8 +117,8 @@ def pair_accuracy(
       to the same prompt.
 
   Returns:
-    The share of all groups' pairs; NaN without any, and if a score of one of
-    them is NaN.
+    The share of all groups' pairs; NaN without a pair, and if a score of a
+    response in a pair is NaN.
 
   >>> labels, ids = jnp.array([True, False, False]), jnp.zeros(3, int)
   >>> pair_accuracy(jnp.array([0.5, 0.1, 0.9]), labels, ids).item()

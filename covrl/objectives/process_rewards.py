@@ -115,7 +115,7 @@ def process_advantages(
     group_ids: responses to the same prompt share an id; a response alone in its
       group has baselines of 0.
     mask: true for response tokens.
-    form: the formula above that is computed.
+    form: which of the two formulas above is computed.
     normalise: whether process rewards are divided by the largest magnitude of a
       return, as described above.
     whiten: whether advantages are whitened over the batch's tokens, see

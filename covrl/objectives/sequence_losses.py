@@ -45,8 +45,9 @@ def gspo(
     loss = max(−A · s, −A · clip(s, 1 − low, 1 + high))
 
   'token' gives each token the gradient of its own advantage and weight,
-  s = sg(s) · π / sg(π); 'sequence' lets every token move the ratio of all. They
-  differ only where advantages or weights vary within a sequence.
+  s = sg(s) · π / sg(π); 'sequence' differentiates s itself, so that a token's
+  gradient contains the advantages and weights of all tokens of the sequence.
+  They differ only where advantages or weights vary within a sequence.
 
   Args:
     stats: statistics of the policy.
@@ -149,7 +150,7 @@ def vespo(
   max_log_ratio: Number = 20.0,
   **context: Unpack[TokenContext],
 ) -> tuple[Scalar, LossAux]:
-  """REINFORCE with a soft weight of each sequence's whole ratio (VESPO).
+  """REINFORCE, weighted by a smooth function of each sequence's ratio (VESPO).
 
     loss = −A · sg(φ(w)) · log π,    w = product of the sequence's ratios,
     φ(w) = w^k · exp(λ (1 − w))
@@ -162,7 +163,8 @@ def vespo(
     positive_shape: k where A ≥ 0.
     positive_rate: λ where A ≥ 0.
     negative_shape: k where A < 0.
-    negative_rate: λ where A < 0; larger fades sooner above w = 1.
+    negative_rate: λ where A < 0; the larger it is, the sooner φ falls above
+      w = 1.
     max_log_ratio: bound of the log ratios of tokens and of |log w|, in nats.
     **context: reads `advantages`, `old_logprobs`, `weights`, `segment_ids`.
       Public code has the weights 'token-mean'.

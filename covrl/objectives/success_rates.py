@@ -10,7 +10,7 @@ from covrl.array_checks import check_number
 from covrl.objectives.advantages import centre, deviation, same_group, widen
 from covrl.objectives.base import Number
 
-# Fraction of a response by which products of fractions and counts are off.
+# Tolerance of `quantile · group size`, in responses, for rounding.
 _ROUNDING = 1e-3
 
 
@@ -28,7 +28,7 @@ def max_likelihood(
   success probability (`order=1`, MaxRL), or of a Tsallis logarithm between them
   (GARL; the paper's setting for a start without successes is 0.75). With
   `order=1` and n responses it is, in expectation, the gradient of the first
-  n − 1 terms of log P = −Σ (1 − P)^k / k, P the success probability.
+  n − 1 terms of log P = −Σ_k (1 − P)^k / k, where P is the success probability.
 
   Args:
     rewards: one per response, at least 0.
@@ -70,7 +70,7 @@ def quantile_relative(
   quantile: Number = 0.4,
   eps: Number = 1e-6,
 ) -> Float[Array, ' S']:
-  """Reward minus a quantile of the group, over its deviation (QAE).
+  """Reward minus a quantile of the group, over its standard deviation (QAE).
 
     A_i = (r_i − Q) / (std + eps),    Q the smallest reward that at least
                                       `quantile` of the group do not exceed

@@ -29,7 +29,7 @@ class TokenRewards(NamedTuple):
     rewards: reward of each token, 0 off the mask.
     divergence: mean divergence of the tokens, in nats; NaN if it was not
       computed, or without tokens.
-    clipped: rewards of responses that were clipped.
+    clipped: true for responses whose reward was clipped.
   """
 
   rewards: Float[Array, 'S T']
@@ -53,14 +53,15 @@ def token_rewards(
   Args:
     rewards: R, one per response.
     mask: true for response tokens.
-    clip: bound of |R|; `None` for none. Rewards that are not finite become NaN.
+    clip: bound of |R|; `None` does not clip. With a bound, rewards that are not
+      finite become NaN.
     log_ratio: log π_old − log π_ref of each token, in nats; `None` without a
       penalty.
     coefficient: coefficient of the penalty.
     kind: estimator of the divergence; see `covrl.losses.divergence`.
 
   Raises:
-    TypeError: an argument is of another type.
+    TypeError: an argument has another type than its annotation.
     ValueError: shapes differ, an option is out of range, or there is a
       coefficient without `log_ratio`.
 

@@ -44,14 +44,14 @@ def clipped_value_loss(
     old_values: V_old, the estimates that the returns were computed from.
     returns: G, the targets.
     weights: weight of each token in the objective; those of weight 0 are not
-      part of it, whatever they hold.
+      part of it, even if they hold NaN.
     clip: c; `None` disables it.
 
   Returns:
     Σ weights · loss, and the per-token results.
 
   Raises:
-    TypeError: an argument is of another type.
+    TypeError: an argument has another type than its annotation.
     ValueError: shapes differ, or the clip range is not positive.
 
   >>> value, aux = clipped_value_loss(
@@ -62,7 +62,7 @@ def clipped_value_loss(
 
   References:
     Schulman et al., Proximal Policy Optimization, arXiv:1707.06347, and its
-    published code, from which the clip is; verl and OpenRLHF use c = 0.5.
+    published code, the source of the clip; verl and OpenRLHF use c = 0.5.
   """
   shape = check_array('values', values, 'real', 'B T')
   for name, array in (

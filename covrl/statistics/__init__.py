@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hidden states to per-token statistics, without a [B, T, V] array."""
+"""Per-token statistics from hidden states, without a [B, T, V] array."""
 
 from covrl.statistics.reference import (
   token_stats_from_logits as token_stats_from_logits,

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree
 
-# Number of blocks that a list is cut into: half a block is processed for nothing
-# on average, and products of small blocks are slow.
+# Number of blocks that a list is cut into: on average half a block holds no wanted
+# token but is processed, and products of small blocks are slow.
 NUM_BLOCKS = 8
 # Fewest rows of a block, if there are several.
 MIN_ROWS = 512

@@ -178,7 +178,7 @@ def _limb_bits(size: int) -> int:
   bits = min(_LIMB_BITS, _SUM_BITS - max(size - 1, 1).bit_length())
   if bits < 1:
     raise ValueError(
-      f'an exact sum takes at most 2**{_SUM_BITS - 1} entries, got {size}'
+      f'an exact sum must have at most 2**{_SUM_BITS - 1} entries, got {size}'
     )
   return bits
 

@@ -77,7 +77,7 @@ class StatsOptions(NamedTuple):
 
 
 def fused_stats(operands: Operands, options: StatsOptions) -> Outputs:
-  """Statistics, and moments if asked for, of every position."""
+  """Statistics, and moments if requested, of every position."""
   return _stats(operands, options)
 
 

@@ -84,11 +84,12 @@ def token_stats_from_logits(
     moments: whether to return Σ π², Σ π² log π and Σ π² log² π as well.
 
   Returns:
-    The statistics, and the moments if asked for. Moments are constants to
+    The statistics, and the moments if requested. Moments are constants to
     autodiff.
 
   Raises:
-    TypeError: if an argument is of another type, such as targets of floats.
+    TypeError: if an argument has another type than its annotation, such as targets
+      of floats.
     ValueError: if shapes differ, a target is outside the vocabulary, or a
       temperature is not finite and positive.
 
@@ -198,7 +199,7 @@ def check_targets(
 
 
 def wide_targets(targets: Int[Array, '*B']) -> Int[Array, '*B']:
-  """Casts to int32 if narrower: 8 bits do not tell columns 3 and 259 apart."""
+  """Casts to int32 if narrower: in 8 bits, columns 3 and 259 are equal."""
   return targets.astype(jnp.int32) if targets.dtype.itemsize < 4 else targets
 
 

@@ -30,7 +30,7 @@ class Partition(NamedTuple):
       `shard_map`, or if XLA partitions.
     by_xla: whether XLA's partitioner splits the computation, over a mesh whose
       axes are not covrl's.
-    token_spec: how the axes of `targets` are split.
+    token_spec: partition spec of `targets`.
     token_axes: mesh axes that split them.
     vocabulary_axes: mesh axes that split the unembedding's columns.
     width_axes: mesh axes that split the rows of the unembedding's cotangent.
@@ -104,7 +104,7 @@ def partition_of(
   Array axes that the mesh axes do not divide evenly are not split.
 
   Args:
-    unembedding: array or tracer; its sharding names the mesh if none is set.
+    unembedding: array or tracer; its sharding has the mesh that is used if none is set.
     targets: array of which only the shape is read.
   """
   mesh = jax.sharding.get_abstract_mesh()

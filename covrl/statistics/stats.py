@@ -124,29 +124,31 @@ def token_stats(
     soft_cap: bound of |z|; `None` does not bound it.
     moments: whether to return Σ π², Σ π² log π and Σ π² log² π as well.
     mask: true where statistics are wanted; elsewhere they are 0. `None` is
-      everywhere. The wanted positions of a device are gathered, and the cost is
-      that of their number: in steps of an eighth, or of 512, in XLA's chunks, of
-      blocks in kernels. Truncated policies process every position.
+      everywhere. The wanted positions of a device are gathered, and the cost
+      grows with their number: in XLA in steps of an eighth of all positions, at
+      least 512; in kernels in steps of a block. Truncated policies process every
+      position.
     truncation: truncations of the policy of which the statistics have the
       entropy (`top_entropy`) and the moments the log-probability of the target
-      (`filtered_logprobs`). They are computed by XLA, whatever the
-      implementation of the others, from the whole logits of a few tokens at a
+      (`filtered_logprobs`). They are computed by XLA, with any
+      `implementation` of the others, from the whole logits of a few tokens at a
       time; see `covrl.statistics.truncated`.
     chunk_size: columns of the vocabulary per chunk, which selects `'chunked'`;
-      `None` cuts those of a device into 64 chunks, or 16 with a mask, or fewer
-      of a quarter of a million logits.
+      `None` cuts those of a device into 64 chunks, or 16 with a mask, or into
+      fewer if these would have less than 2¹⁸ logits.
     implementation: `'pallas'` or `'chunked'`; `None` chooses by size and
       platform.
 
   Returns:
-    The statistics, and the moments if asked for. Moments are constants to
+    The statistics, and the moments if requested. Moments are constants to
     autodiff.
 
   Raises:
-    TypeError: if an argument is of another type, such as targets of floats.
+    TypeError: if an argument has another type than its annotation, such as targets
+      of floats.
     ValueError: if shapes differ, a target is outside the vocabulary, a number
       is not finite and positive, the implementation is unknown, or min-p is
-      asked for without moments.
+      requested without moments.
 
   >>> hidden, unembedding = jnp.ones((2, 3, 4)), jnp.zeros((4, 8))
   >>> stats = token_stats(hidden, unembedding, jnp.zeros((2, 3), int))

@@ -141,7 +141,7 @@ def empty_sums(like: Float[Array, 'N 1'], *, moments: bool) -> SoftmaxSums:
 
 
 def tile_sums(tile: LogitTile, *, moments: bool) -> SoftmaxSums:
-  """Sums over a tile's columns, with those for moments if asked for."""
+  """Sums over a tile's columns, with those for moments if requested."""
   peak = jnp.max(tile.scaled, axis=-1, keepdims=True)
   x, possible = shift_logits(tile.scaled, peak)
   mass = jnp.where(possible, jnp.exp(x), 0)

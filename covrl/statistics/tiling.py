@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tiling of tokens × vocabulary for TPU kernels: block sizes, specs, padding.
 
-Wanted tokens are those whose statistics are asked for (`token_stats(mask=…)`); the
+Wanted tokens are those on the mask of `token_stats(mask=…)`; the
 kernels get them in front of all others (`covrl.statistics.compaction`).
 """
 
@@ -51,7 +51,7 @@ class BlockGrid:
     count: number of tokens, not necessarily a multiple of the block size.
     width: model width D.
     vocabulary: number of columns, not necessarily a multiple of the block size.
-    dtype: in which hidden states and unembedding are multiplied.
+    dtype: dtype in which hidden states and unembedding are multiplied.
     block: numbers of tokens and columns of a block.
     vmem: bytes of VMEM that a kernel may use.
   """
@@ -121,7 +121,7 @@ class BlockGrid:
     """Index of the block of tokens at an index of the grid.
 
     As the outer axis, every other block is in the first half: cores that share
-    the grid get as many of the blocks at the front, which have wanted tokens.
+    the grid get equally many of the blocks at the front, which have wanted tokens.
     """
     if self.outer == 'columns':
       return index

@@ -310,7 +310,7 @@ def _is_kept(
   with at most `removed` keys below it.
   """
   # With the barrier, the keys that are compared in the end are those that were
-  # counted: XLA does not compute them anew.
+  # counted: XLA does not compute them again.
   keys = jax.lax.optimization_barrier(float_key(tile.scaled))
   info = jnp.iinfo(keys.dtype)
 

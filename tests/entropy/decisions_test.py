@@ -230,8 +230,10 @@ def test_refuses_misspelt_context_entries():
   tx = covrl.entropy_bonus(0.1)
   state = tx.init(stats.template())
   misspelt: Any = {'weight': ones}
-  message = "unknown context entry 'weight'; did you mean 'weights'"
-  with pytest.raises(TypeError, match=f'add_entropy_bonus got an {message}'):
+  message = "of TokenContext only, got 'weight'; did you mean 'weights'"
+  with pytest.raises(
+    TypeError, match=f'context of add_entropy_bonus must have .* {message}'
+  ):
     tx.update(stats, state, stats, weight=ones)
   with pytest.raises(TypeError, match=message):
     covrl.explain(tx, stats, **misspelt)

@@ -138,7 +138,9 @@ def test_refuses_bad_input():
   token_tx = covrl.detach_drain(0.1)
   stats = TokenStats(logprobs=jnp.zeros((1, 1)), entropy=jnp.zeros((1, 1)))
   state = token_tx.init(TokenStats.template())
-  with pytest.raises(TypeError, match="detach_drain reads 'moments'"):
+  with pytest.raises(
+    TypeError, match='moments must be in the context of detach_drain'
+  ):
     covrl.update_signal(token_tx, stats, state, stats)
   moments = TokenMoments(
     square=jnp.ones((1, 1)),

@@ -218,8 +218,14 @@ def test_chains_state_the_truncation_that_they_need():
 @pytest.mark.parametrize(
   ('chain', 'message'),
   [
-    (covrl.aent(), 'aent reads top_entropy from the statistics'),
-    (covrl.lp_reg(), "lp_reg reads filtered_logprobs from 'old_moments'"),
+    (
+      covrl.aent(),
+      'top_entropy of the statistics must be given to aent, got None',
+    ),
+    (
+      covrl.lp_reg(),
+      'filtered_logprobs of old_moments must be given to lp_reg',
+    ),
   ],
 )
 def test_names_a_missing_statistic(chain, message):

@@ -273,7 +273,7 @@ def test_errors_name_the_wrong_argument(batch):
     covrl.kl_cov(scope=unknown('rank'))
   bonus, chain = covrl.entropy_bonus(0.1), covrl.kl_cov()
   state = bonus.init(stats.template())
-  with pytest.raises(TypeError, match="reads 'weights' from the context"):
+  with pytest.raises(TypeError, match='weights must be in the context of'):
     bonus.update(stats, state, stats)
   params, state = {'w': jnp.ones(2)}, chain.init({'w': jnp.ones(2)})
   with pytest.raises(

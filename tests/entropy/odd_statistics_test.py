@@ -196,7 +196,7 @@ def test_missing_entries_are_named(batch):
   stats, context = batch
   for entry in ('advantages', 'mask', 'old_logprobs', 'key', 'step'):
     other_entries = {name: context[name] for name in context if name != entry}
-    with pytest.raises(TypeError, match=f"reads '{entry}' from the context"):
+    with pytest.raises(TypeError, match=f'{entry} must be in the context of'):
       covrl.selectors.random_in_band(0.05, 0.0, 1.0)(stats, **other_entries)
 
 

@@ -254,7 +254,7 @@ def test_nan_statistics_give_nan_factors(name):
 def test_a_missing_entry_is_named(name, entry):
   stats, context = batch_of(arrays())
   del context[entry]
-  with pytest.raises(TypeError, match=f"reads '{entry}' from the context"):
+  with pytest.raises(TypeError, match=f'{entry} must be in the context of'):
     factors(METHODS[name], stats, context)
 
 

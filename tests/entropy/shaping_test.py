@@ -215,7 +215,7 @@ def test_a_missing_entry_is_named(batch, name, entry):
   context = {k: v for k, v in context.items() if k != entry}
   token_tx = METHODS[name]
   state = token_tx.init(TokenStats.template())
-  with pytest.raises(TypeError, match=f"reads '{entry}' from the context"):
+  with pytest.raises(TypeError, match=f'{entry} must be in the context of'):
     jax.eval_shape(
       lambda: update_signal(token_tx, stats, state, stats, **context)
     )
@@ -235,7 +235,10 @@ def test_refuses_options_outside_their_range():
       'positive must be finite and at least',
     ),
     (lambda: covrl.steer(1.2), 'low must lie between 0 and 1'),
-    (lambda: covrl.steer(high=1.2), "high belongs to shape='linear'"),
+    (
+      lambda: covrl.steer(high=1.2),
+      "high must be None with shape='exponential'",
+    ),
     (
       lambda: covrl.steer(shape=unknown('cubic')),
       "shape must be one of .* got 'cubic'",

@@ -197,7 +197,7 @@ def test_refuses_unknown_and_missing_context_entries(name):
   ):
     LOSSES[name](stats_of(logprobs), **misspelt, **context)
   del context['weights']
-  with pytest.raises(TypeError, match="reads 'weights' from the context"):
+  with pytest.raises(TypeError, match='weights must be in the context of'):
     LOSSES[name](stats_of(logprobs), **context)
 
 
