@@ -23,7 +23,7 @@ from typing import Any
 
 # Characters of a text in a reply, at most.
 _MAX_TEXT = 2_000
-# Those of `covrl.rewards.Status`, whose module is not imported here.
+# Values of `covrl.rewards.Status`, whose module is not imported here.
 _STATUSES = (
   *('scored', 'wrong', 'unparsable', 'timeout', 'crash', 'invalid'),
   'infrastructure',

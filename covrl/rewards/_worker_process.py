@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A worker process of the reward pool, as seen by the parent."""
+"""The parent's handle on a worker process of the reward pool."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ENVIRONMENT = (
 """Names of the environment variables that every worker receives."""
 
 _SUPERVISOR = pathlib.Path(__file__).with_name('_worker_supervisor.py')
-# Seconds for trying out whether a worker can have namespaces.
+# Seconds for the test whether a worker can have namespaces.
 _PROBE_SECONDS = 30.0
 _SCRIPT = pathlib.Path(__file__).with_name('_worker_main.py')
 
@@ -117,7 +117,7 @@ def _worker_filter(*, network: bool) -> bytes | None:
 
 
 class WorkerProcess:
-  """A worker that is replaced when it hangs or dies.
+  """Handle on a worker process, which is replaced when it hangs or dies.
 
   It is used by one thread; only `close` may be called from another.
 

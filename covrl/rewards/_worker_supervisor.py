@@ -5,8 +5,8 @@
 
 The worker and all that it starts are killed when the worker ends, the supervisor
 ends, or the trainer closes its end of the pipe `trainer_pipe` or dies. With
-`namespaces`, the worker has its own pid namespace, in which the trainer does not
-exist, and without `network` its own network namespace; the kernel ends a pid
+`namespaces`, the worker has its own pid namespace, in which the trainer is not
+visible, and without `network` its own network namespace; the kernel ends a pid
 namespace with its first process. Elsewhere the supervisor adopts orphaned
 descendants and kills them, and the worker is confined by a system call filter.
 
@@ -47,7 +47,7 @@ _PRIVATE = 1 << 14 | 1 << 18  # mount flags: recursive, not propagated
 _MOUNT_OPTIONS = 2 | 4 | 8  # nosuid, nodev, noexec
 # Options of `prctl`.
 _DEATH_SIGNAL, _SUBREAPER, _NO_NEW_PRIVILEGES, _SET_FILTER = 1, 36, 38, 22
-_KILL_SECONDS = 5.0  # in which all descendants of a worker have to be killed
+_KILL_SECONDS = 5.0  # time limit for killing all descendants of a worker
 _FAILED = 127  # the exit status of a shell whose command cannot be started
 
 
@@ -123,7 +123,7 @@ def mount_proc() -> None:
 
 
 def _run_worker(settings: dict[str, Any], command: Sequence[str]) -> NoReturn:
-  """Becomes the worker."""
+  """Replaces this process with the worker by `exec`."""
   try:
     if sys.platform == 'linux':
       _die_with_parent()

@@ -7,10 +7,10 @@ or dies is therefore known: it is reported, the worker is replaced, and no other
 response is lost or scored twice. Nothing is forked (JAX has threads), no lock is
 shared with a process that may be killed, and workers do not import the main
 program. A worker ends with everything that it has started, also when the trainer is
-killed; it cannot send signals to the trainer, and has no network unless it is
-asked for.
+killed; it cannot send signals to the trainer, and has no network unless
+`network` is true.
 
-A response that could not be scored has no score; the trainer decides what follows.
+A response that could not be scored has a score of NaN; the trainer masks it.
 """
 
 from __future__ import annotations

@@ -48,10 +48,10 @@ class Scores:
     return self._sums(self.rewards)
 
   def marks(self) -> list[float]:
-    """Returns the grade of each response: its answer's score by the highest possible.
+    """Returns the grade of each response: its score over the highest possible one.
 
-    Weighted sums of the parts that are not shaping, of scores from 0 to 1. 1 is a
-    correct answer of any length and format, NaN a missing score.
+    Scores are weighted sums of the parts that are not shaping. A grade is 1 for a
+    correct answer of any length and format, and NaN for a missing score.
     """
     answers = [part for part in self.rewards if not part.shaping]
     full = self._sums(answers, full_marks=True)

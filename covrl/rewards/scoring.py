@@ -77,8 +77,8 @@ class Scoring:
     timeout: time limit per response in seconds, unless the reward has its own.
     environment: names of environment variables that workers receive besides
       those of `ENVIRONMENT`.
-    network: whether all rewards may use the network, and not only those that ask
-      for it.
+    network: whether all rewards may use the network, and not only those
+      whose own `network` is true.
 
   Attributes:
     rewards: the reward parts.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Properties that all policy losses share, whatever their formula."""
+"""Properties that all policy losses share, independent of their formula."""
 
 import functools
 import inspect

@@ -56,7 +56,7 @@ def run(*case, temperature: Any = 1.0, soft_cap=None):
   with small_blocks_interpreted():
     each = jnp.broadcast_to(jnp.asarray(temperature, jnp.float32), SHAPE)
     out, back = run_kernel(*case, each, soft_cap)
-  # Statistics that were not asked for.
+  # Leaves out statistics that were not requested.
   out = {name: value for name, value in out.items() if value is not None}
   return out | dict(zip(('hidden', 'unembedding'), back, strict=True))
 

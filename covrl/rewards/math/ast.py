@@ -8,7 +8,7 @@ import re
 from fractions import Fraction
 from typing import Any
 
-MAX_DIGITS = 1000  # of a decimal
+MAX_DIGITS = 1000  # longest decimal
 
 
 class ParseError(ValueError):
@@ -62,7 +62,7 @@ def juxtaposed(left: Node, right: Node) -> Node:
 
 
 def is_quantity(node: Node) -> bool:
-  """Returns whether a node is a number with a unit, or a sum of such."""
+  """Returns whether a node is a number with a unit, or a sum of such numbers."""
   if node.kind in ('product', 'sum'):
     last = node.parts[-1]
     has_value = node.kind == 'sum' or node.parts[0].kind != 'text'

@@ -45,7 +45,7 @@ class BracketParser(TokenStream, abc.ABC):
         return Node('absolute', (node,))
       case '(' | '[' | ']':
         return self._tuple(opening)
-    raise ParseError(f'an expression expected, got {opening!r}')
+    raise ParseError(f'an expression must begin here, got {opening!r}')
 
   def until(self, closing: str, level: Callable[[], Node]) -> Node:
     """Parses an expression and the bracket that closes it."""
@@ -54,6 +54,7 @@ class BracketParser(TokenStream, abc.ABC):
     return node
 
   def _tuple(self, opening: str) -> Node:
+    """Parses a tuple, an interval or an expression in parentheses."""
     bars, self._open_bars = self._open_bars, 0
     if self.accept(')'):
       raise ParseError('empty parentheses')
@@ -70,6 +71,7 @@ class BracketParser(TokenStream, abc.ABC):
     return Node('tuple', (node,), brackets)
 
   def _set(self) -> Node:
+    """Parses `{1, 2}` or `{x | …}`."""
     if self.accept('\\}'):
       return Node('set')
     colons, self._has_ratios = self._has_ratios, False

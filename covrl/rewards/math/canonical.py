@@ -150,7 +150,7 @@ def _rewrite(node: Node, zero_is_natural: bool) -> Node:
       return _without_absolute_value(node)
     case 'negative' if parts[0].kind in ('matrix', 'tuple'):
       return _scale(ast.number(-1), parts[0])
-    case 'product' if node.value == 'applied' and _is_selection(*parts):
+    case 'product' if node.value == 'applied' and _is_binomial(*parts):
       return Node('call', parts[1].parts, 'binom')
     case 'product' if parts[0].kind == 'reals' and parts[1].kind == 'symbol':
       return parts[0]
@@ -195,7 +195,7 @@ def _without_absolute_value(relation: Node) -> Node:
   return relation
 
 
-def _is_selection(function: Node, argument: Node) -> bool:
+def _is_binomial(function: Node, argument: Node) -> bool:
   """Returns whether an applied symbol is a number of combinations, C(5, 2)."""
   return (
     function == Node('symbol', (), 'C')

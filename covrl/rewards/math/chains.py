@@ -67,7 +67,7 @@ def read_chain(
     signs = signs[1:]
   elif len(parts) == 2 and parts[1].kind == 'symbol' and is_name(parts[1]):
     return Chain(parts[1], parts[0])
-  # Decimals with dots are rounded, whatever the sign before them.
+  # Decimals with dots are rounded, even after an equals sign.
   count = 1
   while count < len(parts) and signs[count - 1] == '=':
     if _has_dots(parts[count]):

@@ -8,8 +8,8 @@ import re
 from covrl.rewards.math import ast
 from covrl.rewards.math.ast import Node
 
-# Half of the day by the words after a time, empty if they leave it open; and of
-# times that have a name.
+# Half of the day ('am' or 'pm') by the words after a time; empty for words that do
+# not determine it. Below, the same for times that have a name.
 _HALVES = {
   **dict.fromkeys(('am', 'in the morning', 'at night', 'midnight'), 'am'),
   **dict.fromkeys(('pm', 'in the afternoon', 'in the evening', 'noon'), 'pm'),

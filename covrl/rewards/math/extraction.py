@@ -153,7 +153,7 @@ def after_answer(text: str) -> str | None:
 
 
 def last_number(text: str) -> str | None:
-  """Returns the last number of a text, whatever follows it.
+  """Returns the last number of a text, even if other text follows it.
 
   Numbers are integers and decimals; of a fraction or a range it is the last
   part.

@@ -19,15 +19,16 @@ from covrl.rewards.math import numeric
 from covrl.rewards.math.ast import Node
 from covrl.rewards.math.evaluate import Undefined, Value, as_number, evaluate
 
-# Letters that may be integers without saying so.
+# Letters that may be integer parameters without a declaration such as k ∈ ℤ.
 PARAMETERS = frozenset('knmlpqrstj')
-# Name of an integer parameter after renaming.
+# Names of an integer and of a natural parameter after renaming.
 INTEGER = 'integer parameter'
 NATURAL = 'natural parameter'
+# Most steps of the parameter after which an expression may grow by its period.
 _STEPS = 6
-_DIGITS = 60
-_CLOSE = 1e-30
-_MAX_CLASSES = 500
+_DIGITS = 60  # decimal digits of values
+_CLOSE = 1e-30  # difference of values that are equal
+_MAX_CLASSES = 500  # residues of a family modulo the common period
 
 
 class _Class(NamedTuple):

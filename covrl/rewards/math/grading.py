@@ -203,7 +203,7 @@ def _quick_outcome(answer: str | None, reference: str) -> Outcome | None:
 
 
 def _is_same_prose(reference_text: str, answer_text: str) -> bool:
-  """Returns whether two texts have the same words, ignoring case and marks."""
+  """Returns whether two texts have the same words, ignoring case and punctuation."""
   one, other = (
     text.replace('\\text', '').replace('{', '').replace('}', '').strip()
     for text in (reference_text, answer_text)

@@ -22,7 +22,7 @@ def expand_dots(items: Sequence[Node]) -> list[Node] | None:
   """Returns the elements of `1, 2, …, 10`, or one 'progression' node.
 
   Returns:
-    `None` if there are no dots, or they cannot be understood.
+    `None` if there are no dots, or the elements are not a progression.
   """
   if items.count(DOTS) != 1:
     return None

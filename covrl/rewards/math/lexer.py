@@ -100,13 +100,15 @@ class TokenStream:
     """Consumes the next token, which must be one of `texts`."""
     accepted = self.accept(*texts)
     if not accepted:
-      raise ParseError(f'{texts} expected, got {self.peek().text!r}')
+      raise ParseError(
+        f'the next token must be one of {texts}, got {self.peek().text!r}'
+      )
     return accepted
 
   def expect_end(self) -> None:
     """Checks that all tokens are consumed."""
     if self.peek() is not END:
-      raise ParseError(f'the end expected, got {self.peek().text!r}')
+      raise ParseError(f'the answer must end here, got {self.peek().text!r}')
 
   def raw_argument(self) -> str:
     """Returns the argument of a command as text."""

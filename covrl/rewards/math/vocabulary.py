@@ -62,7 +62,7 @@ RELATIONS = {
   **dict.fromkeys(('\\approx', '\\doteq', '\\simeq'), 'approx'),
   '\\rightarrow': 'to',
 }
-# What may follow a sign for degrees.
+# Words that may follow a degree sign, and the scale that they name.
 TEMPERATURES = {
   **dict.fromkeys(('c', 'celsius', 'centigrade'), 'celsius'),
   **dict.fromkeys(('f', 'fahrenheit'), 'fahrenheit'),

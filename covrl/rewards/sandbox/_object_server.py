@@ -68,7 +68,7 @@ class ObjectServer:
     self._namespace = program.execute('solution')
 
   def _answer(self, message: dict[str, Any]) -> dict[str, Any]:
-    """Returns the value that a message asks for, and the arguments it changed."""
+    """Returns the value that a message requests, and the arguments that changed."""
     if 'global' in message:
       if message['global'] not in self._namespace:
         return {'missing': message['global']}

@@ -57,7 +57,7 @@ _offered: dict[str, tuple[str, str]] = {}
 
 
 class _PackageFinder:
-  """Finder of the offered packages; other installed ones stay hidden."""
+  """Finder of the offered packages; other installed ones cannot be imported."""
 
   @staticmethod
   def find_spec(name: str, path: Any = None, target: Any = None) -> Any:

@@ -41,8 +41,8 @@ class ProgramClient:
 
   def __init__(self) -> None:
     self.requests = 0
-    # Requests that use a value of the program; fetching a function or class is
-    # none, fetching a constant is one.
+    # Requests that use a value of the program; fetching a function or class does
+    # not count, fetching a constant does.
     self.uses = 0
     self._channel = JsonChannel(self._refer, self._resolve)
     self._callbacks: list[Any] = []

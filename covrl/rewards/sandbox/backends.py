@@ -17,7 +17,7 @@ from covrl.rewards.sandbox.sandbox import Sandbox, SandboxError
 from covrl.rewards.sandbox.session import Session
 from covrl.rewards.sandbox.test_formats import PrintTest
 
-# The program, test and time limit with which a backend is tried out.
+# Program, test and time limit of the trial run of a backend.
 _PROGRAM = b'print(sum(map(int, input().split())))'
 _TEST = PrintTest(b'1 2', b'3')
 _SECONDS = 20.0
@@ -38,11 +38,11 @@ def find_launcher(
   Args:
     backend: the required backend; `None` tries `bubblewrap`, then `landlock`.
     limits: resource limits of programs.
-    reasons: receives for every failed backend why it does not work.
+    reasons: list to which the error of every failed backend is appended.
     packages: installed packages that programs may import.
 
   Raises:
-    JudgeError: if no backend works; the message says why.
+    JudgeError: if no backend works; the message lists the errors.
   """
   if sys.platform != 'linux':
     raise JudgeError(
@@ -81,7 +81,7 @@ def _candidates(
 
 
 def _failure(launcher: Launcher, limits: Limits) -> str | None:
-  """Returns why a backend fails on a trial program; `None` if it works."""
+  """Returns the error of a backend on a trial program; `None` if it works."""
   try:
     with Sandbox(launcher, limits) as sandbox:
       usage = sandbox.usage(exact=True)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sandboxes by bubblewrap, with all kinds of namespaces.
 
-The user of a program on the host depends on who starts the trainer. An ordinary
+The user id of a program on the host depends on the user of the trainer. An ordinary
 user's sandbox is a user namespace. Root's is not, since the kernel exempts root
 from process limits even in a user namespace: bubblewrap then keeps two
 capabilities, with which process 1 switches to an unused user id at once; where

@@ -3,7 +3,7 @@
 
 The judge compares bytes or values decoded from JSON; no object of the program
 takes part. Printed output is compared as judges of programming contests do: word
-by word, numbers by their values, whatever the blanks.
+by word, numbers by their values, without regard to blanks.
 """
 
 from __future__ import annotations

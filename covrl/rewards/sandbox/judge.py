@@ -48,7 +48,7 @@ class Judge:
 
   Attributes:
     backend: the sandbox backend in use.
-    reasons: for each backend that was tried before it, why it does not work.
+    reasons: errors of the backends that were tried before it and do not work.
 
   Raises:
     JudgeError: if the backend, or every backend, does not work on this machine.

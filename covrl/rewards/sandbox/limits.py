@@ -124,7 +124,7 @@ def supervise_job(
     limits: resource limits.
 
   Returns:
-    How the job ended, and the report of process 1.
+    The reason for which the job ended, and the report of process 1.
   """
   now = time.monotonic()
   deadline, tick = now + seconds, now + _TICK
@@ -166,7 +166,7 @@ def _receive(control: socket.socket) -> bytes:
 def _read_rest(
   report: bytes, outputs: Sequence[OutputPipe]
 ) -> tuple[EndReason, bytes]:
-  """Reads remaining output; returns how the job ended, and the report."""
+  """Reads remaining output; returns the reason of the job's end, and the report."""
   if not report:
     return EndReason.LOST, b''
   for pipe in outputs:

@@ -29,7 +29,7 @@ from covrl.rewards.sandbox.test_formats import (
 _OVERHEAD = 60.0
 _PROGRAM_SCRIPT = pathlib.Path(__file__).with_name('_program.py')
 # Code after that script: compiles the program, calls a function of it with the
-# arguments on standard input, and writes the result, or why it failed.
+# arguments on standard input, and writes the result, or the error.
 _CALL = """
 program = Program({program!r})
 reason = program.compile()

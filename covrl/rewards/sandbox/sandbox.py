@@ -47,7 +47,7 @@ class JobResult:
   """Result of a job in a sandbox.
 
   Attributes:
-    end: how the job ended.
+    end: reason for which the job ended.
     output: standard output, up to a limit.
     result: bytes written to the result descriptor, up to a limit.
     report: report of the sandbox's process 1.

@@ -77,7 +77,7 @@ _IOCTLS = {
   'FIONCLEX': 0x5450,
   'FIOCLEX': 0x5451,
 }
-# Refused to reward workers without namespaces, whatever the arguments.
+# Refused to reward workers without namespaces, with any arguments.
 _REFUSED_TO_WORKERS = 'io_uring_setup process_vm_writev tkill'
 # Refused to them for the trainer's process, by the index of the argument that is the
 # process id.
@@ -122,8 +122,8 @@ def make_filter(*, processes: bool) -> bytes:
 def make_worker_filter(*, trainer: int, group: int, network: bool) -> bytes:
   """Returns a filter for reward workers that have no namespaces.
 
-  It refuses signals to the trainer by its number, its group or to everybody, other
-  access to its process, and sockets of the network.
+  It refuses signals to the trainer's process id, to its process group and to all
+  processes, other access to its process, and sockets of the network.
 
   Args:
     trainer: process id of the trainer.

@@ -196,10 +196,10 @@ class Session:
       case EndReason.TASKS:
         detail = f'it had more than {limits.processes} processes and threads'
       case EndReason.OUTPUT:
-        detail = 'it printed or returned far more than was asked for'
+        detail = 'it printed or returned far more than expected'
       case _:
         detail = (
-          f'its sandbox broke: {one_line(run.report) or "no reason given"}'
+          f'its sandbox failed: {one_line(run.report) or "no reason given"}'
         )
     return Outcome(0.0, Status.CRASH, detail)
 

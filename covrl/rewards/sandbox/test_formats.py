@@ -120,7 +120,7 @@ def _parse(index: int, test: Mapping[str, Any]) -> Test:
 
 
 def _tolerance(index: int, fields: Mapping[str, Any]) -> float | None:
-  """Returns the tolerance that a test names; `None` if it names none."""
+  """Returns the tolerance of a test; `None` without one."""
   value = fields.get('tolerance')
   if value is None:
     return None
