@@ -61,12 +61,12 @@ def check(golden, function, dtype, tolerance):
 
 
 @pytest.mark.parametrize('function', [*FUNCTIONS, 'opo'])
-def test_published_float32(golden, function):
+def test_equals_published_advantages_in_float32(golden, function):
   check(golden, function, jnp.float32, 1e-6)
 
 
 @pytest.mark.parametrize('function', [*FUNCTIONS, 'opo'])
-def test_published_float64(golden, function, x64):
+def test_equals_published_advantages_in_float64(golden, function, x64):
   # The published vectorised GRPO computes group moments in float32.
   tolerance = 1e-7 if function == 'grpo_vectorized' else 1e-12
   check(golden, function, jnp.float64, tolerance)
@@ -92,7 +92,7 @@ def numpy_group_relative(rewards, ids):
 
 @given(rewards_and_groups, st.permutations(range(6)))
 @settings(max_examples=40, deadline=None)
-def test_group_relative(pairs, order):
+def test_group_relative_equals_numpy_in_any_order(pairs, order):
   rewards = np.array([r for r, _ in pairs], np.float32)
   ids = np.array([g for _, g in pairs], np.int32)
   actual = np.asarray(relative(jnp.asarray(rewards), jnp.asarray(ids)))
@@ -105,7 +105,7 @@ def test_group_relative(pairs, order):
 
 @given(rewards_and_groups)
 @settings(max_examples=40, deadline=None)
-def test_leave_one_out(pairs):
+def test_leave_one_out_subtracts_the_mean_of_the_others(pairs):
   rewards = np.array([r for r, _ in pairs], np.float32)
   ids = np.array([g for _, g in pairs], np.int32)
   actual = loo(jnp.asarray(rewards), jnp.asarray(ids))
@@ -132,7 +132,7 @@ def test_dr_grpo_subtracts_the_mean_only():
   )
 
 
-def test_advantage_of_a_response_alone_in_its_group():
+def test_a_response_alone_in_its_group_gets_its_reward_or_zero():
   rewards, ids = jnp.array([0.5, 3.0, 1.0]), jnp.array([1, 2, 1])
   assert relative(rewards, ids)[1] == pytest.approx(3 / (1 + 1e-6))
   for function in (relative, loo):
@@ -169,7 +169,7 @@ def numpy_pass_at_k(success, k):
 
 @pytest.mark.parametrize('k', [1, 2, 3, 5])
 @pytest.mark.parametrize('successes', range(6))
-def test_pass_at_k(k, successes):
+def test_pass_at_k_equals_enumeration_of_all_subsets(k, successes):
   success = np.arange(5) < successes
   # An interleaved second group, and one smaller than k, change nothing.
   rewards = jnp.asarray(np.stack([success, 1 - success], 1).ravel(), float)
@@ -192,7 +192,7 @@ def test_pass_at_k_refuses_k_below_one():
     pass_at_k(jnp.zeros(2), jnp.zeros(2, jnp.int32), k=0)
 
 
-def test_unlikeliness():
+def test_unlikeliness_lowers_rewards_by_rank_of_likelihood():
   rewards = jnp.array([1.0, 1.0, 0.0, 1.0, 1.0])
   logprobs = jnp.array([-1.0, -3.0, -9.0, -2.0, -0.5])
   ids = jnp.array([4, 4, 4, 4, 8])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bad input of losses, advantages and weights: one sentence, no broadcasting."""
+"""Invalid input of losses, advantages and weights is refused, and not broadcast."""
 
 import functools
 from typing import Any
@@ -36,7 +36,7 @@ LOSSES = (
 
 
 def unchecked(function: object) -> Any:
-  """A function that the type checker lets be called with anything."""
+  """Returns a function without its types, for calls with invalid arguments."""
   return function
 
 
@@ -219,7 +219,7 @@ def test_deviations_that_overflow_do_not_make_advantages_zero():
   np.testing.assert_allclose(large, [0.5**0.5, -(0.5**0.5)] * 2, rtol=1e-6)
 
 
-def test_impossible_rewards_and_lengths_make_their_group_nan():
+def test_invalid_rewards_and_lengths_make_their_group_nan():
   of_infinity = jnp.array([1.0, -jnp.inf, 1.0, 0.0])
   of_signs = jnp.array([1.0, -1.0, 1.0, 0.0])
   for result in (
@@ -236,7 +236,7 @@ def test_groups_of_64_bits_are_refused():
     unchecked(advantages.leave_one_out)(REWARDS, np.array([0, 0, 1, 1]) << 32)
 
 
-def test_clips_do_not_hide_numbers_that_are_not_finite():
+def test_clipping_keeps_numbers_that_are_not_finite_nan():
   rewards = jnp.full(4, jnp.inf)
   clipped = token_rewards(rewards, MASK, clip=1.0).rewards
   assert np.isnan(clipped[:, -1]).all()

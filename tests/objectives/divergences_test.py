@@ -47,11 +47,11 @@ def check_published(golden, dtype, tolerance):
         )
 
 
-def test_published_float32(golden):
+def test_equals_published_divergences_in_float32(golden):
   check_published(golden, jnp.float32, 1e-6)
 
 
-def test_published_float64(golden, x64):
+def test_equals_published_divergences_in_float64(golden, x64):
   check_published(golden, jnp.float64, 1e-12)
 
 
@@ -72,7 +72,7 @@ def test_equal_probabilities_have_divergence_zero(kind):
   assert (divergence_gradient(x, kind) == expected).all()
 
 
-def test_dead_zone():
+def test_abs_has_no_value_and_no_gradient_in_the_dead_zone():
   x = jnp.array([-0.3, -0.1, 0.0, 0.05, 0.2])
   for zone in (0.1, jnp.array(0.1)):
     np.testing.assert_allclose(

@@ -49,9 +49,11 @@ def on_one_token(loss, log_ratio, advantage, old=-3.0):
   st.sampled_from([None, 1.5, 3.0]),
 )
 @settings(max_examples=30, deadline=None)
-def test_clipped_surrogate(log_ratio, advantage, low, high, dual_clip):
+def test_clipped_surrogate_equals_its_formula(
+  log_ratio, advantage, low, high, dual_clip
+):
   advantage, log_ratio = np.float32(advantage), np.float32(log_ratio)
-  # The loss sees the sum rounded to float32.
+  # The loss computes with the sum, rounded to float32.
   old = np.float32(-3.0)
   log_ratio = np.float32(np.float32(old + log_ratio) - old)
   value, gradient, aux = on_one_token(
@@ -106,7 +108,7 @@ def test_gradient_on_the_bounds_is_full(x64):
   assert not aux.clipped
 
 
-def test_policy_gradient_clamp():
+def test_policy_gradient_clamps_the_ratio_if_bounded():
   value, gradient, aux = on_one_token(policy_gradient, 25.0, 1)
   assert gradient == value == pytest.approx(-math.exp(25), rel=1e-5)
   assert not aux.clipped
@@ -127,7 +129,7 @@ def test_cispo_truncates_and_keeps_the_gradient():
 
 
 @pytest.mark.parametrize('advantage', [0.7, -0.7])
-def test_sapo(advantage):
+def test_sapo_equals_its_formula(advantage):
   sharpness = 1.0 if advantage > 0 else 1.05
   ratio = math.exp(0.4)
   gate = 1 / (1 + math.exp(-sharpness * (ratio - 1)))
@@ -150,7 +152,7 @@ def test_sapo(advantage):
     (0.5, 0.6, 1, False),
   ],
 )
-def test_dppo_total_variation(old, new, advantage, clipped):
+def test_dppo_clips_by_total_variation(old, new, advantage, clipped):
   log_ratio = math.log(new) - math.log(old)
   value, gradient, aux = on_one_token(dppo, log_ratio, advantage, math.log(old))
   assert aux.clipped == clipped
@@ -161,7 +163,7 @@ def test_dppo_total_variation(old, new, advantage, clipped):
 
 @given(st.floats(0.01, 0.99), st.floats(0.01, 0.99), st.sampled_from([1, -1]))
 @settings(max_examples=25, deadline=None)
-def test_dppo_divergence(old, new, advantage):
+def test_dppo_clips_by_divergence(old, new, advantage):
   distance = old * math.log(old / new) + (1 - old) * math.log(
     (1 - old) / (1 - new)
   )
@@ -175,7 +177,7 @@ def test_dppo_divergence(old, new, advantage):
 
 
 @pytest.mark.parametrize(('old', 'new'), [(0.0, -2.0), (-2.0, 0.0), (0.0, 0.0)])
-def test_dppo_divergence_of_certain_tokens(old, new):
+def test_dppo_is_finite_for_tokens_of_probability_one(old, new):
   loss = functools.partial(dppo, measure='kl')
   for advantage in (1, -1):
     value, gradient, aux = on_one_token(loss, new - old, advantage, old)

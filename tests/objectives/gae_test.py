@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Generalised advantages against direct sums, for any mask and decay."""
+"""Generalised advantage estimates equal direct sums, for any mask and decay."""
 
 import hypothesis
 import hypothesis.extra.numpy as hnp
@@ -83,7 +83,7 @@ def test_the_defaults_are_returns_minus_values():
   np.testing.assert_allclose(advantages, [[2.0, 1.5, 0.5]])
 
 
-def test_worked_example_of_two_decays():
+def test_actor_and_critic_may_have_different_decays():
   """γ = 1, λ = 0 for the actor and 1 for the critic, an observation between."""
   rewards = jnp.array([[0.0, 9.0, 0.0, 1.0]])
   values = jnp.array([[0.2, 9.0, 0.6, 0.7]])
@@ -163,7 +163,7 @@ def test_values_that_are_not_finite_are_never_hidden():
     ),
   ],
 )
-def test_refuses_options(options, sentence):
+def test_refuses_decays_outside_their_range_or_shape(options, sentence):
   ones = jnp.ones((2, 3))
   with pytest.raises(ValueError, match=sentence):
     gae(ones, ones, ones > 0, **options)

@@ -99,12 +99,12 @@ def check(golden, close, function, dtype, relative):
 
 
 @pytest.mark.parametrize('function', LOSSES)
-def test_float32(golden, close, function):
+def test_equals_published_losses_in_float32(golden, close, function):
   check(golden, close, function, jnp.float32, 1e-6)
 
 
 @pytest.mark.parametrize('function', LOSSES)
-def test_float64(golden, close, function, x64):
+def test_equals_published_losses_in_float64(golden, close, function, x64):
   check(golden, close, function, jnp.float64, 1e-12)
 
 
@@ -134,9 +134,9 @@ def check_geo_mean(golden, close, dtype, relative):
     assert abs(value - case.expected('loss')) <= relative * max(size, 1e-3)
 
 
-def test_geo_mean_float32(golden, close):
+def test_geo_mean_equals_published_values_in_float32(golden, close):
   check_geo_mean(golden, close, jnp.float32, 1e-6)
 
 
-def test_geo_mean_float64(golden, close, x64):
+def test_geo_mean_equals_published_values_in_float64(golden, close, x64):
   check_geo_mean(golden, close, jnp.float64, 1e-12)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Process rewards against formulas worked here and an independent script."""
+"""Advantages from process rewards, against hand-worked values and a second script."""
 
 import pathlib
 from typing import Any
@@ -125,7 +125,7 @@ def unscaled_advantages(process, outcomes, ids, mask, form, **more):
   return actual.tolist()
 
 
-def test_both_forms_worked_by_hand():
+def test_both_forms_equal_values_worked_by_hand():
   # Two responses to a prompt, of two tokens and one; the second is right.
   responses = (
     [[1.0, 3.0], [4.0, 9.0]],
@@ -210,7 +210,7 @@ def test_equal_outcomes_leave_the_process_rewards(form):
   )
   assert np.abs(some).min() > 0
   np.testing.assert_array_equal(some, none)
-  # Equal outcomes and equal process rewards: exactly nothing.
+  # Equal outcomes and equal process rewards: advantages are exactly 0.
   equal, scale = advantages(np.zeros((2, 3)), np.ones(2), ids, mask, form)
   assert not equal.any()
   assert scale == 0
@@ -225,14 +225,14 @@ def test_a_response_alone_in_its_group_keeps_its_rewards(form):
   ]
 
 
-def test_numbers_that_are_not_finite_are_never_a_zero():
+def test_numbers_that_are_not_finite_make_advantages_nan():
   mask, ids = np.ones((3, 2), bool), [0, 0, 1]
   for bad in (np.nan, np.inf, -np.inf):
     process = [[1.0, bad], [3.0, 4.0], [1.0, 1.0]]
     actual, scale = advantages(process, np.ones(3), ids, mask, 'paper')
     assert np.isnan(actual).all()
     assert np.isnan(scale)
-    # The form of the code leaves out the last token's reward, not its fault.
+    # The form of the code drops the last token's reward, unless it is not finite.
     actual, scale = advantages(process, np.ones(3), ids, mask, 'code')
     assert np.isnan(actual).all()
     assert np.isnan(scale)
@@ -252,7 +252,7 @@ def test_numbers_that_are_not_finite_are_never_a_zero():
 
 
 @pytest.mark.parametrize('shape', [(0, 2), (2, 0)])
-def test_batches_without_tokens(shape):
+def test_batches_without_tokens_have_a_scale_of_zero(shape):
   empty, ids = jnp.zeros(shape), jnp.zeros(shape[0], int)
   outcomes = jnp.ones(shape[0])
   result = process_advantages(empty, outcomes, ids, jnp.zeros(shape, bool))
@@ -269,7 +269,9 @@ def test_labels_that_are_not_probabilities_make_the_loss_nan(label):
   assert np.isnan(value)
 
 
-def test_loss_and_gradient(golden):
+def test_outcome_loss_and_gradient_equal_those_of_the_independent_script(
+  golden,
+):
   mask = golden['in/mask']
   lengths = mask.sum(axis=1, keepdims=True)
   options = {
@@ -299,7 +301,7 @@ def test_loss_and_gradient(golden):
   np.testing.assert_allclose(other, value, rtol=1e-6)
 
 
-def test_pair_accuracy(golden):
+def test_pair_accuracy_equals_that_of_the_independent_script(golden):
   run = jax.jit(pair_accuracy)
   ids = golden['in/group_ids'].astype(np.int32)
   labels = golden['in/outcomes'] > 0.5
@@ -317,7 +319,7 @@ def test_pair_accuracy(golden):
     assert np.isnan(run(spoilt, labels, ids)) == in_a_pair
 
 
-def test_calibration_error():
+def test_calibration_error_equals_a_sum_over_bins():
   run = jax.jit(calibration_error)
   probabilities = np.array([0.1, 0.15, 0.9, 1, 0.5, np.nan], np.float32)
   labels = np.array([False, True, True, True, True, True])
@@ -337,7 +339,7 @@ def test_calibration_error():
     )
 
 
-def test_refuses_options():
+def test_refuses_invalid_options():
   ones, ids = jnp.ones((2, 3)), jnp.zeros(2, int)
   mask, outcomes = jnp.ones((2, 3), bool), jnp.ones(2)
   for coefficient in (0.0, -0.05):

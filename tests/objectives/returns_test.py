@@ -85,12 +85,12 @@ def check(golden, function, dtype, tolerance):
 
 
 @pytest.mark.parametrize('function', FUNCTIONS)
-def test_published_float32(golden, function):
+def test_equals_published_returns_in_float32(golden, function):
   check(golden, function, jnp.float32, 2e-6)
 
 
 @pytest.mark.parametrize('function', FUNCTIONS)
-def test_published_float64(golden, function, x64):
+def test_equals_published_returns_in_float64(golden, function, x64):
   check(golden, function, jnp.float64, 1e-12)
 
 
@@ -122,7 +122,7 @@ def test_gae_with_trace_decay_one_is_return_minus_value():
   np.testing.assert_allclose(returns, [[2, 2, 2]])
 
 
-def test_remax():
+def test_remax_is_the_reward_to_go_minus_the_baseline():
   rewards = jnp.array([[1.0, 2.0, 4.0, jnp.nan]])
   mask = jnp.array([[True, True, True, False]])
   np.testing.assert_allclose(
@@ -130,7 +130,7 @@ def test_remax():
   )
 
 
-def test_whiten():
+def test_whitened_values_have_mean_zero_and_variance_one():
   rng = np.random.default_rng(1)
   values, mask = rng.normal(size=(4, 9)) * 3 + 2, rng.random((4, 9)) < 0.5
   poisoned = jnp.asarray(np.where(mask, values, np.nan))

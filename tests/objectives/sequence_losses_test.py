@@ -72,7 +72,7 @@ PACKED = ((1, 0), (), (5, 2, 3), (6, 4))
 
 
 @pytest.mark.parametrize('name', LOSSES)
-def test_padded_and_packed_rows_give_the_same(name):
+def test_padded_and_packed_rows_give_the_same_loss(name):
   drawn_sequences = sequences()
   logprobs, context, slices = lay_out(drawn_sequences, PADDED)
   value, aux, signal = run(LOSSES[name], logprobs, context)
@@ -143,7 +143,7 @@ FORMULAS = {'geo_mean': expected_geo_mean, 'vespo': expected_vespo}
 
 @pytest.mark.parametrize('seed', range(3))
 @pytest.mark.parametrize('name', LOSSES)
-def test_formula(name, seed, x64):
+def test_value_and_gradient_equal_the_formula(name, seed, x64):
   drawn_sequences = sequences(seed)
   logprobs, context, slices = lay_out(drawn_sequences, PADDED)
   value, _, signal = run(LOSSES[name], logprobs, context)
@@ -175,7 +175,7 @@ def test_formula(name, seed, x64):
 
 
 @pytest.mark.parametrize('name', LOSSES)
-def test_mesh_gives_the_same_without_all_gather(name):
+def test_mesh_gives_the_same_loss_without_all_gather(name):
   drawn_sequences = sequences()
   logprobs, context, _ = lay_out(drawn_sequences, (*PACKED, (), (), (), ()))
   mesh = make_mesh((4, 2))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Advantages by the success rate of a prompt: formulas, order, odd groups."""
+"""Advantages by the success rate of a prompt: formulas, order, special groups."""
 
 import math
 
@@ -24,7 +24,7 @@ def binary_rewards(successes, size):
 
 @pytest.mark.parametrize('order', [0.0, 0.75, 1.0])
 @pytest.mark.parametrize('successes', range(5))
-def test_max_likelihood(successes, order):
+def test_max_likelihood_equals_its_formula(successes, order):
   p = successes / 4
   actual = likelihood(
     binary_rewards(successes, 4), jnp.zeros(4, int), order=order
@@ -66,7 +66,7 @@ def test_quantile_relative_switches_at_the_published_rate(size, quantile):
     np.testing.assert_allclose(actual, expected, rtol=1e-4)
 
 
-def test_quantile_relative_of_real_rewards():
+def test_quantile_relative_subtracts_the_median_of_real_rewards():
   rewards = np.array([3.0, 1.0, 4.0, 1.5, 9.0])
   actual = quantiles(jnp.asarray(rewards), jnp.zeros(5, int), quantile=0.5)
   expected = (rewards - np.sort(rewards)[2]) / (rewards.std(ddof=1) + 1e-6)
@@ -91,23 +91,25 @@ def test_groups_and_order_do_not_matter(function):
 
 
 @pytest.mark.parametrize('function', [max_likelihood, quantile_relative])
-def test_odd_groups(function):
+def test_groups_without_a_difference_get_zero_and_nan_rewards_give_nan(
+  function,
+):
   ids = jnp.array([0, 0, 1, 1, 2, 3, 3])
   rewards = jnp.array([2.0, 2.0, 0.0, 0.0, 5.0, jnp.nan, 1.0])
   actual = np.asarray(function(rewards, ids))
-  # Equal rewards, no success, a response alone; an unknown reward stays so.
+  # Equal rewards, no success and a response alone give 0; a NaN reward gives NaN.
   np.testing.assert_array_equal(actual[:5], 0)
   assert np.isnan(actual[5:]).all()
 
 
-def test_negative_mean_rewards_have_no_likelihood():
+def test_negative_rewards_make_likelihood_advantages_nan():
   rewards, ids = jnp.array([-1.0, 0.5, 1.0, 0.0]), jnp.array([0, 0, 1, 1])
   actual = np.asarray(max_likelihood(rewards, ids))
   assert np.isnan(actual[:2]).all()
   np.testing.assert_array_equal(actual[2:], [1, -1])
 
 
-def test_extremes_are_the_policy_gradient_and_the_best_response():
+def test_order_zero_is_group_relative_and_extreme_quantiles_bound_the_sign():
   rewards, ids = jnp.array([1.0, 0.0, 3.0]), jnp.zeros(3, int)
   np.testing.assert_allclose(
     max_likelihood(rewards, ids, order=0.0),

@@ -43,7 +43,7 @@ def test_the_reward_is_at_the_last_token_on_the_mask():
     ('k3', [np.exp(-x) + x - 1 for x in (0.1, -0.2, 0.3, 0.0, 0.4)]),
   ],
 )
-def test_penalties(kind, penalties):
+def test_penalties_equal_their_formulas(kind, penalties):
   actual = token_rewards(
     REWARDS, MASK, log_ratio=LOG_RATIO, coefficient=0.5, kind=kind
   )
@@ -57,7 +57,7 @@ def test_penalties(kind, penalties):
 
 @hypothesis.settings(deadline=None, max_examples=30)
 @hypothesis.given(hnp.arrays(bool, (3, 4)))
-def test_rewards_add_up(mask):
+def test_token_rewards_add_up_to_the_reward_of_the_response(mask):
   actual = jax.jit(token_rewards)(REWARDS, mask)
   expected = np.where(mask.any(axis=1), REWARDS, 0)
   np.testing.assert_array_equal(actual.rewards.sum(axis=1), expected)
@@ -103,7 +103,7 @@ def test_coefficients_adapt_by_at_most_a_fifth_per_horizon(divergence, factor):
     ),
   ],
 )
-def test_refuses_options(options, sentence):
+def test_refuses_invalid_options(options, sentence):
   with pytest.raises(ValueError, match=sentence):
     token_rewards(REWARDS, MASK, **options)
 

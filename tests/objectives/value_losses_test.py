@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Value loss and explained variance against NumPy."""
+"""Value loss and explained variance equal those computed with NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ VALUES, OLD, RETURNS = RNG.normal(size=(3, 4, 6)).astype(np.float32)
 WEIGHTS = (RNG.random((4, 6)) < 0.7).astype(np.float32) / 7
 
 
-def test_loss_and_gradient():
+def test_value_loss_and_gradient_equal_numpy():
   (value, aux), gradient = jax.value_and_grad(clipped_value_loss, has_aux=True)(
     jnp.asarray(VALUES),
     old_values=jnp.asarray(OLD),
@@ -65,7 +65,7 @@ def test_without_a_clip_it_is_half_the_squared_error():
   assert not aux.clipped.any()
 
 
-def test_explained_variance():
+def test_explained_variance_equals_numpy():
   mask = WEIGHTS > 0
   expected = 1 - np.var((RETURNS - VALUES)[mask]) / np.var(RETURNS[mask])
   spoilt = jnp.asarray(np.where(mask, VALUES, np.nan))
@@ -90,7 +90,7 @@ def test_equal_returns_have_no_variance_to_explain(returns, mask):
 
 
 @pytest.mark.usefixtures('no_annotation_checks')
-def test_refuses_other_shapes_and_clips():
+def test_refuses_arrays_of_another_shape_and_a_clip_of_zero():
   arrays = {
     'old_values': jnp.zeros((4, 6)),
     'returns': jnp.zeros((4, 6)),

@@ -48,7 +48,7 @@ def pack(masks, rows, length):
 
 
 @pytest.mark.parametrize('mode', MODES)
-def test_published(golden, close, mode):
+def test_weighted_sums_equal_published_losses(golden, close, mode):
   for case in golden('agg_loss'):
     mask = case.given('loss_mask')
     weights = token_weights(mask, mode, length=case.shape[1])
@@ -66,7 +66,7 @@ def test_published(golden, close, mode):
   st.sampled_from(MODES),
 )
 @settings(max_examples=40, deadline=None)
-def test_padded_and_packed_rows_give_the_same(masks, mode):
+def test_padded_and_packed_rows_have_the_same_weights(masks, mode):
   padded = np.zeros((5, 6), bool)
   for row, tokens in enumerate(masks):
     padded[row, : len(tokens)] = tokens
@@ -98,7 +98,7 @@ def test_padded_and_packed_rows_give_the_same(masks, mode):
     ('constant-length', 7 / 3 / 4),
   ],
 )
-def test_sum_of_weights(mode, total):
+def test_weights_of_a_mode_have_the_expected_sum(mode, total):
   mask = jnp.array([[1, 1, 1, 0], [0, 0, 0, 0], [0, 1, 0, 0], [1, 0, 1, 1]])
   weights = token_weights(mask.astype(bool), mode, length=4)
   np.testing.assert_allclose(jnp.sum(weights), total, rtol=1e-6)
@@ -111,7 +111,7 @@ def test_empty_batch_has_no_weight_and_no_nan(mode):
 
 
 @pytest.mark.parametrize('mode', MODES)
-def test_mesh_gives_the_same_without_all_gather(mode):
+def test_mesh_gives_the_same_weights_without_all_gather(mode):
   rng = np.random.default_rng(0)
   masks = [rng.random(rng.integers(1, 6)) < 0.7 for _ in range(30)]
   mask, segment_ids, _, _ = pack(masks, 16, 12)
@@ -129,7 +129,7 @@ def test_mesh_gives_the_same_without_all_gather(mode):
   assert 'all-to-all' not in program
 
 
-def test_dtype(x64):
+def test_weights_are_float64_if_64_bit_floats_are_on(x64):
   mask = jnp.ones((2, 3), bool)
   assert token_weights(mask).dtype == jnp.float64
 

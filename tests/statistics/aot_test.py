@@ -106,11 +106,11 @@ def test_kernels_compile_on_a_mesh(topology, dtype, soft_cap, is_masked):
       soft_cap=soft_cap,
     ).as_text()
   )
-  # The default implementation on TPU is the kernels.
+  # On TPU the kernels are the default implementation.
   assert set(re.findall(r'%(token_sums\w*?)[.\d]* =', program)) == KERNELS
 
 
-def test_memory_of_a_large_vocabulary():
+def test_large_vocabularies_need_far_less_memory_than_their_logits():
   """One float32 array of these logits would be 18.6 GiB."""
   mesh = mesh_of('v5p:2x2x1', (1, 1, 1))
   memory = compiled(mesh, 8, 4096, 3584, 152064, jnp.bfloat16).memory_analysis()

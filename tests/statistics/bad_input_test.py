@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bad input of the token statistics: refused if concrete, NaN if traced."""
+"""Invalid input of the token statistics is refused if concrete, NaN if traced."""
 
 import functools
 
@@ -77,7 +77,7 @@ IMPLEMENTATIONS = (
     ),
   ],
 )
-def test_refuses(changes, error, sentence):
+def test_refuses_invalid_arguments(changes, error, sentence):
   arguments = {
     'hidden': HIDDEN,
     'unembedding': UNEMBEDDING,
@@ -90,7 +90,7 @@ def test_refuses(changes, error, sentence):
 @pytest.mark.parametrize(
   'targets', [TARGETS - 1, TARGETS.at[0, 0].set(8), TARGETS * 1.0, TARGETS[0]]
 )
-def test_statistics_of_logits_refuse_the_same(targets):
+def test_statistics_of_logits_refuse_invalid_targets(targets):
   with pytest.raises((TypeError, ValueError), match='targets must'):
     covrl.token_stats_from_logits(HIDDEN @ UNEMBEDDING, targets)
 

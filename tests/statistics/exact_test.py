@@ -28,7 +28,7 @@ jit_sum = jax.jit(exact_sum)
   mask=hnp.arrays(bool, (4, 8)),
   seed=st.integers(0, 1000),
 )
-def test_order_and_value(values, mask, seed):
+def test_sums_are_exact_and_have_the_same_bits_in_any_order(values, mask, seed):
   total = jit_sum(values, mask)
   order = np.random.default_rng(seed).permutation(values.size)
   shuffled = jit_sum(
@@ -67,7 +67,7 @@ def test_rounds_like_float64():
     assert abs(actual - exact) <= 1.2e-7 * abs(exact)
 
 
-def test_empty_and_cancelling():
+def test_empty_sums_are_zero_and_cancelling_sums_are_exact():
   none = jnp.zeros((2, 2), bool)
   assert exact_sum(jnp.ones((2, 2)), none) == 0
   assert jnp.isnan(exact_mean(jnp.ones((2, 2)), none))

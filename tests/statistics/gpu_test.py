@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The chunked form as GPUs run it; nothing is executed on one."""
+"""The chunked implementation lowered for GPUs; no GPU is needed."""
 
 import jax
 import jax.numpy as jnp

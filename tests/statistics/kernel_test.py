@@ -100,7 +100,7 @@ def temperatures():
   return jnp.asarray(each, jnp.float32)
 
 
-def test_formulas(reference):
+def test_kernels_equal_the_formulas(reference):
   case = problem()
   actual = run(*case, temperature=temperatures())
   assert_agree(actual, expected_values(reference, case, temperatures()), 3e-6)
@@ -115,7 +115,7 @@ def test_formulas(reference):
   temperature=st.sampled_from([0.5, 1.0, 2.0]),
 )
 @settings(max_examples=6, deadline=None)
-def test_masked_tokens_and_extreme_logits(
+def test_impossible_tokens_and_extreme_logits_give_finite_statistics(
   reference, seed, scale, masked_share, temperature
 ):
   # Few mantissa bits: the product is exact, and only the softmax is tested.
@@ -134,7 +134,7 @@ def test_masked_tokens_and_extreme_logits(
   assert_agree(actual, expected_values(reference, case, temperature), 1e-5)
 
 
-def test_impossible_target(reference):
+def test_an_impossible_target_has_log_probability_minus_infinity(reference):
   hidden, unembedding, targets, signal = problem()
   unembedding = unembedding.at[:, 7].set(-jnp.inf)
   targets = targets.at[0].set(7)
@@ -145,7 +145,7 @@ def test_impossible_target(reference):
     assert np.isfinite(actual[name]).all()
 
 
-def test_bfloat16_with_a_soft_cap(reference):
+def test_bfloat16_with_a_soft_cap_equals_the_formulas(reference):
   case = problem(dtype=jnp.bfloat16)
   actual = run(*case, temperature=temperatures(), soft_cap=1.5)
   expected = expected_values(reference, case, temperatures(), 1.5)
@@ -164,7 +164,7 @@ def test_bfloat16_with_a_soft_cap(reference):
   assert_agree(actual, expected, 3e-6)
 
 
-def test_block_sizes_for_large_models():
+def test_large_models_get_the_largest_blocks_that_fit():
   """A 7B model with a large vocabulary, and one that is four times as wide."""
   for width, outer in ((3584, 1024), (14336, 256)):
     inputs = jax.eval_shape(

@@ -124,7 +124,7 @@ def test_positions_off_the_mask_are_not_read(implementation):
     assert_agree(results, expected(mask))
 
 
-def test_meshes_do_not_matter():
+def test_meshes_give_the_same_statistics_without_more_collectives():
   """Each device gathers its own positions, without a collective."""
   case = problem()
   with jax.set_mesh(make_mesh((2, 2, 2))):
@@ -144,7 +144,7 @@ def count(program, operation):
   return program.as_text().count(f' {operation}(')
 
 
-def test_truncated_policies_are_masked():
+def test_statistics_of_truncated_policies_are_zero_off_the_mask():
   hidden, unembedding, targets, _ = problem()
   mask = jnp.asarray(masks()['some'])
 

@@ -117,7 +117,7 @@ def collectives(program):
 
 
 @pytest.mark.parametrize('shape', MESHES)
-def test_collectives_and_their_sizes(shape):
+def test_only_expected_collectives_of_expected_sizes_are_used(shape):
   program, case = compiled(shape)
   assert_agree(program(*case), expected())
   data, fsdp, tensor = shape
@@ -169,14 +169,16 @@ def test_cotangents_are_summed_over_devices_in_float32():
 @pytest.mark.parametrize(
   ('rows', 'vocabulary'), [(6, VOCABULARY), (ROWS, 1021), (6, 1021)]
 )
-def test_axes_that_the_mesh_does_not_divide(rows, vocabulary):
+def test_axes_that_the_mesh_does_not_divide_give_the_same_statistics(
+  rows, vocabulary
+):
   case = problem(rows, vocabulary)
   with jax.set_mesh(make_mesh((2, 2, 2))):
     actual = jax.jit(statistics_and_cotangents)(*case)
   assert_agree(actual, jax.jit(statistics_and_cotangents)(*case))
 
 
-def test_inside_of_a_shard_map():
+def test_statistics_inside_a_shard_map_are_the_same():
   mesh = make_mesh((8,))
 
   def on_device(hidden, unembedding, targets, signal):
@@ -210,7 +212,7 @@ def test_mesh_with_other_axis_names_is_partitioned_by_xla():
   assert_agree(actual, expected())
 
 
-def test_kernels_on_a_mesh():
+def test_kernels_on_a_mesh_give_the_same_statistics():
   """Each device's kernel looks for targets among its own columns."""
   mesh = make_mesh((1, 1, 2), jax.devices()[:2])
   case = shard(mesh, *problem(rows=2))

@@ -28,7 +28,7 @@ def entropy_and_gradient(logits):
   return entropy, gradient
 
 
-def test_published_entropy():
+def test_equals_published_entropies_and_gradients():
   with np.load(GOLDEN) as file:
     names = [n for n in json.loads(str(file['meta'])) if 'entropy/' in n]
     assert names
@@ -90,7 +90,7 @@ def test_masked_tokens_have_no_gradient(statistic):
   assert gradient[0, 0] != 0
 
 
-def test_shift_invariance(x64):
+def test_statistics_do_not_change_if_all_logits_are_shifted(x64):
   rng = np.random.default_rng(0)
   logits, targets = jnp.asarray(rng.normal(size=(4, 7))), jnp.arange(4)
   stats = token_stats_from_logits(logits, targets, moments=True)
@@ -102,7 +102,7 @@ def test_shift_invariance(x64):
   )
 
 
-def test_deterministic_and_uniform_policies():
+def test_deterministic_and_uniform_policies_have_known_statistics():
   logits = jnp.array([[0.0, 1e6, 0.0], [5.0, 5.0, 5.0]])
   stats, moments = token_stats_from_logits(
     logits, jnp.array([1, 0]), moments=True
@@ -129,7 +129,7 @@ def test_bfloat16_logits_are_computed_in_float32():
   assert stats.entropy == wide.entropy
 
 
-def test_forward_mode():
+def test_forward_mode_slope_equals_the_gradient():
   logits, direction = jnp.array([[0.1, 0.7, -2.0]]), jnp.array([[1.0, 0, 0]])
 
   def entropy(logits):

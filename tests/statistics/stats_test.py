@@ -98,7 +98,7 @@ def expected_values(reference, case, temperature: Any = 1.0, soft_cap=None):
 
 
 @pytest.mark.parametrize('chunk_size', CHUNKS)
-def test_formulas(reference, chunk_size):
+def test_statistics_and_cotangents_equal_the_formulas(reference, chunk_size):
   case = problem()
   assert_agree(
     run(*case, chunk_size=chunk_size), expected_values(reference, case), 2e-6
@@ -107,7 +107,9 @@ def test_formulas(reference, chunk_size):
 
 @pytest.mark.parametrize('chunk_size', CHUNKS[:2])
 @pytest.mark.parametrize('soft_cap', [None, 1.5])
-def test_formulas_float64(reference, chunk_size, soft_cap, x64):
+def test_statistics_and_cotangents_equal_the_formulas_in_float64(
+  reference, chunk_size, soft_cap, x64
+):
   case = problem(dtype=jnp.float64)
   temperatures = jnp.asarray(np.random.default_rng(1).uniform(0.5, 2, (2, 7)))
   actual = run(*case, temperatures, chunk_size=chunk_size, soft_cap=soft_cap)
@@ -123,7 +125,7 @@ def test_float32_inputs_stay_float32_with_wider_cotangents(x64):
 
 
 @pytest.mark.parametrize('chunk_size', CHUNKS[:2])
-def test_one_temperature_or_one_per_token(reference, chunk_size):
+def test_temperature_may_be_one_number_or_one_per_token(reference, chunk_size):
   case = problem()
   temperatures = (
     np.random.default_rng(2).uniform(0.3, 2, (2, 7)).astype(np.float32)
@@ -160,7 +162,7 @@ def test_temperature_and_moments_are_not_differentiated():
 
 @pytest.mark.parametrize('chunk_size', CHUNKS[:2])
 @pytest.mark.parametrize('scale', [30.0, 1e4, 1e30])
-def test_extreme_logits(reference, scale, chunk_size):
+def test_extreme_logits_give_finite_statistics(reference, scale, chunk_size):
   # Few mantissa bits: the product is exact, and only the softmax is tested.
   hidden, unembedding, targets, signal = problem()
   hidden = jnp.round(hidden * 4) / 4
@@ -175,7 +177,9 @@ def test_extreme_logits(reference, scale, chunk_size):
 @pytest.mark.parametrize(
   ('chunk_size', 'soft_cap'), [(None, None), (3, None), (3, 2.0)]
 )
-def test_impossible_tokens(reference, chunk_size, soft_cap):
+def test_impossible_tokens_have_no_probability_and_no_gradient(
+  reference, chunk_size, soft_cap
+):
   hidden, unembedding, targets, signal = problem()
   # Hidden states of both signs, and 0.
   hidden = hidden.at[0, 0].set(0)
@@ -220,7 +224,7 @@ def test_bfloat16_inputs_are_computed_in_float32(reference, chunk_size):
   ('shape', 'chunk_size'),
   [((), None), ((), 3), ((5,), 3), ((2, 3, 4), 3), ((2, 0), None)],
 )
-def test_any_number_of_axes(reference, shape, chunk_size):
+def test_targets_may_have_any_number_of_axes(reference, shape, chunk_size):
   case = problem(shape=shape)
   actual = run(*case, chunk_size=chunk_size)
   assert actual['logprobs'].shape == shape
@@ -234,7 +238,7 @@ def test_any_number_of_axes(reference, shape, chunk_size):
   st.sampled_from(CHUNKS[:2]),
 )
 @settings(max_examples=25, deadline=None)
-def test_bounds(seed, scale, chunk_size):
+def test_statistics_lie_within_their_bounds(seed, scale, chunk_size):
   actual = run(*problem(seed=seed, scale=scale), chunk_size=chunk_size)
   actual = {name: np.asarray(x) for name, x in actual.items()}
   assert (actual['logprobs'] <= 0).all()
@@ -274,7 +278,7 @@ def test_large_logits_are_never_stored_as_one_array(monkeypatch):
   assert largest_array(vocabulary) == 2 * 64 * 128
 
 
-def test_chunks_have_enough_logits(monkeypatch):
+def test_chunks_have_at_least_the_minimum_of_logits(monkeypatch):
   monkeypatch.setattr(stats_module, 'MAX_WHOLE_LOGITS', 0)
   monkeypatch.setattr(stats_module, 'MIN_CHUNK_LOGITS', 2 * 64 * 300)
   # The largest multiple of 128 columns up to 300, or all columns.

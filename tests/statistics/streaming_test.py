@@ -53,7 +53,9 @@ def merged(logits, target, part_of_token):
   st.integers(0, VOCABULARY - 1),
 )
 @settings(max_examples=60, deadline=None)
-def test_parts_merge_into_the_whole(logits, masked, part_of_token, target):
+def test_sums_of_parts_merge_into_those_of_the_whole(
+  logits, masked, part_of_token, target
+):
   masked[target] = False
   logits = np.where(masked, -np.inf, logits)
   *results, whole = merged(logits, target, part_of_token)
@@ -80,7 +82,7 @@ def test_parts_merge_into_the_whole(logits, masked, part_of_token, target):
 
 
 @pytest.mark.parametrize('distance', [1e3, 1e20, 3e38])
-def test_parts_with_distant_peaks(distance):
+def test_parts_with_distant_peaks_merge_without_nan(distance):
   """A part whose peak is far below contributes 0 and no NaN."""
   low = jnp.array([[-distance, -distance]])
   parts = [
@@ -98,7 +100,7 @@ def test_parts_with_distant_peaks(distance):
   assert moments.square == pytest.approx(0.5)
 
 
-def test_part_in_which_no_token_is_possible():
+def test_parts_without_a_possible_token_do_not_change_the_sums():
   part = jnp.full((1, 2), -jnp.inf)
   impossible = streaming.tile_sums(
     streaming.LogitTile(part, part, jnp.zeros((1, 2), bool)), moments=True

@@ -123,7 +123,7 @@ def test_equals_the_formulas(soft_cap):
 
 
 @pytest.mark.parametrize('shape', [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)])
-def test_meshes_do_not_matter(shape):
+def test_meshes_give_the_same_statistics(shape):
   hidden, unembedding, targets, signal = problem()
   mesh = make_mesh(shape)
   rows = shard_batch((hidden, targets, signal), mesh)
@@ -136,7 +136,7 @@ def test_meshes_do_not_matter(shape):
   assert_close(actual, numpy_reference(hidden, unembedding, targets, signal))
 
 
-def test_logits_of_128_positions_exist_at_a_time():
+def test_at_most_128_positions_have_logits_at_a_time():
   arrays = problem()
   text = jax.jit(truncated_statistics).lower(*arrays).compile().as_text()
   assert text is not None
@@ -181,7 +181,7 @@ def test_refuses_numbers_out_of_range(truncation, words):
     token_stats(*problem()[:3], moments=True, truncation=truncation)
 
 
-def test_positions_without_a_possible_token_have_no_statistics():
+def test_positions_without_a_possible_token_have_nan_statistics():
   hidden, unembedding, targets, _ = problem(length=2)
   stats, moments = token_stats(
     hidden,
@@ -194,7 +194,7 @@ def test_positions_without_a_possible_token_have_no_statistics():
   assert np.isnan(np.asarray(moments.filtered_logprobs)).all()
 
 
-def test_min_p_needs_moments():
+def test_refuses_min_p_without_moments():
   with pytest.raises(
     ValueError, match=r'moments must be True with truncation.min_p'
   ):
