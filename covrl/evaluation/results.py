@@ -354,7 +354,7 @@ def _earlier_summary(file: epath.Path) -> dict[str, Any]:
   """Reads a summary to add to; copies a file that is not one."""
   if not file.exists():
     return {}
-  content = file.read_bytes()
+  content = storage.read_bytes(file)
   try:
     summary = json.loads(content)
   except (ValueError, RecursionError):

@@ -18,6 +18,8 @@ from typing import Any
 
 # Bytes of a reply; workers cut texts to fewer.
 _MAX_REPLY = 2**16
+# Bytes of the first one, which names the files that a worker has loaded.
+MAX_FIRST_REPLY = 2**22
 
 
 class ReplyError(Exception):
@@ -46,11 +48,12 @@ class WorkerChannel:
     """
     self._connection.send(message)
 
-  def receive(self, timeout: float) -> list[Any]:
+  def receive(self, timeout: float, max_size: int = _MAX_REPLY) -> list[Any]:
     """Waits for a reply.
 
     Args:
       timeout: seconds until all of it must be there.
+      max_size: bytes of a reply, at most.
 
     Raises:
       TimeoutError: the time is over.
@@ -60,7 +63,7 @@ class WorkerChannel:
     """
     deadline = time.monotonic() + timeout
     while b'\n' not in self._received:
-      if len(self._received) > _MAX_REPLY:
+      if len(self._received) > max_size:
         raise ReplyError
       if not self._connection.poll(max(deadline - time.monotonic(), 0.0)):
         raise TimeoutError

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Main script of a reward pool's worker process; never imported.
 
-It receives the import path and the function to call, reports when it is ready, and
-scores one (number, response, reference) after the other until its connection is
+It receives the import path and the function to call, reports when it is ready and
+which files it has loaded, and scores one (number, response, reference) after the other until its connection is
 closed. Replies are lines of JSON: `[number, status, score, detail]`.
 """
 
@@ -15,8 +15,11 @@ import numbers
 import os
 import pathlib
 import pickle
+import random
 import signal
 import sys
+import sysconfig
+import zlib
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
@@ -45,9 +48,9 @@ def _serve(connection: Connection) -> None:
   try:
     score_fn = _prepare(settings)
   except BaseException as error:
-    _send(connection, False, _describe_error(error))
+    _send(connection, False, _describe_error(error), {})
     return
-  _send(connection, True, '')
+  _send(connection, True, '', _loaded_files())
   while True:
     number, response, reference = connection.recv()
     # The pool kills a worker that hangs. If the pool is gone, the alarm signal kills
@@ -75,6 +78,20 @@ def _prepare(settings: dict[str, Any]) -> Callable[[str, Any], Any]:
   return score_fn
 
 
+def _loaded_files() -> dict[str, int]:
+  """Returns the checksums of loaded Python files outside the standard library."""
+  standard = sysconfig.get_path('stdlib')
+  files: dict[str, int] = {}
+  for module in list(sys.modules.values()):
+    name = getattr(module, '__file__', None)
+    if not isinstance(name, str) or not name.endswith('.py'):
+      continue
+    if not name.startswith(standard) or 'site-packages' in name:
+      with contextlib.suppress(OSError):
+        files[name] = zlib.crc32(pathlib.Path(name).read_bytes())
+  return files
+
+
 def _imported(full_name: str) -> Callable[[str, Any], Any]:
   """Imports a function by its name, `module:function`."""
   module, _, name = full_name.partition(':')
@@ -92,6 +109,7 @@ def _score(
   score_fn: Callable[[str, Any], Any], response: str, reference: Any
 ) -> tuple[str, float, str]:
   """Returns status, score, and a reason if the score is missing."""
+  _seed(response, reference)
   try:
     score: Any = score_fn(response, reference)
   except BaseException as error:
@@ -103,6 +121,20 @@ def _score(
   if number is not None and abs(number) < float('inf'):
     return 'scored', number, ''
   return 'invalid', float('nan'), f'the scorer returned {_shown(score)}'
+
+
+def _seed(response: str, reference: Any) -> None:
+  """Seeds the global generators of random numbers from what is scored.
+
+  That of numpy is seeded if it is loaded, as by the example.
+  A function that draws then gives a response the same score in any worker, in any
+  order, and in a resumed run.
+  """
+  seed = zlib.crc32(repr((response, reference)).encode(errors='replace'))
+  random.seed(seed)
+  numpy: Any = sys.modules.get('numpy')
+  if numpy is not None:
+    numpy.random.seed(seed)
 
 
 def _outcome_fields(outcome: Any) -> tuple[str, float, str]:

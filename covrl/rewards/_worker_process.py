@@ -13,9 +13,14 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from typing import Any
 
-from covrl.rewards._worker_channel import ReplyError, WorkerChannel
+from covrl.rewards._worker_channel import (
+  MAX_FIRST_REPLY,
+  ReplyError,
+  WorkerChannel,
+)
 from covrl.rewards.outcome import Status
 
 ENVIRONMENT = (
@@ -49,6 +54,33 @@ class StartError(Exception):
   """A worker could not be started."""
 
 
+class LoadedFiles:
+  """Files that the workers of a pool have loaded, the same for all of them.
+
+  A worker that replaces another one imports the score function again, perhaps
+  from files that have been changed meanwhile.
+  """
+
+  def __init__(self) -> None:
+    self._checksums: dict[str, object] = {}
+
+  def check(self, checksums: Mapping[str, object]) -> None:
+    """Compares the files of a worker with those of the workers before it.
+
+    Args:
+      checksums: checksum by file.
+
+    Raises:
+      StartError: a file has changed.
+    """
+    for file, checksum in checksums.items():
+      if self._checksums.setdefault(file, checksum) != checksum:
+        raise StartError(
+          f'{file!r} was changed while the run used it, and other workers have'
+          ' scored with its old content'
+        )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WorkerSettings:
   """Settings of a pool's workers; see `RewardPool`.
@@ -61,6 +93,7 @@ class WorkerSettings:
     start_timeout: seconds for a worker to become ready.
     environment: names of further environment variables that it receives.
     network: whether it may use the network.
+    loaded: files that the workers with these settings have loaded.
   """
 
   score_fn: bytes
@@ -70,6 +103,7 @@ class WorkerSettings:
   start_timeout: float
   environment: tuple[str, ...] = ()
   network: bool = False
+  loaded: LoadedFiles = dataclasses.field(default_factory=LoadedFiles)
 
 
 def isolation() -> str:
@@ -235,7 +269,7 @@ class WorkerProcess:
         os.close(read_end)
     try:
       ours.send(self._message())
-      reply = ours.receive(self._settings.start_timeout)
+      reply = ours.receive(self._settings.start_timeout, MAX_FIRST_REPLY)
     except TimeoutError:
       seconds = f'{self._settings.start_timeout:g} s'
       raise StartError(f'it was not ready after {seconds}') from None
@@ -245,9 +279,10 @@ class WorkerProcess:
       code = self.stop()
       raise StartError(f'it ended with exit code {code}') from error
     match reply:
-      case [True, _]:
+      case [True, _, dict(checksums)]:
+        self._settings.loaded.check(checksums)
         return
-      case [False, str(reason)]:
+      case [False, str(reason), _]:
         raise StartError(reason)
     raise StartError('it sent a malformed reply')
 

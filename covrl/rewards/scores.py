@@ -152,9 +152,13 @@ class PendingScores:
     outcomes: dict[str, list[Outcome | None]] = {}
     for name, (indices, future) in self.futures.items():
       column: list[Outcome | None] = [None] * self.count
-      for index, outcome in zip(
-        indices, distributed.wait_for(future), strict=True
-      ):
+      try:
+        computed = distributed.wait_for(future)
+      except RuntimeError as error:
+        if future.done() and future.exception() is error:
+          raise RuntimeError(f'the reward {name!r}: {error}') from error
+        raise
+      for index, outcome in zip(indices, computed, strict=True):
         column[index] = outcome.checked()
       outcomes[name] = column
     return Scores(self.rewards, outcomes)

@@ -313,7 +313,7 @@ class CheckpointStore:
     """Removes an incomplete checkpoint, which may fill the disk, on errors."""
     try:
       yield
-    except storage.StorageError:
+    except OSError:
       if distributed.is_first() and not storage.is_regular_file(
         path / MANIFEST
       ):

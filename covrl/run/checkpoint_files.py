@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import hashlib
 import json
 import logging
@@ -89,9 +90,13 @@ def read_arrays(path: epath.Path, like: PyTree, check: ShapeCheck) -> PyTree:
     check: called with the requested and the saved arrays by path, before reading.
   """
   requested = leaves_by_path(like)
-  with ocp.StandardCheckpointer(**_multiprocess_options()) as checkpointer:
-    check(requested, dict(checkpointer.metadata(path / _ARRAYS).item_metadata))
-    restored = checkpointer.restore(path / _ARRAYS, requested)
+
+  def read() -> Mapping[str, Any]:
+    with ocp.StandardCheckpointer(**_multiprocess_options()) as checkpointer:
+      check(requested, _saved_leaves(checkpointer, path))
+      return checkpointer.restore(path / _ARRAYS, requested)
+
+  restored = _repeated_reading(path, read)
   leaves = [restored[name] for name in requested]
   return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
@@ -108,29 +113,63 @@ def read_subtree(
     check: see `read_arrays`.
   """
   requested = leaves_by_path(like)
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-    saved = dict(checkpointer.metadata(path / _ARRAYS).item_metadata)
-    subtree = {
-      name.removeprefix(f'{prefix}.'): leaf
-      for name, leaf in saved.items()
-      if name.startswith(f'{prefix}.')
-    }
-    check(requested, subtree)
-    restored = checkpointer.restore(
-      path / _ARRAYS,
-      args=ocp.args.PyTreeRestore(
-        item={f'{prefix}.{name}': leaf for name, leaf in requested.items()},
-        restore_args={
-          f'{prefix}.{name}': ocp.ArrayRestoreArgs(
-            sharding=leaf.sharding, dtype=leaf.dtype
-          )
-          for name, leaf in requested.items()
-        },
-        partial_restore=True,
-      ),
-    )
+
+  def read() -> Mapping[str, Any]:
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+      subtree = {
+        name.removeprefix(f'{prefix}.'): leaf
+        for name, leaf in _saved_leaves(checkpointer, path).items()
+        if name.startswith(f'{prefix}.')
+      }
+      check(requested, subtree)
+      return checkpointer.restore(
+        path / _ARRAYS,
+        args=ocp.args.PyTreeRestore(
+          item={f'{prefix}.{name}': leaf for name, leaf in requested.items()},
+          restore_args={
+            f'{prefix}.{name}': ocp.ArrayRestoreArgs(
+              sharding=leaf.sharding, dtype=leaf.dtype
+            )
+            for name, leaf in requested.items()
+          },
+          partial_restore=True,
+        ),
+      )
+
+  restored = _repeated_reading(path, read)
   leaves = [restored[f'{prefix}.{name}'] for name in requested]
   return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _saved_leaves(checkpointer: Any, path: epath.Path) -> dict[str, Any]:
+  """Returns the metadata of the saved arrays by path.
+
+  Raises:
+    OSError: Orbax has not found any, as where the device fails.
+  """
+  saved = checkpointer.metadata(path / _ARRAYS).item_metadata
+  if saved is None:
+    code = errno.EIO
+    raise OSError(code, os.strerror(code), os.fspath(path / _ARRAYS))
+  return dict(saved)
+
+
+def _repeated_reading(path: epath.Path, read: Callable[[], T]) -> T:
+  """Calls a function that reads arrays, and again where the system fails.
+
+  Several processes read together, so that one cannot repeat it alone.
+  """
+
+  def attempt() -> T:
+    try:
+      return read()
+    except Exception as error:
+      if distributed.is_peer_loss(error):
+        raise
+      with storage.reading(path / _ARRAYS):
+        raise
+
+  return attempt() if jax.process_count() > 1 else _repeated(attempt)
 
 
 def write_manifest(
@@ -147,7 +186,9 @@ def write_manifest(
 def read_manifest(path: epath.Path) -> Manifest | str:
   """Reads a checkpoint's manifest; returns a description if it is damaged."""
   try:
-    manifest = json.loads(_repeated((path / MANIFEST).read_bytes))
+    manifest = json.loads(
+      _repeated(lambda: storage.read_bytes(path / MANIFEST))
+    )
     content = {name: manifest[name] for name in ('notes', 'files')}
     digest = manifest['digest']
   except (FileNotFoundError, ValueError, KeyError, TypeError):

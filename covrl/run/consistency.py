@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import os
 import pathlib
 import platform
+import sys
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -25,13 +27,31 @@ from covrl.parallel import distributed, xla_flags
 
 # Libraries whose versions change the numbers of a run.
 _LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'grain')
-# Settings of JAX that do, which variables of the environment may set.
+# Settings of JAX that do, which variables of the environment may set. Not every
+# version has all of them.
 _SETTINGS = (
+  'jax_allow_f16_reductions',
   'jax_default_matmul_precision',
   'jax_default_prng_impl',
+  'jax_disable_jit',
+  'jax_disable_most_optimizations',
   'jax_enable_x64',
+  'jax_exec_time_optimization_effort',
+  'jax_high_dynamic_range_gumbel',
+  'jax_memory_fitting_effort',
+  'jax_memory_fitting_level',
+  'jax_numpy_dtype_promotion',
+  'jax_optimization_level',
+  'jax_random_seed_offset',
   'jax_threefry_partitionable',
+  'jax_use_direct_linearize',
+  'jax_use_shardy_partitioner',
 )
+# Variables that XLA's CPU client reads, of which the first valid one counts: how
+# many threads share an operation.
+_CPU_THREADS = ('PJRT_NPROC', 'NPROC')
+# Key of the processor in `versions`, in which the hosts of a run may differ.
+_CPU = 'cpu'
 
 
 def check_processes(recipe: Recipe, workdir: str) -> None:
@@ -48,7 +68,7 @@ def check_processes(recipe: Recipe, workdir: str) -> None:
   check_process_count(recipe.config, distributed.process_count())
   if distributed.process_count() == 1:
     return
-  installed = versions()
+  installed = {n: text for n, text in versions().items() if n != _CPU}
   _compare('versions and settings', [*installed.values()], [*installed])
   fields = flatten(recipe.config)
   for subject, parts in (
@@ -125,16 +145,41 @@ def versions() -> dict[str, str]:
   """Returns the versions of Python, covrl and the libraries that compute.
 
   The devices, the flags of XLA and the settings of JAX that change the numbers of
-  a run are among them.
+  a run are among them. So are processor and threads where they compute: XLA
+  compiles for the instructions of the processor, and splits sums among threads.
   """
   result = {'python': platform.python_version(), 'covrl': ''}
   # A checkout of covrl need not be installed.
   with contextlib.suppress(importlib.metadata.PackageNotFoundError):
     result['covrl'] = importlib.metadata.version('covrl')
   result |= {n: importlib.metadata.version(n) for n in _LIBRARIES}
-  result |= {n: str(getattr(jax.config, n)) for n in _SETTINGS}
-  devices = f'{jax.device_count()} × {jax.devices()[0].device_kind}'
-  return result | {'devices': devices, 'xla_flags': xla_flags.user_flags()}
+  result |= {n: str(getattr(jax.config, n, '')) for n in _SETTINGS}
+  device = jax.devices()[0]
+  result['devices'] = f'{jax.device_count()} × {device.device_kind}'
+  if device.platform == 'cpu':
+    result[_CPU] = f'{_processor()}, {_cpu_threads()} threads'
+  return result | {'xla_flags': xla_flags.user_flags()}
+
+
+def _processor() -> str:
+  """Returns the name of the processor, its architecture if it has none."""
+  with contextlib.suppress(OSError):
+    text = pathlib.Path('/proc/cpuinfo').read_text(encoding='utf-8')
+    for line in text.splitlines():
+      name, _, value = line.partition(':')
+      if name.strip() == 'model name':
+        return value.strip()
+  return platform.machine()
+
+
+def _cpu_threads() -> int:
+  """Returns the number of threads that XLA's CPU client uses."""
+  for name in _CPU_THREADS:
+    with contextlib.suppress(KeyError, ValueError):
+      return max(1, int(os.environ[name]))
+  if sys.platform == 'linux':
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
 
 
 def check_versions(

@@ -115,7 +115,7 @@ class RunDirectory:
         f'{self.path} is not a run directory: it has no config.json'
       )
     try:
-      saved = json.loads(file.read_text(encoding='utf-8'))
+      saved = json.loads(storage.read_bytes(file).decode())
     except (ValueError, RecursionError):
       raise ConfigError(f'{file} is damaged: it is not valid JSON') from None
     for name, kind in (('name', str), ('config', dict), ('identity', str)):
@@ -308,8 +308,7 @@ class RunDirectory:
   def _content(self, name: str) -> bytes | None:
     """Returns the content of a file, `None` without one."""
     file = self.path / name
-    with storage.writing(file):
-      return file.read_bytes() if storage.is_regular_file(file) else None
+    return storage.read_bytes(file) if storage.is_regular_file(file) else None
 
   def _restore_changed(self, name: str, content: bytes, change: str) -> None:
     if self._content(name) != content:

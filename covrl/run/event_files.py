@@ -183,7 +183,7 @@ def check_event_files(
   for name, state in states.items():
     size = int(state.partition(':')[0])
     file = directory / name
-    content = file.read_bytes() if storage.is_regular_file(file) else b''
+    content = storage.read_bytes(file) if storage.is_regular_file(file) else b''
     valid_size = _valid_size(content)
     if valid_size >= size:
       if _state(content[:size]) == state:

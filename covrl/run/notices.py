@@ -63,7 +63,7 @@ class Notices:
   def _read(self) -> str:
     if not storage.is_regular_file(self._file):
       return ''
-    return self._file.read_bytes().decode(errors='replace')
+    return storage.read_bytes(self._file).decode(errors='replace')
 
   def _replace(self, text: str) -> None:
     self._write(FILE_NAME, text)

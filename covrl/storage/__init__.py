@@ -4,6 +4,7 @@
 from covrl.storage.failures import StorageError as StorageError
 from covrl.storage.failures import failed_read as failed_read
 from covrl.storage.failures import first_storage_error as first_storage_error
+from covrl.storage.failures import reading as reading
 from covrl.storage.failures import writing as writing
 from covrl.storage.paths import absolute as absolute
 from covrl.storage.paths import as_path as as_path
@@ -19,6 +20,7 @@ from covrl.storage.paths import local_copy as local_copy
 from covrl.storage.paths import move as move
 from covrl.storage.paths import numbered_sibling as numbered_sibling
 from covrl.storage.paths import open_binary as open_binary
+from covrl.storage.paths import read_bytes as read_bytes
 from covrl.storage.paths import read_into as read_into
 from covrl.storage.paths import remove as remove
 from covrl.storage.paths import sync_directory as sync_directory

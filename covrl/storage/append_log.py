@@ -175,7 +175,9 @@ def read_log(file: epath.Path, errors: str = 'strict') -> str | None:
   if not parts and not file.exists():
     return None
   parts = parts or [file]
-  return b''.join(part.read_bytes() for part in parts).decode(errors=errors)
+  return b''.join(storage.read_bytes(part) for part in parts).decode(
+    errors=errors
+  )
 
 
 def _is_at(position: LogPosition, content: bytes) -> bool:

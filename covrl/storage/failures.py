@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors of writing: a full or read-only disk, a bucket that refuses."""
+"""Errors of files: a full or read-only disk, a failing one, a bucket that refuses."""
 
 from __future__ import annotations
 
@@ -46,6 +46,7 @@ _NAMES = {
   *(errno.ENAMETOOLONG, errno.ENXIO),
 }
 # Libraries written in C++ report the same errors as text.
+_NUMBERS = {text.lower(): number for number, text in _CAUSES.items()}
 _TEXT = re.compile('|'.join(map(re.escape, _CAUSES.values())), re.IGNORECASE)
 
 
@@ -78,6 +79,44 @@ def writing(path: os.PathLike[str] | str) -> Iterator[None]:
     raise StorageError(
       f'{os.fspath(path)} cannot be written: {cause}'
     ) from error
+
+
+@contextlib.contextmanager
+def reading(path: os.PathLike[str] | str) -> Iterator[None]:
+  """Names the file in errors of reading within the context.
+
+  The system's errors on an open file have no name, and libraries written in C++
+  report them as text. Errors on a bucket are left as they are.
+
+  Args:
+    path: file or directory that is read, for the message.
+
+  Raises:
+    OSError: the system failed to read; `failed_read` describes it.
+  """
+  try:
+    yield
+  except OSError as error:
+    if error.errno is not None and error.filename is None:
+      error.filename = os.fspath(path)
+    raise
+  except Exception as error:
+    number = _failure(error)
+    if number is None or os.fspath(path).startswith('gs://'):
+      raise
+    raise OSError(number, os.strerror(number), os.fspath(path)) from error
+
+
+def _failure(error: BaseException | None) -> int | None:
+  """Returns the number of a system's error that led to another one, if any."""
+  while error is not None:
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and (match := _TEXT.search(str(error))):
+      number = _NUMBERS[match[0].lower()]
+    if number in _CAUSES.keys() - _NAMES:
+      return number
+    error = error.__cause__ or error.__context__
+  return None
 
 
 def failed_read(error: BaseException) -> str | None:

@@ -9,6 +9,7 @@ from collections.abc import Collection
 
 from etils import epath
 
+from covrl.storage.failures import reading
 from covrl.storage.paths import digests, file_size, is_bucket, open_binary
 
 # Number and size in bytes of the samples of a file.
@@ -53,7 +54,7 @@ def _sampled_digest(file: epath.Path) -> str:
   digest = hashlib.sha256(str(size).encode())
   last = max(size - _SAMPLE_SIZE, 0)
   offsets = {last * k // (_SAMPLES - 1) for k in range(_SAMPLES)}
-  with open_binary(file) as stream:
+  with reading(file), open_binary(file) as stream:
     for offset in sorted(offsets):
       stream.seek(offset)
       digest.update(stream.read(_SAMPLE_SIZE))

@@ -56,8 +56,9 @@ class AppendFile:
 
   def read(self) -> bytes:
     """Reads the whole file."""
-    self._stream.seek(0)
-    return self._stream.readall()
+    with storage.reading(self._path):
+      self._stream.seek(0)
+      return self._stream.readall()
 
   def sync(self) -> None:
     """Waits until the disk has all bytes."""
@@ -126,7 +127,7 @@ class _LocalLog:
   def read(self) -> bytes:
     if not storage.is_regular_file(epath.Path(self._path)):
       return b''
-    return self._path.read_bytes()
+    return storage.read_bytes(epath.Path(self._path))
 
   def reset(self, content: bytes) -> None:
     # A file with several names may be that of a copy of the run.

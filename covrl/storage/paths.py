@@ -26,7 +26,7 @@ import fsspec.config
 import numpy as np
 from etils import epath
 
-from covrl.storage.failures import writing
+from covrl.storage.failures import reading, writing
 
 # Listings of buckets are not cached: other processes write there, too, and so
 # does TensorStore within this process.
@@ -263,6 +263,12 @@ def open_binary(file: epath.Path) -> io.BufferedReader:
   return cast(io.BufferedReader, file.open('rb'))
 
 
+def read_bytes(file: epath.Path) -> bytes:
+  """Reads a whole file; errors of the system name it."""
+  with reading(file):
+    return file.read_bytes()
+
+
 def file_size(file: epath.Path) -> int:
   """Returns the size of a file in bytes."""
   return file.stat().length
@@ -298,7 +304,7 @@ def read_into(file: epath.Path, begin: int, array: np.ndarray) -> None:
       f'an array to read into must be contiguous, got strides {array.strides}'
     )
   buffer = array.reshape(-1).view(np.uint8).data
-  with open_binary(file) as stream:
+  with reading(file), open_binary(file) as stream:
     stream.seek(begin)
     filled = 0
     while filled < len(buffer):
@@ -363,6 +369,6 @@ def _buckets() -> Any:
 
 
 def _digest(file: pathlib.Path) -> str:
-  with file.open('rb') as stream:
+  with reading(file), file.open('rb') as stream:
     digest = hashlib.file_digest(stream, 'sha256').hexdigest()
   return f'{file.stat().st_size}:{digest}'

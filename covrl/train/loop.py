@@ -27,6 +27,7 @@ from covrl.run.watchdog import Watchdog
 from covrl.storage import StorageError
 from covrl.train import stages
 from covrl.train.build import build
+from covrl.train.code import check_code, code_fingerprints
 from covrl.train.effects import without_effect
 from covrl.train.inputs import (
   check_inputs,
@@ -157,6 +158,9 @@ def train(
     inputs[RECIPE] = recipe.identity
     check_inputs(config, inputs, resumed, warn)
     check_versions(resumed and resumed.notes, warn)
+    code = code_fingerprints(recipe, run.task)
+    check_code(code, resumed, warn)
+    inputs |= code
     directory.claim(recipe, warn)
     if resumed is not None:
       directory.check_records(resumed.notes, warn)

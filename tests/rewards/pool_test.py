@@ -218,6 +218,38 @@ def test_gives_up_a_worker_that_never_becomes_ready(scorers):
       pending.result(timeout=10.0)
 
 
+def test_a_replaced_worker_must_load_the_same_code(tmp_path, monkeypatch):
+  """An installed module may be edited or upgraded during a run."""
+  file = tmp_path / 'edited_scorer.py'
+  text = """
+import os
+def score(response, reference):
+  return os._exit(3) if response == 'exit' else 1.0
+"""
+  file.write_text(text)
+  monkeypatch.syspath_prepend(str(tmp_path))
+  with RewardPool('edited_scorer:score', workers=1) as pool:
+    outcomes = pool.submit(['exit', '1'], [None, None]).result()
+    assert statuses(outcomes) == ['crash', 'scored']
+    file.write_text(text.replace('1.0', '7.0'))
+    assert pool.submit(['2'], [None]).result()[0].score == 1.0
+    pending = pool.submit(['exit', '3'], [None, None])
+    with pytest.raises(RuntimeError, match=r'edited_scorer\.py. was changed'):
+      pending.result()
+
+
+def test_a_score_of_random_numbers_depends_on_its_arguments_only(scorers):
+  """A resumed run has other workers, which score in another order."""
+  responses = ['a', 'b', 'c', 'd\ud800', 'e', 'f']
+  scores = []
+  for order in (responses, responses[::-1]):
+    with RewardPool(scorers.draw, workers=2, example=('', [])) as pool:
+      outcomes = pool.submit(order, [['x', 1]] * 6).result()
+      scores.append([outcome.score for outcome in outcomes])
+  assert scores[0] == scores[1][::-1]
+  assert len(set(scores[0])) == 6
+
+
 def test_refuses_invalid_arguments(scorers):
   with pytest.raises(ValueError, match='workers can import'):
     RewardPool(lambda response, reference: 1.0)

@@ -3,11 +3,14 @@
 
 import contextlib
 import errno
+import hashlib
 import os
 import resource
 import shutil
+import types
 
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 from run.stored_checkpoints import damage, latest
@@ -196,14 +199,15 @@ def test_a_checkpoint_that_is_removed_while_it_is_read_is_replaced_by_the_newest
     store.read_latest(read)
 
 
-@pytest.mark.parametrize('name', ['digests', 'read_bytes'])
+@pytest.mark.parametrize('name', ['file_digest', 'read_bytes'])
 @pytest.mark.parametrize('failures', [1, 2])
 def test_reads_that_fail_for_a_moment_set_no_checkpoint_aside(
   checkpoint_directory, monkeypatch, name, failures
 ):
   monkeypatch.setattr(checkpoint_files, '_PAUSE', 0.0)
-  target = storage if name == 'digests' else type(epath.Path())
-  read, error = getattr(target, name), OSError(errno.EIO, 'error', 'a')
+  target = hashlib if name == 'file_digest' else type(epath.Path())
+  # The system's errors of reading an open file have no name.
+  read, error = getattr(target, name), OSError(errno.EIO, 'error')
   results = iter([error] * failures)
 
   def fail(*args):
@@ -218,6 +222,38 @@ def test_reads_that_fail_for_a_moment_set_no_checkpoint_aside(
   assert checkpoint.position == 8
   assert warnings == []
   assert next(results, None) is None
+
+
+@pytest.mark.parametrize('failures', [1, 3])
+@pytest.mark.parametrize('name', ['metadata', 'restore'])
+def test_reads_of_arrays_that_fail_are_repeated_or_one_sentence(
+  checkpoint_directory, monkeypatch, name, failures
+):
+  monkeypatch.setattr(checkpoint_files, '_PAUSE', 0.0)
+  read, calls = getattr(ocp.StandardCheckpointer, name), []
+
+  def fail(self, *args, **options):
+    calls.append(name)
+    result = read(self, *args, **options)
+    if len(calls) > failures:
+      return result
+    if name == 'metadata':
+      # As Orbax does where it cannot read its own files.
+      return types.SimpleNamespace(item_metadata=None)
+    raise ValueError('UNKNOWN: Error reading "a" [Input/output error]')
+
+  monkeypatch.setattr(ocp.StandardCheckpointer, name, fail)
+  checkpoint = CheckpointStore(checkpoint_directory, keep=3).newest_whole()
+  assert checkpoint is not None
+  like = {'x': np.ones(3, int)}
+  if failures == 1:
+    assert checkpoint.restore(like)['x'].tolist() == [8, 8, 8]
+    return
+  with pytest.raises(OSError) as caught:
+    checkpoint.restore(like)
+  assert storage.failed_read(caught.value) == (
+    f'{checkpoint.path / "arrays"} cannot be read: input/output error'
+  )
 
 
 def test_a_directory_that_cannot_be_examined_is_not_an_absent_one(

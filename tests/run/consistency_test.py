@@ -2,6 +2,7 @@
 """Processes of one run must agree; the error names the one that differs."""
 
 import dataclasses
+import os
 
 import numpy as np
 import pytest
@@ -187,3 +188,64 @@ def test_a_checkpoint_of_other_devices_or_flags_is_reported(monkeypatch):
     'the checkpoint was written with devices 1 × cpu (now 8 × cpu), xla_flags'
     ' none (now --xla_cpu_enable_fast_math=true): the resumed run may differ'
   )
+
+
+@pytest.mark.parametrize(
+  ('name', 'before', 'now'),
+  [
+    ('JAX_RANDOM_SEED_OFFSET', '0', '3'),
+    ('JAX_HIGH_DYNAMIC_RANGE_GUMBEL', 'False', 'True'),
+    ('JAX_OPTIMIZATION_LEVEL', 'UNKNOWN', 'O1'),
+  ],
+)
+def test_settings_of_jax_from_the_environment_are_reported(name, before, now):
+  """Draws of a resumed run with another `JAX_RANDOM_SEED_OFFSET` are others."""
+  setting, warnings = name.lower(), []
+  here = versions()
+  assert here[setting] == before
+  check_versions({'versions': here | {setting: now}}, warnings.append)
+  (text,) = warnings
+  assert f'written with {setting} {now} (now {before})' in text
+
+
+def clear_threads(monkeypatch):
+  for name in ('PJRT_NPROC', 'NPROC'):
+    monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize('variable', ['PJRT_NPROC', 'NPROC'])
+def test_a_checkpoint_of_other_threads_of_a_processor_is_reported(
+  variable, monkeypatch
+):
+  """XLA splits sums among threads, whose number changes their rounding."""
+  warnings = []
+  clear_threads(monkeypatch)
+  here = versions()
+  assert here['cpu'].endswith(' threads')
+  monkeypatch.setenv(variable, '77')
+  check_versions({'versions': here}, warnings.append)
+  (text,) = warnings
+  assert f'written with cpu {here["cpu"]} (now ' in text
+  assert ', 77 threads)' in text
+
+
+@pytest.mark.skipif(
+  not hasattr(os, 'sched_setaffinity'), reason='needs a choice of cores'
+)
+def test_fewer_cores_are_fewer_threads(monkeypatch):
+  clear_threads(monkeypatch)
+  before = os.sched_getaffinity(0)
+  try:
+    os.sched_setaffinity(0, {min(before)})
+    assert versions()['cpu'].endswith(', 1 threads')
+  finally:
+    os.sched_setaffinity(0, before)
+
+
+def test_processes_on_other_processors_are_accepted(
+  processes, recipe, monkeypatch
+):
+  clear_threads(monkeypatch)
+  for threads in ('2', '4', '8'):
+    monkeypatch.setenv('NPROC', threads)
+    processes.run(make_check(recipe))

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training loop with signals, faults and jumps of the clock."""
 
+import errno
 import os
 import signal
 import time
 
 import pytest
+from etils import epath
 from train.process import metric_lines
 from train.small_loop import outcome, run
 
 from covrl import config
+from covrl.cli.errors import report_error
 from covrl.evaluation.evaluator import EvaluationError
 from covrl.exit_codes import Exit
 from covrl.run import preemption
@@ -237,3 +240,29 @@ def test_evaluations_that_are_removed_during_a_run_are_reported(tmp_path):
   notices.unlink()
   run(tmp_path / 'run')
   assert f'evaluation/{file.name} is missing' in notices.read_text()
+
+
+@pytest.mark.parametrize(
+  'name', ['config.json', 'metrics.jsonl', 'notices.jsonl']
+)
+def test_a_file_that_cannot_be_read_ends_a_resumed_run_in_one_sentence(
+  tmp_path, monkeypatch, capsys, name
+):
+  """The system's errors of reading an open file have no name."""
+  run(tmp_path, train__iterations=1)
+  (tmp_path / 'notices.jsonl').write_text('{"text": "a"}\n')
+  read = type(epath.Path()).read_bytes
+
+  def failing_read(file):
+    if file.name == name:
+      raise OSError(errno.EIO, os.strerror(errno.EIO))
+    return read(file)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(type(epath.Path()), 'read_bytes', failing_read)
+    with pytest.raises(OSError) as caught:
+      run(tmp_path, train__iterations=2)
+    assert report_error(caught.value) == Exit.STORAGE
+  message = capsys.readouterr().err.splitlines()[-1]
+  assert message.endswith(f'{name} cannot be read: input/output error')
+  run(tmp_path, train__iterations=2)

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fingerprints of the packages whose functions a run calls.
+
+The files of a recipe are part of a run's identity. Packages that they import can be
+edited or upgraded between two starts of a run, which is reported.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import pathlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from covrl.config import Recipe
+from covrl.rewards import Reward
+from covrl.run.checkpoint import Checkpoint
+from covrl.tasks.task import Task
+
+_OWN = 'covrl'
+
+
+def code_fingerprints(recipe: Recipe, task: Task) -> dict[str, str]:
+  """Returns versions or digests of packages by `code of PACKAGE`.
+
+  They are covrl, what the recipe's files import, and the modules of score functions.
+  Libraries whose versions every checkpoint has are among them. The standard library
+  is not.
+
+  Args:
+    recipe: the recipe.
+    task: the task, whose score functions count.
+  """
+  names = {_OWN, *_score_modules(task)}
+  for text in recipe.sources.values():
+    names |= set(_imported(text))
+  beside = {name.removesuffix('.py') for name in recipe.sources}
+  tops = {name.partition('.')[0] for name in names} - beside
+  found = {
+    f'code of {name}': _fingerprint(name)
+    for name in sorted(tops)
+    if name and name not in sys.stdlib_module_names
+  }
+  return {name: text for name, text in found.items() if text}
+
+
+def check_code(
+  code: Mapping[str, str],
+  saved: Checkpoint | None,
+  warn: Callable[[str], object],
+) -> None:
+  """Warns if a run is resumed with other code than it had.
+
+  Args:
+    code: see `code_fingerprints`.
+    saved: the checkpoint to resume from, which has those of its run among its
+      inputs; `None` starts the run.
+    warn: receives a sentence about the packages that differ.
+  """
+  before = {} if saved is None else saved.notes.get('inputs', {})
+  changed = [
+    name for name, text in code.items() if before.get(name, text) != text
+  ]
+  if changed:
+    warn(
+      f'{", ".join(changed)} has changed since the checkpoint was written: the'
+      ' resumed run may differ from an uninterrupted one'
+    )
+
+
+def _score_modules(task: Task) -> Iterator[str]:
+  """Yields the modules of the task's score functions."""
+  for part in task.rewards:
+    if not isinstance(part, Reward):
+      continue
+    function: Any = part.score
+    while isinstance(function, functools.partial):
+      function = function.func
+    if isinstance(function, str):
+      yield function.partition(':')[0]
+    else:
+      yield getattr(function, '__module__', None) or ''
+
+
+def _imported(text: str) -> Iterator[str]:
+  """Yields the absolute names of modules that a source text imports."""
+  for node in ast.walk(ast.parse(text)):
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+      yield node.module
+
+
+@functools.cache
+def _fingerprint(name: str) -> str:
+  """Returns version or digest of a package; empty for one without files.
+
+  A package of a checkout keeps its version when it is edited.
+  """
+  try:
+    spec = importlib.util.find_spec(name)
+  except (ImportError, ValueError):
+    return ''
+  if spec is None:
+    return ''
+  folders = [
+    pathlib.Path(each) for each in spec.submodule_search_locations or ()
+  ]
+  files = [file for each in folders for file in sorted(each.rglob('*.py'))]
+  if not folders and spec.origin and spec.origin.endswith('.py'):
+    files = [pathlib.Path(spec.origin)]
+  if not files:
+    return ''
+  if name != _OWN and {'site-packages', 'dist-packages'} & {*files[0].parts}:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+      return importlib.metadata.version(name)
+  digest = hashlib.sha256()
+  for file in files:
+    with contextlib.suppress(FileNotFoundError):
+      digest.update(f'{file.name}\0'.encode() + file.read_bytes() + b'\0')
+  return digest.hexdigest()

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Code that changes between two starts of a run is reported."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import numpy as np
+import pytest
+from train import process, toy
+
+from covrl.config import load
+from covrl.rewards import Overlong, Reward
+from covrl.run.checkpoint import CheckpointStore
+from covrl.train import code
+
+SCORER = 'def score(response, reference):\n  return 1.0\n'
+
+
+@pytest.fixture
+def fingerprints(tmp_path, monkeypatch):
+  """Returns a function that fingerprints a recipe with a score function."""
+  monkeypatch.syspath_prepend(str(tmp_path))
+  recipe = load(str(process.RECIPES / 'toy_kl_cov.py'))
+  task = toy.make_task(recipe.config)
+
+  def calculate(*rewards, source=''):
+    code._fingerprint.cache_clear()
+    changed = dataclasses.replace(recipe, sources={'recipe.py': source})
+    return code.code_fingerprints(
+      changed, dataclasses.replace(task, rewards=list(rewards))
+    )
+
+  yield calculate
+  code._fingerprint.cache_clear()
+
+
+def test_an_edited_module_of_a_score_function_has_another_fingerprint(
+  fingerprints, tmp_path
+):
+  file = tmp_path / 'one_scorer.py'
+  file.write_text(SCORER)
+  rewards = (
+    Reward(name='a', score='one_scorer:score'),
+    Overlong(max_length=4, buffer=2),
+  )
+  before = fingerprints(*rewards)
+  assert set(before) == {'code of covrl', 'code of one_scorer'}
+  assert fingerprints(*rewards) == before
+  file.write_text(SCORER.replace('1.0', '2.0'))
+  after = fingerprints(*rewards)
+  assert after['code of covrl'] == before['code of covrl']
+  assert after['code of one_scorer'] != before['code of one_scorer']
+
+
+def test_packages_that_a_recipe_imports_are_among_them(fingerprints, tmp_path):
+  """Every file of a package counts; the standard library does not."""
+  package = tmp_path / 'own_package'
+  package.mkdir()
+  (package / '__init__.py').touch()
+  (package / 'part.py').write_text(SCORER)
+  source = """
+import json
+import optax
+def task():
+  from own_package.part import score
+  from . import neighbour
+  import absent_package, recipe
+"""
+  before = fingerprints(source=source)
+  assert set(before) == {
+    f'code of {n}' for n in ('covrl', 'optax', 'own_package')
+  }
+  assert before['code of optax'][0].isdigit()
+  (package / 'other.py').write_text('a = 1\n')
+  assert fingerprints(source=source) != before
+
+
+def test_partial_functions_are_those_of_their_modules(fingerprints):
+  score: Any = functools.partial(np.mean)
+  reward = Reward(name='a', score=score)
+  assert set(fingerprints(reward)) == {'code of covrl', 'code of numpy'}
+
+
+def test_a_run_that_is_resumed_with_other_code_is_reported(tmp_path):
+  store, warnings = CheckpointStore(tmp_path / 'checkpoints', keep=1), []
+  before = {'code of covrl': 'a', 'code of mine': 'b', 'problems': 'c'}
+  store.save(0, {'x': np.ones(3)}, {'inputs': before})
+  saved = store.latest()
+  same = {'code of covrl': 'a', 'code of mine': 'b', 'code of new': 'd'}
+  for checkpoint in (None, saved):
+    code.check_code(same, checkpoint, warnings.append)
+  assert warnings == []
+  code.check_code(same | {'code of mine': 'e'}, saved, warnings.append)
+  assert warnings == [
+    'code of mine has changed since the checkpoint was written: the resumed run'
+    ' may differ from an uninterrupted one'
+  ]
