@@ -265,6 +265,7 @@ class _DoublingScale:
   def _changed_scale(
     self, scale: Scalar, direction: Float[Array, '']
   ) -> Float[Array, '']:
+    """Returns the scale after a step: doubled, halved, or of the other sign."""
     doubled = jnp.clip(2 * scale, -self.maximum, self.maximum)
     halved = scale / 2
     changes_sign = jnp.abs(halved) < self.minimum
@@ -310,5 +311,6 @@ class _ProportionalIntegral:
     return jnp.clip(unclipped, self.minimum, self.maximum)
 
   def _unclipped(self, total: Scalar, error: Scalar) -> Scalar:
+    """Returns the coefficient before it is clipped to the bounds."""
     proportional = self.proportional * error
     return self.offset + proportional + self.integral * (total + error)

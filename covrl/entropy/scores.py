@@ -126,4 +126,5 @@ def _check_per_token(stats: TokenStats, where: str, **entries: object) -> None:
 
 
 def _at_least_float32(values: Float[Array, '...']) -> Float[Array, '...']:
+  """Casts to float32 if narrower."""
   return values.astype(jnp.promote_types(values.dtype, jnp.float32))

@@ -192,4 +192,5 @@ def _candidate_interval(
 
 
 def _key_dtype(candidates: Candidates, tokens: PyTree) -> jnp.dtype:
+  """Returns the dtype of the keys, without computing them."""
   return jax.eval_shape(candidates, tokens)[1].dtype

@@ -256,6 +256,7 @@ class _SelectorInputs(NamedTuple):
 
 
 def _check_options(score: Score, source: SelectionSource) -> None:
+  """Refuses an unknown score or selection source."""
   if score not in SCORES:
     raise ValueError(f'score must be one of {SCORES}, got {score!r}')
   if source not in SOURCES:

@@ -269,4 +269,5 @@ def _scale_by(
 def _masked_constant(
   values: Float[Array, 'B T'], mask: Bool[Array, 'B T']
 ) -> Float[Array, 'B T']:
+  """Replaces values off the mask by 0; a constant to autodiff."""
   return jax.lax.stop_gradient(jnp.where(mask, values, 0))

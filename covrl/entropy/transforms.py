@@ -325,6 +325,7 @@ def _add(
 def _add_full_divergence(
   updates: TokenStats, stats: TokenStats, scale: Float[Array, 'B T']
 ) -> TokenStats:
+  """Adds the cotangent of a penalty on the full KL of each token."""
   if stats.divergence is None or updates.divergence is None:
     raise TypeError(
       'TokenStats.divergence must be the full KL of each token with '

@@ -49,12 +49,14 @@ def sequence_sums(
 def _sums_by_id(
   ids: Int[Array, 'B T'], values: Shaped[Array, 'B T']
 ) -> Shaped[Array, 'B T']:
+  """Sums the values of equal id in each row, for every token; see `sequence_sums`."""
   return _sums_within(ids, values, _BLOCKS)
 
 
 def _sums_forward(
   ids: Int[Array, 'B T'], values: Shaped[Array, 'B T']
 ) -> tuple[Shaped[Array, 'B T'], Int[Array, 'B T']]:
+  """Forward pass: the sums, and the ids as residuals."""
   return _sums_by_id(ids, values), ids
 
 
@@ -103,6 +105,7 @@ def _sums_within(
 def _sum_where(
   mask: Bool[Array, '*shape'], values: Array, axes: tuple[int, ...]
 ) -> Array:
+  """Sums the values under a mask over some axes, in their dtype."""
   terms = jnp.where(mask, values, 0)
   return jnp.sum(terms, axis=axes, dtype=values.dtype)
 

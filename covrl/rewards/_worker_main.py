@@ -44,6 +44,7 @@ def main() -> None:
 
 
 def _serve(connection: Connection) -> None:
+  """Receives the settings, then scores responses until the connection closes."""
   settings: dict[str, Any] = connection.recv()
   try:
     score_fn = _prepare(settings)
@@ -62,12 +63,14 @@ def _serve(connection: Connection) -> None:
 
 
 def _send(connection: Connection, *fields: object) -> None:
+  """Writes fields as one line of JSON."""
   data = json.dumps(fields).encode() + b'\n'
   while data:
     data = data[os.write(connection.fileno(), data) :]
 
 
 def _prepare(settings: dict[str, Any]) -> Callable[[str, Any], Any]:
+  """Loads the score function, calls it on the example, and limits memory."""
   sys.path[:] = settings['path']
   score_fn = pickle.loads(settings['score_fn'])
   if isinstance(score_fn, str):
@@ -179,6 +182,7 @@ def _shown(value: object) -> str:
 
 
 def _cut(text: str) -> str:
+  """Shortens a text to the longest that a reply may have."""
   if len(text) <= _MAX_TEXT:
     return text
   return f'{text[:_MAX_TEXT]} … ({len(text):,} characters)'

@@ -256,6 +256,11 @@ class WorkerProcess:
       os.close(pipe)
 
   def _start(self) -> None:
+    """Starts a process and waits until it is ready.
+
+    Raises:
+      StartError: it ends, fails or takes too long, or the pool is closed.
+    """
     trainer_end, worker_end = socket.socketpair()
     ours = self._channel = WorkerChannel(trainer_end, self._settings.timeout)
     with worker_end, self._lock:
@@ -287,6 +292,7 @@ class WorkerProcess:
     raise StartError('it sent a malformed reply')
 
   def _message(self) -> dict[str, Any]:
+    """Returns the settings that the process receives first."""
     return {
       # A console script's path lacks the working directory, where users keep
       # their functions.

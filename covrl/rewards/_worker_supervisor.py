@@ -136,6 +136,7 @@ def _run_worker(settings: dict[str, Any], command: Sequence[str]) -> NoReturn:
 
 
 def _die_with_parent() -> None:
+  """Makes the kernel kill this process when its parent ends."""
   _prctl(_DEATH_SIGNAL, signal.SIGKILL)
 
 
@@ -227,6 +228,7 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _check(code: int) -> None:
+  """Raises the error of a system call that has failed."""
   if code < 0:
     number = ctypes.get_errno()
     raise OSError(number, os.strerror(number))

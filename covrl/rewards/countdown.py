@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Countdown reward: 1 for full marks by reasoning-gym's scorer, else 0.
+"""Countdown reward: 1 for a full score by reasoning-gym's scorer, else 0.
 
 reasoning-gym's scorer evaluates any text with sympy, which takes milliseconds, or
 for ever for `9**9**9`, and gives 0.01 or 0.05 for wrong answers, which
 group-relative advantages would amplify. Therefore only answers that are arithmetic
-in the given numbers with the target as value reach the scorer, and only full
-marks count.
+in the given numbers with the target as value reach the scorer, and only a full
+score counts.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ def score_countdown(response: str, reference: Mapping[str, Any]) -> float:
     reference: `numbers` and `target` of the problem.
 
   Returns:
-    1 for full marks by reasoning-gym's scorer, else 0.
+    1 for a full score by reasoning-gym's scorer, else 0.
   """
   response = response.strip()
   if not may_be_correct(response, reference):
     return 0.0
-  marks = _scorer().score_answer(response, {'metadata': dict(reference)})
-  return 1.0 if marks >= 1.0 else 0.0
+  score = _scorer().score_answer(response, {'metadata': dict(reference)})
+  return 1.0 if score >= 1.0 else 0.0
 
 
 def may_be_correct(response: str, reference: Mapping[str, Any]) -> bool:
-  """Checks a cheap necessary condition of full marks; never slow, never raises.
+  """Checks a cheap necessary condition of a full score; never slow, never raises.
 
   >>> may_be_correct('7 * 3 - 5', {'numbers': [3, 5, 7], 'target': 16})
   True
@@ -102,6 +102,7 @@ def _value(node: ast.expr) -> Fraction:
 
 @functools.cache
 def _scorer() -> Any:
+  """Returns reasoning-gym's Countdown data set, which has the scorer."""
   import reasoning_gym
 
   return reasoning_gym.create_dataset('countdown', seed=0, size=1)

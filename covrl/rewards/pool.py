@@ -231,6 +231,7 @@ class RewardPool:
     atexit.unregister(self.close)
 
   def _check(self) -> None:
+    """Raises the error that has ended the pool, if any."""
     if self._failure:
       raise RuntimeError(self._failure)
 
@@ -251,6 +252,7 @@ class RewardPool:
       worker.stop()
 
   def _record(self, item: _Item, outcome: Outcome) -> None:
+    """Stores the outcome of an item, and completes its call if it was the last."""
     with self._lock:
       item.outcome = outcome
       done = self._is_done(item.call, item)

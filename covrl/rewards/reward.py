@@ -178,6 +178,7 @@ def score_format(response: str, reference: Any, *, pattern: str) -> float:
 
 
 def _check_weight(name: str, weight: object) -> None:
+  """Refuses a weight that is not a number or is too large."""
   if not isinstance(weight, int | float) or not abs(weight) <= MAX_WEIGHT:
     raise ValueError(
       f'the weight of the reward {name!r} must be a number of magnitude'
@@ -196,6 +197,7 @@ def _check_sources(name: str, sources: object) -> None:
 
 
 def _check_name(name: str) -> None:
+  """Refuses a name that is not a lower-case word, or is that of the total."""
   if not _NAME.fullmatch(name) or name == TOTAL:
     raise ValueError(
       f'the name of a reward must be a lower-case word other than {TOTAL!r},'

@@ -48,16 +48,18 @@ class Scores:
     return self._sums(self.rewards)
 
   def marks(self) -> list[float]:
-    """Returns the grade of each response: its score over the highest possible one.
+    """Returns the mark of each response: its score over the highest possible one.
 
-    Scores are weighted sums of the parts that are not shaping. A grade is 1 for a
+    Scores are weighted sums of the parts that are not shaping. A mark is 1 for a
     correct answer of any length and format, and NaN for a missing score.
     """
     answers = [part for part in self.rewards if not part.shaping]
-    full = self._sums(answers, full_marks=True)
+    highest_scores = self._sums(answers, highest_possible=True)
     return [
-      mark / most if most else math.nan
-      for mark, most in zip(self._sums(answers), full, strict=True)
+      score / highest if highest else math.nan
+      for score, highest in zip(
+        self._sums(answers), highest_scores, strict=True
+      )
     ]
 
   def counts(self) -> dict[str, int]:
@@ -104,13 +106,17 @@ class Scores:
     )
 
   def _sums(
-    self, parts: Sequence[RewardPart], *, full_marks: bool = False
+    self, parts: Sequence[RewardPart], *, highest_possible: bool = False
   ) -> list[float]:
-    """Returns weighted sums of parts; with `full_marks` the highest possible."""
+    """Returns weighted sums of parts; with `highest_possible` the highest possible."""
     count = max(map(len, self.outcomes.values()), default=0)
     columns = [
       [
-        (max(part.weight, 0) if full_marks else part.weight * outcome.score)
+        (
+          max(part.weight, 0)
+          if highest_possible
+          else part.weight * outcome.score
+        )
         if outcome
         else 0.0
         for outcome in self.outcomes[part.name]

@@ -166,10 +166,12 @@ def _reduce_together(
 
 
 def _sums(left: Sequence[Array], right: Sequence[Array]) -> list[Array]:
+  """Adds two lists of arrays, element by element."""
   return [a + b for a, b in zip(left, right, strict=True)]
 
 
 def _min_and_max(left: Sequence[Array], right: Sequence[Array]) -> list[Array]:
+  """Combines two pairs of a minimum and a maximum."""
   return [jnp.minimum(left[0], right[0]), jnp.maximum(left[1], right[1])]
 
 

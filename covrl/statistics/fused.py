@@ -82,6 +82,7 @@ def fused_stats(operands: Operands, options: StatsOptions) -> Outputs:
 
 
 def _primal(operands: Operands, options: StatsOptions) -> Outputs:
+  """The statistics without residuals: the primal function of the custom derivative."""
   return _forward(operands, options)[0]
 
 

@@ -157,6 +157,7 @@ def top_entropy(
 def _top_entropy_primal(
   operands: Operands, options: TruncationOptions
 ) -> Float[Array, '*B']:
+  """The entropy without residuals: the primal function of the custom derivative."""
   return _top_entropy_forward(operands, options)[0]
 
 

@@ -117,6 +117,7 @@ def is_number(node: Node, value: int) -> bool:
 
 
 def _is_whole(node: Node) -> bool:
+  """Returns whether a node is an integer."""
   return node.kind == 'number' and node.value.denominator == 1
 
 

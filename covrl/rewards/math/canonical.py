@@ -109,6 +109,7 @@ def _choose_sign(node: Node, plus: str) -> Node:
 
 
 def _has(node: Node, kind: str) -> bool:
+  """Returns whether a tree contains a node of a kind."""
   return node.kind == kind or any(_has(part, kind) for part in node.parts)
 
 
@@ -219,6 +220,7 @@ def is_unknown(node: Node) -> bool:
 
 
 def _is_scalar(node: Node) -> bool:
+  """Returns whether a tree has no matrix, tuple or text in it."""
   return not any(_has(node, kind) for kind in ('matrix', 'tuple', 'text'))
 
 

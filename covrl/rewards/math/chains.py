@@ -165,6 +165,7 @@ def _approximates(decimal: Node, exact: Node) -> bool:
 
 
 def _has_dots(node: Node) -> bool:
+  """Returns whether a node is a decimal that is followed by dots."""
   return node.kind == 'product' and node.parts[1].value == '\\ldots'
 
 

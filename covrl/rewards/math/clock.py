@@ -85,5 +85,6 @@ def _hour(hour: int, half: str) -> int:
 
 
 def _plain(text: str) -> str:
+  """Returns words in lower case without punctuation: `pm` for `P. M.`."""
   text = re.sub(r"[.'’,]", '', text.lower())
   return re.sub(r'^([ap]) m$', r'\1m', ' '.join(text.split()))

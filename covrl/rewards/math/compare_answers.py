@@ -135,6 +135,7 @@ def _same_measures(left: Quantity, right: Quantity) -> bool | None:
 
 
 def _same_values(left: Node, right: Node, strict: bool = False) -> bool | None:
+  """Returns whether two expressions are equal; infinity equals only itself."""
   if left == right:
     return True
   if any(_has_infinity(node) for node in (left, right)):
@@ -169,6 +170,7 @@ def _has_infinity(node: Node) -> bool:
 
 
 def _same_words(left: Node, right: Node) -> bool:
+  """Returns whether two texts or symbols have the same words."""
   texts = [
     normalized_words(node.value)
     for node in (left, right)

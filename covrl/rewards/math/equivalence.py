@@ -59,6 +59,7 @@ def equivalent(reference: Node, answer: Node) -> Verdict:
 
 
 def _has_naturals(node: Node) -> bool:
+  """Returns whether an answer contains ℕ."""
   return '\\mathbb{N}' in str(node.value) or any(map(_has_naturals, node.parts))
 
 
@@ -143,6 +144,7 @@ def _values(chain: Chain) -> list[Node]:
 
 
 def _any_same(left: Sequence[Node], right: Sequence[Node]) -> Verdict:
+  """Returns whether a value on the left equals one on the right."""
   verdicts = [_equivalent(one, other) for one in left for other in right]
   if True in verdicts:
     return True
@@ -175,6 +177,7 @@ def _same_families(left: Node, right: Node) -> Verdict:
 
 
 def _same_relations(left: Node, right: Node) -> Verdict:
+  """Compares two equations or inequalities."""
   if left.kind != right.kind:
     return False
   left, right = map(_without_rounding, (left, right))
@@ -215,6 +218,7 @@ def _reverse(relation: Node) -> Node:
 
 
 def _same_sets(left: Node, right: Node) -> Verdict:
+  """Compares two sets of real numbers."""
   names = real_sets.variables(left), real_sets.variables(right)
   if all(names) and names[0] != names[1]:
     return False
@@ -264,6 +268,7 @@ def _intervals(node: Node) -> list[Node]:
 
 
 def _same_collections(left: Node, right: Node) -> Verdict:
+  """Compares two lists or sets, or one with a tuple or a quantity."""
   for one, other in ((left, right), (right, left)):
     if one.kind == 'list' and (names := _values_by_name(one)):
       if other.kind == 'tuple' and other.value == '()':

@@ -111,6 +111,7 @@ def as_number(value: Value) -> Value:
 
 
 def _bounded(value: Value) -> Value:
+  """Returns a value; raises `OutOfBounds` if it is too large or too small."""
   if isinstance(value, Fraction):
     if max(map(int.bit_length, value.as_integer_ratio())) > MAX_BITS:
       raise OutOfBounds('too many digits')
@@ -143,6 +144,7 @@ def _apply(
 
 
 def _power(base: Value, exponent: Value) -> Value:
+  """Returns a power; exact for a fraction with an integer exponent."""
   if isinstance(exponent, Fraction) and exponent.denominator == 1:
     if isinstance(base, Fraction):
       bits = max(map(int.bit_length, base.as_integer_ratio()))
@@ -161,6 +163,7 @@ def _power(base: Value, exponent: Value) -> Value:
 
 
 def _root(radicand: Value, index: Value) -> Value:
+  """Returns a root; real for an odd root of a negative fraction."""
   if not isinstance(index, Fraction) or index.denominator != 1 or index == 0:
     raise Undefined('a root of an invalid index')
   if isinstance(radicand, Fraction) and radicand < 0 and index % 2:
@@ -204,6 +207,7 @@ def _determinant(cells: list[Value], size: int) -> Value:
 
 
 def _symbol(name: str, point: Mapping[str, Fraction]) -> Value:
+  """Returns the value of a constant or of a symbol at the point."""
   match name:
     case '\\pi':
       return +mpmath.pi
@@ -215,6 +219,7 @@ def _symbol(name: str, point: Mapping[str, Fraction]) -> Value:
 
 
 def _call(name: str, values: list[Value], natural_log: bool) -> Value:
+  """Returns the value of a function of `_EXACT` or `_FUNCTIONS`, or a logarithm."""
   if name in _EXACT:
     return _EXACT[name](values)
   if name == 'log' and len(values) == 1:
@@ -241,12 +246,14 @@ def _exponential(value: Value) -> Value:
 
 
 def _reals(values: list[Value]) -> list[Value]:
+  """Returns the real parts of values, which must be real."""
   if any(map(is_complex, values)):
     raise Undefined('not real')
   return [v if isinstance(v, Fraction) else mpmath.re(v) for v in values]
 
 
 def _integers(values: list[Value]) -> list[int]:
+  """Returns values as integers, which they must be."""
   if any(not isinstance(v, Fraction) or v.denominator != 1 for v in values):
     raise Undefined('integers are required')
   return [int(value) for value in values]

@@ -197,6 +197,7 @@ def _rational(node: Node) -> Fraction:
 
 
 def _rational_at(node: Node, point: dict[str, Fraction]) -> Fraction:
+  """Returns the value of an expression at a point, which must be rational."""
   value = evaluate(node, point, 60)
   if not isinstance(value, Fraction):
     raise Undefined('not a rational number')

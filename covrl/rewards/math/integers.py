@@ -164,6 +164,7 @@ def _listed_values(conditions: list[Node]) -> tuple[str, Sequence[Node]] | None:
 
 
 def _substitute(node: Node, name: str, value: Node) -> Node:
+  """Replaces a symbol by an expression."""
   if node == Node('symbol', (), name):
     return value
   parts = tuple(_substitute(part, name, value) for part in node.parts)

@@ -144,6 +144,7 @@ def _run_child(
 
 
 def _is_same(reference: str, answer: str) -> bool:
+  """Returns whether math-verify accepts the answer, in both directions."""
   import math_verify
 
   # With more digits than by default, or 0.333333 would equal 1/3.
@@ -164,6 +165,7 @@ def _is_same(reference: str, answer: str) -> bool:
 
 
 def _parse(text: str) -> list[Any]:
+  """Parses TeX with math-verify."""
   import math_verify
 
   return math_verify.parse(
@@ -175,6 +177,7 @@ def _parse(text: str) -> list[Any]:
 
 
 def _limit_memory() -> None:
+  """Limits further allocations to `MEMORY` bytes (on Linux)."""
   if sys.platform == 'linux':
     import resource
 

@@ -338,5 +338,6 @@ def _display(text: str) -> str:
 
 
 def _unicode_fraction(match: re.Match[str]) -> str:
+  """Returns the TeX of a fraction character such as ½."""
   top, _, bottom = unicodedata.normalize('NFKC', match.group()).partition('⁄')
   return f'\\frac{{{top}}}{{{bottom}}}'

@@ -44,6 +44,10 @@ def mark_bases(text: str) -> str:
 
 
 def _marked(match: re.Match[str]) -> str:
+  """Returns a number with a base as a TeX command (in base 10, its digits alone).
+
+  Other matches are returned unchanged.
+  """
   written = match.group(1) or match.group(2)
   digits = _MARKUP.sub('', written)
   names = _LAST_NAME.findall(

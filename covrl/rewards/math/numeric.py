@@ -113,6 +113,7 @@ def symbols(node: Node) -> set[str]:
 
 
 def _equal(left: Node, right: Node, natural_log: bool) -> bool | None:
+  """Returns whether two expressions are equal, with one meaning of `log`."""
   precision = _precision(left, right)
   names = sorted(symbols(left) | symbols(right))
   imaginary = any(_has_symbol(node, 'i') for node in (left, right))

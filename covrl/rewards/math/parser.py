@@ -83,6 +83,7 @@ class _Parser(BracketParser):
     return node
 
   def _relation(self) -> Node:
+    """Parses a chain such as a < b = c."""
     parts, signs = [self.set_expression()], []
     while (
       self.peek().kind != 'text' and self.peek().text in vocabulary.RELATIONS
@@ -94,12 +95,14 @@ class _Parser(BracketParser):
     return Node('relation', tuple(parts), tuple(signs))
 
   def set_expression(self) -> Node:
+    """Parses unions, intersections and differences of sets."""
     node = self.ratio()
     while operator := self.accept(*vocabulary.SET_OPERATORS):
       node = Node(vocabulary.SET_OPERATORS[operator], (node, self.ratio()))
     return node
 
   def ratio(self) -> Node:
+    """Parses a : b, and the infix commands `\\over` and `\\choose`."""
     parts = [self.sum()]
     while self._has_ratios and self.accept(':'):
       parts.append(self.sum())
@@ -111,6 +114,7 @@ class _Parser(BracketParser):
     return node
 
   def sum(self) -> Node:
+    """Parses a sum of terms with signs."""
     terms: list[Node] = []
     while (sign := self.accept('+', '-', '\\pm', '\\mp')) or not terms:
       term = self.term()
@@ -121,6 +125,7 @@ class _Parser(BracketParser):
     return ast.make_sum(terms)
 
   def term(self) -> Node:
+    """Parses a product or quotient of factors, also without a multiplication sign."""
     node = self.factor()
     while True:
       if self.accept('*', '\\cdot', '\\times', '\\ast'):
@@ -140,6 +145,7 @@ class _Parser(BracketParser):
         return node
 
   def signed_factor(self) -> Node:
+    """Parses a factor with an optional sign."""
     sign = self.accept('+', '-')
     return ast.with_sign(sign, self.factor())
 
@@ -163,6 +169,7 @@ class _Parser(BracketParser):
         return node
 
   def _power(self, base: Node) -> Node:
+    """Parses an exponent, a degree sign or a transposition."""
     if self.accept('\\circ'):
       scale = vocabulary.TEMPERATURES.get(self.peek().text.strip().lower())
       if not scale:
@@ -187,6 +194,7 @@ class _Parser(BracketParser):
   # Atoms.
 
   def atom(self) -> Node:
+    """Parses a number, a symbol, a text, a command or brackets."""
     token = self.next()
     match token.kind:
       case 'number':
@@ -245,6 +253,7 @@ class _Parser(BracketParser):
     return None
 
   def _command(self, name: str) -> Node:
+    """Parses a command and its arguments."""
     match name:
       case '\\based':
         digits, base = self.raw_argument(), int(self.raw_argument())

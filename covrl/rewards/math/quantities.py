@@ -77,6 +77,7 @@ def split(node: Node) -> Quantity:
 
 
 def _power(node: Node) -> Quantity:
+  """Splits a power of a unit, such as m²."""
   value, name = split(node.parts[0])
   exponent, sign = node.parts[1], ''
   if exponent.kind == 'negative':
@@ -87,6 +88,7 @@ def _power(node: Node) -> Quantity:
 
 
 def _product(node: Node) -> Quantity:
+  """Splits a product into the product of values and that of units."""
   (one, name), (other, other_name) = map(split, node.parts)
   unit = f'{name} {other_name}'.strip()
   if other is None:
@@ -100,6 +102,7 @@ def _product(node: Node) -> Quantity:
 
 
 def _quotient(node: Node) -> Quantity:
+  """Splits a quotient into the quotient of values and that of units."""
   (one, name), (other, other_name) = map(split, node.parts)
   unit = f'{name}/{other_name}' if other_name else name
   if other is None:

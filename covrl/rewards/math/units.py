@@ -173,6 +173,7 @@ _ABBREVIATED = {'c': '°C', 'f': '°F', 'k': 'K'}
 
 
 def _units() -> dict[str, Unit]:
+  """Returns all units by name, from the tables above."""
   units: dict[str, Unit] = {
     name: Unit(Fraction(factor), () if base == '1' else ((base, 1),))
     for base, rows in _TABLE.items()
@@ -198,11 +199,13 @@ def _units() -> dict[str, Unit]:
 
 
 def _multiply(powers: dict[str, int], unit: Unit, power: int) -> None:
+  """Multiplies powers of base units by a power of a unit, in place."""
   for base, exponent in unit.powers:
     powers[base] = powers.get(base, 0) + exponent * power
 
 
 def _sorted(powers: dict[str, int]) -> tuple[tuple[str, int], ...]:
+  """Returns non-zero powers of base units, sorted by name."""
   return tuple(sorted((base, n) for base, n in powers.items() if n))
 
 
@@ -306,6 +309,7 @@ def is_known(name: str) -> bool:
 
 
 def _temperature(match: re.Match[str]) -> str:
+  """Returns the name of a temperature scale without its degree sign."""
   name = match.group(1).lower()
   return _ABBREVIATED.get(name, name)
 
@@ -321,6 +325,7 @@ def _lookup(word: str) -> Unit | None:
 
 
 def _base(word: str) -> Unit:
+  """Returns a known unit, or a new base unit of the name."""
   unit = _lookup(word)
   if unit is not None:
     return unit

@@ -161,6 +161,7 @@ def _encode_standard(value: Any) -> list[Any] | None:
 
 
 def _decode_standard(encoded: list[Any]) -> Any:
+  """Inverse of `_encode_standard`."""
   module, name, state = encoded
   match (module, name):
     case ('builtins', _) if isinstance(vars(builtins).get(name), type):

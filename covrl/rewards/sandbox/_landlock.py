@@ -74,6 +74,7 @@ def confine() -> None:
 
 
 def _allow(ruleset: int, path: str, access: int) -> None:
+  """Adds an access right to a path to the rules."""
   descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
   if os.path.isdir(path):
     access |= _LIST
@@ -83,6 +84,7 @@ def _allow(ruleset: int, path: str, access: int) -> None:
 
 
 def _check(code: int) -> int:
+  """Returns the result of a system call; raises its error."""
   if code < 0:
     number = ctypes.get_errno()
     raise OSError(number, f'Landlock: {os.strerror(number)}')

@@ -129,6 +129,7 @@ class ObjectServer:
   def _call_back(
     self, callback: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
   ) -> Any:
+    """Calls a function of the suite, and serves requests until it returns."""
     self._channel.send(
       {
         'callback': callback['callback'],
@@ -139,6 +140,7 @@ class ObjectServer:
     return self.serve()
 
   def _describe(self, error: BaseException) -> dict[str, Any]:
+    """Returns the class, arguments and attributes of an exception, encoded."""
     state = {
       name: self._channel.encode(value) for name, value in vars(error).items()
     }

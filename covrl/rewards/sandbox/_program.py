@@ -254,6 +254,7 @@ def _find_function(namespace: dict[str, Any], name: str) -> Any:
 
 
 def _add_leetcode_names(code: CodeType, namespace: dict[str, Any]) -> None:
+  """Defines the names that LeetCode provides and the program uses."""
   used, codes = set(), [code]
   while codes:
     code = codes.pop()
@@ -267,6 +268,7 @@ def _add_leetcode_names(code: CodeType, namespace: dict[str, Any]) -> None:
 
 
 def _read(descriptor: int) -> bytes:
+  """Reads all bytes from a descriptor."""
   parts = []
   while part := os.read(descriptor, 1 << 20):
     parts.append(part)
@@ -274,5 +276,6 @@ def _read(descriptor: int) -> bytes:
 
 
 def _write(descriptor: int, data: bytes) -> None:
+  """Writes all bytes to a descriptor."""
   while data:
     data = data[os.write(descriptor, data) :]

@@ -86,6 +86,7 @@ class ProgramClient:
     return self._channel.decode(reply['value'])
 
   def _exchange(self, message: dict[str, Any]) -> dict[str, Any]:
+    """Sends a message and returns the reply, serving callbacks meanwhile."""
     self._channel.send(message)
     while True:
       reply = self._channel.receive()
@@ -96,6 +97,7 @@ class ProgramClient:
       self._channel.send(self._call_back(reply))
 
   def _call_back(self, reply: dict[str, Any]) -> dict[str, Any]:
+    """Calls a function of the suite for the program; returns the encoded result."""
     function = self._callbacks[reply['callback']]
     args = [self._channel.decode(value) for value in reply['arguments']]
     kwargs = {k: self._channel.decode(v) for k, v in reply['keywords'].items()}
@@ -145,6 +147,7 @@ class ProgramClient:
     return self._exceptions[number]
 
   def _local_error(self, error: dict[str, Any]) -> Exception:
+    """Returns a local exception for one that the program raised."""
     kind = self._local_class(error['class'])
     args = [self._channel.decode(value) for value in error['arguments']]
     local: Any = kind.__new__(kind, *args)

@@ -63,6 +63,7 @@ class Approx:
     return self._close(self._expected, other)
 
   def _close(self, expected: Any, other: Any) -> bool:
+    """Returns whether a value, or each item of a collection, is close."""
     match expected:
       case dict():
         return (
@@ -131,6 +132,7 @@ class Mark:
 
 
 def _parametrize(names: Any, rows: Any, **_: Any) -> Callable[[Any], Any]:
+  """`pytest.mark.parametrize`: stores the cases as an attribute of the test."""
   keys = (
     [n.strip() for n in names.split(',')]
     if isinstance(names, str)
@@ -149,6 +151,7 @@ def _parametrize(names: Any, rows: Any, **_: Any) -> Callable[[Any], Any]:
 
 
 def _fixture(function: Any = None, **_: Any) -> Any:
+  """`pytest.fixture`: marks a function as a fixture."""
   if function is None:
     return _fixture
   function.is_fixture = True
@@ -156,10 +159,12 @@ def _fixture(function: Any = None, **_: Any) -> Any:
 
 
 def _param(*values: Any, **_: Any) -> Any:
+  """`pytest.param`: returns the values."""
   return values[0] if len(values) == 1 else values
 
 
 def _fail(reason: str = '') -> None:
+  """`pytest.fail`: raises an `AssertionError`."""
   raise AssertionError(reason)
 
 
@@ -210,6 +215,7 @@ def run_suite() -> None:
 
 
 def _solution_module() -> ModuleType:
+  """Returns the module `solution`, whose names are fetched from the program."""
   module = ModuleType('solution')
 
   def get(name: str) -> Any:

@@ -65,6 +65,7 @@ def find_launcher(
 def _candidates(
   backend: str | None, limits: Limits, packages: tuple[Package, ...]
 ) -> Iterator[Launcher]:
+  """Yields the backends to try, in the order of preference."""
   interpreter = find_interpreter()
   if backend in (None, 'bubblewrap'):
     for mode in available_modes():

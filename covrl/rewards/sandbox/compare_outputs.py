@@ -163,10 +163,12 @@ def one_line(text: bytes) -> str:
 
 
 def _words(text: bytes) -> list[bytes]:
+  """Splits output into words and brackets, without a byte order mark."""
   return _WORD.findall(text.removeprefix(b'\xef\xbb\xbf'))
 
 
 def _shown(word: bytes) -> str:
+  """Returns the start of a word as ASCII."""
   return one_line(word[:_SHOWN])
 
 
@@ -224,6 +226,7 @@ def _same_real(value: float, expected: float, tolerance: float | None) -> bool:
 def _close(
   value: float, expected: float, relative: float, absolute: float
 ) -> bool:
+  """Returns whether floats are close; NaN is close to NaN only."""
   if math.isnan(expected):
     return math.isnan(value)
   try:
@@ -233,6 +236,9 @@ def _close(
 
 
 def _integer(digits: str) -> int:
+  """Parses an integer of JSON of bounded length."""
   if len(digits) > _LONGEST_INTEGER:
-    raise ValueError(f'an integer of {len(digits)} digits')
+    raise ValueError(
+      f'an integer must have at most {_LONGEST_INTEGER} digits, got {len(digits)}'
+    )
   return int(digits)

@@ -165,6 +165,7 @@ def _names_in_tests(tests: Sequence[Test]) -> set[str]:
 
 
 def _names(pattern: re.Pattern[str], text: str) -> set[str]:
+  """Returns the names that a pattern with two groups finds in a text."""
   return {a or b for a, b in pattern.findall(text)}
 
 

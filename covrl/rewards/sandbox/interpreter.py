@@ -108,6 +108,7 @@ def _find_files(probe: dict) -> Interpreter:
 
 
 def _within(path: str, directories: list[str]) -> bool:
+  """Returns whether a path lies in one of the directories."""
   return any(path.startswith(f'{directory}/') for directory in directories)
 
 

@@ -129,6 +129,7 @@ class Judge:
 
   @contextlib.contextmanager
   def _processor(self) -> Iterator[int]:
+    """Context with a free processor, for one program at a time."""
     cpu = self._free.get()
     try:
       yield cpu
@@ -138,6 +139,7 @@ class Judge:
   def _open(
     self, source: str, seconds: float, cpu: int
   ) -> Session | RemoteSession:
+    """Opens a session that runs the tests of a program."""
     program = source.encode('utf-8', 'surrogatepass')
     if self._launcher is None:
       return RemoteSession(str(self._url), program, seconds, self._limits)

@@ -50,6 +50,7 @@ class Landlock(Launcher):
     }
 
   def _files(self) -> tuple[str, ...]:
+    """Returns the files that the sandbox may read."""
     added = (file for package in self.packages for file in package.files)
     return (*self.interpreter.files, *added)
 

@@ -55,6 +55,7 @@ def find_packages(names: Sequence[str] | None) -> tuple[Package, ...]:
 
 
 def _find(name: str) -> Package | None:
+  """Returns an installed package; `None` if it is not installed."""
   if not re.fullmatch(r'[^\W\d]\w*', name):
     return None
   spec = importlib.util.find_spec(name)

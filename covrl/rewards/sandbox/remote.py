@@ -93,6 +93,7 @@ class RemoteSession:
         )
 
   def _check_output(self, test: PrintTest) -> Outcome:
+    """Runs the program and compares its printed output."""
     run = self._run(self._program.decode(errors='replace'), test.stdin)
     if isinstance(run, Outcome):
       return run
@@ -104,6 +105,7 @@ class RemoteSession:
     return Outcome(0.0, Status.CRASH, detail)
 
   def _check_result(self, test: CallTest) -> Outcome:
+    """Calls a function of the program and compares its result."""
     call = _CALL.format(program=self._program, name=test.name, prefix=_PREFIX)
     code = _PROGRAM_SCRIPT.read_text(encoding='utf-8') + call
     run = self._run(code, json.dumps(marshal.loads(test.arguments)).encode())

@@ -151,6 +151,7 @@ class Sandbox:
     seconds: float,
     outputs: Sequence[OutputPipe],
   ) -> JobResult:
+    """Sends a job to process 1 and supervises it until it ends."""
     try:
       socket.send_fds(self._control, [marshal.dumps(dict(job))], descriptors)
     except OSError:
@@ -167,6 +168,11 @@ class Sandbox:
     )
 
   def _start(self, cpu: int | None) -> None:
+    """Starts the sandbox and sends its settings.
+
+    Raises:
+      SandboxError: the sandbox cannot be started.
+    """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     self._control = self._stack.enter_context(ours)
     ours.settimeout(_TIMEOUT)
@@ -220,6 +226,7 @@ class Sandbox:
       return pid
 
   def _send_settings(self) -> None:
+    """Sends the settings to process 1 and waits until it is ready."""
     settings = {
       'limits': self._limits.settings(),
       'writable': self._launcher.writable,

@@ -183,6 +183,8 @@ def _add(
 def _allow_all(
   library: ctypes.CDLL, context: ctypes.c_void_p, processes: bool
 ) -> None:
+  """Adds the rules of judged programs: all allowed system calls."""
+
   def allow(name: str, *comparisons: tuple[int, int, int, int]) -> None:
     _add(library, context, _ALLOW, name, *comparisons)
 
@@ -204,6 +206,7 @@ def _allow_all(
 
 
 def _export(library: ctypes.CDLL, context: ctypes.c_void_p) -> bytes:
+  """Returns the compiled BPF program of a filter."""
   descriptor = os.memfd_create('filter')
   try:
     code = library.seccomp_export_bpf(context, descriptor)

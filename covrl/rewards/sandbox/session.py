@@ -98,9 +98,11 @@ class Session:
         return self._check_suite(sandbox, test)
 
   def _open(self) -> Sandbox:
+    """Starts a sandbox."""
     return Sandbox(self._launcher, self._limits, self._cpu)
 
   def _check_output(self, sandbox: Sandbox, test: PrintTest) -> Outcome:
+    """Runs the program and compares its printed output."""
     run = sandbox.run(
       {'kind': 'run'},
       test.stdin,
@@ -118,6 +120,7 @@ class Session:
     return Outcome(0.0, Status.CRASH, _reason(run, run.result))
 
   def _check_result(self, sandbox: Sandbox, test: CallTest) -> Outcome:
+    """Calls a function of the program and compares its result."""
     run = sandbox.run(
       {'kind': 'call', 'name': test.name},
       test.arguments,
@@ -165,6 +168,7 @@ class Session:
       return self._compare_suite(program.result(), suite)
 
   def _compare_suite(self, program: JobResult, suite: JobResult) -> Outcome:
+    """Returns the outcome of a suite from the results of both sandboxes."""
     if program.end is not EndReason.ENDED:
       return self._failure(program)
     if suite.end is not EndReason.ENDED:
@@ -205,6 +209,7 @@ class Session:
 
 
 def _scripts(*names: str) -> list[bytes]:
+  """Returns compiled sandbox scripts, by names without `_` and `.py`."""
   return [compile_script(f'_{name}.py') for name in names]
 
 

@@ -84,6 +84,7 @@ def parse_tests(tests: Sequence[Mapping[str, Any]]) -> list[Test]:
 
 
 def _parse(index: int, test: Mapping[str, Any]) -> Test:
+  """Parses one test; `index` is for errors."""
   match test:
     case {
       'stdin': str(stdin),
