@@ -274,4 +274,4 @@ def _reference_rewards(
       lengths=[1] * len(answers),
       shaping=False,
     )
-    return pending.result().marks()
+    return pending.result().grades()

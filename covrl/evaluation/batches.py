@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches of an evaluation's responses, and their marks once they are scored.
+"""Batches of an evaluation's responses, and their correctness once they are scored.
 
-A mark is 1 for a correct response, 0 for a wrong one, and NaN for one without a
+Correctness is 1 for a correct response, 0 for a wrong one, and NaN for one without a
 score.
 """
 
@@ -50,9 +50,9 @@ class PendingBatch:
   tokens: int
 
   @functools.cached_property
-  def own_marks(self) -> list[float]:
-    """Marks of this process's responses; waits for their scores."""
-    return _marks(self.scores.result())
+  def own_correctness(self) -> list[float]:
+    """Correctness of this process's responses; waits for their scores."""
+    return _correctness(self.scores.result())
 
 
 def graded_responses(
@@ -65,17 +65,19 @@ def graded_responses(
     failures: receives a reason for each response without a score.
 
   Yields:
-    Indices of suite, problem and sample, and the response's mark and text.
+    Indices of suite, problem and sample, and the response's correctness and text.
   """
   for batch in batches:
     scores = batch.scores.result().gather()
     failures += scores.failures()
-    marks = _marks(scores)
-    size = len(marks) // len(batch.groups)
-    for row, (mark, text) in enumerate(zip(marks, batch.texts, strict=True)):
+    correctness = _correctness(scores)
+    size = len(correctness) // len(batch.groups)
+    for row, (is_correct, text) in enumerate(
+      zip(correctness, batch.texts, strict=True)
+    ):
       group = batch.groups[row // size]
       sample = group.first + row % size
-      yield (group.suite, group.problem, sample), (mark, text)
+      yield (group.suite, group.problem, sample), (is_correct, text)
 
 
 def accuracies(**batches: Sequence[PendingBatch]) -> dict[str, float]:
@@ -86,20 +88,21 @@ def accuracies(**batches: Sequence[PendingBatch]) -> dict[str, float]:
   """
   means: dict[str, float] = {}
   for name, pending in batches.items():
-    marks = [
-      mark
+    correctness = [
+      is_correct
       for batch in pending
       if batch.scores.is_done
-      for mark in batch.own_marks
-      if not np.isnan(mark)
+      for is_correct in batch.own_correctness
+      if not np.isnan(is_correct)
     ]
-    if marks:
-      means[name] = float(np.mean(marks))
+    if correctness:
+      means[name] = float(np.mean(correctness))
   return means
 
 
-def _marks(scores: Scores) -> list[float]:
+def _correctness(scores: Scores) -> list[float]:
   """Returns 1 for each correct response, 0 for others, NaN without a score."""
   return [
-    mark if np.isnan(mark) else float(mark >= 1) for mark in scores.marks()
+    is_correct if np.isnan(is_correct) else float(is_correct >= 1)
+    for is_correct in scores.grades()
   ]

@@ -308,10 +308,13 @@ class Evaluator:
     failures: list[str] = []
     graded_greedy = dict(graded_responses(greedy, failures))
     graded_samples = dict(graded_responses(sampled, failures))
-    marks = [
-      mark for mark, _ in (*graded_greedy.values(), *graded_samples.values())
+    correctness = [
+      is_correct
+      for is_correct, _ in (*graded_greedy.values(), *graded_samples.values())
     ]
-    self._check_failures(int(np.isnan(marks).sum()), len(marks), failures)
+    self._check_failures(
+      int(np.isnan(correctness).sum()), len(correctness), failures
+    )
     results: list[SuiteResult] = []
     for index, suite in enumerate(self._suites):
       problems, samples = range(len(suite.problems)), range(suite.samples)
@@ -320,13 +323,15 @@ class Evaluator:
         [graded_samples[index, n, s] for s in samples] for n in problems
       ]
       texts = [[text for _, text in row] for row in others]
-      correct = np.array([[mark for mark, _ in row] for row in others], float)
+      correct = np.array(
+        [[is_correct for is_correct, _ in row] for row in others], float
+      )
       correct = correct.reshape(len(problems), len(samples))
       answers, undecided = self._answers(suite, texts, correct)
       results.append(
         SuiteResult(
           suite=suite,
-          greedy=np.array([mark for mark, _ in first]),
+          greedy=np.array([is_correct for is_correct, _ in first]),
           correct=correct,
           responses=tuple(
             (text, *row) for (_, text), row in zip(first, texts, strict=True)
@@ -366,13 +371,13 @@ class Evaluator:
       problems = [suite.problems[row] for row, _, _ in pairs]
       references = [other for *_, other in pairs]
       scores = self._score(responses, problems, references=references)
-      marks = scores.result().gather().marks()
+      correctness = scores.result().gather().grades()
       undecided.update(
         row
-        for (row, *_), mark in zip(pairs, marks, strict=True)
-        if np.isnan(mark)
+        for (row, *_), is_correct in zip(pairs, correctness, strict=True)
+        if np.isnan(is_correct)
       )
-      return [bool(mark >= 1) for mark in marks]
+      return [bool(is_correct >= 1) for is_correct in correctness]
 
     merged = merge_equal_answers(answers, correct, are_equal)
     return merged, frozenset(undecided)

@@ -10,36 +10,36 @@ from typing import TypeAlias
 import numpy as np
 from jaxtyping import Bool, Float
 
-Marks: TypeAlias = Bool[np.ndarray, 'N n'] | Float[np.ndarray, 'N n']
+Correctness: TypeAlias = Bool[np.ndarray, 'N n'] | Float[np.ndarray, 'N n']
 """Whether each of n responses to each of N problems is correct.
 
-NaN marks a response that could not be scored.
+NaN stands for a response that could not be scored.
 """
 
 
-def mean_correct(correct: Marks) -> Float[np.ndarray, ' N']:
+def mean_correct(correct: Correctness) -> Float[np.ndarray, ' N']:
   """Fraction of correct responses per problem, of those that have a score.
 
   Args:
-    correct: see `Marks`.
+    correct: see `Correctness`.
 
   Returns:
     One value per problem; NaN for a problem without any scored response.
 
   Raises:
-    ValueError: a mark is neither 0, 1 nor NaN, or is masked.
+    ValueError: an entry of `correct` is neither 0, 1 nor NaN, or is masked.
 
   >>> mean_correct(np.array([[1.0, 0.0], [1.0, np.nan]])).tolist()
   [0.5, 1.0]
   """
-  check_marks(correct)
+  check_correctness(correct)
   scored = ~np.isnan(correct)
   counts = scored.sum(axis=1)
   right = np.where(scored, correct, 0.0).sum(axis=1)
   return np.where(counts > 0, right / np.maximum(counts, 1), np.nan)
 
 
-def pass_at_k(correct: Marks, k: int) -> Float[np.ndarray, ' N']:
+def pass_at_k(correct: Correctness, k: int) -> Float[np.ndarray, ' N']:
   """Unbiased estimate of the probability that one of k responses is correct.
 
     1 − C(n − c, k) / C(n, k)
@@ -48,14 +48,15 @@ def pass_at_k(correct: Marks, k: int) -> Float[np.ndarray, ' N']:
   without a score are not among the n.
 
   Args:
-    correct: see `Marks`.
+    correct: see `Correctness`.
     k: number of responses, in [1, n].
 
   Returns:
     One probability per problem; NaN for one with fewer than k scored responses.
 
   Raises:
-    ValueError: k is outside [1, n], or a mark is neither 0, 1 nor NaN.
+    ValueError: k is outside [1, n], or an entry of `correct` is neither 0, 1 nor
+      NaN.
 
   >>> pass_at_k(np.array([[True, False, False, False]]), 2).tolist()
   [0.5]
@@ -64,7 +65,7 @@ def pass_at_k(correct: Marks, k: int) -> Float[np.ndarray, ' N']:
     Chen et al., Evaluating Large Language Models Trained on Code,
     arXiv:2107.03374, equation 1.
   """
-  check_marks(correct)
+  check_correctness(correct)
   is_whole = isinstance(k, int | np.integer) and not isinstance(k, bool)
   if not is_whole or not 1 <= k <= correct.shape[1]:
     raise ValueError(
@@ -79,7 +80,7 @@ def pass_at_k(correct: Marks, k: int) -> Float[np.ndarray, ' N']:
 
 
 def majority_vote(
-  answers: Sequence[Sequence[Hashable | None]], correct: Marks
+  answers: Sequence[Sequence[Hashable | None]], correct: Correctness
 ) -> Float[np.ndarray, ' N']:
   """Accuracy of the most frequent answer, maj@n.
 
@@ -91,7 +92,7 @@ def majority_vote(
   Args:
     answers: the final answer of each response, `None` if it has none; the same
       entry for answers that the grader regards as equal.
-    correct: see `Marks`.
+    correct: see `Correctness`.
 
   Returns:
     One value in [0, 1] per problem; 0 without any answer, NaN for a problem of
@@ -100,18 +101,18 @@ def majority_vote(
   Raises:
     TypeError: the answers to a problem are a text, of which each letter would
       vote.
-    ValueError: a mark is neither 0, 1 nor NaN, there is not one answer per mark,
-      or an answer is NaN, which equals no answer.
+    ValueError: an entry of `correct` is neither 0, 1 nor NaN, there is not one
+      answer per response, or an answer is NaN, which equals no answer.
 
   >>> majority_vote([['1', '2', '2', None], ['1', '2', None, None]],
   ...               np.array([[True, False, False, False]] * 2)).tolist()
   [0.0, 0.5]
   """
-  check_marks(correct)
+  check_correctness(correct)
   counts = [len(row) for row in answers]
   if counts != [correct.shape[1]] * len(correct):
     raise ValueError(
-      f'answers must be one per mark {correct.shape}, got {counts!r:.80} to'
+      f'answers must be one per response {correct.shape}, got {counts!r:.80} to'
       f' {len(counts)} problems'
     )
   for row in answers:
@@ -121,41 +122,46 @@ def majority_vote(
       raise ValueError('answers must be entries or None, got nan')
   return np.array(
     [
-      _majority(row, marks) for row, marks in zip(answers, correct, strict=True)
+      _majority(row, correctness)
+      for row, correctness in zip(answers, correct, strict=True)
     ],
     float,
   )
 
 
-def check_marks(correct: Marks) -> None:
-  """Refuses marks that are shares of a solution, or not one row per problem.
+def check_correctness(correct: Correctness) -> None:
+  """Refuses entries that are shares of a solution, or not one row per problem.
 
   Raises:
     ValueError: they are not an array `[N, n]` of 0, 1 and NaN without a mask.
   """
-  marks: object = correct
-  is_plain = isinstance(marks, np.ndarray) and not isinstance(
-    marks, np.ma.MaskedArray
+  correctness: object = correct
+  is_plain = isinstance(correctness, np.ndarray) and not isinstance(
+    correctness, np.ma.MaskedArray
   )
-  if not is_plain or marks.ndim != 2 or marks.dtype.kind not in 'biuf':
+  if (
+    not is_plain
+    or correctness.ndim != 2
+    or correctness.dtype.kind not in 'biuf'
+  ):
     raise ValueError(
-      f'marks must be an array [N, n] of numbers, got {np.shape(correct)} of'
+      f'correct must be an array [N, n] of numbers, got {np.shape(correct)} of'
       f' {getattr(correct, "dtype", "")} {type(correct).__name__}'
     )
   wrong = correct[~(np.isnan(correct) | np.isin(correct, (0, 1)))]
   if wrong.size:
-    raise ValueError(f'marks must be 0, 1 or NaN, got {wrong.flat[0]:g}')
+    raise ValueError(f'correct must be 0, 1 or NaN, got {wrong.flat[0]:g}')
 
 
 def _majority(
   answers: Sequence[Hashable | None],
-  marks: Bool[np.ndarray, ' n'] | Float[np.ndarray, ' n'],
+  correctness: Bool[np.ndarray, ' n'] | Float[np.ndarray, ' n'],
 ) -> float:
-  if np.isnan(marks).any():
+  if np.isnan(correctness).any():
     return float('nan')
   votes = Counter(
-    (True, None) if mark else (False, answer)
-    for answer, mark in zip(answers, marks, strict=True)
+    (True, None) if is_correct else (False, answer)
+    for answer, is_correct in zip(answers, correctness, strict=True)
     if answer is not None
   )
   if not votes:

@@ -17,8 +17,8 @@ from covrl import storage
 from covrl.data import Suite
 from covrl.evaluation.intervals import Estimate, bootstrap_sets
 from covrl.evaluation.metrics import (
-  Marks,
-  check_marks,
+  Correctness,
+  check_correctness,
   majority_vote,
   mean_correct,
   pass_at_k,
@@ -38,7 +38,7 @@ Metrics: TypeAlias = dict[str, Float[np.ndarray, ' N']]
 class SuiteResult:
   """Results of one suite of N problems.
 
-  A response that could not be scored is neither correct nor wrong, and its mark
+  A response that could not be scored is neither correct nor wrong, and its entry
   is NaN.
 
   Attributes:
@@ -52,21 +52,21 @@ class SuiteResult:
       compared, so that their vote is unknown.
 
   Raises:
-    ValueError: results or answers are not one per problem and sample, or a mark is
-      neither 0, 1 nor NaN.
+    ValueError: results or answers are not one per problem and sample, or an entry
+      of `correct` is neither 0, 1 nor NaN.
   """
 
   suite: Suite
   greedy: Bool[np.ndarray, ' N'] | Float[np.ndarray, ' N']
-  correct: Marks
+  correct: Correctness
   responses: Sequence[Sequence[str]]
   answers: Sequence[Sequence[str | None]] | None = None
   undecided: frozenset[int] = frozenset()
 
   def __post_init__(self) -> None:
     count, samples = len(self.suite.problems), self.suite.samples
-    check_marks(self.greedy[:, None])
-    check_marks(self.correct)
+    check_correctness(self.greedy[:, None])
+    check_correctness(self.correct)
     sizes = {
       'greedy': (self.greedy.shape, (count,)),
       'correct': (self.correct.shape, (count, samples)),
@@ -110,16 +110,16 @@ class SuiteResult:
     They are those with all of them wrong, and with all of them correct.
     """
     bounds: list[Metrics] = []
-    for mark in (0.0, 1.0):
+    for value in (0.0, 1.0):
       filled = dataclasses.replace(
         self,
-        greedy=_with_missing(self.greedy, mark),
-        correct=_with_missing(self.correct, mark),
+        greedy=_with_missing(self.greedy, value),
+        correct=_with_missing(self.correct, value),
       ).metrics()
       # A vote may be lost by a correct answer, too.
       votes = {n: v for n, v in self.metrics().items() if n.startswith('maj@')}
       bounds.append(
-        filled | {n: _with_missing(v, mark) for n, v in votes.items()}
+        filled | {n: _with_missing(v, value) for n, v in votes.items()}
       )
     low, high = bounds
     return low, high
@@ -138,8 +138,8 @@ class SuiteResult:
         'suite': self.suite.name,
         'key': problem.key,
         'prompt': problem.prompt,
-        'greedy': _mark(self.greedy[index]),
-        'correct': list(map(_mark, self.correct[index])),
+        'greedy': _to_integer(self.greedy[index]),
+        'correct': list(map(_to_integer, self.correct[index])),
       }
       if self.answers is not None:
         line['answers'] = list(self.answers[index])
@@ -274,14 +274,14 @@ def _stderr(suites: Sequence[Float[np.ndarray, ' N']]) -> float:
   return float(np.sqrt(np.sum(variances)) / len(suites))
 
 
-def _with_missing(marks: Marks, mark: float) -> Any:
-  """Replaces missing marks by a value."""
-  return np.where(np.isnan(marks), mark, marks)
+def _with_missing(correct: Correctness, value: float) -> Any:
+  """Replaces missing entries by a value."""
+  return np.where(np.isnan(correct), value, correct)
 
 
-def _mark(mark: Any) -> int | None:
-  """Converts a mark to an integer, or `None` if it is missing."""
-  return None if np.isnan(mark) else int(mark)
+def _to_integer(value: Any) -> int | None:
+  """Converts an entry to an integer, or `None` if it is missing."""
+  return None if np.isnan(value) else int(value)
 
 
 def _finite(number: float | None) -> float | None:

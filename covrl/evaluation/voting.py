@@ -32,8 +32,8 @@ def merge_equal_answers(
 
   Raises:
     TypeError: `are_equal` returns anything but bools.
-    ValueError: answers and marks differ in number, or `are_equal` returns another
-      number of them.
+    ValueError: `answers` and `correct` differ in number, or `are_equal` returns
+      another number of them.
 
   >>> merge_equal_answers(
   ...   [['2', '0.5', '1/2', '4/2', None]], np.array([[0.0, 1, 1, 0, 0]]),
@@ -42,10 +42,12 @@ def merge_equal_answers(
   """
   spelling: dict[tuple[int, bool, str], str] = {}
   left: dict[int, list[str]] = {}
-  for row, (texts, marks) in enumerate(zip(answers, correct, strict=True)):
-    right = [a for a, m in zip(texts, marks, strict=True) if a and m == 1]
+  for row, (texts, correctness) in enumerate(
+    zip(answers, correct, strict=True)
+  ):
+    right = [a for a, m in zip(texts, correctness, strict=True) if a and m == 1]
     spelling |= {(row, True, answer): right[0] for answer in right}
-    wrong = [a for a, m in zip(texts, marks, strict=True) if a and m != 1]
+    wrong = [a for a, m in zip(texts, correctness, strict=True) if a and m != 1]
     left[row] = list(dict.fromkeys(wrong))
   while any(left.values()):
     pairs: list[tuple[int, str, str]] = []
@@ -69,8 +71,10 @@ def merge_equal_answers(
         left[row].append(text)
   return [
     [
-      answer and spelling[row, mark == 1, answer]
-      for answer, mark in zip(texts, marks, strict=True)
+      answer and spelling[row, is_correct == 1, answer]
+      for answer, is_correct in zip(texts, correctness, strict=True)
     ]
-    for row, (texts, marks) in enumerate(zip(answers, correct, strict=True))
+    for row, (texts, correctness) in enumerate(
+      zip(answers, correct, strict=True)
+    )
   ]

@@ -15,7 +15,7 @@ Each `Reward` is a function `(response, reference) -> number or Outcome` that ru
 in separate worker processes with a time and a memory limit. Each part scores the
 responses of its `sources`, and the total is the weighted sum. `Scoring(rewards,
 sources=…)` owns the processes and turns responses into `Scores`: `totals()` for
-training, `marks()` (in [0, 1], without shaping) for evaluation. A response that
+training, `grades()` (in [0, 1], without shaping) for evaluation. A response that
 could not be scored has the score NaN: it is masked, never scored 0.
 
 A script can grade single answers without any of this:

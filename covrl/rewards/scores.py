@@ -47,10 +47,10 @@ class Scores:
     """Returns weighted sums of all parts; NaN where one has no score."""
     return self._sums(self.rewards)
 
-  def marks(self) -> list[float]:
-    """Returns the mark of each response: its score over the highest possible one.
+  def grades(self) -> list[float]:
+    """Returns the grade of each response: its score over the highest possible one.
 
-    Scores are weighted sums of the parts that are not shaping. A mark is 1 for a
+    Scores are weighted sums of the parts that are not shaping. A grade is 1 for a
     correct answer of any length and format, and NaN for a missing score.
     """
     answers = [part for part in self.rewards if not part.shaping]

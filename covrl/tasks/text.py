@@ -311,15 +311,15 @@ def _pass_rates(file: str) -> dict[str, float]:
   for number, line in enumerate(lines, 1):
     try:
       result = json.loads(line)
-      marks = [
-        mark
-        for mark in result['correct'] or [result['greedy']]
-        if mark is not None
+      correct = [
+        is_correct
+        for is_correct in result['correct'] or [result['greedy']]
+        if is_correct is not None
       ]
-      if not marks:
+      if not correct:
         # No response has a score, so that the rate is unknown.
         continue
-      rate = float(np.mean(marks))
+      rate = float(np.mean(correct))
       if not 0 <= rate <= 1:
         raise ValueError
       rates[result['key']] = rate

@@ -141,10 +141,10 @@ def _wrong_references(
   for start in range(0, len(problems), _BATCH):
     batch = problems[start : start + _BATCH]
     scores = _scores(task, scoring, batch)
-    for problem, mark, detail in zip(
-      batch, scores.marks(), _details(scores, len(batch)), strict=True
+    for problem, grade, detail in zip(
+      batch, scores.grades(), _details(scores, len(batch)), strict=True
     ):
-      if not mark >= 1:
+      if not grade >= 1:
         reference = str(problem.reference)[:40]
         descriptions.append(
           f'column {problem.column!r} of {problem.location}, {reference!r} ({detail})'

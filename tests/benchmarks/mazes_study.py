@@ -98,7 +98,7 @@ def explorer_row(seeds: list[int]) -> str:
   """Row of the explorer that the warm start imitates: eight walks per maze."""
   config = MazeConfig()
   mazes = [maze_of(problem) for problem in held_out_mazes(config)[:PROBLEMS]]
-  marks = np.array(
+  correct = np.array(
     [
       [
         [
@@ -111,8 +111,8 @@ def explorer_row(seeds: list[int]) -> str:
     ]
   )
   numbers = (
-    cell(100 * marks.mean(axis=(1, 2)), 1),
-    cell(100 * marks.any(axis=2).mean(axis=1), 1),
+    cell(100 * correct.mean(axis=(1, 2)), 1),
+    cell(100 * correct.any(axis=2).mean(axis=1), 1),
   )
   return f'| explorer | {len(seeds)} | – | {" | ".join(numbers)} | – |'
 

@@ -83,10 +83,12 @@ def test_each_suite_has_its_number_of_samples(evaluator_parts):
       result.suite.problems, result.responses, strict=True
     ):
       assert len(texts) == 1 + result.suite.samples
-      marks = [scorers.begins_with_largest(t, problem.reference) for t in texts]
+      correct = [
+        scorers.begins_with_largest(t, problem.reference) for t in texts
+      ]
       index = result.suite.problems.index(problem)
-      assert marks[0] == result.greedy[index]
-      assert marks[1:] == result.correct[index].tolist()
+      assert correct[0] == result.greedy[index]
+      assert correct[1:] == result.correct[index].tolist()
   assert evaluate(evaluator_parts, SUITES).unscored == 0
 
 

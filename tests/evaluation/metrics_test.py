@@ -49,15 +49,17 @@ def test_pass_at_k_refuses_k_out_of_range(k: Any):
 
 
 @pytest.mark.usefixtures('no_annotation_checks')
-@pytest.mark.parametrize('marks', [np.array([[0.5, 1]]), np.array([1.0, 0.0])])
-def test_marks_are_one_row_of_0_1_and_nan_per_problem(marks):
+@pytest.mark.parametrize(
+  'correctness', [np.array([[0.5, 1]]), np.array([1.0, 0.0])]
+)
+def test_correctness_is_one_row_of_0_1_and_nan_per_problem(correctness):
   for metric in (
     mean_correct,
-    lambda marks: pass_at_k(marks, 1),
-    lambda marks: majority_vote([['a', 'b']], marks),
+    lambda correctness: pass_at_k(correctness, 1),
+    lambda correctness: majority_vote([['a', 'b']], correctness),
   ):
-    with pytest.raises(ValueError, match='marks must be'):
-      metric(marks)
+    with pytest.raises(ValueError, match='correct must be'):
+      metric(correctness)
 
 
 @pytest.mark.parametrize(
@@ -109,18 +111,18 @@ UNSCORED = float('nan')
 @given(st.lists(st.sampled_from([0.0, 1.0, UNSCORED]), min_size=1, max_size=8))
 @settings(deadline=None)
 def test_unscored_responses_are_left_out(row):
-  marks = np.array([row])
-  scored = [mark for mark in row if mark == mark]
-  (mean,) = mean_correct(marks)
+  correctness = np.array([row])
+  scored = [each for each in row if each == each]
+  (mean,) = mean_correct(correctness)
   assert mean == pytest.approx(
     np.mean(scored) if scored else UNSCORED, nan_ok=True
   )
   for k in range(1, len(row) + 1):
-    (chance,) = pass_at_k(marks, k)
+    (chance,) = pass_at_k(correctness, k)
     assert (chance == chance) == (k <= len(scored))
     if k <= len(scored):
       assert chance == pass_at_k(np.array([scored]), k)[0]
-  (share,) = majority_vote([['1'] * len(row)], marks)
+  (share,) = majority_vote([['1'] * len(row)], correctness)
   assert (share == share) == (len(scored) == len(row))
 
 
@@ -139,8 +141,8 @@ def unscored_result():
 
 
 def test_intervals_include_all_scores_that_unscored_responses_allow():
-  marks = unscored_result()
-  evaluation = Evaluation(results=(marks,), entropy=0.0)
+  result = unscored_result()
+  evaluation = Evaluation(results=(result,), entropy=0.0)
   summary = evaluation.summary()
   assert summary['unscored'] == evaluation.unscored == 20 + 40 + 2
   # 180 of the 380 that have a score; 180 to 200 of all 400.
@@ -148,8 +150,8 @@ def test_intervals_include_all_scores_that_unscored_responses_allow():
   error = 1.96 * 0.5 / 20
   assert summary['greedy_low'] == pytest.approx(180 / 400 - error, abs=0.006)
   assert summary['greedy_high'] == pytest.approx(200 / 400 + error, abs=0.006)
-  lowest, highest = marks.extremes()
-  for name, values in marks.metrics().items():
+  lowest, highest = result.extremes()
+  for name, values in result.metrics().items():
     assert np.nanmean(values) == pytest.approx(summary[name])
     assert np.isnan(values).any()
     assert not np.isnan(lowest[name]).any()
@@ -158,7 +160,7 @@ def test_intervals_include_all_scores_that_unscored_responses_allow():
     assert (lowest[name][known] <= values[known]).all()
     assert (values[known] <= highest[name][known]).all()
     assert summary[f'{name}_low'] <= summary[name] <= summary[f'{name}_high']
-  line = next(iter(marks.lines(responses=False)))
+  line = next(iter(result.lines(responses=False)))
   assert line['greedy'] is None
   assert line['correct'] == [None, 0]
 
@@ -259,7 +261,7 @@ def test_the_lines_of_a_run_keep_a_few_greedy_responses():
 
 @pytest.mark.usefixtures('no_annotation_checks')
 @pytest.mark.parametrize(
-  'marks',
+  'correctness',
   [
     np.ma.array([[1.0, 0.0]], mask=[[False, True]]),
     np.array([['1', '0']]),
@@ -267,14 +269,14 @@ def test_the_lines_of_a_run_keep_a_few_greedy_responses():
     np.array([[1j, 0]]),
   ],
 )
-def test_marks_are_plain_numbers(marks):
+def test_correctness_has_plain_numbers(correctness):
   for metric in (
     mean_correct,
     lambda m: pass_at_k(m, 1),
     lambda m: majority_vote([['a', 'b']], m),
   ):
-    with pytest.raises(ValueError, match='marks must be an array'):
-      metric(marks)
+    with pytest.raises(ValueError, match='correct must be an array'):
+      metric(correctness)
 
 
 @pytest.mark.usefixtures('no_annotation_checks')

@@ -70,7 +70,7 @@ def test_total_is_the_weighted_sum_of_applicable_parts():
   )
   assert scores.totals() == [2.0 + 0.5, 4.0 + 0.5 - 1.0, 1.0 - 2.0]
   # The format and the length steer training; they do not make an answer right.
-  assert scores.marks() == [2.0, 4.0, 1.0]
+  assert scores.grades() == [2.0, 4.0, 1.0]
   scores_by_name = {
     name: [outcome and outcome.score for outcome in outcomes]
     for name, outcomes in scores.outcomes.items()
@@ -90,7 +90,7 @@ def test_evaluation_leaves_out_shaping():
     shaping=False,
   )
   assert scores.outcomes.keys() == {'length'}
-  assert scores.totals() == scores.marks() == [1.0]
+  assert scores.totals() == scores.grades() == [1.0]
 
 
 def test_part_of_weight_0_is_only_logged():
@@ -99,7 +99,7 @@ def test_part_of_weight_0_is_only_logged():
     Reward(name='logged', score=scorers.outcome, weight=0.0),
   ]
   scores = scored(rewards, [('wrong', '12345', 's', 0)])
-  assert scores.totals() == scores.marks() == [0.0]
+  assert scores.totals() == scores.grades() == [0.0]
   assert scores.counts()['logged/wrong'] == 1
 
 
@@ -118,7 +118,7 @@ def test_unscored_responses_have_no_total_and_are_counted():
   )
   assert scores.totals()[:3] == [1.0, 0.0, 0.0]
   assert all(map(math.isnan, scores.totals()[3:]))
-  assert all(map(math.isnan, scores.marks()[3:]))
+  assert all(map(math.isnan, scores.grades()[3:]))
   assert {name: n for name, n in scores.counts().items() if n} == {
     'judged/scored': 1,
     'judged/wrong': 1,
@@ -152,7 +152,7 @@ def test_hang_in_one_part_does_not_affect_others():
   )
 
 
-def test_marks_are_relative_to_full_marks():
+def test_grades_are_relative_to_the_highest_score():
   rewards = (
     Reward(name='one', score=scorers.echo, weight=2.0),
     Reward(name='other', score=scorers.echo, weight=1.0),
@@ -162,10 +162,10 @@ def test_marks_are_relative_to_full_marks():
     rewards, {'one': [full, full, none], 'other': [full, none, None]}
   )
   assert scores.totals() == [3.0, 2.0, 0.0]
-  assert scores.marks() == [1.0, 2 / 3, 0.0]
+  assert scores.grades() == [1.0, 2 / 3, 0.0]
 
 
-def test_parts_of_negative_weight_do_not_lower_full_marks():
+def test_parts_of_negative_weight_do_not_lower_the_highest_score():
   rewards = (
     Reward(name='right', score=scorers.echo),
     Reward(name='cheats', score=scorers.echo, weight=-0.5),
@@ -174,8 +174,8 @@ def test_parts_of_negative_weight_do_not_lower_full_marks():
   scores = Scores(
     rewards, {'right': [full, full, half], 'cheats': [none, full, none]}
   )
-  assert scores.marks() == [1.0, 0.5, 0.5]
-  assert math.isnan(Scores(rewards[1:], {'cheats': [full]}).marks()[0])
+  assert scores.grades() == [1.0, 0.5, 0.5]
+  assert math.isnan(Scores(rewards[1:], {'cheats': [full]}).grades()[0])
 
 
 @pytest.mark.parametrize('rule', ['boxed', 'gsm8k', 'dapo'])

@@ -89,7 +89,7 @@ def all_tasks_run(study: Study) -> bool:
 
 
 def write_readme(headlines: list[str], sections: list[PageSection]) -> None:
-  """Replaces the sections that have a table between the marks of README.md."""
+  """Replaces the sections that have a table between the comments of README.md."""
   file = HERE / 'README.md'
   head, rest = file.read_text().split(BEGIN)
   written, tail = rest.split(END)
