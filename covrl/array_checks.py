@@ -118,7 +118,7 @@ def check_scalar(name: str, value: object) -> None:
 
 
 def concrete(value: Any) -> np.ndarray | None:
-  """Returns a value as a NumPy array, `None` if it is traced or not local."""
+  """Returns a value as a NumPy array, `None` if it is traced or on other hosts."""
   if isinstance(value, Tracer):
     return None
   if isinstance(value, jax.Array) and not value.is_fully_addressable:

@@ -146,7 +146,7 @@ def steer(
       factors = jnp.maximum(jnp.exp(math.log(low) * change / most), low)
     else:
       width = most - least
-      # NaN is neither 0 nor more, and stays NaN.
+      # A width of NaN makes factors NaN.
       rank = jnp.where(
         width == 0, 0.5, (change - least) / jnp.where(width == 0, 1, width)
       )

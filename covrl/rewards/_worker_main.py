@@ -127,7 +127,7 @@ def _score(
 
 
 def _seed(response: str, reference: Any) -> None:
-  """Seeds the global generators of random numbers from what is scored.
+  """Seeds the global random number generators from the response and its reference.
 
   That of numpy is seeded if it is loaded, as by the example.
   A function that draws then gives a response the same score in any worker, in any

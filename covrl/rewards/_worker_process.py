@@ -107,7 +107,7 @@ class WorkerSettings:
 
 
 def isolation() -> str:
-  """Returns how workers are kept from the trainer and the network.
+  """Returns the kind of isolation of workers from the trainer and the network.
 
   `namespaces`: in separate namespaces of processes and, unless a worker may use the
   network, of the network. `filter`: a seccomp filter refuses signals to the trainer

@@ -214,15 +214,15 @@ class RewardPool:
       call.finish()
 
   def cancel(self, call: PoolCall) -> None:
-    """Drops a call: responses that no worker has begun never are scored.
+    """Drops a call: its responses that no worker has begun to score are skipped.
 
-    Its future never completes, unless it has by now.
+    Its future then never completes.
     """
     with self._lock:
       self._calls.discard(call)
 
   def close(self) -> None:
-    """Kills the workers; responses not scored by now never are."""
+    """Kills the workers; calls that are not complete raise an error."""
     self._fail('the reward pool is closed')
     for worker in self._workers:
       worker.close()

@@ -37,7 +37,7 @@ def interpreted(implementation):
 
 
 def masks():
-  """No position, one, the last of some rows, every other, and all."""
+  """No position, one, the last of some rows, a random half, and all."""
   rng = np.random.default_rng(2)
   result = {name: np.zeros(SHAPE, bool) for name in ('none', 'one', 'ends')}
   result['one'][5, 3] = True

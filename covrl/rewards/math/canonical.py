@@ -164,7 +164,7 @@ def _rewrite(node: Node, zero_is_natural: bool) -> Node:
 
 
 def _word(node: Node) -> Node:
-  """Returns what a word stands for: a set, a time, or a common synonym."""
+  """Returns the set, the time or the common synonym that words stand for."""
   words = ' '.join(node.value.lower().replace('{', '').replace('}', '').split())
   words = words.rstrip('.!')
   if _NO_SOLUTION.fullmatch(words):

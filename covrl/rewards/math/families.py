@@ -31,7 +31,7 @@ _CLOSE = 1e-30  # difference of values that are equal
 _MAX_CLASSES = 500  # residues of a family modulo the common period
 
 
-class _Class(NamedTuple):
+class _ResidueClass(NamedTuple):
   """The numbers that differ from a residue by multiples of a period."""
 
   residue: Value
@@ -81,7 +81,7 @@ def undeclared_parameter(node: Node) -> str | None:
   return None
 
 
-def _classes(expression: Node) -> list[_Class]:
+def _classes(expression: Node) -> list[_ResidueClass]:
   """Returns the residue classes that an expression runs through."""
   values = [
     as_number(evaluate(expression, {INTEGER: Fraction(k)}, _DIGITS))
@@ -101,7 +101,7 @@ def _classes(expression: Node) -> list[_Class]:
     if all(
       abs(other - period) < _CLOSE * (1 + abs(period)) for other in growth
     ):
-      return [_Class(value, abs(period)) for value in values[:steps]]
+      return [_ResidueClass(value, abs(period)) for value in values[:steps]]
   raise Undefined('not a union of residue classes')
 
 
@@ -124,7 +124,7 @@ def _common_period(periods: list[Value]) -> Value:
   return first * multiple.numerator / multiple.denominator
 
 
-def _residues(classes: list[_Class], period: Value) -> list[Value]:
+def _residues(classes: list[_ResidueClass], period: Value) -> list[Value]:
   """Returns all residues of classes modulo a multiple of their periods."""
   residues: list[Value] = []
   for residue, class_period in classes:

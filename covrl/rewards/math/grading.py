@@ -130,7 +130,7 @@ def score_math(
   outcome = _quick_outcome(answer, expected)
   if outcome is not None or answer is None:
     return outcome or _WRONG
-  # Training can wait longer, and the processor is busier.
+  # Twice the limit of `grade_math`: in training, processors are busier.
   return compare(answer, expected, wall_seconds=2 * MATH_VERIFY_WALL_SECONDS)
 
 
@@ -228,7 +228,8 @@ def _parse_and_compare(reference_text: str, answer_text: str) -> Verdict:
   try:
     reference, answer = parse(reference_text), parse(answer_text)
     verdict = equivalent(reference, answer)
-    # A list such as 100,200 looks like a number; the reference decides.
+    # A list such as 100,200 is read as a number. If the reference is the same without
+    # merging digits, the answer is also read as a list.
     if (
       not verdict and parse(reference_text, merge_thousands=False) == reference
     ):

@@ -37,7 +37,7 @@ _GENERATOR = 0x20  # the flag of a generator function's code, `CO_GENERATOR`
 _DEFERRED = _GENERATOR | 0x80 | 0x200
 
 
-class Names(dict):
+class SuiteGlobals(dict):
   """Globals of the suite; undefined names are fetched from the program."""
 
   def __missing__(self, name: str) -> Any:
@@ -185,7 +185,7 @@ def run_suite() -> None:
   )
   sys.modules['pytest'] = pytest_module
   sys.modules['solution'] = _solution_module()
-  names = Names(__name__='suite', __builtins__=builtins)
+  names = SuiteGlobals(__name__='suite', __builtins__=builtins)
   code = program.code
   assert code is not None
   exec(code, names)
@@ -233,7 +233,7 @@ def _solution_module() -> ModuleType:
   return module
 
 
-def _run_test(test: Any, names: Names) -> int:
+def _run_test(test: Any, names: SuiteGlobals) -> int:
   """Runs a test function for every combination of its parameters.
 
   Returns:
@@ -256,7 +256,7 @@ def _run_test(test: Any, names: Names) -> int:
   return len(combinations)
 
 
-def _make_fixture(name: str, names: Names, generators: list[Any]) -> Any:
+def _make_fixture(name: str, names: SuiteGlobals, generators: list[Any]) -> Any:
   """Returns the value of a fixture; generators are finished after the test."""
   function: Any = dict.get(names, name)
   if not getattr(function, 'is_fixture', False):

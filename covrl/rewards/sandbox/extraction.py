@@ -82,8 +82,8 @@ def find_program(response: str, tests: Sequence[Test] = ()) -> str | None:
   or, for tests of printed output, that reads input; else the last that defines
   a function or class or reads input; else the last block. Blocks tagged as
   Python come before blocks without a tag, and these before others, unless only
-  the latter define something. Earlier blocks that define functions that only the
-  program calls are put before it. Text before the end of the response's
+  the latter define something. Earlier blocks that define functions which the
+  program calls but does not define are put before it. Text before the end of the response's
   thoughts (`</think>`) counts only if no block follows it. Without a fence the
   whole response is the program.
 
@@ -117,7 +117,10 @@ def find_program(response: str, tests: Sequence[Test] = ()) -> str | None:
 
 
 def _with_definitions(block: _Block, earlier: Sequence[_Block]) -> str:
-  """Returns a program, after earlier blocks that define what only it calls."""
+  """Returns a program, after earlier blocks with functions that it calls.
+
+  Only functions that the program does not define itself are looked for.
+  """
   text, missing = block.text, set(_CALL.findall(block.text)) - block.assigned
   for other in reversed(earlier):
     if not missing:
@@ -187,7 +190,7 @@ def _blocks(text: str) -> Iterator[_Block]:
 
 
 def _closing(text: str, begin: int, ticks: str) -> tuple[int, int]:
-  """Returns where a block's text ends, and where the search goes on.
+  """Returns the end of a block's text, and the index at which the search goes on.
 
   A fence inside a string of several lines does not close the block, unless no
   later one lies outside of strings. A fence may follow code on its line, and an
