@@ -55,8 +55,8 @@ RESTARTED = (Exit.RESTART, Exit.PEER_LOST, Exit.STALLED)
 def means_restart(code: int) -> bool:
   """Returns whether a run that ended with `code` is to be restarted.
 
-  That includes deaths by a signal (below 0 in Python, from 128 on in shells),
-  which come from the machine.
+  That includes processes killed by a signal (below 0 in Python, from 128 on in
+  shells), which is taken for a fault of the machine.
 
   >>> means_restart(42), means_restart(137), means_restart(1)
   (True, True, False)

@@ -126,7 +126,7 @@ def lp_reg(
       )
     log_ratio = jax.lax.stop_gradient(stats.logprobs) - target
     log_ratio = jnp.where(weights != 0, log_ratio, 0)
-    # Neither above the proxy nor, at +∞, removed by the filter; NaN stays NaN.
+    # 0 for tokens above the proxy and (+∞) those that the filter removes; NaN stays.
     log_ratio = jnp.where(log_ratio >= 0, 0, log_ratio)
     gradient = divergence_gradient(log_ratio, 'k3')
     gradient = jnp.where(

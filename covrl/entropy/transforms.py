@@ -282,7 +282,7 @@ def add_divergence_penalty(
     coefficient,
     edit,
     DivergencePenaltyState if reference == 'old_logprobs' else ScheduledState,
-    # The full divergence has no cotangent on log π(a) and H to predict with.
+    # Predictions read the cotangents of log π(a) and H only, not of the full KL.
     is_predictable=predict_effect and divergence != 'full',
   )
 

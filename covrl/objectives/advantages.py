@@ -238,7 +238,7 @@ def unlikeliness(
   rewards = widen(rewards)
   rarer = same & (logprobs[None, :] < logprobs[:, None])
   rank = jnp.sum(rarer, axis=1, dtype=jnp.int32).astype(rewards.dtype)
-  # A likelihood of NaN has no rank, and neither have those it is compared with.
+  # With a NaN, the ranks in its group are not known.
   unknown = jnp.any(same & jnp.isnan(logprobs)[None, :], axis=1)
   rank = jnp.where(unknown, jnp.nan, rank)
   return rewards * (1 - coefficient * rank / size.astype(rewards.dtype))

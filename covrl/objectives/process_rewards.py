@@ -16,7 +16,8 @@ from covrl.objectives.gae import gae
 from covrl.objectives.returns import check_tokens
 from covrl.types import Scalar
 
-# Combination of process rewards and outcomes.
+# Formula that combines process rewards and outcomes: the paper's, or that of its
+# public code.
 PrimeForm = Literal['paper', 'code']
 
 # Added to the largest return, as in published code.

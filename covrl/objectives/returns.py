@@ -170,11 +170,11 @@ def whiten(
   centred = jnp.where(mask, values - mean, 0)
   variance = exact_sum(centred**2, mask) / (tokens + COUNT_EPSILON)
   unbiased = variance * tokens / jnp.maximum(tokens - 1, 1)
-  # Divided by an infinite deviation, values would be 0.
+  # NaN, since values divided by an infinite deviation would be 0.
   unbiased = jnp.where(jnp.isfinite(unbiased), unbiased, jnp.nan)
   largest = jnp.max(jnp.where(mask, values, -jnp.inf), initial=-jnp.inf)
   smallest = jnp.min(jnp.where(mask, values, jnp.inf), initial=jnp.inf)
-  # The mean of equal values is theirs up to rounding, which must not be scaled.
+  # Equal values differ from their mean by rounding only, which must not be scaled.
   equal = (largest == smallest) & jnp.isfinite(largest)
   white = centred * jax.lax.rsqrt(unbiased + VARIANCE_EPSILON)
   return jnp.where(mask & ~equal, white, 0)

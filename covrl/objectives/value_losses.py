@@ -86,7 +86,7 @@ def clipped_value_loss(
     old = jax.lax.stop_gradient(keep(old_values))
     change = jax.lax.stop_gradient(values) - old
     bounds = old + jnp.clip(change, -clip, clip)
-    # A change of NaN is outside, too, and stays NaN.
+    # A change of NaN counts as outside the clip range and makes the loss NaN.
     clipped_values = jnp.where(jnp.abs(change) <= clip, values, bounds)
     clipped_losses = jnp.square(clipped_values - targets) / 2
     clipped = clipped_losses > losses

@@ -18,7 +18,7 @@ from typing import Any
 
 # Bytes of a reply; workers cut texts to fewer.
 _MAX_REPLY = 2**16
-# Bytes of the first one, which names the files that a worker has loaded.
+# Bytes of the first reply, which lists the files that a worker has loaded.
 MAX_FIRST_REPLY = 2**22
 
 

@@ -202,7 +202,10 @@ class WorkerProcess:
       return 'timeout', float('nan'), f'no score after {seconds}'
     except ReplyError:
       self.stop()
-      reason = 'the worker sent a malformed reply: has the scorer written to its connection?'
+      reason = (
+        'the worker sent a malformed reply, perhaps because the scorer wrote to its'
+        ' connection'
+      )
     except (EOFError, OSError):
       reason = f'the worker ended with exit code {self.stop()}'
     return 'crash', float('nan'), reason
@@ -230,8 +233,8 @@ class WorkerProcess:
       channel.close()
     if process is None:
       return None
-    # Collects the exit code of a process that ended; kills any other, and all
-    # that they have started.
+    # Collects the exit code of a process that has ended; kills one that still runs,
+    # and all processes that it has started.
     with contextlib.suppress(subprocess.TimeoutExpired):
       return process.wait(timeout=0.1)
     with self._lock:

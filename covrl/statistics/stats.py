@@ -37,13 +37,14 @@ from covrl.statistics.tiling import LANES
 from covrl.statistics.truncated import NO_TRUNCATION, Truncation
 from covrl.types import TokenMoments, TokenStats
 
-# Up to this many logits, over all devices, are kept as one array. Beyond,
+# Up to this many logits, over all devices, are kept as one array. Above that,
 # computing them twice is cheaper than keeping arrays of their size.
 MAX_WHOLE_LOGITS = 2**20
 # Number of chunks that the XLA implementation cuts a device's columns into:
 # memory is about that many times less than for whole logits.
 NUM_CHUNKS = 64
-# The same where masked positions are skipped: positions are then cut as well.
+# Number of chunks where masked positions are skipped: positions are then cut into
+# blocks as well.
 NUM_MASKED_CHUNKS = 16
 # Fewest logits of a chunk that are computed at a time, if the vocabulary allows:
 # the fixed costs of a product outweigh smaller ones.

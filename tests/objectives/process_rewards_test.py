@@ -160,7 +160,7 @@ def test_both_forms_equal_values_worked_by_hand():
 
 def test_forms_differ_by_a_multiple_of_the_deviation_from_the_mean():
   process = np.random.default_rng(0).normal(size=(8, 6))
-  process[:, -1] = 0  # the process reward that one of them drops
+  process[:, -1] = 0  # the form of the code drops the last process reward
   responses = process, np.zeros(8), np.arange(8) // 4, np.ones((8, 6), bool)
   difference = np.subtract(
     unscaled_advantages(*responses, 'code'),

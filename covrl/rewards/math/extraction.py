@@ -75,7 +75,7 @@ def last_box(text: str) -> str | None:
   >>> last_box(r'so \boxed{6}, no, \boxed{\frac{7}{2}}, I mean \boxed{8')
   '\\frac{7}{2}'
   """
-  # Start and end of the content; the end of one without braces is found last.
+  # Start and end of the content; `None` as end for content without braces.
   span: tuple[int, int | None] | None = None
   # Open braces, with the start of the content for those of a box.
   opened: list[int | None] = []

@@ -24,7 +24,7 @@ PARAMETERS = frozenset('knmlpqrstj')
 # Names of an integer and of a natural parameter after renaming.
 INTEGER = 'integer parameter'
 NATURAL = 'natural parameter'
-# Most steps of the parameter after which an expression may grow by its period.
+# Largest number of steps of the parameter in which an expression grows by its period.
 _STEPS = 6
 _DIGITS = 60  # decimal digits of values
 _CLOSE = 1e-30  # difference of values that are equal

@@ -31,7 +31,7 @@ class Token(NamedTuple):
 
 END = Token('end', '')
 
-# Digits below a line, or between two dots.
+# Repeating digits of a decimal, marked by a line or by dots above them.
 _REPEATING = re.compile(
   r'(\d*\.\d*)\{?\s*(?:\\overline|\\bar|\\dot|\\widehat|\\overparen)\s*'
   r'(?:\{\s*(\d+)\s*\}|(\d))'
@@ -43,7 +43,7 @@ _REPEATING_ELLIPSIS = re.compile(
 _THOUSANDS = re.compile(r'(?<![\d.,])\d{1,3}(?:,\d{3})+(?!,?\d)')
 _SPACED_THOUSANDS = re.compile(r'(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d,])')
 _BRACKETS = re.compile(r'\\[{}]|[()\[\],]')
-# As in `hour and 30 minutes`.
+# A number between two units, as in `hour and 30 minutes`.
 _BETWEEN_UNITS = re.compile(r'(\D+?),? (?:(and) )?(\d+(?:\.\d+)?) ?(\D+)')
 _FUNCTION_AND_LETTER = re.compile(r'(sin|cos|tan|cot|ln|log|exp)([a-z])')
 _TOKEN = re.compile(

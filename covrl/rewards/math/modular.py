@@ -21,7 +21,7 @@ MAX_EXPONENT = 10**15
 MAX_FACTORIAL = 20_000
 # Decimal digits of magnitudes.
 _DIGITS = 80
-# Of these, the digits in which equal values agree.
+# Leading digits in which the magnitudes of equal values agree.
 _EQUAL_DIGITS = 40
 # Decimal digits in which an exponent is evaluated.
 _EXPONENT_DIGITS = 60

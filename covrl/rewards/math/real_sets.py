@@ -144,7 +144,7 @@ def _inequality(node: Node, line: _Line) -> Cells:
   kept = line.all
   for index, sign in enumerate(node.value):
     bound = node.parts[index if index < variable else index + 1]
-    # Read with the variable on the left.
+    # The sign of the same inequality with the variable on the left.
     sign = _FLIPPED.get(sign, sign) if index < variable else sign
     if sign == '=':
       kept &= {line.at(constant(bound))}

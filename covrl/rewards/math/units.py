@@ -162,7 +162,7 @@ _DEGREES = re.compile(
   r'(?:degrees?|deg|°|\^?\\circ)\s*(celsius|centigrade|fahrenheit|[CFK]\b)',
   re.I,
 )
-# As in m s^-1 without a space.
+# `ms` in `ms^-1`, which is read as `m s^-1`.
 _PER_SECOND = re.compile(r'\bms(?=\^?-)')
 _WORD = re.compile(r'°[CF]|\\\$|[^\W\d_]+|[€£¥¢₹°]|[-+]?\d+|[/^*·]')
 _POWERS = {'square': 2, 'squared': 2, 'sq': 2, 'cubic': 3, 'cubed': 3, 'cu': 3}

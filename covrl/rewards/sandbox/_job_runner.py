@@ -5,7 +5,7 @@ Executed after `_program.py` and `_descendants.py`; never imported. Jobs come fr
 the control socket; each runs in a forked child, an interpreter that has already
 started and has not executed any program. When the child ends, all other processes of
 the sandbox are killed. A program can tamper with its process, this script's functions
-included: only bytes leave the sandbox, and the judge trusts none of them.
+included: only bytes leave the sandbox, and the judge treats them as untrusted.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ def _kill_others() -> None:
     while os.getpid() != 1:
       for pid in descendants():
         _kill(pid)
-      # Its children become this process's own; none is left in the end.
+      # Children of a killed process become children of this one and are killed next.
       os.wait()
     os.kill(-1, _SIGKILL)
     while True:

@@ -2,7 +2,7 @@
 """Sandbox script that serves a program's functions and objects to a suite.
 
 Executed after `_json_channel.py` with the runner's `program`; never imported. It runs in
-the program's process, which may tamper with it: the suite trusts none of it.
+the program's process, which may tamper with it: its replies are untrusted.
 """
 
 from __future__ import annotations

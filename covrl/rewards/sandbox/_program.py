@@ -49,7 +49,7 @@ _LEETCODE_MODULES = (
 )
 
 
-# As harnesses of the data sets set it; solutions by recursion rely on it.
+# The limit that test harnesses of the data sets set; recursive solutions need it.
 _RECURSION_LIMIT = 50_000
 
 _offered: dict[str, tuple[str, str]] = {}

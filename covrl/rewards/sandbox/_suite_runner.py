@@ -209,7 +209,7 @@ def run_suite() -> None:
       tests += _run_test(value, names)
   if not client.requests:
     raise SuiteError('the suite does not use the program')
-  # Every program would pass.
+  # Without tests and uses, every program would pass.
   if not tests and not client.uses:
     raise SuiteError('the suite runs no test')
 

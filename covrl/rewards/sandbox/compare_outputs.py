@@ -217,7 +217,7 @@ def _same_real(value: float, expected: float, tolerance: float | None) -> bool:
     return _close(value, expected, tolerance, tolerance)
   if isinstance(expected, float):
     return _close(value, expected, TOLERANCE, _NEAR_ZERO)
-  # The rounding of a float, and no integer next to a large one.
+  # Accepts the rounding error of a float, but not the neighbours of a large integer.
   if not isinstance(value, float) or abs(expected) > _LARGEST_EXACT:
     return False
   return _close(value, expected, 0.0, _NEAR_ZERO)

@@ -179,7 +179,7 @@ def _blocks(text: str) -> Iterator[_Block]:
     is_string ^= _ends_in_string(text[searched : opening.start()])
     start = searched = opening.end()
     if is_string:
-      # A fence in a docstring of a program without fences of its own.
+      # The fence is in a docstring of a program that is not in a fence itself.
       continue
     ticks = opening['ticks'] or opening['inline']
     tag = opening['tag'] or opening['python'] or ''

@@ -87,7 +87,7 @@ def _find_files(probe: dict) -> Interpreter:
     if _within(mapped, files):
       continue
     if prefix != '/usr' and _within(mapped, [prefix]):
-      # Libraries of an environment share their directory with everything else.
+      # Outside of /usr, the directory of a library may hold unrelated files, too.
       files.append(mapped)
       links += [(os.path.basename(mapped), path) for path in _links_to(mapped)]
     else:

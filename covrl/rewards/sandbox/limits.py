@@ -170,7 +170,7 @@ def _read_rest(
   if not report:
     return EndReason.LOST, b''
   for pipe in outputs:
-    # All writers are dead: nothing can be added any more.
+    # All writers have ended: no more output can follow.
     before = -1
     while before < len(pipe.data) and not pipe.is_full:
       before = len(pipe.data)

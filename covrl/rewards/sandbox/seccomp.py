@@ -79,8 +79,8 @@ _IOCTLS = {
 }
 # Refused to reward workers without namespaces, with any arguments.
 _REFUSED_TO_WORKERS = 'io_uring_setup process_vm_writev tkill'
-# Refused to them for the trainer's process, by the index of the argument that is the
-# process id.
+# Refused to reward workers for the trainer's process. The index of a text is that of
+# the argument with the process id.
 _ON_PROCESSES = (
   'kill tgkill rt_sigqueueinfo rt_tgsigqueueinfo pidfd_open prlimit64',
   'ptrace',

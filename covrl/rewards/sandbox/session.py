@@ -113,7 +113,7 @@ class Session:
     if run.end is not EndReason.ENDED:
       return self._failure(run)
     outcome = compare_output(run.output, test)
-    # A program that fails has not shown that nothing is to be printed.
+    # The empty output of a program that fails is not a correct answer.
     is_shown = outcome.score and test.stdout.strip()
     if is_shown or run.report.startswith(b'0 '):
       return outcome
