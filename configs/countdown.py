@@ -74,9 +74,9 @@ def kl_cov() -> Recipe:
 
   Run: covrl train --config=countdown:kl_cov --workdir=runs/kl_cov
   Hardware: two CPU cores, seven minutes.
-  Expect: entropy 0.05 nats above GRPO's at half of the run and, as the
-  coefficient is 0 at the end, 0.175 nats there; pass@8 57.5 %, as GRPO's, and
-  three points above `kl_cov_beta0`.
+  Expect: entropy 0.05 nats above GRPO's at half of the run, and 0.175 nats at the
+  end, where the coefficient is 0; pass@8 57.5 %, as GRPO's, and three points
+  above `kl_cov_beta0`.
   """
   return dataclasses.replace(
     grpo_no_clip(),
@@ -141,8 +141,8 @@ def random_k() -> Recipe:
 
   Run: covrl train --config=countdown:random_k --workdir=runs/random_k
   Hardware: two CPU cores, seven minutes.
-  Expect: entropy 0.177 nats; a comparison that shows what the selection by
-  covariance contributes.
+  Expect: entropy 0.177 nats; a comparison that shows the effect of the selection
+  by covariance.
   """
   return dataclasses.replace(
     grpo_no_clip(),

@@ -4,8 +4,8 @@
 
 The recipes differ only in the model, the loss, the token chain and their
 numbers. By default they train on DAPO-Math-17k as published (which repeats every
-question about a hundred times) and evaluate on seven suites; both are files of
-yours. Only the model is downloaded, and `--config.pretrained=DIRECTORY` avoids
+question about a hundred times) and evaluate on seven suites; both are files
+that you provide. Only the model is downloaded, and `--config.pretrained=DIRECTORY` avoids
 that. The recipes are sized for the hardware they name; none has been run there.
 
 The numbers are those of [1] and its scripts. Tokens are selected by old
@@ -13,7 +13,8 @@ statistics, which saves a forward pass per update, and log ratios are bounded at
 ±20; the recipes `paper_*` and `verl_*` do neither, as published. The published
 scripts select within each micro-batch of each device, to which
 `scope='micro_batch'` is nearest; `'batch'` is that of the paper. Means of the
-seven suites are those that [1] prints; in parentheses, of the values it prints.
+seven suites "as printed" are those of the paper; the means in parentheses are
+computed from the paper's values for each suite.
 
 [1] Cui et al., The Entropy Mechanism of Reinforcement Learning for Reasoning
 Language Models, arXiv:2505.22617.
@@ -185,7 +186,7 @@ def qwen2_5_7b_prime() -> Recipe:
   Hardware: 32 chips of TPU v5p (2x4x4).
   Expect: no figures are published for this model; the authors begin with a model
   that they have fine-tuned.
-  Source: [2] and its scripts; what they leave open is of [1].
+  Source: [2] and its scripts; settings that they do not state are those of [1].
   """
   return parts.with_prime(qwen2_5_7b_grpo())
 
@@ -237,7 +238,7 @@ def qwen2_5_72b_kl_cov() -> Recipe:
   Run: covrl train --config=reasoning:qwen2_5_72b_kl_cov --workdir=runs/qwen2_5_72b_kl_cov
   Hardware: 512 chips of TPU v5p (8x8x8).
   Expect: no figures are published for this model.
-  Source: [1], its numbers for 32 billion parameters; the mesh is ours.
+  Source: [1], its numbers for 32 billion parameters; the mesh is covrl's own.
   """
   recipe = qwen2_5_32b_kl_cov()
   config = recipe.config
@@ -256,7 +257,7 @@ def qwen2_5_0_5b_gsm8k() -> Recipe:
   Run: covrl train --config=reasoning:qwen2_5_0_5b_gsm8k --workdir=runs/qwen2_5_0_5b_gsm8k
   Hardware: 8 chips of TPU v5e.
   Expect: reward rises from the first iterations on; no published figures.
-  Source: [1] for the method; the sizes are ours.
+  Source: [1] for the method; the sizes are covrl's own.
   """
   recipe = qwen2_5_7b_kl_cov()
   config = recipe.config
@@ -366,7 +367,7 @@ def paper_32b_clip_cov(scope: Scope = 'batch') -> Recipe:
 
 
 def verl_kl_cov(scope: Scope = 'batch') -> Recipe:
-  """KL-Cov with verl's defaults: coefficient 0.1 (its docstring says 1).
+  """KL-Cov with verl's defaults: coefficient 0.1 (1 in its docstring).
 
   Run: covrl train --config=reasoning:verl_kl_cov --workdir=runs/verl_kl_cov
   Hardware: 128 chips of TPU v5p (4x4x8).

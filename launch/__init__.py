@@ -11,8 +11,8 @@
 Arguments after `--` are passed to `covrl train`. With `--dry-run` every
 command, script and manifest is printed and nothing is executed.
 
-A run is restarted after an exit status that means so (`covrl.exit_codes`: 42, 43,
-44 and deaths by a signal), at most `--restarts` times. A launcher exits with 0
+A run is restarted after an exit status that requests it (`covrl.exit_codes`: 42,
+43, 44 and those of signals), at most `--restarts` times. A launcher exits with 0
 if the run finished, with the run's own status if that excludes a restart, with
 42 if all restarts are used up, with 1 if one of its own commands failed, and
 with 2 on bad input.

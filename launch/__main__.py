@@ -63,7 +63,9 @@ def _parser() -> argparse.ArgumentParser:
       '--restarts', type=int, default=100, help='maximal number of restarts'
     )
     command.add_argument(
-      '--dry-run', action='store_true', help='only print what would be run'
+      '--dry-run',
+      action='store_true',
+      help='print commands and files, and execute nothing',
     )
     module.add_arguments(command)
   return parser

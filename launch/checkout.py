@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks that what a job needs is in the commit that is copied to the hosts."""
+"""Checks that a job's config and files are in the commit copied to the hosts."""
 
 from __future__ import annotations
 
@@ -112,7 +112,8 @@ def _check_committed(
   if name in changed or not _is_committed(name, root):
     raise LaunchError(
       f'--config and the files that it imports must be committed, since the '
-      f'commit HEAD is copied to the hosts; {name} is not, or has changed since'
+      f'commit HEAD is copied to the hosts, got {name}, which is not committed '
+      'or has changed since'
     )
 
 
@@ -138,7 +139,7 @@ def _check_arguments(job: Job, root: pathlib.Path) -> None:
 
 
 def _exists(path: pathlib.Path) -> bool:
-  """Returns whether a text that may be anything names a file."""
+  """Returns whether an arbitrary text names an existing file."""
   try:
     return path.exists() and path != pathlib.Path()
   except (OSError, ValueError):

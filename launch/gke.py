@@ -29,7 +29,7 @@ from launch.slices import GpuHosts, Slice, find_machines
 _FINAL = (*(int(e) for e in Exit if e and not means_restart(e)), 126, 127)
 # Seconds that a pod has to save a checkpoint after SIGTERM.
 _GRACE = 300
-# Port of process 0 on GPUs; TPUs find one another.
+# Port of the coordinator, process 0, on GPUs; TPU processes need no coordinator.
 _PORT = 8476
 
 
@@ -69,7 +69,9 @@ def run(job: Job, options: argparse.Namespace, shell: Shell) -> int:
   if isinstance(machines, GpuHosts):
     if options.xpk or options.num_slices > 1:
       option = '--xpk' if options.xpk else '--num-slices'
-      raise LaunchError(f'{option} is for TPUs, got --type={options.type}')
+      raise LaunchError(
+        f'--type must be of TPUs with {option}, got {options.type}'
+      )
   elif options.xpk:
     shell.print(shell.check_output(_xpk(job, options, machines)).rstrip())
     return 0
@@ -225,7 +227,10 @@ def _xpk(job: Job, options: argparse.Namespace, slice_: Slice) -> list[str]:
     if not getattr(options, name):
       raise LaunchError(f'--{name} must be given with --xpk, got none')
   if job.secrets:
-    raise LaunchError('--secret is not possible with --xpk; use the JobSet')
+    raise LaunchError(
+      f'--secret must not be given with --xpk, got {", ".join(job.secrets)}; a'
+      ' JobSet supports it'
+    )
   return [
     *('xpk', 'workload', 'create'),
     f'--workload={job.name}',

@@ -41,8 +41,8 @@ class Job:
     restarts: maximal number of restarts.
 
   Raises:
-    LaunchError: if the name is not valid everywhere, a variable's name is
-      invalid or looks like a secret, or the config or workdir is missing.
+    LaunchError: if the name is not valid for all launchers, a variable's name is
+      invalid or that of a secret, or the config or workdir is missing.
   """
 
   name: str
@@ -67,8 +67,8 @@ class Job:
     for name in self.environment:
       if _SECRET.search(name):
         raise LaunchError(
-          f'--env must not hold secrets, {name} looks like one; use --secret or'
-          ' the environment of the cluster'
+          f'--env must not hold secrets, got {name}; use --secret or the'
+          ' environment of the cluster'
         )
     for text in (*self.arguments, *self.environment.values()):
       if '\0' in text:
@@ -133,7 +133,7 @@ def pairs(option: str, arguments: Sequence[str]) -> dict[str, str]:
 
 
 def render(template: str, **values: object) -> str:
-  """Renders a script of `launch/templates`, which quote values by `sh`."""
+  """Renders a template of `launch/templates`; the filter `sh` quotes values."""
   environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / 'templates'),
     undefined=jinja2.StrictUndefined,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Local launcher: one run by several processes of this machine."""
+"""Local launcher: several processes of one run on this machine."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '--grace',
     type=float,
     default=_GRACE,
-    help='seconds to exit in after one process has ended',
+    help='seconds that the other processes have to exit after one has ended',
   )
 
 
@@ -50,7 +50,8 @@ def run(job: Job, options: argparse.Namespace, shell: Shell) -> int:
     raise LaunchError(f'--grace must be at least 0, got {options.grace:g}')
   if job.secrets:
     raise LaunchError(
-      '--secret is for tpu and gke; local processes inherit this environment'
+      '--secret must be given to tpu or gke only, got'
+      f' {", ".join(job.secrets)}; local processes inherit this environment'
     )
   job.check_config()
   code = int(Exit.RESTART)

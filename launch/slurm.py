@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '--notice',
     type=int,
     default=300,
-    help='seconds before the time limit at which the run is asked to stop',
+    help='seconds before the time limit at which the run receives SIGTERM',
   )
   parser.add_argument(
     '--covrl', default='covrl', help='path of the covrl command on the nodes'
@@ -70,8 +70,8 @@ def batch_script(job: Job, options: argparse.Namespace) -> str:
       )
   if job.secrets:
     raise LaunchError(
-      '--secret is for tpu and gke; Slurm jobs inherit the environment of'
-      ' sbatch'
+      '--secret must be given to tpu or gke only, got'
+      f' {", ".join(job.secrets)}; Slurm jobs inherit the environment of sbatch'
     )
   return render(
     'slurm.sh.j2',
@@ -85,7 +85,7 @@ def batch_script(job: Job, options: argparse.Namespace) -> str:
     notice=options.notice,
     covrl=options.covrl,
     arguments=job.arguments,
-    # Of the cluster or the user, where they set it.
+    # Variables that the cluster or the user has set take precedence.
     defaults=NCCL_ENVIRONMENT,
     environment=job.environment,
     restarts=job.restarts,

@@ -3,7 +3,7 @@
 
 Creates a queued resource and waits for it; copies the commit HEAD of this
 checkout to every host and installs it; runs the same script on every host. The
-config must be committed. If a host's exit status asks for a restart, or its
+config must be committed. If a host's exit status requests a restart, or its
 connection is lost, the state of the resource decides: a preempted one is
 deleted and requested again.
 """
@@ -31,7 +31,7 @@ _SCARCE = re.compile(r'RESOURCE_EXHAUSTED|quota|capacity|UNAVAILABLE', re.I)
 _EXIT = re.compile(r'covrl-exit=(\d+)')
 # Exit status of ssh when the connection is lost.
 _LOST = 255
-# Ends a connection that has been silent for five minutes.
+# Flags of ssh that end a connection without an answer for five minutes.
 _ALIVE = ('-oServerAliveInterval=30', '-oServerAliveCountMax=10')
 
 

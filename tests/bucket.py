@@ -54,6 +54,8 @@ class Bucket:
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
+  """Answers requests of gcsfs and TensorStore."""
+
   protocol_version = 'HTTP/1.1'
   bucket: Bucket
 
@@ -94,8 +96,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
       name = json.loads(body)['name'] if body else query['name']
       self.bucket.uploads[number] = name, bytearray()
       host = self.headers['Host']
-      where = f'http://{host}/upload/storage/v1/b/{NAME}/o?upload_id={number}'
-      return self._answer({}, {'Location': where})
+      location = (
+        f'http://{host}/upload/storage/v1/b/{NAME}/o?upload_id={number}'
+      )
+      return self._answer({}, {'Location': location})
     name = query.get('name')
     if kind == 'multipart':
       name, body = self._multipart(body)
@@ -107,7 +111,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     return self._continue(query, body)
 
   def _continue(self, query, body):
-    """More of an upload in parts."""
+    """Appends a part to a resumable upload."""
     name, content = self.bucket.uploads[query['upload_id']]
     content += body
     if self.headers.get('Content-Range', '').endswith('/*'):
@@ -234,7 +238,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
     return self._answer({'done': True, 'resource': metadata, **metadata})
 
   def _condition_fails(self, name, query):
-    """Whether a condition on the generation does not hold, which is answered."""
+    """Answers a request whose condition on the generation does not hold.
+
+    Returns:
+      Whether the request has been answered.
+    """
     _, generation = self.bucket.objects.get(name, (b'', 0))
     required = query.get('ifGenerationMatch')
     if required is not None and int(required) != generation:
@@ -274,7 +282,7 @@ class Server(http.server.ThreadingHTTPServer):
 
 @contextlib.contextmanager
 def serve_bucket():
-  """A bucket, and the environment in which programs find it."""
+  """Serves a bucket; yields it and the environment variables of its clients."""
   bucket = Bucket()
   handler = type('BucketHandler', (Handler,), {'bucket': bucket})
   server = Server(('127.0.0.1', 0), handler)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks docstrings, comments, messages and documents for phrases that need decoding.
+"""Checks docstrings, comments, messages and documents for unclear phrases.
 
   python tests/check_prose.py [FILE_OR_DIRECTORY ...]
 

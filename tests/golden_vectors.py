@@ -86,7 +86,11 @@ def golden():
 
 
 def assert_close(actual, expected, relative, message):
-  """Relative tolerance of each number, or of a thousandth of the largest."""
+  """Asserts equality up to a relative tolerance.
+
+  Of numbers below a thousandth of the largest, the tolerance is that of a
+  thousandth of the largest.
+  """
   expected = np.asarray(expected)
   scale = np.max(np.abs(expected), initial=0)
   np.testing.assert_allclose(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Extras for GPUs: one range of versions of JAX, and they resolve."""
+"""Extras for TPUs and GPUs: their versions of JAX, and that they resolve."""
 
 import pathlib
 import re

@@ -17,7 +17,7 @@ def test_top_level_has_at_most_four_dozen_names():
   assert len(functions) <= 48
 
 
-def test_metric_and_advantage_are_not_confused():
+def test_unknown_names_are_refused_with_the_name_that_is_meant():
   assert callable(covrl.advantages.pass_at_k)
   with pytest.raises(
     AttributeError, match=r'it is covrl\.advantages\.pass_at_k'

@@ -52,7 +52,7 @@ def test_all_probed_responses_are_right(name):
   assert rows.max() < tokens.VOCABULARY
 
 
-def test_the_rule_changes():
+def test_each_phase_of_the_changed_rule_rewards_its_own_rule():
   task = TASKS['changed_rule']
   prompts, rows = task.probes
   forwards, backwards = np.split(np.arange(len(rows)), 2)
@@ -65,7 +65,7 @@ def test_the_rule_changes():
     assert (rewards[wrong] == 0).all()
 
 
-def test_the_lock_pays_half_for_quitting():
+def test_quitting_the_lock_earns_half_the_reward():
   task = TASKS['lock']
   prompts, _ = task.probes
   quits = np.tile(tokens.response(tokens.QUIT), (len(prompts), 1))
@@ -131,7 +131,7 @@ QUICK_VARIANTS = ('clip_cov', 'kl_cov')
     for name in RECIPE_FORMS
   ],
 )
-def test_an_variant_equals_the_loss_and_chain_of_a_recipe(name):
+def test_a_variant_equals_the_loss_and_chain_of_a_recipe(name):
   low, high, chain = RECIPE_FORMS[name]
   loss = functools.partial(covrl.policy_gradient, max_log_ratio=20.0)
   if low is not None:

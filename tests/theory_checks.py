@@ -65,5 +65,5 @@ def assert_agrees_with_record(claim: Claim) -> None:
 
 
 def assert_disagrees_with_record(perturbed: Claim) -> None:
-  """Asserts that `covrl theory` notices that a formula is wrong."""
+  """Asserts that `covrl theory` reports a wrong formula as a disagreement."""
   assert not runner.run_claims(quick=True, claims=[perturbed]).agrees

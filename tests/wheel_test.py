@@ -87,12 +87,12 @@ def test_packages_come_from_the_wheel(python, directory):
   ]
 
 
-def test_lists_the_recipes(python):
+def test_all_recipes_are_listed(python):
   printed = python('-m', 'covrl.cli', 'recipes').splitlines()
   assert [line.split()[0] for line in printed] == [s for s, _ in recipes()]
 
 
-def test_launches(python):
+def test_the_launcher_prints_its_commands(python):
   command = ['launch', 'local', '--name=a', '--processes=2', '--dry-run', '--']
   printed = python('-m', *command, '--config=countdown:kl_cov', '--workdir=a')
   assert 'covrl.cli train --config=countdown:kl_cov' in printed

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiles a recipe's programs for TPUs or GPUs and reports memory and cost.
 
-Neither needs to be attached. The report lists, for each program, memory,
+No TPU or GPU needs to be attached. The report lists, for each program, memory,
 operations, bytes and collectives, and estimates the least time it can take. The
 exit status is 1 if a program does not fit into a chip's memory. Examples:
 

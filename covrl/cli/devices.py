@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""XLA flags, memory and the compilation cache of a command."""
+"""Settings of JAX for a command: XLA flags, memory and compilation cache."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from covrl.parallel import host_memory, xla_flags
 
 
 def prepare_to_run() -> None:
-  """Sets XLA flags and, on CPUs, options of memory; before JAX has threads."""
+  """Sets XLA flags and, on CPUs, the memory allocator, before JAX has threads."""
   set_xla_flags()
   if xla_flags.attached_platform() == 'cpu':
     host_memory.keep_freed_memory()
@@ -82,7 +82,7 @@ def _device_count() -> int:
   """Returns the number of devices, and initialises them.
 
   Raises:
-    RuntimeError: JAX cannot.
+    RuntimeError: JAX cannot find its devices.
   """
   import jax
 
@@ -97,7 +97,7 @@ def _device_count() -> int:
 
 
 def _unwritable(directory: pathlib.Path) -> str:
-  """Returns why no file can be written in a directory; empty if one can."""
+  """Returns the reason that a directory is unwritable; empty if it is writable."""
   from covrl.storage import StorageError, writing
 
   try:

@@ -68,7 +68,7 @@ def _is_jax_setting(error: BaseException) -> bool:
 
 
 def report_error(error: BaseException) -> Exit | None:
-  """Prints an error that has a sentence on standard error.
+  """Prints an expected error as one sentence on standard error.
 
   Returns:
     The exit status; `None` for an unexpected error, which is not printed.

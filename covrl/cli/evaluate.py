@@ -73,8 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--output',
     metavar='DIRECTORY',
-    help="where results are written (default: the run's directory; a pretrained "
-    "model's results are only printed)",
+    help="directory for the results (default: the run's; a pretrained model's "
+    'results are only printed)',
   )
   add_trust(parser)
   pretrained = parser.add_argument_group('pretrained models')

@@ -44,7 +44,7 @@ Entropy control for reinforcement learning of language models.
   covrl evaluate runs/kl_cov
   covrl report runs/kl_cov
 
-`covrl recipes` lists what --config can name, `covrl COMMAND --help` describes a
+`covrl recipes` lists the recipes for --config, `covrl COMMAND --help` describes a
 command and its options.
 """
 
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-  """Reports wrong usage as the usage and one sentence."""
+  """Argument parser that reports errors as the usage and one sentence."""
 
   def error(self, message: str) -> NoReturn:
     self.print_usage(sys.stderr)

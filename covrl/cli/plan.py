@@ -2,8 +2,8 @@
 """Previews a run: sizes, prompts, memory and estimated time.
 
 Prints batch sizes, three prompts with the rewards of their reference answers,
-and with --topology the memory and the time on those TPUs, which need not be
-attached. Example:
+and with --topology the memory and the time on those TPUs or GPUs, which need not
+be attached. Example:
 
   covrl plan --config=countdown:kl_cov --topology=v5p-64
 """

@@ -50,7 +50,7 @@ def add_caching(parser: argparse.ArgumentParser) -> None:
 
 
 def caching(arguments: argparse.Namespace) -> Caching:
-  """The options of the KV cache, see `add_caching`.
+  """Returns the options of the KV cache, see `add_caching`.
 
   Raises:
     ValueError: `--prefill_chunk` is negative.
@@ -97,12 +97,12 @@ def add_template_variables(parser: argparse._ActionsContainer) -> None:
 def refuse_unused(
   arguments: argparse.Namespace, names: Sequence[str], use: str
 ) -> None:
-  """Raises `ValueError` if one of some options is given without use for it.
+  """Raises `ValueError` if an option is given that has no effect.
 
   Args:
     arguments: the parsed options.
-    names: names of the options; absent ones are `None` or empty.
-    use: option or argument that uses them, for the message.
+    names: names of options without effect; absent ones are `None` or empty.
+    use: option or argument that they require, for the message.
   """
   for name in names:
     value = getattr(arguments, name)

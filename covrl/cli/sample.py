@@ -11,11 +11,11 @@ of log p over the response's tokens, in nats. Examples:
 A line of --file is a JSON object with a prompt, and may have options that
 replace those of the command: n, max_tokens, temperature, top_p, top_k, min_p,
 seed, stop (texts that end a response), stop_token_ids, and an id that is repeated
-in the output. An interrupted command has written the first lines. The same command
-with --resume samples the last of them again and goes on after it; with another
-policy or other options it refuses. Responses have
-log-probabilities at temperature 1, and under the distribution that they were
-sampled from. A line that is refused has an error in the output.
+in the output. An interrupted command leaves the first lines in --output. The same
+command with --resume samples the last of them again, refuses to continue if the
+responses differ, and continues after it. Responses have log-probabilities at
+temperature 1, and under the distribution that they were sampled from. The result
+of an invalid line is an error.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '--resume',
     action='store_true',
     default=None,
-    help='go on after the lines that --output has, instead of refusing it',
+    help='continue after the lines that --output already has',
   )
   parser.add_argument(
     '--count',

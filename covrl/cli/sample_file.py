@@ -17,7 +17,7 @@ from covrl.cli.policies import caching, check_lengths, is_run, prompt_format
 if TYPE_CHECKING:
   from etils import epath
 
-# Tokens of a response of a pretrained model, as for a single prompt.
+# Default limits of a pretrained model's prompts and responses, in tokens.
 _MODEL_LENGTHS = (2048, 256)
 _SLOTS = 16
 
@@ -51,8 +51,8 @@ def run(arguments: argparse.Namespace) -> None:
       tally = _finished_lines(file, output)
     elif output.exists():
       raise ValueError(
-        f'--output must be a new file, {arguments.output} exists; --resume goes'
-        ' on with what an interrupted command has written'
+        f'--output must be a new file, got {arguments.output}, which exists;'
+        ' --resume continues the output of an interrupted command'
       )
   elif arguments.resume:
     raise ValueError('--output must be given with --resume, got none')
@@ -99,8 +99,8 @@ class _Tally:
     refused: number of results that are errors.
     last: number of the last line of the file that has a result.
     first_error: the first error; empty without one.
-    known: the results, by line, that an interrupted command has written last: one
-      with responses and the errors after it.
+    known: the last results of an interrupted command, by line: one with responses
+      and the errors after it. They are computed again and compared.
   """
 
   lines: int = 0
@@ -133,7 +133,7 @@ def _write(
   write: Callable[[str], object],
   tally: _Tally,
 ) -> None:
-  """Writes a line per result, but those that are known.
+  """Writes a line per result, except for known ones.
 
   Raises:
     ValueError: the policy or the options are not those of the known results.
@@ -141,10 +141,10 @@ def _write(
   for result in results:
     known = tally.known.get(result['line'])
     if known is not None:
-      if _texts(json.loads(json.dumps(result))) != _texts(known):
+      if _exact_fields(json.loads(json.dumps(result))) != _exact_fields(known):
         raise ValueError(
           '--resume must be given with the policy and the options of the'
-          f' interrupted command, line {result["line"]} has other responses now'
+          f' interrupted command, got other responses to line {result["line"]}'
         )
       continue
     text = json.dumps(result, ensure_ascii=False)
@@ -153,8 +153,8 @@ def _write(
     tally.add(result)
 
 
-def _texts(result: Any) -> list[Any]:
-  """Returns what a result has by its policy and options, rounding aside."""
+def _exact_fields(result: Any) -> list[Any]:
+  """Returns the fields of a result that must be equal after a restart."""
   responses = result.get('responses')
   responses = responses if isinstance(responses, list) else []
   return [
@@ -202,8 +202,8 @@ def _finished_lines(file: epath.Path, output: epath.Path) -> _Tally:
         result.get('prompt'),
       ) != (number, _prompt(line)):
         raise ValueError(
-          f'--output must have results of the first lines of {file}, line'
-          f' {result_number} of {output} belongs to another line'
+          f'--output must have results of the first lines of {file}, got another'
+          f" line's result in line {result_number} of {output}"
         )
       tally.add(result)
       if 'error' not in result:

@@ -98,7 +98,8 @@ def run(arguments: argparse.Namespace) -> None:
   for package in ('starlette', 'uvicorn'):
     if importlib.util.find_spec(package) is None:
       raise ValueError(
-        f'covrl serve needs {package}: pip install "covrl[serve]"'
+        f'covrl serve needs {package}, which is not installed: pip install'
+        " 'covrl[serve]'"
       )
   devices.prepare_to_run()
   devices.use_compilation_cache()

@@ -55,8 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '--resume',
     choices=('fallback', 'strict'),
     default='fallback',
-    help='with a damaged newest checkpoint, resume from the newest whole one and'
-    ' keep the damaged one under another name, or refuse (default: %(default)s)',
+    help='if the newest checkpoint is damaged: resume from the newest intact one'
+    ' and rename the damaged one, or refuse (default: %(default)s)',
   )
   processes = parser.add_argument_group(
     'several processes',
@@ -76,7 +76,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     type=int,
     default=100,
     metavar='SECONDS',
-    help='silence after which a process counts as lost (default: %(default)s)',
+    help='time without a heartbeat after which a process counts as lost '
+    '(default: %(default)s)',
   )
 
 
@@ -86,7 +87,7 @@ def run(arguments: argparse.Namespace) -> None:
   from covrl.parallel import distributed, supervisor
   from covrl.run import streams
 
-  # Standard output has what recipes print, and no result.
+  # Recipes may print to standard output; no result of the command is written there.
   sys.stdout = streams.without_write_errors(sys.stdout)
   devices.prepare_to_run()
   recipe = config.load(arguments.config, arguments.overrides)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors of estimates, where they were compared with measurements.
+"""Ratios of estimates of cost and memory to counts and measurements.
 
 Only XLA's CPU compiler gives programs that run without a TPU or GPU.
-`tests/compile` compares them again.
+`tests/compile` repeats the comparisons.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ OPCODES = (
   'ragged-all-to-all-start',
 )
 
-# Their tuples hold arguments, results and context values.
+# Opcodes whose result is a tuple of arguments, results and context values.
 _WITH_ARGUMENTS = frozenset(
   opcode
   for opcode in OPCODES

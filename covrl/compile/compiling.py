@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compilation of one program, and its description from the result."""
+"""Compilation of one program, and the description of its memory and cost."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Workload:
     programs: the trainer's programs.
     engine: the sampler of whole draws.
     group_engine: the sampler to which prompts are added as slots are free;
-      `None` if the run uses the other.
+      `None` if the run samples whole draws.
     network: the chips and their links.
   """
 
@@ -153,13 +153,13 @@ def describe(
   """Describes the memory and cost of a program, or of one trip of a loop in it.
 
   Args:
-    work: what it was compiled from.
+    work: the recipe, models and chips that it was compiled for.
     compiled: the program.
     model_flops: operations that the model requires, on all chips.
     unread_state: bytes per chip of state that it does not read.
     calls: calls per iteration, at most.
     loop: the loop, if only one trip of it is described.
-    scopes: parts that do not count.
+    scopes: parts whose cost is left out or reduced.
   """
   chips = len(work.network.devices)
   module, memory, cost = compiled.module, compiled.memory, None

@@ -32,9 +32,9 @@ class Scopes(NamedTuple):
   """JAX scopes whose cost is left out or reduced.
 
   Attributes:
-    unused: options that are off; of conditionals in them, the cheapest branch
-      counts.
-    omitted: parts that do not count.
+    unused: scopes of options that are off; of a conditional in them, the cost of
+      the cheapest branch counts.
+    omitted: scopes whose cost is left out.
   """
 
   unused: frozenset[str] = frozenset()
@@ -100,7 +100,7 @@ def cost_of(
   Args:
     module: the program.
     computation: a part of the program; the entry computation if absent.
-    scopes: parts that do not count.
+    scopes: parts whose cost is left out or reduced.
   """
   computation = computation or module.entry
   total, begun_channels = Cost(), set[str | None]()

@@ -55,8 +55,9 @@ class StateMemory:
     networks: parameters and optimiser state of second networks.
     gradients: float32 gradients of an update, of the largest network.
     cache: KV cache of an iteration's responses at full length.
-    experts: experts of an iteration's tokens, recorded by the sampler and
-      replayed by the trainer; 0 without routing replay.
+    experts: ids of the experts that an iteration's tokens were routed to,
+      recorded by the sampler and replayed by the trainer; 0 without routing
+      replay.
   """
 
   params: int
@@ -238,13 +239,13 @@ def read_compiled(
     )
   except (OSError, ValueError, KeyError, TypeError, AttributeError):
     raise ConfigError(
-      f'--compiled must be the output of `covrl compile --json`, {file} is not'
+      f'--compiled must be the output of `covrl compile --json`, got {file}'
     ) from None
   required = recipe.name, topology.name, num_slices
   if described != required or missing:
     raise ConfigError(
       f'--compiled must describe {required[0]} on {required[2]} × {required[1]},'
-      f' with the programs {", ".join(stages)}; {file} describes'
+      f' with the programs {", ".join(stages)}, got {file}, which describes'
       f' {described[0]} on {described[2]} × {described[1]}, with'
       f' {", ".join(programs)}'
     )
@@ -270,7 +271,7 @@ def _cache_bytes(config: Config, model: ModelConfig) -> int:
 
 
 def _record_bytes(config: Config, model: ModelConfig) -> int:
-  """Returns the bytes of the experts of an iteration's tokens, if replayed."""
+  """Returns the bytes of the recorded expert ids of an iteration's tokens."""
   if not config.train.routing_replay:
     return 0
   tokens = config.sequences_per_iteration * row_width(config)

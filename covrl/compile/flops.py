@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arithmetic operations of instructions, those of matrix products by their shapes."""
+"""Number of arithmetic operations of HLO instructions, from their shapes."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ class _Window:
     return default if values is None else values[axis]
 
   def valid(self, axis: int, size: int, kernel: int, results: int) -> int:
-    """Counts pairs of output and kernel positions that meet an input."""
+    """Counts pairs of output and kernel positions that read an input element."""
     stride = int(self._get('stride', axis, '1'))
     low = int(self._get('pad', axis, '0_0').split('_')[0])
     gap = int(self._get('lhs_dilate', axis, '1'))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Costs of the library kernels in GPU programs, and which kernels were chosen.
+"""Costs of library calls in GPU programs, and the kernels of matrix products.
 
 Matrix products are calls of cuBLAS, Triton kernels that XLA generates, or plain
 loops; attention is cuDNN's. Without a GPU XLA cannot time the candidates and
@@ -14,10 +14,11 @@ import re
 from covrl.compile.hlo import Computation, Instruction, Module
 from covrl.compile.kernels import Kernel, blocks
 
-# Matrix products of size queries × keys × width in cuDNN's attention: two
-# forward; five backward, one of which computes the scores again.
+# Number of matrix products of size queries × keys × width in cuDNN's attention:
+# two forward; five backward, one of which computes the scores again.
 _FORWARD, _BACKWARD = 2, 5
-# Queries and keys of a block that cuDNN skips if causality masks all of it.
+# Number of queries, and of keys, of a block; cuDNN skips blocks that the causal
+# mask covers.
 _BLOCK = 128
 
 
@@ -132,7 +133,7 @@ def _product_in(module: Module, instruction: Instruction) -> str | None:
 
 
 def _factors(computation: Computation, dot: Instruction) -> str:
-  """Returns the type of a product's factors, and whether it must be exact."""
+  """Returns the type of a product's factors; 'f32 highest' for exact float32."""
   kind = computation.instructions[dot.operands[0]].shapes[0].kind
   exact = 'highest' in dot.text or 'algorithm=dot_f32_f32_f32' in dot.text
   return 'f32 highest' if kind == 'f32' and exact else kind

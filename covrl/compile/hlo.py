@@ -179,8 +179,8 @@ class Module:
   Attributes:
     computations: computations by name.
     entry: the entry computation.
-    platform: platform that it was compiled for; that of a CPU is parsed like
-      that of a GPU.
+    platform: platform that it was compiled for; programs for CPUs are parsed as
+      'gpu'.
   """
 
   computations: dict[str, Computation]

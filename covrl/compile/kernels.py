@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from covrl.compile.hlo import Computation, Instruction
 
-# Matrix products of size queries × keys × width in a splash kernel.
+# Number of matrix products of size queries × keys × width in a splash kernel.
 _PRODUCTS = {'fwd': 2, 'dkv': 5, 'dq': 3}
 
 

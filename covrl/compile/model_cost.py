@@ -105,7 +105,7 @@ def cache_bytes(
     rows: number of sequences, each with its own copy of the prompt.
     prompt: tokens of a prompt.
     response: tokens of a response.
-    int8: whether they are integers, each vector with a scale in float32.
+    int8: whether keys and values are int8, each vector with a float32 scale.
 
   >>> import dataclasses
   >>> from covrl.models import tiny

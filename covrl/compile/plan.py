@@ -78,7 +78,7 @@ def plan(
     task = make_task(recipe)
     policy = make_policy(recipe, task.tokenizer)
     algorithm = Algorithm.from_recipe(recipe)
-    # Everything that may refuse fields is built before the first line.
+    # Built before the first line, since these may raise errors about fields.
     networks = network_models(recipe, policy)
     memory = state_memory(recipe, policy)
   yield f'{recipe.name}: {policy.num_params:,} parameters'
@@ -103,7 +103,7 @@ def plan(
     mesh = sharding.abstract_mesh(dataclasses.asdict(config.mesh), chips)
     check_mesh(config, policy.config, mesh)
   except ValueError as error:
-    yield f'CANNOT RUN there as configured: {error}'
+    yield f'CANNOT RUN on this topology as configured: {error}'
   if estimate is not None:
     yield (
       f'as compiled, {estimate.fullest} needs the most memory: '
@@ -174,9 +174,9 @@ def _batch_lines(config: Config) -> Iterator[str]:
     f' {config.total_updates:,} updates'
   )
   if rollout.max_draws > 1:
-    yield f'up to {rollout.max_draws:,} draws of so many prompts per iteration'
+    yield f'up to {rollout.max_draws:,} draws of as many prompts per iteration'
     if rollout.admission == 'slots':
-      yield 'prompts of further draws only as far as needed, one by one'
+      yield 'prompts of further draws are sampled one by one, as many as are needed'
   yield (
     f'an update: at most {config.train.sequences_per_update * tokens_read(config):,}'
     f' tokens, {response:,} of them in responses (up to '
@@ -243,8 +243,8 @@ def _example_lines(config: Config, task: Task) -> Iterator[str]:
     yield f'  {name} {text!r}: reward {reward:g}'
     if text == response and reward != 1:
       raise ConfigError(
-        f'reference answers must earn the reward 1, that to {problem.prompt!r} '
-        f'earns {reward:g}'
+        f'the reference answer to {problem.prompt!r} must earn the reward 1, got'
+        f' {reward:g}'
       )
 
 

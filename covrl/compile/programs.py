@@ -54,11 +54,11 @@ def compile_recipe(
 
   Args:
     recipe: a recipe with overrides applied.
-    topology: a TPU slice, or GPUs of hosts.
+    topology: a TPU slice, or the hosts of GPUs.
     num_slices: number of slices.
     names: programs to compile; all by default.
-    devices: devices to compile for instead of the topology's, as many; with
-      those of a CPU, XLA's CPU compiler is compared with counts by hand.
+    devices: devices to compile for, as many as the topology has, in place of
+      its own; tests compare programs for CPU devices with counts by hand.
     on_program: called before each compilation with the names of its programs,
       its number, from 1, and the number of compilations.
 
@@ -133,9 +133,10 @@ class _SpecialTokens(NamedTuple):
 
 
 def _policy(recipe: Recipe) -> tuple[Policy, _SpecialTokens]:
-  """Returns a recipe's policy; nothing of a known model is downloaded.
+  """Returns a recipe's policy and special tokens, without any download.
 
-  Which tokens end a response affects constants of a program, but not its cost.
+  Of a known model only the size is used: the ids of its special tokens affect
+  constants of a program, but not its cost.
   """
   with known_model_directory(recipe.config.pretrained) as directory:
     if directory is not None:
@@ -149,7 +150,7 @@ def _policy(recipe: Recipe) -> tuple[Policy, _SpecialTokens]:
 
 
 class _Group(NamedTuple):
-  """Programs of the report that XLA compiles as one program.
+  """Programs of the report that one function compiles.
 
   Attributes:
     names: names of the programs in the report.
@@ -199,7 +200,7 @@ _GROUPS = (
 
 
 def _network_groups(names: Iterable[str]) -> list[_Group]:
-  """The programs of second networks."""
+  """Returns the groups of programs of second networks."""
   return [
     _Group(
       (f'{name}_step', f'{name}_score'),
@@ -210,13 +211,13 @@ def _network_groups(names: Iterable[str]) -> list[_Group]:
 
 
 def _network_programs(work: Workload, name: str) -> dict[str, Program]:
-  """The update and the scoring of a second network."""
+  """Compiles the update and the scoring of a second network."""
   config, networks = work.recipe.config, work.programs.networks
   rows, width = config.train.sequences_per_update, row_width(config)
   model, batch = networks.model(name).config, _batch(work)
   state = work.programs.abstract_state()
   network_state = state.networks[name]
-  # All that the programs do not read stays in memory meanwhile.
+  # State that the programs do not read stays in memory meanwhile.
   others = bytes_on_chip(state) - bytes_on_chip(network_state)
   return {
     f'{name}_step': describe(

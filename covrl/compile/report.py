@@ -124,7 +124,7 @@ class Program:
     return time.tokens / (time.seconds * len(self.network.devices))
 
   def exchanged(self) -> list[dict[str, Any]]:
-    """Returns collectives by kind, group size and network, by bytes sent."""
+    """Returns totals per kind, group size and network, most bytes sent first."""
     bytes_sent: collections.Counter[tuple[str, int, str]] = (
       collections.Counter()
     )
@@ -146,7 +146,7 @@ class Program:
     ]
 
   def as_json(self) -> dict[str, Any]:
-    """Returns plain numbers; `None` where unknown since it does not fit."""
+    """Returns plain JSON; `None` for what a program that does not fit lacks."""
     described: dict[str, Any] = {
       'fits': self.fits,
       'hbm_bytes': self.needed,
@@ -295,7 +295,7 @@ def _lines(name: str, program: Program, unit: str) -> Iterator[str]:
   )
   if program.ideal_bytes is not None:
     ratio = program.cost.bytes / program.ideal_bytes
-    yield f'  {ratio:.2f} times weights and a full cache, read once'
+    yield f'  {ratio:.2f} times the bytes of weights and a full cache'
   if program.cost.products:
     yield f'  products: {_products(program.cost)}, chosen without timing them'
   for each in program.exchanged():

@@ -30,7 +30,7 @@ from covrl.rollout.sampling import TRUNCATION
 
 
 def prefill(work: Workload) -> dict[str, Program]:
-  """All prompts of a draw, and the first tokens of their responses.
+  """Compiles the prefill of a draw's prompts, with the first response tokens.
 
   If prompts are added as slots become free, a program processes a few of them,
   and the costs of all its calls in all draws are added.
@@ -68,7 +68,7 @@ def prefill(work: Workload) -> dict[str, Program]:
 def _in_sequence(
   before: Program | None, program: Program, calls: int
 ) -> Program:
-  """Describes a program before, if any, and `calls` calls of another one."""
+  """Describes `before`, if given, followed by `calls` calls of `program`."""
   larger = program
   if before is not None and before.needed > program.needed:
     larger = before
@@ -84,7 +84,7 @@ def _in_sequence(
 
 
 def decode(work: Workload) -> dict[str, Program]:
-  """One token of every slot, with a full cache."""
+  """Compiles the decoding of one token of every slot, with a full cache."""
   config = work.recipe.config
   rollout, model = config.rollout, work.policy.config
   width = prompt_width(rollout.max_prompt_length)
@@ -113,7 +113,11 @@ def decode(work: Workload) -> dict[str, Program]:
 
 
 def _unread_bytes(work: Workload) -> int:
-  """Bytes of state that decoding does not read: the trainer's own parameters."""
+  """Returns the bytes of state that the sampler does not read.
+
+  These are the training state other than parameters and, if the sampler has a
+  copy of the parameters, those of the trainer.
+  """
   unread = unread_state_bytes(work)
   if work.sampler.place is None:
     return unread
@@ -122,6 +126,7 @@ def _unread_bytes(work: Workload) -> int:
 
 
 def _scopes(work: Workload) -> Scopes:
+  """Returns scopes in which truncation is unused if the run does not truncate."""
   rollout = work.recipe.config.rollout
   truncates = rollout.top_p < 1 or rollout.top_k > 0 or rollout.min_p > 0
   return Scopes(unused=frozenset() if truncates else frozenset([TRUNCATION]))

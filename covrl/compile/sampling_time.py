@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time of decoding an iteration's responses: an estimate.
+"""Estimated time of decoding an iteration's responses.
 
 The slots are simulated for given lengths of responses, and every step takes its
 roofline time with the tokens that are in the cache then.
@@ -26,8 +26,8 @@ class StepCost(NamedTuple):
     seconds: lower bound of the time of a step: that of the busiest unit other
       than memory.
     limit: tokens of a response in a full cache.
-    by_row: whether each row is read as far as it reaches; else all rows as far
-      as the longest of them.
+    by_row: whether each row is read up to its own length; otherwise all rows are
+      read up to the length of the longest.
   """
 
   bytes: float
@@ -106,7 +106,7 @@ def typical_lengths(limit: int, count: int) -> dict[str, Int[np.ndarray, ' R']]:
   return {
     'full': np.full(count, limit),
     'uniform': rng.integers(1, limit + 1, count),
-    # Of mean limit / 4, before the limit cuts it.
+    # The mean is limit / 4 before truncation at the limit.
     'geometric': np.minimum(rng.geometric(min(4 / limit, 1), count), limit),
   }
 
@@ -135,7 +135,7 @@ def occupancy(lengths: Int[np.ndarray, ' R'], layout: Layout) -> Occupancy:
 
 
 def _shard_occupancy(lengths: Int[np.ndarray, ' R'], slots: int) -> Occupancy:
-  """The occupancy of one shard."""
+  """Returns the occupancy of one shard."""
   steps = lengths[lengths > 1] - 1
   free, starts = [0] * slots, np.zeros_like(steps)
   for number, count in enumerate(steps):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from covrl.compile.collectives import OPCODES, results
 from covrl.compile.hlo import Computation, Instruction, Module, Shape
 
-# Instructions without cost of their own.
+# Opcodes of instructions without a cost of their own.
 FREE = frozenset(
   (
     'parameter',
@@ -80,7 +80,7 @@ def traffic_of(
 def _scattered(
   computation: Computation, instruction: Instruction
 ) -> Iterator[Shape]:
-  """Yields what a scatter in place moves: indices, and each update twice."""
+  """Yields the arrays that a scatter in place moves: indices, and updates twice."""
   _, indices, updates = (x.shapes[0] for x in computation.operands(instruction))
   yield from (indices, updates, updates)
 
@@ -115,7 +115,7 @@ def _read_of(
 ) -> list[Shape] | None:
   """Returns the slices of a fused value that are read; `None` for all of it.
 
-  What the fusion returns, or another one within it, is not among them.
+  Values that the fusion, or one within it, returns unread are not included.
   """
   parts: list[Shape] = []
   for user in computation.users.get(value.name, []):
@@ -151,7 +151,7 @@ def _read_of(
 
 
 def _returned(module: Module, computation: Computation) -> Instruction | None:
-  """The parameter that a fusion returns in another shape, without reading it."""
+  """Returns the parameter that a fusion returns reshaped and unread, if any."""
   value = computation.root
   while value.opcode != 'parameter':
     operand = 0

@@ -59,8 +59,8 @@ def _text(number: float) -> str:
   return str(number) if isinstance(number, int) else f'{number:g}'
 
 
-# Largest magnitudes of fields without bounds of their own: what programs hold in
-# int32, and numbers far beyond any that makes sense.
+# Largest magnitudes of fields without an upper bound: the largest int32, and a
+# float far beyond any sensible value.
 MAX_MAGNITUDES = {int: 2**31 - 1, float: 1e9}
 
 # The size of a mesh axis; −1 for all remaining devices.

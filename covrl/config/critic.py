@@ -18,9 +18,9 @@ class CriticConfig:
   """PPO's critic, advantages and rewards, for recipes that have a critic.
 
   Attributes:
-    initial: the critic's start: policy for the policy's parameters, random, or a
-      pretrained model (a directory or a name on the Hugging Face hub). The value
-      head is 0 at first.
+    initial: initial parameters of the critic: those of the policy ('policy'),
+      random ones ('random'), or a pretrained model's (a directory or a name on
+      the Hugging Face hub). The value head is 0 at first.
     learning_rate: learning rate of its parameter chain, constant.
     weight_decay: weight decay of its parameter chain.
     max_gradient_norm: global norm to which its gradients are clipped.

@@ -71,8 +71,8 @@ class RolloutConfig:
       token's; 0 for all tokens.
     tensor: devices that share one copy of the sampler's weights; 0 for
       `mesh.tensor`.
-    slots: responses that are decoded together, at most, and so the memory of
-      their KV cache; others wait in a queue. 0 for all.
+    slots: largest number of responses that are decoded together, which bounds
+      the memory of the KV cache; others wait in a queue. 0 for all.
     segment: tokens of each response that one compiled call decodes; after it
       the host drops slots that are no longer needed.
     prefill_chunk: tokens of each prompt that are processed together, which bounds
@@ -98,9 +98,9 @@ class RolloutConfig:
     pipeline: iterations that sampling is ahead of training: 0, or 1 to sample an
       iteration's responses before the updates of the iteration before, so that
       they are scored during these. Needs importance weights.
-    carried_groups: groups that are sampled beyond `prompts_per_iteration`, at
-      most so many; those that are unfinished when enough are complete go on in
-      the next iteration with newer weights. Needs `pipeline` 1, `max_draws` 1
+    carried_groups: largest number of groups sampled beyond
+      `prompts_per_iteration` (partial rollouts); those unfinished when enough are
+      complete continue in the next iteration with newer weights. Needs `pipeline` 1, `max_draws` 1
       and one process.
     max_staleness: iterations between the first token of a carried group and its
       training, at most; sampling waits for groups that would exceed it.
@@ -138,9 +138,9 @@ class TrainConfig:
 
   Attributes:
     iterations: number of iterations: one rollout and its updates each.
-    schedule_iterations: iterations over which schedules run, whatever the number
-      of iterations: a run that is extended keeps it, and schedules their last
-      values after it; 0 in recipes without schedules.
+    schedule_iterations: iterations over which schedules run, independent of
+      `iterations`: a run that is extended keeps this number, and after it
+      schedules keep their last values; 0 in recipes without schedules.
     sequences_per_update: sequences per optimiser update.
     packed_rows: rows into which an update's sequences are packed if they fit,
       as the metric `packed` records; 0 disables packing.
@@ -345,10 +345,10 @@ class Config:
   def scores_rollouts(self) -> bool:
     """Whether sampled tokens are scored before the updates.
 
-    A rollout's only update computes the same statistics itself. Groups of whole
-    draws that are not trained on are scored for the rollout's metrics. A KL
-    penalty in the reward and process rewards relative to the policy read them
-    before, and a critic's warm-up has no such update.
+    A single update computes the same statistics itself, so that scoring is left
+    out unless all groups of several draws are scored for the rollout's metrics, a
+    KL penalty in the reward or process rewards relative to the old policy read
+    the statistics before the update, or a critic's warm-up skips the update.
     """
     return (
       self.updates_per_iteration > 1

@@ -99,9 +99,9 @@ def version_difference(fields: Mapping[str, Any]) -> str:
 
 
 def _check_type(name: str, default: Any, value: Any) -> None:
-  """Refuses a saved value that cannot be one of the field's."""
+  """Raises `ConfigError` if a saved value is of another type than the field."""
   kind = Mapping if dataclasses.is_dataclass(default) else type(default)
-  # A float without a fraction may be saved as an integer; a bool is one, too.
+  # A float without a fraction may be saved as an integer; Python's bools are ints.
   allowed = (int, float) if kind is float else kind
   if not isinstance(value, allowed) or (
     isinstance(value, bool) and kind is not bool

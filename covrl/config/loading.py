@@ -139,7 +139,7 @@ def locate(spec: str) -> tuple[pathlib.Path, str]:
   elif not file.is_file():
     reason = 'is a directory' if file.is_dir() else 'does not exist'
     raise ConfigError(
-      f'--config must name a Python file, {str(file)!r} {reason}'
+      f'--config must name a Python file, got {str(file)!r}, which {reason}'
     )
   return file, function or _single_function(file, name)
 
@@ -149,12 +149,14 @@ def _single_function(file: pathlib.Path, name: str) -> str:
   functions = list(_functions(file))
   if not functions:
     raise ConfigError(
-      f'a recipe file must have a function that returns a Recipe, {file} has '
-      'none'
+      'a recipe file must have a function that returns a Recipe, got'
+      f' {file} without one'
     )
   if len(functions) > 1:
     specs = ', '.join(f'{name}:{function}' for function in functions)
-    raise ConfigError(f'{name} has several recipes, choose one: {specs}')
+    raise ConfigError(
+      f'--config must name one of the recipes {specs}, got {name!r}'
+    )
   return functions[0]
 
 
@@ -181,7 +183,7 @@ def _functions(file: pathlib.Path) -> dict[str, str]:
 
 
 def _needs_no_arguments(value: object) -> bool:
-  """Returns whether a value can be called as a recipe function is."""
+  """Returns whether a value is a function that needs no arguments."""
   if not callable(value):
     return False
   try:
@@ -192,7 +194,7 @@ def _needs_no_arguments(value: object) -> bool:
 
 
 def _call(files: RecipeFiles, file: pathlib.Path, function: str) -> Recipe:
-  """Calls one of the functions of a recipe file."""
+  """Calls a function of a recipe file and returns its recipe."""
   if not _needs_no_arguments(getattr(files.module, function, None)):
     known = list(_functions(file))
     close_matches = difflib.get_close_matches(function, known, n=1)
@@ -203,8 +205,8 @@ def _call(files: RecipeFiles, file: pathlib.Path, function: str) -> Recipe:
     recipe = getattr(files.module, function)()
   if not isinstance(recipe, Recipe):
     raise ConfigError(
-      f'{function}() must return a covrl Recipe, {file} returns '
-      f'{type(recipe).__name__}'
+      f'{function}() of {file} must return a covrl Recipe, got'
+      f' {type(recipe).__name__}'
     )
   return dataclasses.replace(
     recipe,

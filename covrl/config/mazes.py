@@ -18,9 +18,10 @@ class MazeConfig:
     side: cells in a row and in a column.
     min_walls: fewest cells that are walls.
     max_walls: most cells that are walls.
-    min_distance: shortest path from start to goal, in steps, at least.
-    max_steps: most steps of a path, of an explorer's walk, and of the shortest
-      path of any maze.
+    min_distance: smallest length of a maze's shortest path from start to goal, in
+      steps.
+    max_steps: largest length of a maze's shortest path, of a path in a response,
+      and of a walk that the warm start imitates, in steps.
     held_out: number of mazes reserved for evaluation, never trained on.
     size: number of mazes in an epoch.
   """

@@ -158,10 +158,10 @@ def _nearest(name: str) -> list[str]:
   of_leaf, of_group = similarities[best]
   if of_group > 0.6:
     return [best]
-  equals = [
+  equally_similar = [
     known for known in similarities if similarities[known][0] == of_leaf
   ]
-  return equals[:4]
+  return equally_similar[:4]
 
 
 def _similarity(name: str, known: str) -> float:

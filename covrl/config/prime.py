@@ -15,18 +15,18 @@ class PrimeConfig:
   the rewards as they are, penalties included.
 
   Attributes:
-    initial: the process reward model's start: policy for the policy's
-      parameters, random, or a pretrained model (a directory or a name on the
-      Hugging Face hub).
+    initial: initial parameters of the process reward model: those of the policy
+      ('policy'), random ones ('random'), or a pretrained model's (a directory or
+      a name on the Hugging Face hub).
     learning_rate: learning rate of its parameter chain, constant.
     weight_decay: weight decay of its parameter chain.
     max_gradient_norm: global norm to which its gradients are clipped.
     coefficient: β, scale of process rewards and of the logit of an outcome.
-    reference: the model that process rewards are relative to: frozen for the
-      reference policy (`train.keep_reference`), old for the policy before the
-      rollout's updates.
-    update: whether the model is updated on an iteration's outcomes before its
-      rows are scored, or with the policy after that.
+    reference: the model that process rewards are relative to: the reference
+      policy of `train.keep_reference` ('frozen'), or the policy before the
+      rollout's updates ('old').
+    update: when the model is updated on an iteration's outcomes: before its rows
+      are scored, or after that, with the policy.
     form: combination of process rewards and outcomes, that of the paper or of
       the authors' code; see `covrl.advantages.process_advantages`.
     normalise: whether process rewards are divided by their largest return in the

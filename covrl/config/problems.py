@@ -90,7 +90,7 @@ class DataConfig:
     code_instruction: text appended to programming questions that have no
       instruction.
     bare_questions: whether to remove the instructions that a file puts around
-      its questions, and to append those above instead.
+      its questions, and to append `math_instruction` or `code_instruction`.
     deduplicate: whether to drop repeated questions.
     overlap_words: drop training questions that share this many consecutive
       words with an evaluation problem (decontamination); 0 keeps them.
@@ -137,7 +137,7 @@ class RewardConfig:
       that is available. Programs run unsandboxed only if that is chosen here.
     sandbox_url: address of the server of the backend 'remote'; empty for none.
     packages: installed packages that these programs may import, separated by
-      commas; those that they need must be named, too. Empty for none.
+      commas, their dependencies included. Empty for none.
     environment: environment variables that reward workers receive besides
       those of `covrl.rewards.ENVIRONMENT`, separated by commas.
     network: whether reward functions may use the network.
@@ -190,8 +190,9 @@ class EvaluateConfig:
     suites: evaluation suites, comma-separated, for text tasks.
     suite_directory: directory of the suites' files.
     suite_problems: problems per suite, at most; 0 for all.
-    suite_samples: k on suites; −1 as published, see `covrl.data.SUITES`.
-    suite_temperature: sampling temperature on suites; −1 as published.
+    suite_samples: responses per problem of a suite; −1 for the published number,
+      see `covrl.data.SUITES`.
+    suite_temperature: sampling temperature on suites; −1 for the published one.
   """
 
   every: Positive = 15

@@ -25,11 +25,11 @@ RESUMABLE = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-  """A configuration, and functions that build from it what a run consists of.
+  """A configuration, and functions that build the parts of a run from it.
 
   The functions are called with the configuration after overrides, so that every
   number they read can be set on the command line. A recipe copies its
-  configuration: `dataclasses.replace` gives a variant with one of its own.
+  configuration: a variant made by `dataclasses.replace` has its own copy.
 
   Attributes:
     config: the configuration.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Python files of a recipe: its own, those beside it, and score functions."""
+"""Imports the Python files of a recipe and of its score functions."""
 
 import ast
 import contextlib
@@ -31,7 +31,8 @@ _FORM = (
 class RecipeFiles:
   """A recipe's file, and the files beside it that it imports.
 
-  They are imported anew for each recipe, and can be imported by nothing else.
+  They are imported anew for each recipe, and are importable only in the context
+  `importable`.
 
   Args:
     file: the recipe's file.
@@ -118,8 +119,8 @@ class RecipeFiles:
       if not _is_installed(module_name.partition('.')[0]):
         raise ConfigError(
           f'the score function {name!r} must be in a file {module_name}.py beside the'
-          f' recipe or in an installed module, {self._directory} has no such file'
-          f' and nothing of this name is installed; {_FORM}'
+          f' recipe, in {self._directory}, or in an installed module, got neither;'
+          f' {_FORM}'
         )
       return name
     module = self._import(module_name, file)
@@ -186,7 +187,7 @@ class RecipeFiles:
     return module
 
   def _texts(self, file: pathlib.Path) -> Iterator[tuple[pathlib.Path, str]]:
-    """Yields the files that a file imports from its directory, and itself first.
+    """Yields a file, and those that it imports from its directory, with their texts.
 
     They include files that functions import when they are called, and those that
     are named as `module:function`.
@@ -225,7 +226,7 @@ def _is_installed(module: str) -> bool:
 
 
 def _line_of(error: Exception, file: pathlib.Path) -> str:
-  """Returns where in a file an error was raised, in parentheses."""
+  """Returns the line of a file that raised an error, in parentheses, if any did."""
   frames = traceback.extract_tb(error.__traceback__)
   lines = [frame.lineno for frame in frames if frame.filename == str(file)]
   return f' (line {lines[-1]})' if lines else ''

@@ -13,7 +13,8 @@ from covrl.config.fields import Config
 def recorded_reads(config: Config) -> Iterator[set[str]]:
   """Context in which reads of a configuration's fields are recorded.
 
-  The objects remain the same ones; they are of subclasses for the time being.
+  The config objects stay the same ones; within the context their classes are
+  subclasses that record reads.
 
   Args:
     config: the configuration.

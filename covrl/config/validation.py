@@ -98,7 +98,7 @@ def _check_filters(config: Config) -> None:
       ' unequal reward (rollout.max_draws, min_accuracy, max_accuracy,'
       ' drop_truncated), got 1'
     )
-  # Groups in which all responses are right, or all wrong, prefer none of them.
+  # Groups in which all responses are right, or all wrong, have zero advantages.
   if size > 1 and not any(low <= n / size <= high for n in range(1, size)):
     raise ConfigError(
       'rollout.min_accuracy to rollout.max_accuracy must contain a multiple of'
@@ -113,7 +113,7 @@ def _check_filters(config: Config) -> None:
 
 
 def _check_admission(config: Config) -> None:
-  """Checks that prompts can be admitted by free slots."""
+  """Checks that other fields allow `rollout.admission = 'slots'`."""
   rollout = config.rollout
   if rollout.admission == 'draws':
     return

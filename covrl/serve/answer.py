@@ -14,7 +14,7 @@ from covrl.serve.choices import Choice
 from covrl.serve.fields import Completion
 from covrl.serve.text import Delta
 
-# The index of a choice, and what is new in it or why it ended.
+# Queue of pairs: index of a choice, and its new part or the error that ended it.
 Updates = asyncio.Queue[tuple[int, Delta | Exception]]
 
 
@@ -43,7 +43,7 @@ class Answer:
     return not self._unfinished
 
   def add(self, index: int, delta: Delta) -> dict[str, Any]:
-    """Adds what is new in a choice; returns it in OpenAI's form."""
+    """Adds a new part to a choice; returns the part in OpenAI's form."""
     choice = self._choices[index]
     choice.add(delta)
     self._unfinished -= delta.finish_reason is not None
@@ -63,7 +63,7 @@ class Answer:
       self.add(index, delta)
 
   def body(self) -> dict[str, Any]:
-    """The whole answer."""
+    """Returns the whole answer in OpenAI's form."""
     logprobs = self.completion.logprobs
     choices = [choice.as_json(logprobs=logprobs) for choice in self._choices]
     return {**self._head, 'choices': choices, 'usage': self._usage()}
@@ -71,7 +71,7 @@ class Answer:
   def chunk(
     self, choices: Sequence[dict[str, Any]], *, usage: bool = False
   ) -> dict[str, Any]:
-    """A part of a streamed answer."""
+    """Returns a part of a streamed answer in OpenAI's form."""
     chunk: dict[str, Any] = {**self._head, 'choices': choices}
     if self.completion.include_usage:
       chunk['usage'] = self._usage() if usage else None

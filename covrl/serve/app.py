@@ -70,9 +70,9 @@ def make_app(
   Args:
     worker: runs the engine; it is started and stopped with the application.
     tokenizer: the policy's tokenizer.
-    metrics: what `/metrics` shows.
+    metrics: metrics that `/metrics` returns.
     model: name of the served model.
-    token: what requests have to carry as `Authorization: Bearer TOKEN`; without
+    token: token of the header `Authorization: Bearer TOKEN` of requests; without
       one, only requests to a loopback name are answered, so that pages in a
       browser cannot reach the server under a name of their own.
   """
@@ -116,7 +116,7 @@ class _Server:
   def guard(
     self, handler: Callable[[Request], Awaitable[Response]]
   ) -> Callable[[Request], Awaitable[Response]]:
-    """A handler that requires the token, or else a loopback name."""
+    """Returns a handler that requires the token or, without one, a loopback name."""
 
     async def guarded(request: Request) -> Response:
       if self._token is None:
@@ -134,7 +134,10 @@ class _Server:
         )
         # HTTP compares names of schemes without case (RFC 9110, section 11.1).
         if scheme.lower() != 'bearer' or not is_token:
-          return self._error(401, 'a valid token is required as bearer token')
+          return self._error(
+            401,
+            'Authorization must be the bearer token of the server, got another',
+          )
       return await handler(request)
 
     return guarded
@@ -200,7 +203,7 @@ class _Server:
         (finished, disconnected), return_when=asyncio.FIRST_COMPLETED
       )
       if not finished.done():
-        # Nobody reads it; the status is for the metrics.
+        # This response reaches no client; its status is counted in the metrics.
         return self._error(499, 'the client has disconnected')
       await finished
     except WorkerStoppedError as error:
@@ -258,7 +261,7 @@ class _Server:
     allowed = '/v1/completions, /v1/models, /metrics and /health'
     return self._error(
       status,
-      f'the server answers {allowed}, got {request.method} {request.url.path}',
+      f'requests must be to {allowed}, got {request.method} {request.url.path}',
     )
 
   def _error(self, status: int, message: str) -> Response:
@@ -289,7 +292,7 @@ class _EventStream(StreamingResponse):
 
 
 class _RefusedBodyError(ValueError):
-  """A body that is not read."""
+  """Error of a request whose body is not read."""
 
   def __init__(self, status: int, message: str) -> None:
     super().__init__(message)
@@ -300,7 +303,7 @@ async def _read_json(request: Request) -> object:
   """Reads the body of a request.
 
   Only `application/json` is read: pages in a browser cannot send it to another
-  host without asking it first.
+  host without a preflight request.
   """
   kind = request.headers.get('content-type', '').partition(';')[0].strip()
   if kind.lower() != 'application/json':
@@ -324,8 +327,8 @@ async def _read_json(request: Request) -> object:
       f'a request must arrive within {BODY_SECONDS:g} s, got {len(body)} bytes',
     ) from None
   except asyncio.CancelledError:
-    # The server does not wait for slow clients at its end.
-    raise _RefusedBodyError(503, 'the server ends') from None
+    # The server does not wait for slow clients when it shuts down.
+    raise _RefusedBodyError(503, 'the server is shutting down') from None
   return parse_json(body, 'a request')
 
 
@@ -336,7 +339,7 @@ async def _wait_for_disconnect(request: Request) -> None:
 
 
 def is_loopback(host: str) -> bool:
-  """Whether a host name or address is one of this machine's loopback.
+  """Returns whether a host name or address is a loopback one.
 
   >>> is_loopback('localhost'), is_loopback('::1'), is_loopback('0.0.0.0')
   (True, True, False)
@@ -350,7 +353,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _host_name(header: str) -> str:
-  """The name in a `Host` header, without the port."""
+  """Returns the name in a `Host` header, without the port."""
   try:
     return urllib.parse.urlsplit(f'//{header}').hostname or ''
   except ValueError:
@@ -363,7 +366,7 @@ def _event(body: dict[str, Any]) -> str:
 
 
 def _error_body(status: int, message: str) -> dict[str, Any]:
-  """Returns the body of an error; what clients send is not repeated at length."""
+  """Returns the body of an error, whose message is cut to `_MAX_MESSAGE`."""
   if len(message) > _MAX_MESSAGE:
     message = f'{message[: _MAX_MESSAGE - 1]}…'
   kind = 'server_error' if status >= 500 else 'invalid_request_error'

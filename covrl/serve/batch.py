@@ -80,7 +80,7 @@ class _Line:
 
   Attributes:
     head: entries of the result that identify the line.
-    error: why the line is invalid; empty if it is not.
+    error: error of an invalid line; empty for others.
     choices: responses, in order.
   """
 
@@ -93,7 +93,7 @@ class _Line:
     return all(choice.finish_reason is not None for choice in self.choices)
 
   def result(self) -> dict[str, Any]:
-    """The line's result."""
+    """Returns the line's result."""
     if self.error:
       return {**self.head, 'error': self.error}
     responses = [
@@ -142,7 +142,9 @@ class _Batch:
       line.head['id'] = fields.pop('id')
     for name in _SERVER_FIELDS:
       if name in fields:
-        raise ValueError(f'{name} is a field of covrl serve, and not of files')
+        raise ValueError(
+          f'a line must have no field that is only of covrl serve, got {name}'
+        )
     prompt = fields.get('prompt')
     line.head['prompt'] = prompt
     if isinstance(prompt, str):
@@ -163,7 +165,7 @@ class _Batch:
       self.choices[self._engine.submit(request)] = choice, response
 
   def step(self) -> None:
-    """Samples a segment."""
+    """Decodes a segment of tokens of all submitted responses."""
     for request_number, new_tokens in self._engine.step().items():
       choice, response = self.choices[request_number]
       try:
@@ -181,7 +183,7 @@ class _Batch:
           self._engine.cancel(request_number)
 
   def _fail(self, choice: Choice, error: str) -> None:
-    """Ends a choice, and gives its line an error as its result."""
+    """Ends a choice, and sets the error of its line."""
     choice.finish_reason = 'error'
     for line in self.lines:
       if any(other is choice for other in line.choices):

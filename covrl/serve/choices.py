@@ -43,7 +43,7 @@ class Choice:
     return [x for part in self._parts for x in part.sampling_logprobs]
 
   def as_json(self, *, logprobs: bool) -> dict[str, Any]:
-    """The whole choice, as JSON."""
+    """Returns the whole choice as JSON."""
     return self.delta_as_json(
       Delta(
         text=self.text,
@@ -57,7 +57,7 @@ class Choice:
     )
 
   def delta_as_json(self, delta: Delta, *, logprobs: bool) -> dict[str, Any]:
-    """A part of the choice, as JSON, with the finish reason if it is the last."""
+    """Returns a part as JSON, with the finish reason if it is the last."""
     return {
       'index': self.index,
       'text': delta.text,

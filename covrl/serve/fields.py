@@ -78,10 +78,10 @@ class Completion:
 def parse_completion(
   fields: object, tokenizer: Tokenizer, *, max_tokens: int = DEFAULT_TOKENS
 ) -> Completion:
-  """Checks a completion request, but for the limits of the engine.
+  """Parses and checks a completion request, without the limits of the engine.
 
-  Choice `i` of a prompt is sampled with `Request(seed=seed, member=i)`, whatever
-  other prompts the request has.
+  Choice `i` of a prompt is sampled with `Request(seed=seed, member=i)`,
+  independent of the request's other prompts.
 
   Args:
     fields: the request, decoded from JSON.
@@ -141,14 +141,17 @@ def _check_names(fields: Mapping[str, Any]) -> None:
       hint = f', did you mean {close_matches[0]}?' if close_matches else ''
       raise ValueError(f'unknown field {name[:100]!r}{hint}')
     if name in _UNSUPPORTED and value not in _UNSUPPORTED[name]:
-      raise ValueError(f'{name} is not supported, got {str(value)[:100]}')
+      raise ValueError(
+        f'{name} must be absent or {_UNSUPPORTED[name][1]!r}, since it is not'
+        f' supported, got {str(value)[:100]}'
+      )
   _text(fields, 'user')
 
 
 def _prompts(
   value: object, tokenizer: Tokenizer
 ) -> tuple[tuple[int, ...], ...]:
-  """Token ids of one or several prompts, each of text or token ids."""
+  """Returns the ids of one or several prompts, each text or token ids."""
   if isinstance(value, str) or _is_ids(value):
     value = [value]
   if not isinstance(value, list) or not value:

@@ -22,8 +22,8 @@ _METRICS = (
   ('segments_total', 'counter', 'Compiled calls, each decoding some tokens.'),
   ('segment_seconds_total', 'counter', 'Time of those calls, in seconds.'),
   ('slots', 'gauge', 'Responses that are decoded together, at most.'),
-  ('running', 'gauge', 'Responses with a row on the device.'),
-  ('waiting', 'gauge', 'Responses that wait for a row.'),
+  ('running', 'gauge', 'Responses in slots.'),
+  ('waiting', 'gauge', 'Responses that wait for a slot.'),
 )
 _HISTOGRAMS = (
   ('first_token_seconds', 'Time from submission to the first token.'),
@@ -65,12 +65,12 @@ class Metrics:
       self._sums[name] += seconds
 
   def get(self, name: str, label: str = '') -> float:
-    """Value of a counter or gauge."""
+    """Returns the value of a counter or gauge."""
     with self._lock:
       return self._values.get((name, label), 0)
 
   def render(self) -> str:
-    """All metrics as text."""
+    """Returns all metrics as text."""
     with self._lock:
       return '\n'.join(self._lines()) + '\n'
 

@@ -19,15 +19,16 @@ from covrl.train.model_lengths import model_lengths
 from covrl.train.restore import open_run
 from covrl.train.state_sharding import rollout_mesh
 
-# Lengths of a pretrained model's prompts and responses, in tokens.
+# Default limits of a pretrained model's prompts and responses, in tokens.
 DEFAULT_LENGTHS = (2048, 1024)
 
+# Limits of prompts and responses, in tokens; `None` for the default.
 Lengths = tuple[int | None, int | None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServedPolicy:
-  """A policy with what is needed to sample from it.
+  """A policy with the tokenizer, mesh and limits to sample from it.
 
   Attributes:
     config: configuration of the run, or one that names the pretrained model.
@@ -103,7 +104,7 @@ def load_model(
   Args:
     directory: directory or name of the model.
     lengths: tokens of a prompt and of a response, at most.
-    defaults: lengths that are not given, or less if the model has fewer
+    defaults: values of lengths that are `None`, reduced if the model has fewer
       positions.
 
   Raises:
@@ -126,7 +127,7 @@ def load_model(
 
 
 def _run_lengths(config: Config, requested_lengths: Lengths) -> tuple[int, int]:
-  """Lengths that are given, or else those of a run."""
+  """Returns the requested lengths, or those of the run for `None`."""
   rollout = config.rollout
   run_lengths = rollout.max_prompt_length, rollout.max_response_length
   prompt, response = (

@@ -27,7 +27,7 @@ class Address(NamedTuple):
   port: int
 
   def check(self, token: str | None) -> None:
-    """Checks that others can reach the server only with a token.
+    """Checks the port, and that other machines need a token.
 
     Raises:
       ValueError: there is no token for an address other than loopback, or the

@@ -15,9 +15,10 @@ from covrl.rollout import NewTokens
 
 # The character that tokenizers decode incomplete or invalid UTF-8 to.
 _INVALID = '\ufffd'
-# Tokens of text that is known, decoded again with what follows them.
+# Number of tokens with known text that are decoded again with later tokens, since
+# the text of a token may depend on those before it.
 _CONTEXT = 8
-# Tokens that are tried as the text around a stop string.
+# Number of tokens that are tried to find an alphanumeric one, see `_plain_text`.
 _MAX_PROBES = 1000
 
 
@@ -49,7 +50,7 @@ class IncrementalText:
       self._drop_old_tokens()
 
   def finish(self) -> None:
-    """Adds what was held back."""
+    """Adds the text that was held back."""
     decoded = self._tokenizer.decode(self._ids)
     if decoded.startswith(self._prefix):
       self.text += decoded[len(self._prefix) :]
@@ -155,7 +156,7 @@ class ResponseText:
     )
 
   def _find_stop(self) -> int | None:
-    """Index of the first stop string, if there is any in the text."""
+    """Returns the index of the first stop string in the text, if there is any."""
     if not self._stop:
       return None
     text = self._text.text
@@ -168,7 +169,7 @@ class ResponseText:
     )
 
   def _held(self) -> int:
-    """Length of the end of the text that may be the beginning of a stop string."""
+    """Returns the length of the text's end that may begin a stop string."""
     text = self._text.text
     return max(
       (
@@ -207,7 +208,7 @@ def check_stop_string(tokenizer: Tokenizer, stop: str) -> None:
 
 @functools.lru_cache(maxsize=4)
 def _plain_text(tokenizer: Tokenizer) -> tuple[str, ...]:
-  """Text of one ordinary token, if there is any."""
+  """Returns the text of one alphanumeric token, if there is any."""
   for token in range(min(tokenizer.vocab_size, _MAX_PROBES)):
     text = tokenizer.decode([token])
     if text.isalnum():

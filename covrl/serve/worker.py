@@ -17,11 +17,11 @@ OnDelta = Callable[[int, Delta | Exception], None]
 
 
 class QueueFullError(RuntimeError):
-  """The queue has no room for more responses now."""
+  """Error of a submission for which the queue has no room now."""
 
 
 class WorkerStoppedError(RuntimeError):
-  """The engine has ended, because of an error or because the server ends."""
+  """Error of a submission after the engine failed or the server was stopped."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -31,8 +31,8 @@ class Submission:
   Attributes:
     requests: one per response.
     stop: strings that end each response.
-    on_delta: called in the worker's thread with the index of a response and
-      what is new in it, or the error that ended it or the worker.
+    on_delta: called in the worker's thread with the index of a response and its
+      new part, or the error that ended the response or the worker.
     submitted: time of the submission, in seconds of `time.monotonic`.
     unfinished: number of responses that are not finished.
   """
@@ -108,7 +108,7 @@ class Worker:
     """Ends the thread after its segment; unfinished responses get an error."""
     with self._condition:
       if self._stopped is None:
-        self._stopped = WorkerStoppedError('the server ends')
+        self._stopped = WorkerStoppedError('the server is shutting down')
       self._condition.notify()
     self._thread.join()
 
@@ -128,7 +128,8 @@ class Worker:
       on_delta: see `Submission`.
 
     Raises:
-      ValueError: a request is invalid, or there are more than ever fit.
+      ValueError: a request is invalid, or there are more than slots and queue
+        hold.
       QueueFullError: there is no room now.
       WorkerStoppedError: the engine has ended.
     """
@@ -145,7 +146,7 @@ class Worker:
         raise WorkerStoppedError(f'the engine has ended: {self._stopped}')
       if self._unfinished + count > self.capacity:
         raise QueueFullError(
-          f'the queue must have room for {count} responses, has room for'
+          f'the queue must have room for {count} responses, got room for'
           f' {self.capacity - self._unfinished} of {self.capacity}'
         )
       self._unfinished += count
@@ -163,7 +164,7 @@ class Worker:
       self._condition.notify()
 
   def _run(self) -> None:
-    """The thread."""
+    """Runs the engine until the worker is stopped or the engine fails."""
     try:
       while self._wait():
         if self._responses:
@@ -210,7 +211,7 @@ class Worker:
         self._finish(number, 'cancelled')
 
   def _step(self) -> None:
-    """Decodes a segment and passes on what is new."""
+    """Decodes a segment and delivers the new parts of responses."""
     started = time.monotonic()
     new_tokens = self.engine.step()
     if new_tokens:
@@ -218,14 +219,14 @@ class Worker:
       self._metrics.add('segment_seconds_total', time.monotonic() - started)
     self._set_gauges()
     for number, new in new_tokens.items():
-      self._pass_on(number, new)
+      self._deliver(number, new)
     self._set_gauges()
 
   def _set_gauges(self) -> None:
     self._metrics.set('waiting', self.engine.waiting)
     self._metrics.set('running', self.engine.running)
 
-  def _pass_on(self, number: int, new: NewTokens) -> None:
+  def _deliver(self, number: int, new: NewTokens) -> None:
     response = self._responses[number]
     try:
       delta = response.text.append(new)
@@ -249,7 +250,7 @@ class Worker:
     response.submission.on_delta(response.index, delta)
 
   def _finish(self, number: int, reason: str) -> None:
-    """Forgets a response, and frees its place in the queue."""
+    """Removes a finished response and frees its place in the queue."""
     submission = self._responses.pop(number).submission
     submission.unfinished -= 1
     if not submission.unfinished:
@@ -259,7 +260,7 @@ class Worker:
     self._metrics.add('responses_total', label=f'finish_reason="{reason}"')
 
   def _end(self) -> None:
-    """Passes an error on to all responses that are not finished."""
+    """Ends all unfinished responses with an error."""
     with self._condition:
       new, self._new = self._new, []
     error = WorkerStoppedError(f'the engine has ended: {self._stopped}')

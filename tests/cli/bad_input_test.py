@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Invalid input ends with one sentence and status 2; nothing is lost."""
+"""Invalid input ends with one sentence and status 2, and changes no file."""
 
 import os
 import pathlib
@@ -15,19 +15,19 @@ from covrl.compile.plan import plan
 from covrl.config import ConfigError, load
 
 
-def test_unknown_field_names_the_nearest(refuse_training):
+def test_an_unknown_field_is_refused_with_the_nearest_name(refuse_training):
   assert refuse_training('--config.train.iteratons=3') == (
     "there is no config field 'train.iteratons'; did you mean train.iterations?"
   )
 
 
-def test_value_of_the_wrong_type(refuse_training):
+def test_refuses_a_value_of_the_wrong_type(refuse_training):
   assert "iterations must be an integer, got 'many'" in refuse_training(
     '--config.train.iterations', 'many'
   )
 
 
-def test_argument_that_is_not_an_override(refuse_training):
+def test_refuses_an_argument_that_is_not_an_override(refuse_training):
   assert refuse_training('--seed=1') == (
     "overrides must look like --config.FIELD=VALUE, got '--seed=1'; did you mean "
     '--config.seed?'
@@ -69,11 +69,15 @@ def test_argument_that_is_not_an_override(refuse_training):
     ('rewards.workers=100000', 'rewards.workers must lie in [1, 1024], got'),
   ],
 )
-def test_configuration_that_cannot_run(refuse_training, override, reason):
+def test_refuses_a_configuration_that_cannot_run(
+  refuse_training, override, reason
+):
   assert reason in refuse_training(f'--config.{override}')
 
 
-def test_task_without_training_problems(refuse_training, changed_recipe):
+def test_refuses_a_task_without_training_problems(
+  refuse_training, changed_recipe
+):
   error = refuse_training(
     recipe=changed_recipe("""
       import dataclasses
@@ -93,7 +97,9 @@ def test_task_without_training_problems(refuse_training, changed_recipe):
 
 
 @pytest.mark.parametrize('field', ['train', 'held_out'])
-def test_prompt_that_is_too_long(refuse_training, changed_recipe, field):
+def test_refuses_a_prompt_that_is_too_long(
+  refuse_training, changed_recipe, field
+):
   error = refuse_training(
     recipe=changed_recipe(f"""
       import dataclasses
@@ -114,7 +120,7 @@ def test_prompt_that_is_too_long(refuse_training, changed_recipe, field):
   )
 
 
-def test_tokenizer_with_another_vocabulary_than_the_policy(
+def test_refuses_a_tokenizer_with_another_vocabulary_than_the_policy(
   refuse_training, changed_recipe
 ):
   error = refuse_training(
@@ -131,7 +137,9 @@ def test_tokenizer_with_another_vocabulary_than_the_policy(
   )
 
 
-def test_warm_start_without_solved_examples(refuse_training, changed_recipe):
+def test_refuses_a_warm_start_without_solved_examples(
+  refuse_training, changed_recipe
+):
   error = refuse_training(
     recipe=changed_recipe("""
       import dataclasses
@@ -148,12 +156,15 @@ def test_warm_start_without_solved_examples(refuse_training, changed_recipe):
   )
 
 
-def test_config_that_is_not_a_recipe(refuse_training, changed_recipe, tmp_path):
+def test_refuses_a_config_that_is_not_a_recipe(
+  refuse_training, changed_recipe, tmp_path
+):
   assert 'must name a Python file' in refuse_training(
     recipe=tmp_path / 'none.py'
   )
   error = refuse_training(recipe=changed_recipe('def kl_cov():\n  return 3\n'))
-  assert 'kl_cov() must return a covrl Recipe, ' in error
+  assert error.startswith('kl_cov() of ')
+  assert error.endswith(' must return a covrl Recipe, got int')
 
 
 def test_errors_of_the_recipe_keep_their_traceback(tmp_path, changed_recipe):

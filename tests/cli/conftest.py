@@ -14,7 +14,7 @@ RECIPE = TESTS / 'train' / 'recipes' / 'toy_kl_cov.py'
 
 @pytest.fixture(autouse=True)
 def compilation_cache(monkeypatch):
-  """Commands share the tests' compilation cache."""
+  """Makes commands share the compilation cache of the tests."""
   cache = TESTS.parent / '.jax_cache'
   monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(cache))
 

@@ -24,7 +24,7 @@ FIELDS = (
 
 @pytest.fixture(autouse=True)
 def settings(monkeypatch):
-  """One device; settings of JAX are those of a new process, then restored."""
+  """Sets one device and JAX's settings of a new process; restores them."""
   monkeypatch.setattr(jax, 'device_count', lambda: 1)
   values_before = {name: jax.config.values[name] for name in FIELDS}
   jax.config.update('jax_enable_compilation_cache', True)
@@ -76,7 +76,7 @@ def test_a_directory_that_cannot_be_written_is_read_only(
   )
 
 
-def test_a_cache_directory_that_is_a_file_and_a_missing_home_directory(
+def test_an_unusable_cache_directory_is_reported_and_not_used(
   monkeypatch, tmp_path, capsys
 ):
   (tmp_path / 'file').touch()
@@ -104,7 +104,7 @@ def test_a_cache_directory_that_is_a_file_and_a_missing_home_directory(
       RuntimeError("Unable to initialize backend 'tpu': none\nSee ..."),
       "Unable to initialize backend 'tpu': none",
     ),
-    # What JAX does where no other backend is left.
+    # JAX's error if no other backend is left.
     (AssertionError(), 'none, with JAX_PLATFORMS=cuda'),
   ],
 )

@@ -63,7 +63,7 @@ def test_first_command_of_the_help_names_a_shipped_recipe(capsys):
   assert all(len(line.split()) > 2 for line in recipes)
 
 
-def test_version(capsys):
+def test_version_is_printed(capsys):
   assert printed(capsys, '--version').startswith('covrl 0.')
 
 

@@ -29,7 +29,7 @@ def interrupt(*args, **kwargs):
     ('load', ['train', '--config=countdown:kl_cov', '--workdir=unused']),
   ],
 )
-def test_ends_with_one_line_and_status_130(
+def test_an_interrupted_command_ends_with_one_line_and_status_130(
   capsys, monkeypatch, function, arguments
 ):
   # A shell's background jobs ignore Ctrl-C, and so does a test session in one.

@@ -140,13 +140,13 @@ def test_a_run_may_have_the_name_of_a_file_of_weights(tmp_path):
 @pytest.mark.parametrize(
   ('content', 'reason'),
   [
-    (None, "'own.py' is a directory"),
+    (None, "got 'own.py', which is a directory"),
     (b'\xff\xfe', 'own.py is not valid Python: '),
     (b'def f(:', 'own.py is not valid Python: invalid syntax (own.py, line 1)'),
-    (b'x = 1', 'own.py has none'),
+    (b'x = 1', 'got own.py without one'),
   ],
 )
-def test_recipe_files_that_are_not_python(
+def test_refuses_recipe_files_that_are_not_python(
   capsys, tmp_path, monkeypatch, content, reason
 ):
   monkeypatch.chdir(tmp_path)
@@ -158,7 +158,9 @@ def test_recipe_files_that_are_not_python(
 
 
 @pytest.mark.parametrize('name', ['xyzzy', '_tx', 'dataclasses', '__doc__'])
-def test_unknown_recipe_unlike_any_other_lists_them(capsys, name):
+def test_an_unknown_recipe_unlike_any_other_is_refused_with_a_list(
+  capsys, name
+):
   """Other names of the module are unknown, too."""
   status, error = run_failing(capsys, 'plan', f'--config=countdown:{name}')
   assert status == Exit.REFUSED

@@ -42,7 +42,7 @@ def new_run(untrained_run, tmp_path):
   return shutil.copytree(untrained_run, tmp_path / 'run')
 
 
-def test_directory_of_another_run_names_the_difference(
+def test_refuses_the_directory_of_another_run_and_names_the_difference(
   new_run, refuse_training, changed_recipe
 ):
   CheckpointStore(new_run / 'warm_start', keep=1).save(
@@ -92,14 +92,16 @@ def test_directory_without_its_recipe_is_completed(new_run):
   assert (new_run / 'recipe' / RECIPE.name).is_file()
 
 
-def test_directory_in_use(new_run, refuse_training):
+def test_refuses_a_directory_in_use(new_run, refuse_training):
   with RunDirectory(new_run).locked():
     assert refuse_training() == (
       f'{new_run} is in use by another process; use another --workdir'
     )
 
 
-def test_directory_with_other_files_is_left_alone(refuse, tmp_path):
+def test_a_directory_with_other_files_is_refused_and_unchanged(
+  refuse, tmp_path
+):
   (tmp_path / 'thesis.tex').write_text('precious')
   arguments = ('train', f'--config={RECIPE}')
   assert refuse(*arguments, f'--workdir={tmp_path}') == (
@@ -115,7 +117,7 @@ def test_directory_with_other_files_is_left_alone(refuse, tmp_path):
 @pytest.mark.parametrize(
   'arguments', [['sample', '4 7 2 :'], ['evaluate'], ['report']]
 )
-def test_commands_on_a_directory_that_does_not_exist(
+def test_commands_refuse_a_directory_that_does_not_exist(
   refuse, tmp_path, arguments
 ):
   name, *rest = arguments
@@ -123,7 +125,7 @@ def test_commands_on_a_directory_that_does_not_exist(
 
 
 @pytest.mark.parametrize('arguments', [['sample', '4 7 2 :'], ['evaluate']])
-def test_missing_or_damaged_checkpoint(new_run, refuse, arguments):
+def test_refuses_missing_and_damaged_checkpoints(new_run, refuse, arguments):
   name, *rest = arguments
   assert refuse(name, new_run, *rest) == (
     f'{new_run} has no finished checkpoint yet'

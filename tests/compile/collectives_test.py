@@ -40,7 +40,7 @@ ENTRY %main (x: bf16[32,128]) -> bf16[8,128] {
     ('(f32[8], f32[32]) all-gather-start(%x), replica_groups=[2,4]<=[8]', 96),
   ],
 )
-def test_bytes_sent_by_collectives(operation, sent):
+def test_bytes_sent_by_collectives_equal_counts_by_hand(operation, sent):
   module = parse_lines('%x = f32[8] parameter(0)', f'ROOT %y = {operation}')
   [collective] = collectives_in(module, module.entry.root)
   assert collective.sent == sent
@@ -80,7 +80,7 @@ ENTRY %main (x: f32[8,128]) -> f32[32,128] {
   )
 
 
-def test_transfers_between_slices():
+def test_transfers_between_slices_are_all_reduces_over_dcn():
   attributes = (
     'is_host_transfer=true, frontend_attributes={'
     '_xla_host_transfer_handler_name="xla_megascale_runtime",'
@@ -110,7 +110,7 @@ def test_transfers_between_slices():
   assert cost.flops == 0
 
 
-def test_groups_along_mesh_axes():
+def test_parses_groups_along_mesh_axes():
   text = (
     "replica_groups=mesh['axis_0'=4,'axis_1'=2], device_ids=([2,4]T(1,0)) "
     "{'axis_0'}, use_global_device_ids=true"
@@ -149,7 +149,7 @@ def test_groups_along_mesh_axes():
     ),
   ],
 )
-def test_asynchronous_collectives_of_gpus(operation, kind, sent):
+def test_asynchronous_collectives_of_gpus_count_once(operation, kind, sent):
   module = parse_gpu_lines(
     '%x = f32[8]{0} parameter(0)',
     '%y = s32[8]{0} parameter(1)',

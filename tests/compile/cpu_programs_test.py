@@ -108,7 +108,7 @@ def test_report_compares_estimates_with_measurements(small):
   assert described == [each._asdict() for each in accuracy.COMPARISONS]
 
 
-def test_programs_of_prompts_that_are_begun_as_slots_are_free():
+def test_the_report_of_admission_by_slots_is_of_the_programs_of_the_run():
   """The report is of the programs that the run calls, not of whole draws."""
   report, modules = compiled(
     [

@@ -17,7 +17,7 @@ from covrl.statistics import token_stats
 
 
 def compiled(function, *arguments):
-  """The compiled program, and the costs counted from its text."""
+  """Returns the compiled program, and the costs counted from its text."""
   program = jax.jit(function).lower(*arguments).compile()
   text = program.as_text()
   assert text is not None
@@ -67,7 +67,7 @@ def products_by_hand(config):
     {'num_layers': 5, 'model_dim': 128, 'hidden_dim': 512},
   ],
 )
-def test_operations_of_a_model(changes):
+def test_operations_of_a_model_equal_counts_by_hand(changes):
   """Products by hand and those in the program, loops over layers included."""
   config = dataclasses.replace(tiny(512), **changes)
   policy, score = scoring_function(config)
@@ -77,7 +77,7 @@ def test_operations_of_a_model(changes):
     assert is_in_range(
       accuracy.OPERATIONS, sum(cost.products.values()), by_hand
     )
-    # What is not a product (norms, softmax, rotations) is the rest.
+    # The rest are norms, softmax and rotations.
     assert by_hand < cost.flops < 1.25 * by_hand
     memory = program.memory_analysis()
     assert memory is not None
@@ -117,7 +117,7 @@ def test_rematerialisation_takes_operations_for_memory(layers):
   assert memory[1] < memory[0] / 2
 
 
-def test_bytes_of_collectives_on_eight_devices():
+def test_bytes_of_collectives_on_eight_devices_equal_counts_by_hand():
   mesh = jax.make_mesh((8,), ('fsdp',))
   sharded = jax.NamedSharding(mesh, P('fsdp'))
   x = jax.ShapeDtypeStruct((64, 128), jnp.float32, sharding=sharded)

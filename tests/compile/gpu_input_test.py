@@ -56,7 +56,7 @@ def refusal(capsys, monkeypatch):
     ('h100:2x4', ':Nx8 of N hosts'),
   ],
 )
-def test_unknown_gpus_and_shapes(refusal, name, known):
+def test_refuses_unknown_gpus_and_shapes(refusal, name, known):
   error = refusal(f'--topology={name}')
   assert known in error
   assert error.endswith(f'got {name!r}\n')
@@ -80,7 +80,9 @@ def test_unknown_gpus_and_shapes(refusal, name, known):
     ),
   ],
 )
-def test_missing_and_other_packages(refusal, monkeypatch, changes, sentence):
+def test_refuses_missing_packages_and_other_versions(
+  refusal, monkeypatch, changes, sentence
+):
   installed = INSTALLED | changes
   monkeypatch.setattr(
     gpus, '_installed', lambda: {k: v for k, v in installed.items() if v}
@@ -88,7 +90,9 @@ def test_missing_and_other_packages(refusal, monkeypatch, changes, sentence):
   assert sentence in refusal('--topology=h100:8')
 
 
-def test_mesh_that_does_not_multiply_to_the_gpus(refusal, monkeypatch):
+def test_refuses_a_mesh_that_does_not_multiply_to_the_gpus(
+  refusal, monkeypatch
+):
   monkeypatch.setattr(
     topologies, 'compile_only_devices', lambda *_: jax.devices()
   )
@@ -96,7 +100,7 @@ def test_mesh_that_does_not_multiply_to_the_gpus(refusal, monkeypatch):
   assert 'a mesh must multiply to the 8 devices there are, got ' in error
 
 
-def test_products_in_8_bit_floats_on_a_gpu_without_them():
+def test_refuses_products_in_8_bit_floats_on_a_gpu_without_them():
   x = jax.ShapeDtypeStruct((8, 8), jnp.float8_e4m3fn)
   traced = jax.jit(
     lambda a, b: jnp.dot(a, b, preferred_element_type=jnp.float32)

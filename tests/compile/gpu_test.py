@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """An update and a prefill compiled by XLA's GPU compiler, for absent GPUs.
 
-In a process of its own: the compiler's plugin joins every later computation of
-a process that has loaded it.
+In a process of its own: a process that has loaded the compiler's plugin uses it
+in every later computation.
 """
 
 import json
@@ -125,7 +125,7 @@ def test_attention_is_cudnns_and_products_are_of_bfloat16(report):
   assert report['uncounted_kernels'] == []
 
 
-def test_operations_and_memory(report):
+def test_operations_and_memory_are_near_those_of_the_model(report):
   # More for logits and for what the backward pass computes again.
   assert 1 < report['flops'] / report['model_flops'] < 1.15
   assert report['fits'] is True

@@ -79,7 +79,7 @@ def test_loop_body_is_multiplied_by_its_trip_count():
     ('multiply(%i, %one)', None),
   ],
 )
-def test_trip_count_of_counters_with_larger_steps(next_, trips):
+def test_reads_trip_counts_of_counters_with_larger_steps(next_, trips):
   text = LOOP.replace('LIMIT', '3').replace('add(%i, %one)', next_)
   text = text.replace(
     '  %one = s32[]{:T(128)} constant(1)\n',
@@ -109,7 +109,7 @@ def test_loop_of_unknown_length_is_reported():
   )
 
 
-def test_trip_count_that_the_scope_states():
+def test_trip_count_is_the_one_that_the_innermost_scope_states():
   """The innermost `about_N_trips` counts, if the loop is directly in it."""
   text = LOOP.replace('LIMIT', '3').replace('direction=LT', 'direction=NE')
   stated = (
@@ -128,7 +128,7 @@ def test_omitted_scopes_do_not_count():
   assert cost_of(parse(text), scopes=scopes).flops == 0
 
 
-def test_trip_count_of_a_condition_that_is_a_fusion():
+def test_reads_trip_counts_from_a_fused_condition():
   """XLA fuses the condition on GPUs."""
   text = LOOP.replace('LIMIT', '3').replace(
     'pred[]{:T(512)} compare(%i, %most), direction=LT',
@@ -193,7 +193,7 @@ CONVOLUTIONS = [
   ('[16,256]', '[256,512]', '[16,512]', 'dim_labels=bf_io->bf', 16 * 256 * 512),
   ('[16,256]', '[512,256]', '[16,512]', 'dim_labels=bf_oi->bf', 16 * 256 * 512),
   ('[256,16]', '[256,512]', '[16,512]', 'dim_labels=fb_io->bf', 16 * 256 * 512),
-  # Heads as a spatial axis that the input has once: each is met once.
+  # Heads as a spatial axis of size one in the input: each is multiplied once.
   (
     '[1024,3584,1]',
     '[3584,28,128]',
@@ -221,18 +221,20 @@ CONVOLUTIONS = [
 
 
 @pytest.mark.parametrize(
-  ('left', 'right', 'out', 'how', 'products'), CONVOLUTIONS
+  ('left', 'right', 'out', 'attributes', 'products'), CONVOLUTIONS
 )
-def test_convolution_flops(left, right, out, how, products):
+def test_flops_of_convolutions_equal_counts_by_hand(
+  left, right, out, attributes, products
+):
   module = parse_lines(
     f'%l = bf16{left} parameter(0)',
     f'%r = bf16{right} parameter(1)',
-    f'ROOT %y = bf16{out} convolution(%l, %r), {how}',
+    f'ROOT %y = bf16{out} convolution(%l, %r), {attributes}',
   )
   assert cost_of(module).flops == 2 * products
 
 
-def test_dot_flops():
+def test_flops_of_a_dot_are_two_per_product():
   module = parse_lines(
     '%l = f32[4,8,16]{2,1,0} parameter(0)',
     '%r = f32[4,16,32]{2,1,0} parameter(1)',
@@ -284,7 +286,9 @@ ENTRY %main (stack: f32[64,8,128], new: f32[1,8,128], i: s32[]) -> f32[64,8,128]
     ),
   ],
 )
-def test_what_a_nested_fusion_passes_on_is_read_where_it_is_used(use, read):
+def test_values_that_a_nested_fusion_returns_unread_count_where_they_are_used(
+  use, read
+):
   module = parse(f"""
 %shape (s: f32[64,8,128]) -> f32[64,8,128] {{
   %s = f32[64,8,128]{{2,1,0:T(8,128)}} parameter(0)
@@ -306,7 +310,7 @@ ENTRY %main (stack: f32[64,8,128], i: s32[]) -> f32[8,128] {{
   assert cost_of(module).bytes == read + 4 * 8 * 128
 
 
-def test_padded_sizes_of_shapes():
+def test_shapes_have_padded_sizes_and_memory_spaces():
   shapes = list(shapes_of('(bf16[3,5]{0,1:T(8,128)(2,1)S(1)}, u32[]{:S(2)})'))
   assert shapes[0] == Shape('bf16', (3, 5), (0, 1), (8, 128), 'vmem')
   assert (shapes[0].size, shapes[0].padded_size) == (30, 8 * 128 * 2)
@@ -317,7 +321,7 @@ def test_padded_sizes_of_shapes():
 
 @pytest.mark.parametrize('operand', ['%a', '%z'])
 def test_scatter_in_place_moves_the_updates_only(operand):
-  """The whole array moves if the fusion itself creates it. On GPUs."""
+  """On GPUs the whole array moves if the fusion itself creates it."""
   text = f"""
 %fused (a: f32[1000,64], i: s32[8,1], b: f32[8,64]) -> f32[1000,64] {{
   %a = f32[1000,64]{{1,0}} parameter(0)

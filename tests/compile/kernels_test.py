@@ -11,7 +11,7 @@ from covrl.compile.kernels import blocks, kernel_of
 
 # More and fewer bytes than the arguments have.
 @pytest.mark.parametrize('stated_bytes', [99999, 99])
-def test_kernels_with_a_stated_cost(stated_bytes):
+def test_kernels_with_a_stated_cost_have_that_cost(stated_bytes):
   module = parse_lines(
     '%x = f32[8,128]{1,0:T(8,128)} parameter(0)',
     'ROOT %own_kernel = f32[8,128]{1,0:T(8,128)} custom-call(%x), '
@@ -24,7 +24,7 @@ def test_kernels_with_a_stated_cost(stated_bytes):
   assert (cost.flops, cost.bytes, cost.unknown) == (12, stated_bytes, set())
 
 
-def test_kernels_without_a_stated_cost():
+def test_kernels_without_a_stated_cost_are_unknown():
   module = parse_lines(
     '%x = f32[8,128]{1,0:T(8,128)} parameter(0)',
     'ROOT %other_kernel.3 = f32[8,128]{1,0:T(8,128)} custom-call(%x), '
@@ -55,7 +55,7 @@ def test_splash_attention_counts_visible_blocks(phase, products):
   assert kernel.flops == 2 * products * size
 
 
-def test_visible_blocks_of_a_window():
+def test_visible_blocks_of_a_window_equal_a_count_by_hand():
   for window in (1, 100, 128, 129, 300, 512, 2000):
     seen = {
       (q // 128, k // 128)
@@ -102,7 +102,7 @@ def test_cudnn_attention_counts_visible_blocks(
   assert cost.bytes == 2 * 3 * 256 * 64 * (4 + 2 + 2 + 4)
 
 
-def test_cublas_products():
+def test_cublas_products_count_two_operations_per_multiplication():
   cost = cost_of(
     parse_gpu_lines(
       '%x = bf16[5,16,32] parameter(0)',

@@ -48,7 +48,7 @@ def ones_like(like):
 
 
 def main(name):
-  """Prints the estimated and the measured bytes beside the arguments."""
+  """Prints the estimated and the measured bytes, without the arguments."""
   programs = []
   compile_lowered = jax.stages.Lowered.compile
 
@@ -83,7 +83,7 @@ def main(name):
 )
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['train_step', 'score'])
-def test_memory_of_programs(name):
+def test_memory_estimates_are_within_the_stated_range_of_measurements(name):
   path = os.pathsep.join([str(TESTS), str(TESTS.parent)])
   completed = subprocess.run(
     [sys.executable, __file__, name],

@@ -31,7 +31,7 @@ def test_layer_parameters_include_every_matrix():
 
 
 @pytest.mark.parametrize('per_token', [1, 3])
-def test_layer_parameters_of_experts(per_token):
+def test_layer_parameters_count_the_experts_of_one_token(per_token):
   experts = Experts(count=4, per_token=per_token)
   config = dataclasses.replace(TINY, experts=experts)
   unused = 3 * config.model_dim * config.hidden_dim * (4 - per_token)
@@ -40,7 +40,7 @@ def test_layer_parameters_of_experts(per_token):
   )
 
 
-def test_attention_flops():
+def test_attention_flops_count_visible_pairs():
   # Three tokens see 1, 2 and 3; two layers, four heads of eight; q·k and s·v.
   assert model_cost.attention_flops(TINY, 3) == 2 * (1 + 2 + 3) * 4 * 8 * 2 * 2
 
@@ -54,12 +54,12 @@ def test_frozen_matrices_have_no_weight_gradient():
   assert saved_flops == 2 * 16 * products
 
 
-def test_decode_flops():
+def test_decode_flops_grow_with_the_attended_tokens():
   flops = model_cost.decode_flops(TINY, 3, 10)
   assert model_cost.decode_flops(TINY, 3, 11) - flops == 3 * 2 * 4 * 4 * 8
 
 
-def test_bytes_of_a_cache_of_rings_and_integers():
+def test_cache_bytes_equal_those_of_the_arrays_of_the_sampler():
   """The bytes of the arrays that the sampler allocates."""
   config = dataclasses.replace(TINY, windows=(6, 3), dtype='bfloat16')
   policy, prompt, response = Policy(config), 5, 9

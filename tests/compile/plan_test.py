@@ -40,7 +40,7 @@ def policy(recipe):
   return Policy(recipe.model(recipe.config, task.tokenizer.vocab_size))
 
 
-def test_state_memory(recipe, policy):
+def test_state_memory_equals_a_count_by_hand(recipe, policy):
   memory = state_memory(recipe, policy)
   weights = 4 * policy.num_params
   assert memory.params == memory.frozen == memory.gradients == weights
@@ -53,7 +53,7 @@ def test_state_memory(recipe, policy):
   assert memory.experts == 0
 
 
-def test_memory_of_recorded_experts(recipe):
+def test_memory_of_recorded_experts_is_counted(recipe):
   experts = Experts(count=8, per_token=2)
   config = dataclasses.replace(
     recipe.config,
@@ -79,7 +79,7 @@ def test_memory_of_recorded_experts(recipe):
   assert memory.training - without.training == memory.experts
 
 
-def test_iteration_time(recipe, policy):
+def test_iteration_time_equals_a_count_by_hand(recipe, policy):
   memory = state_memory(recipe, policy)
   slice_ = topologies.find_topology('v5p-8')
   seconds = iteration_time(recipe.config, policy, memory, slice_, 2)
@@ -105,7 +105,7 @@ def test_iteration_time(recipe, policy):
   assert isinstance(seconds, IterationTime)
 
 
-def test_counts_a_critic(recipe):
+def test_counts_memory_and_time_of_a_critic(recipe):
   without_critic = recipe
   recipe = dataclasses.replace(
     without_critic,
@@ -119,7 +119,8 @@ def test_counts_a_critic(recipe):
     state_memory(without_critic, policy),
   )
   (model_of_critic,) = network_models(recipe, policy)
-  # A head of one column and a bias in place of nothing: embeddings are tied.
+  # A head of one column and a bias are added; tied embeddings have no matrix that
+  # they replace.
   assert (
     model_of_critic.num_params
     == policy.num_params + policy.config.model_dim + 1
@@ -205,11 +206,11 @@ def test_every_printed_time_has_three_digits_and_a_unit(recipe):
   assert re.match(rf'  an iteration {number}, the run {number} ', times[-1])
 
 
-def test_says_that_sizes_do_not_divide_over_the_chips():
+def test_reports_sizes_that_do_not_divide_over_the_chips():
   recipe = load(str(RECIPE), ['--config.train.micro_batches=2'])
   output = list(plan(recipe, topologies.find_topology('v5e-8')))
   assert (
-    'CANNOT RUN there as configured: train.sequences_per_update / '
+    'CANNOT RUN on this topology as configured: train.sequences_per_update / '
     'train.micro_batches must be a multiple of mesh.data × mesh.fsdp × '
     'mesh.expert, got 4 and 8; nearest possible: train.micro_batches = 1'
   ) in output
@@ -223,7 +224,7 @@ def test_has_no_estimate_without_a_topology(recipe):
   assert 'estimate' not in output
 
 
-def test_says_that_a_model_does_not_fit(recipe, monkeypatch):
+def test_reports_that_a_model_does_not_fit(recipe, monkeypatch):
   small = topologies.find_topology('v5p-8')
   chip = dataclasses.replace(small.chip, hbm=1024)
   output = '\n'.join(plan(recipe, small._replace(chip=chip)))
@@ -334,9 +335,9 @@ def test_fields_are_refused_before_the_first_line():
 
 
 def test_refuses_wrong_references():
-  # Its solutions are in any order, so that there is something to learn.
+  # Its solutions are in random order, so that not all earn the reward 1.
   imperfect = load(str(RECIPES / 'toy_kl_cov.py'))
-  with pytest.raises(ConfigError, match='must earn the reward 1, that to'):
+  with pytest.raises(ConfigError, match='must earn the reward 1, got'):
     list(plan(imperfect))
 
 

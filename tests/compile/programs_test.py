@@ -35,7 +35,7 @@ needs_libtpu = pytest.mark.skipif(
 
 
 def compile_report(topology, *overrides, level='O0', **settings):
-  """Compiles a report; `O0` takes least time and gives slower programs."""
+  """Returns a report; level `O0` compiles fastest and gives slower programs."""
   jax.config.update('jax_optimization_level', level)
   try:
     return compile_recipe(
@@ -61,12 +61,12 @@ def compiled_modules():
   """Records the compiled programs, as text and parsed."""
   modules = []
 
-  def remember(text, platform):
+  def record(text, platform):
     modules.append((text, parse(text, platform)))
     return modules[-1][1]
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(compiling, 'parse', remember)
+    patch.setattr(compiling, 'parse', record)
     yield modules
 
 
@@ -100,7 +100,7 @@ def test_json_report_is_complete(small_report):
 
 
 @needs_libtpu
-def test_text_report(small_report):
+def test_text_report_has_every_estimate(small_report):
   report, _ = small_report
   lines = list(report.lines())
   assert lines[0].endswith(
@@ -215,7 +215,7 @@ def test_prompts_are_cached_once_per_group(small_report):
 
 @needs_libtpu
 @pytest.mark.slow
-def test_programs_of_a_critic():
+def test_compiles_the_update_and_scoring_of_a_critic():
   recipe = config.load(str(RECIPE.with_name('small_ppo.py')))
   names = ('critic_step', 'critic_score')
   assert programs.program_names(recipe) == (*PROGRAM_NAMES, *names)
@@ -246,7 +246,7 @@ def test_programs_of_a_critic():
 
 
 @needs_libtpu
-def test_parameters_sharded_over_every_chip():
+def test_gradients_of_parameters_sharded_over_every_chip_are_reduce_scattered():
   """The default mesh reduce-scatters all large gradients, too."""
   report = compile_report(
     'v5e:2x4',

@@ -106,7 +106,9 @@ def test_constant_length_divides_by_the_longest_response():
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', CHANGED_FIELDS)
-def test_two_iterations(name, tmp_path):
+def test_two_iterations_have_finite_entropies_and_skip_no_update(
+  name, tmp_path
+):
   recipe = f'../../../configs/algorithms:{name}'
   lines = process.train(recipe, tmp_path / 'run', **SMALL)
   trained = [line for line in lines if line['phase'] == 'train']

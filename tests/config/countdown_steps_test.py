@@ -57,7 +57,7 @@ def test_docstrings_agree_with_the_table_of_results(name):
   assert all(number in ' '.join(rows) for number in stated)
 
 
-def test_prompts_and_solutions_fit():
+def test_prompts_and_solutions_fit_into_the_length_limits():
   config = load('countdown_steps:grpo').config
   task = countdown_steps.grpo().task(config)
   source = SolvedCountdownStepsSource(config.countdown)

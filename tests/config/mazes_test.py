@@ -42,7 +42,7 @@ def test_functions_build_with_overrides_applied(spec):
   assert 'Expect:' in doc
 
 
-def test_prompts_and_walks_fit():
+def test_prompts_and_walks_fit_into_the_length_limits():
   config = load('mazes:grpo').config
   task = maze_task(config.maze)
   source = ExploredMazeSource(config.maze)
@@ -58,7 +58,7 @@ def test_prompts_and_walks_fit():
   assert longest_response == config.rollout.max_response_length
 
 
-def test_the_policy_is_small():
+def test_the_policy_has_about_200_000_parameters():
   recipe = load('mazes:grpo')
   vocab_size = maze_task(recipe.config.maze).tokenizer.vocab_size
   policy = Policy(recipe.model(recipe.config, vocab_size))
@@ -105,7 +105,7 @@ def test_the_description_states_the_bounds():
   assert 'at most 11 steps' in description
 
 
-@pytest.mark.parametrize('name', ['kl_cov'])
+@pytest.mark.parametrize('name', ['grpo', 'kl_cov'])
 def test_docstrings_agree_with_the_table_of_results(name):
   doc = inspect.getdoc(getattr(mazes, name)) or ''
   stated = re.findall(r'\d\.\d{3}|\d{2}\.\d', doc.partition('Expect')[2])

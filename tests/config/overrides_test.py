@@ -118,12 +118,12 @@ def test_overrides_change_fields_of_every_type():
     (['--config.seed=1', '--config.seed=2'], {'seed': 2}),
   ],
 )
-def test_ways_to_write_an_override(arguments, expected):
+def test_overrides_may_be_written_in_several_ways(arguments, expected):
   fields = flatten(load(KL_COV, arguments).config)
   assert {name: fields[name] for name in expected} == expected
 
 
-def test_integer_as_the_value_of_a_float():
+def test_an_integer_is_a_valid_value_of_a_float():
   value = load(KL_COV, ['--config.entropy.coefficient=2']).config.entropy
   assert value.coefficient == 2.0
   assert isinstance(value.coefficient, float)
@@ -175,7 +175,7 @@ def test_renamed_field_names_the_new_one(old, new):
   )
 
 
-def test_unknown_field_unlike_any_other():
+def test_an_unknown_field_unlike_any_other_is_refused_without_advice():
   assert refused('xyzzy=3') == "there is no config field 'xyzzy'"
 
 
@@ -193,7 +193,7 @@ def test_unknown_field_names_the_group_it_resembles(field):
   )
 
 
-def test_group_of_fields_lists_them():
+def test_a_group_of_fields_is_refused_with_its_fields():
   assert refused('checkpoint=3') == CHECKPOINT
 
 
@@ -225,7 +225,7 @@ def test_argument_that_is_not_an_override_is_shown_with_advice(given, advice):
     ('logging.tensorboard=perhaps', "must be true or false, got 'perhaps'"),
   ],
 )
-def test_value_of_another_type(override, requirement):
+def test_values_of_another_type_are_refused(override, requirement):
   name = override.partition('=')[0]
   assert refused(override) == f'--config.{name} {requirement}'
 
@@ -285,7 +285,7 @@ def test_value_of_another_type(override, requirement):
     ),
   ],
 )
-def test_invalid_and_conflicting_values(overrides, reason):
+def test_invalid_and_conflicting_values_are_refused(overrides, reason):
   given = [f'{name}={value}' for name, value in overrides.items()]
   assert refused(*given) == reason
 
@@ -342,7 +342,7 @@ def test_choices_are_those_of_the_package(field, choices):
   )
 
 
-def test_dictionary_and_back():
+def test_configs_are_restored_from_their_dictionaries():
   plain = dataclasses.asdict(load(KL_COV).config)
   assert from_dict(plain) == load(KL_COV).config
   assert from_dict({}) == Config()

@@ -72,7 +72,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize('name', SETTINGS)
-def test_settings(name):
+def test_settings_are_those_published(name):
   config = load(f'reasoning:{name}').config
   fields, defaults = flatten(config), flatten(Config())
   for field, value in (SHARED | SETTINGS[name]).items():

@@ -39,6 +39,7 @@ EXACT = {
   'verl_kl_cov',
   'verl_clip_cov',
 }
+# The other recipes.
 NAMES = {
   *(
     f'qwen2_5_7b_{name}'
@@ -149,14 +150,14 @@ def test_every_function_builds(name, model):
 
 
 @pytest.mark.parametrize('name', sorted(NAMES))
-def test_published_settings(name):
+def test_settings_are_the_published_ones_but_for_the_listed_fields(name):
   fields = flatten(load(f'reasoning:{name}').config)
   published = SHARED | SETTINGS['paper_7b_kl_cov']
   if '32b' in name or '72b' in name:
     published = SHARED | SETTINGS['paper_32b_kl_cov']
   if 'clip_cov' in name:
     published = SHARED | SETTINGS['paper_7b_clip_cov']
-  # Published is 'current', a forward pass more per update.
+  # The published source is 'current', which takes another forward pass per update.
   ours: dict[str, object] = {'entropy.selection_source': 'old'}
   if name.startswith('deepseek'):
     ours['rollout.max_response_length'] = 2048
@@ -185,7 +186,7 @@ def test_published_settings(name):
   ('name', 'low', 'high'),
   [('grpo', 0.2, 0.2), ('clip_higher', 0.2, 0.28), ('clip_cov', 1.0, 1.0)],
 )
-def test_clip_ranges(name, low, high):
+def test_clip_ranges_are_those_of_the_method(name, low, high):
   config = load(f'reasoning:qwen2_5_7b_{name}').config
   assert (config.train.clip_low, config.train.clip_high) == (low, high)
 
@@ -285,7 +286,7 @@ def test_run_is_evaluated_on_its_suites(trained_run):
 
 
 def test_evaluates_a_run_on_other_suites(trained_run, capsys):
-  # Neither its own suites nor its training problems are needed.
+  # The run's own suites and training problems are not read.
   main(
     [
       'evaluate',

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recipe files: how they are found, executed and identified."""
+"""Recipe files: location, execution and identity."""
 
 import dataclasses
 import importlib
@@ -107,7 +107,7 @@ def test_functions_build_with_overrides_applied(spec):
 
 
 @pytest.mark.parametrize('spec', [KL_COV, f'{CONFIGS}/countdown.py:kl_cov'])
-def test_specs_of_one_recipe(spec):
+def test_a_name_and_a_path_load_the_same_recipe(spec):
   recipe = load(spec)
   assert recipe.name == KL_COV
   assert recipe.identity == load(KL_COV).identity
@@ -118,8 +118,8 @@ def test_file_with_one_recipe_needs_no_function(recipe_file):
   text = recipe_file.read_text()
   recipe_file.write_text(f'{text}\n\ndef other():\n  return kl_cov()\n')
   assert error_of_load(str(recipe_file)) == (
-    f'{recipe_file} has several recipes, choose one: {recipe_file}:kl_cov,'
-    f' {recipe_file}:other'
+    f'--config must name one of the recipes {recipe_file}:kl_cov,'
+    f' {recipe_file}:other, got {str(recipe_file)!r}'
   )
   assert load(f'{recipe_file}:other').name == 'own:other'
 
@@ -134,29 +134,30 @@ def test_helpers_are_not_recipes(recipe_file):
   assert load(str(recipe_file)).name == 'own:kl_cov'
 
 
-def test_file_without_recipes(recipe_file):
+def test_refuses_a_file_without_recipes(recipe_file):
   recipe_file.write_text('def loss(config):\n  ...\n')
   assert error_of_load(str(recipe_file)) == (
-    'a recipe file must have a function that returns a Recipe,'
-    f' {recipe_file} has none'
+    'a recipe file must have a function that returns a Recipe, got'
+    f' {recipe_file} without one'
   )
 
 
-def test_unknown_function_names_the_nearest():
+def test_an_unknown_function_is_refused_with_the_nearest_name():
   error = error_of_load('countdown:kl_covv')
   assert error.startswith("there is no recipe 'kl_covv' in ")
   assert error.endswith("countdown.py; did you mean 'kl_cov'?")
 
 
-def test_unknown_recipe_file():
+def test_refuses_an_unknown_recipe_file():
   error = error_of_load('countdwn:kl_cov')
   assert error.endswith("got 'countdwn:kl_cov'")
   assert 'covrl recipes' in error
 
 
-def test_files_that_are_not_recipe_files(tmp_path):
+def test_refuses_files_that_are_not_recipe_files(tmp_path):
   assert error_of_load(str(tmp_path / 'none.py')) == (
-    f"--config must name a Python file, '{tmp_path / 'none.py'}' does not exist"
+    f"--config must name a Python file, got '{tmp_path / 'none.py'}', which does"
+    ' not exist'
   )
   (tmp_path / 'notes.txt').write_text('hello')
   assert 'must name a Python file' in error_of_load(str(tmp_path / 'notes.txt'))
@@ -168,7 +169,7 @@ def test_files_that_are_not_recipe_files(tmp_path):
 def test_function_must_return_a_recipe(recipe_file):
   recipe_file.write_text('def kl_cov():\n  return dict(seed=1)\n')
   assert error_of_load(str(recipe_file)) == (
-    f'kl_cov() must return a covrl Recipe, {recipe_file} returns dict'
+    f'kl_cov() of {recipe_file} must return a covrl Recipe, got dict'
   )
 
 
@@ -254,7 +255,7 @@ def test_shipped_recipes_can_be_imported():
   assert recipe.config == load('countdown:grpo').config
 
 
-def test_variant_needs_only_what_differs(recipe_file):
+def test_a_variant_states_only_its_differences(recipe_file):
   recipe_file.write_text(
     textwrap.dedent("""
       import dataclasses

@@ -175,7 +175,7 @@ ADVICE = (
 @pytest.mark.parametrize(
   ('name', 'message'),
   [
-    ('absent:score', 'must be in a file absent.py beside the recipe or in an'),
+    ('absent:score', 'must be in a file absent.py beside the recipe, in '),
     ('__main__:score', 'must be in a file __main__.py beside the recipe'),
     ('beside', "must have the form module:function, got 'beside'"),
     ('beside.score', "must have the form module:function, got 'beside.score'"),
@@ -190,7 +190,7 @@ ADVICE = (
     ('needs:score', "ModuleNotFoundError: No module named 'absent_module'"),
   ],
 )
-def test_names_that_are_refused(name, message, recipe_file):
+def test_unusable_names_of_functions_are_refused(name, message, recipe_file):
   file = recipe_file(
     'score_largest',
     broken='def score(:\n',
@@ -221,7 +221,7 @@ def test_names_that_are_refused(name, message, recipe_file):
     ),
   ],
 )
-def test_functions_that_are_refused(score, message, recipe_file):
+def test_unusable_functions_are_refused(score, message, recipe_file):
   recipe = load(f'{recipe_file(score)}:mine')
   with pytest.raises(ValueError, match=message) as caught:
     scores_of(recipe)

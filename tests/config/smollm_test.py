@@ -73,7 +73,7 @@ def test_compared_recipes_differ_in_the_fields_of_their_method_only(spec):
 
 
 def test_kl_cov_has_updates_in_which_its_penalty_acts():
-  # There is no gradient where the policy is the one that has sampled.
+  # The penalty has no gradient in the first update of a rollout.
   assert load('smollm:kl_cov').config.updates_per_iteration == 2
 
 
@@ -96,7 +96,7 @@ def test_every_function_builds(spec, model):
     assert f'\n{word}' in doc
 
 
-def test_prompts_lead_to_the_answer(model):
+def test_prompts_end_with_an_equation_whose_result_is_rewarded(model):
   recipe = load('smollm:arithmetic', overrides(model))
   task = recipe.task(recipe.config)
   problem = task.train[0]

@@ -11,14 +11,14 @@ import pytest
 from examples import grpo_jax, grpo_nnx
 
 
-def test_plain_jax_learns():
+def test_the_loop_in_plain_jax_learns_and_lowers_entropy():
   reward, entropy = np.array(grpo_jax.main()).T
   assert reward[0] < 0.1
   assert reward[-10:].mean() > 0.95
   assert entropy[-1] < 0.2 < entropy[30]
 
 
-def test_nnx_learns_and_follows_its_schedule():
+def test_the_loop_in_nnx_learns_and_follows_its_entropy_schedule():
   reward, entropy = np.array(grpo_nnx.main(300)).T
   assert reward[-20:].mean() > 2 * reward[:20].mean()
   target = np.array([grpo_nnx.TARGET_ENTROPY(i) for i in range(300)])

@@ -9,12 +9,13 @@ of JAX and Flax:
 
 Tunix calls a loss with one micro-batch and without state. Therefore selection (a
 share of the micro-batch's tokens, by its own means), the weights' denominator and
-a controller's reading are per micro-batch, and the token chain has no state:
+the entropy that a controller reads are per micro-batch, and the token chain has no state:
 schedules and controllers do not advance. With `train_micro_batch_size` equal to `mini_batch_size` selection
 is that of the whole update again.
 
 The policy is a two-layer Qwen2 of random weights that learns to write the
-letter a. Two updates per rollout (`num_iterations`), or KL-Cov would do nothing.
+letter a. Two updates per rollout (`num_iterations`): KL-Cov has no effect
+in the first.
 """
 
 import functools
@@ -153,7 +154,9 @@ def main():
     learner = make_learner(micro_batch)
     history = []
 
-    def watch(prompts, completions, learner=learner, history=history, **_):
+    def record_reward(
+      prompts, completions, learner=learner, history=history, **_
+    ):
       del prompts
       history.append(np.mean(rewards(None, completions)))
       # By default Tunix samples every rollout with the same noise.
@@ -161,7 +164,7 @@ def main():
       rollout.seed = jax.random.key(len(history))
       return {}
 
-    learner.metric_fns = [watch]
+    learner.metric_fns = [record_reward]
     prompts = [{'prompts': ['abcd'] * 8} for _ in range(40)]
     learner.train(prompts)
     first, last = np.mean(history[:5]), np.mean(history[-5:])

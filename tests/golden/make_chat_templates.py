@@ -4,7 +4,7 @@
   python tests/golden/make_chat_templates.py
 
 needs transformers (5.24) besides the dependencies of the tests. Each template
-shows one part of the dialect; `strftime_now` is called at `NOW`.
+uses one part of transformers' Jinja dialect; `strftime_now` is called at `NOW`.
 """
 
 import datetime

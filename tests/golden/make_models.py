@@ -242,7 +242,9 @@ def first_varied_draw(name):
     model, greedy, tokens = draw(name, seed)
     if len(set(greedy[PROMPT:].tolist())) >= 12:
       return model, greedy, tokens
-  raise ValueError(f'no draw of {name} has a varied continuation')
+  raise ValueError(
+    f'a draw of {name} must have a varied continuation, got none'
+  )
 
 
 def make(name):

@@ -41,13 +41,13 @@ def main() -> None:
     'in/group_ids': groups,
   }
   responses = [[int(t) for t in np.flatnonzero(row)] for row in mask]
-  gaps = [
+  log_ratios = [
     [float(logprobs[i, t] - reference[i, t]) for t in tokens]
     for i, tokens in enumerate(responses)
   ]
   for form in ('paper', 'code'):
     for normalised in (False, True):
-      result = advantages(gaps, outcomes, groups, form, normalised)
+      result = advantages(log_ratios, outcomes, groups, form, normalised)
       for name, lists in (
         ('advantages', result),
         ('standardised', standardised(result)),
@@ -56,15 +56,17 @@ def main() -> None:
         for i, tokens in enumerate(responses):
           table[i, tokens] = lists[i]
         saved[f'out/{form}/{normalised}/{name}'] = table
-  saved['out/loss'] = np.array(cross_entropy(gaps, outcomes))
-  saved['out/pair_accuracy'] = np.array(ordered_pairs(gaps, outcomes, groups))
+  saved['out/loss'] = np.array(cross_entropy(log_ratios, outcomes))
+  saved['out/pair_accuracy'] = np.array(
+    ordered_pairs(log_ratios, outcomes, groups)
+  )
   file: Any = pathlib.Path(__file__).parent / 'prime.npz'
   np.savez_compressed(file, **saved)
 
 
-def advantages(gaps, outcomes, groups, form, normalised):
+def advantages(log_ratios, outcomes, groups, form, normalised):
   """Advantages of all tokens, as lists."""
-  rewards = [[BETA * gap for gap in each] for each in gaps]
+  rewards = [[BETA * log_ratio for log_ratio in each] for each in log_ratios]
   if form == 'code':
     for each in rewards:
       each[-1] = 0.0
@@ -104,21 +106,21 @@ def standardised(lists):
   ]
 
 
-def cross_entropy(gaps, outcomes):
+def cross_entropy(log_ratios, outcomes):
   """Mean cross-entropy of the outcomes, in nats."""
   losses = []
-  for each, outcome in zip(gaps, outcomes, strict=True):
+  for each, outcome in zip(log_ratios, outcomes, strict=True):
     probability = 1 / (1 + math.exp(-BETA * sum(each)))
     losses.append(-math.log(probability if outcome else 1 - probability))
   return sum(losses) / len(losses)
 
 
-def ordered_pairs(gaps, outcomes, groups):
-  """Share of pairs of a right and a wrong response that Σ gaps orders."""
+def ordered_pairs(log_ratios, outcomes, groups):
+  """Share of pairs in which the right response has the larger Σ log_ratios."""
   is_ordered = [
-    sum(gaps[i]) > sum(gaps[j])
-    for i in range(len(gaps))
-    for j in range(len(gaps))
+    sum(log_ratios[i]) > sum(log_ratios[j])
+    for i in range(len(log_ratios))
+    for j in range(len(log_ratios))
     if groups[i] == groups[j] and outcomes[i] > outcomes[j]
   ]
   return sum(is_ordered) / len(is_ordered)

@@ -47,7 +47,7 @@ def test_path_is_relative_to_the_checkout_on_the_hosts(
 
 
 def test_absent_config_is_refused(clone, capsys):
-  assert "'configs/d.py' does not exist" in error_of_launch(
+  assert "got 'configs/d.py', which does not exist" in error_of_launch(
     capsys, 'configs/d.py'
   )
   assert 'a recipe that covrl ships' in error_of_launch(
@@ -97,7 +97,7 @@ def test_config_that_is_not_committed_is_refused(
   (clone / file).write_text(text)
   error = error_of_launch(capsys, config)
   assert 'must be committed' in error
-  assert f'{file} is not, or has changed since' in error
+  assert f'got {file}, which is not committed or has changed since' in error
   git(clone, 'add', '.')
   assert 'must be committed' in error_of_launch(capsys, config)
   git(clone, 'commit', '--quiet', '--message=Second')

@@ -119,8 +119,11 @@ def test_scripts_pass_shellcheck(name, tmp_path):
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
-    (['--xpk'], '--xpk is for TPUs, got --type=h100:4x8'),
-    (['--num-slices=2'], '--num-slices is for TPUs, got --type=h100:4x8'),
+    (['--xpk'], '--type must be of TPUs with --xpk, got h100:4x8'),
+    (
+      ['--num-slices=2'],
+      '--type must be of TPUs with --num-slices, got h100:4x8',
+    ),
     (['--type=h100:3'], 'the topology of GPUs must be one of a100, h100'),
   ],
 )
@@ -284,7 +287,7 @@ def test_reports_bad_input_in_one_sentence(
     (['--nodes=0'], '--nodes must be'),
     (['--cpus-per-task=0'], '--cpus-per-task must be at least 1, got 0'),
     (['--time='], '--time must not be empty'),
-    (['--secret=A=b'], 'is for tpu and gke'),
+    (['--secret=A=b'], '--secret must be given to tpu or gke only, got A'),
   ],
 )
 def test_reports_bad_input_to_slurm_in_one_sentence(capsys, arguments, message):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""External programs, replaced by a script that records and fails on demand."""
+"""Replacements of external programs, which record calls and give set answers."""
 
 import json
 import os
@@ -17,13 +17,14 @@ FAKE = pathlib.Path(__file__).with_name('fake.py')
 
 
 class Fakes:
-  """Programs on PATH that answer according to a plan."""
+  """Programs on PATH that record their calls and give answers of a plan."""
 
   def __init__(self, folder):
     self.folder = folder
     self.plan()
 
   def plan(self, *lines):
+    """Sets the answers; see `fake.py` for their fields."""
     (self.folder / 'plan.json').write_text(json.dumps(lines))
 
   def calls(self, *words):

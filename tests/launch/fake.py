@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Test replacement of gcloud, kubectl, sbatch, scontrol, srun and xpk.
 
-Records its arguments, and answers with the first line of the plan that their
-text contains and that is not used up: `match`, `status`, `out`, `err`, `times`.
+Records its arguments. Its status and output are those of the first entry in the
+plan whose `match` is part of the arguments and which was used fewer than `times`
+times (default 1): `status`, `out` and `err`.
 """
 
 import fcntl

@@ -23,7 +23,9 @@ from launch.slices import Slice, find_slice
     ('v6e-64', '8x8', 64, 16),
   ],
 )
-def test_attributes_of_slices(name, shape, chips, hosts):
+def test_slices_have_the_stated_shapes_chips_and_hosts(
+  name, shape, chips, hosts
+):
   slice_ = find_slice(name)
   assert (slice_.shape, slice_.topology.chips, slice_.hosts) == (
     shape,
@@ -41,6 +43,6 @@ def test_every_slice_has_hosts(topology):
   assert find_slice(slice_.accelerator) == slice_
 
 
-def test_unknown_slice_lists_the_known_ones():
+def test_an_unknown_slice_is_refused_with_the_known_ones():
   with pytest.raises(ValueError, match=r'v5p-64.*h100'):
     find_slice('h100')

@@ -174,7 +174,7 @@ def dtypes(tree):
     ({'rank_pattern': {'q_proj': 4}}, 'rank_pattern must be absent'),
     ({'modules_to_save': ['lm_head']}, 'modules_to_save must be absent'),
     ({'init_lora_weights': 'pissa'}, "init_lora_weights .* got 'pissa'"),
-    ({'of_tomorrow': 1}, 'of_tomorrow must be absent .* got 1'),
+    ({'unknown_field': 1}, 'unknown_field must be absent .* got 1'),
     ({'base_model_name_or_path': None}, 'must name its model as base_model'),
     (
       {'r': 4},

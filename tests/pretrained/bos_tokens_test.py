@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prompts begin as the tokenizer's own encoding begins a text, exactly once."""
+"""Begin tokens of prompts: one if the tokenizer or the template adds one."""
 
 import dataclasses
 import itertools
@@ -75,7 +75,7 @@ def first_prompt(folder, template):
 @pytest.mark.parametrize('uses_chat', [False, True])
 @pytest.mark.parametrize('processor', PROCESSORS)
 @pytest.mark.parametrize('text', TEXTS)
-def test_prompts_begin_once_as_the_tokenizer_does(
+def test_prompts_have_one_begin_token_if_the_tokenizer_or_template_adds_one(
   uses_chat, processor, text, tmp_path
 ):
   library_tokenizer = tokenizers.Tokenizer.from_str(tokenizer_file(processor))

@@ -125,7 +125,9 @@ def short(model, tmp_path):
     ),
   ],
 )
-def test_number_of_positions(name, changes, positions, tmp_path):
+def test_number_of_positions_includes_the_extension_by_rope_scaling(
+  name, changes, positions, tmp_path
+):
   directory = MODELS / name
   if changes:
     directory = copy_of(name, tmp_path)

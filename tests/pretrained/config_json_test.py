@@ -86,7 +86,7 @@ def test_an_absent_epsilon_is_that_of_the_family(tmp_path):
 
 
 def test_absent_fields_have_the_values_of_their_family(tmp_path):
-  """Those of the configurations in transformers; null has no value."""
+  """The values are the defaults in transformers; null disables a window."""
 
   def config(name, **fields):
     directory = copy_of(name, tmp_path / str(len(list(tmp_path.iterdir()))))
@@ -108,7 +108,7 @@ def test_absent_fields_have_the_values_of_their_family(tmp_path):
     max_window_layers=0,
   )
   assert set(qwen2.windows) == {4096}
-  # All layers, whatever max_window_layers is.
+  # All layers have the window, independent of max_window_layers.
   qwen3_moe = config('qwen3_moe', use_sliding_window=True, sliding_window=4)
   assert set(qwen3_moe.windows) == {4}
   caps = ('attn_logit_softcapping', 'final_logit_softcapping')

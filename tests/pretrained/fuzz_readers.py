@@ -138,7 +138,8 @@ def load_text_files(path):
   tokenizer.decode(tokenizer.encode('What is 1 + 1?'))
 
 
-# Reader: directory or file, the damaged file in it, how it is damaged and read.
+# By reader: a directory, the file in it to damage, and the functions that damage
+# the file and read the directory.
 READERS = {
   'safetensors': (
     MODELS / 'mistral',
@@ -212,7 +213,7 @@ def limit_memory():
 
 
 def outcome(read, path):
-  """Fault in the outcome of reading a file, or an empty text."""
+  """Reads a file; returns a text on a wrong outcome, empty for a right one."""
   signal.alarm(SECONDS)
   try:
     read(path)

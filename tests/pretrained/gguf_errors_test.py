@@ -125,7 +125,7 @@ def test_names_missing_files(tmp_path, capsys):
   assert 'a.gguf must be a regular file, got none' in capsys.readouterr().err
 
 
-def test_needs_the_library(tmp_path, monkeypatch):
+def test_names_the_missing_library(tmp_path, monkeypatch):
   types._library.cache_clear()
   types._find_type.cache_clear()
   monkeypatch.setitem(sys.modules, 'gguf', None)

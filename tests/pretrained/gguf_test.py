@@ -96,7 +96,7 @@ def test_header_equals_that_of_the_library(name):
     assert entry.shape == tuple(tensor.shape[::-1])
 
 
-def test_slices_of_interleaved_rows():
+def test_slices_of_interleaved_rows_equal_those_of_the_whole_tensor():
   tensors = GgufTensors(as_path(GOLDEN / 'llama.gguf'))
   name = 'model.layers.1.self_attn.k_proj.weight'
   whole = tensors.read(name, (slice(None), slice(None)))
@@ -215,7 +215,7 @@ def grown(file, tmp_path, size):
     ('smollm', ['It', "'s", 'Ġ', '1', '2', '3', '4', '5', '!', 'Ċ', 'Ġok']),
   ],
 )
-def test_words_of_families(pre, words):
+def test_pre_tokenizers_split_words_as_their_families_do(pre, words):
   pieces = _pre_tokenizer(_SPLITTINGS[pre]).pre_tokenize_str("It's 12345!\n ok")
   assert [word for word, _ in pieces] == words
 
@@ -256,7 +256,7 @@ def test_convert_writes_a_directory(tmp_path, capsys):
   assert copy.end_ids == source.end_ids
 
 
-def test_adapters_on_a_quantised_base(tmp_path):
+def test_adapters_on_a_quantised_base_are_saved_and_loaded(tmp_path):
   policy, _ = load_gguf('llama')
   config = dataclasses.replace(policy.config, lora=Lora(rank=2, alpha=4.0))
   policy = dataclasses.replace(policy, config=config)

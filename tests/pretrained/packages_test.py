@@ -15,7 +15,7 @@ NAME = 'covrl_test_model'
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-  """A package with a GGUF file and a directory that cannot be imported."""
+  """A package that raises on import, with a GGUF file and a model directory."""
   directory = tmp_path / NAME
   directory.mkdir()
   (directory / '__init__.py').write_text('raise RuntimeError("imported")\n')

@@ -45,7 +45,7 @@ def test_ids_equal_those_of_the_library(kind):
 @settings(max_examples=50, deadline=None)
 @given(st.text(max_size=20))
 def test_any_text_round_trips(kind, text):
-  # U+2581 is how pieces write a space, and they have no zero character.
+  # Pieces write a space as U+2581, and have no zero character.
   text = text.replace('\u2581', '').replace('\0', '')
   assert LOADED[kind].decode(LOADED[kind].encode(text)) == text
 
@@ -56,7 +56,9 @@ def test_unknown_characters_are_encoded_as_bytes():
   assert LOADED['pieces'].decode(ids) == '🙂'
 
 
-def test_several_end_tokens(tmp_path):
+def test_end_tokens_are_those_of_the_generation_config_or_else_the_config(
+  tmp_path,
+):
   assert LOADED['bytes'].end_ids == (302, 300)
   assert LOADED['bytes'].pad_id == 300
   assert LOADED['bytes'].bos_id is None
@@ -134,7 +136,7 @@ def test_add_bos_token_is_true_or_false(tmp_path):
     load_tokenizer(copy)
 
 
-def test_tokenizer_models_add_bos_unless_the_config_says_not(tmp_path):
+def test_tokenizer_models_add_bos_unless_the_config_disables_it(tmp_path):
   copy = copy_of('pieces', tmp_path)
   file = copy / 'tokenizer_config.json'
   edit(file, add_bos_token=True)
@@ -173,7 +175,7 @@ def test_control_tokens_between_turns_are_encoded():
     {'dropout': 0.9},
   ],
 )
-def test_settings_of_training_do_not_change_texts(setting, tmp_path):
+def test_truncation_padding_and_dropout_do_not_change_ids(setting, tmp_path):
   copy = copy_of('bytes', tmp_path)
   file = copy / 'tokenizer.json'
   if 'dropout' in setting:
@@ -196,7 +198,7 @@ def end_of_turn(directory):
 def test_supervised_targets_end_with_the_end_of_a_turn(tmp_path):
   copy = copy_of('bytes', tmp_path)
   edit(copy / 'generation_config.json', eos_token_id=[301, 300, 302])
-  # As the chat template ends a turn.
+  # The token with which the chat template ends a turn.
   assert end_of_turn(copy) == (302, (302, 301, 300))
   edit(copy / 'tokenizer_config.json', eos_token='<|endoftext|>')
   assert end_of_turn(copy) == (302, (302, 301, 300))
@@ -294,7 +296,7 @@ def test_renders_conversations_like_transformers(tmp_path):
     assert again.special_tokens['eos_token'] == '<|im_end|>'
 
 
-def test_templates_can_refuse_and_be_refused(tmp_path):
+def test_refusals_by_templates_and_invalid_templates_are_errors(tmp_path):
   template = load_chat_template(TOKENIZERS / 'bytes')
   with pytest.raises(ValueError, match='refuses this: no such role: tool'):
     template.render([{'role': 'tool', 'content': ''}])

@@ -19,7 +19,7 @@ GREEDY = {'prompt': 'ab', 'temperature': 0, 'seed': 0, 'max_tokens': 12}
 
 
 class Server:
-  """An application with its parts."""
+  """An application with its worker, metrics and failures."""
 
   def __init__(self, engine, *, token=None, max_waiting=20):
     self.metrics, self.failures = Metrics(), []
@@ -86,7 +86,7 @@ def test_answers_completions(engine):
   serve(engine, scenario)
 
 
-def test_streams_what_it_answers_at_once(engine):
+def test_streamed_parts_add_up_to_the_whole_answer(engine):
   async def scenario(server):
     options = {'prompt': 'ab', 'n': 3, 'seed': 3, 'max_tokens': 20}
     whole = await complete(server.app, **options)
@@ -161,7 +161,7 @@ def test_disconnected_clients_are_cancelled(engine):
   serve(engine, scenario)
 
 
-def test_concurrent_clients_lose_nothing(engine):
+def test_concurrent_clients_are_answered_exactly_or_get_status_429(engine):
   """200 clients: each is answered exactly, or gets 429 beyond the queue."""
 
   async def scenario(server):
@@ -242,7 +242,7 @@ def test_invalid_requests_get_one_sentence_and_the_server_goes_on(engine):
 
 
 def test_bodies_that_arrive_too_slowly_are_refused(engine, monkeypatch):
-  """A client that sends half a request, and one that does so at the end."""
+  """A client that sends half a request, and one that does so at the shutdown."""
   monkeypatch.setattr(serve_app, 'BODY_SECONDS', 0.2)
 
   async def scenario(server):
@@ -262,7 +262,10 @@ def test_bodies_that_arrive_too_slowly_are_refused(engine, monkeypatch):
     await asyncio.sleep(0.05)
     task.cancel()
     answer = await task
-    assert (answer.status, answer.error) == (503, 'the server ends')
+    assert (answer.status, answer.error) == (
+      503,
+      'the server is shutting down',
+    )
     assert (await complete(server.app, **GREEDY)).status == 200
 
   serve(engine, scenario)
@@ -344,7 +347,7 @@ def test_an_engine_that_fails_answers_all_clients(engine, monkeypatch, stream):
 
 
 def without_logits_of(engine, number):
-  """A step of the engine in which a request's log-probabilities are NaN."""
+  """Returns a step function in which a request's log-probabilities are NaN."""
   step = type(engine).step
 
   def changed():

@@ -57,7 +57,7 @@ async def request(
     app: the application.
     method: such as `'GET'`.
     path: path of the URL.
-    body: bytes, or what is sent as JSON.
+    body: bytes, or an object that is sent as JSON.
     headers: pairs that replace the usual ones.
     leave: an event at which the client disconnects.
     rest: an event at which the rest of the body is sent; at once without it.

@@ -37,7 +37,7 @@ def model(tmp_path_factory):
 
 
 def sample(engine, lines, **options):
-  """Results of lines, which are objects or bytes."""
+  """Returns the results of lines, each an object or bytes."""
   lines = [x if isinstance(x, bytes) else json.dumps(x).encode() for x in lines]
   settings = {'defaults': {'max_tokens': 8}, 'seed': 0, **options}
   return list(sample_lines(engine, TOKENIZER, lines, **settings))
@@ -91,7 +91,7 @@ def test_invalid_lines_have_an_error_and_the_others_are_sampled(engine):
     (0, 'the prompt must have 1 to 16 tokens'),
     (2, 'a line must be JSON'),
     (4, 'a line must be an object'),
-    (5, 'stream is a field of covrl serve'),
+    (5, 'a line must have no field that is only of covrl serve, got stream'),
     (6, 'a line must have one prompt, got 2'),
     (7, 'top_p must lie in (0, 1], got 0'),
     (8, 'did you mean max_tokens?'),
@@ -148,7 +148,7 @@ def test_sample_writes_a_result_per_line_of_prompts(model, tmp_path, capsys):
   assert [len(x.get('responses', ())) for x in results] == [2, 1, 0]
   options = (*options, f'--output={output}')
   error = error_of_command(capsys, 'sample', model, *options)
-  assert error.startswith(f'--output must be a new file, {output} exists')
+  assert error.startswith(f'--output must be a new file, got {output}')
   # Interrupted in its third line and resumed, the output is the same.
   whole = output.read_bytes()
   output.write_bytes(whole[:-10])
@@ -162,7 +162,7 @@ def test_sample_writes_a_result_per_line_of_prompts(model, tmp_path, capsys):
     error = error_of_command(capsys, 'sample', model, *options, other)
     assert error == (
       '--resume must be given with the policy and the options of the interrupted'
-      ' command, line 1 has other responses now'
+      ' command, got other responses to line 1'
     )
     assert output.read_bytes() == first_line
 
@@ -204,7 +204,7 @@ def test_an_interrupted_output_is_cut_to_its_finished_lines(tmp_path):
     assert output.read_bytes() == b''.join(whole)
   for other in (b'\n', b'[]\n', b'{"line": 4, "prompt": [2]}\n', whole[0]):
     output.write_bytes(b''.join(whole[:2]) + other)
-    with pytest.raises(ValueError, match='belongs to another line'):
+    with pytest.raises(ValueError, match="got another line's result"):
       finished()
   with pytest.raises(ValueError, match='--output must be local with --resume'):
     sample_file._finished_lines(epath.Path(file), epath.Path('gs://a/b'))
@@ -240,7 +240,7 @@ def test_an_interrupted_output_is_cut_to_its_finished_lines(tmp_path):
     (('--file={}', '--max_length=0'), '--max_length must be at least 1, got 0'),
   ],
 )
-def test_sample_refuses_options_that_do_not_fit(
+def test_sample_refuses_conflicting_and_invalid_options(
   model, tmp_path, capsys, options, sentence
 ):
   file = tmp_path / 'prompts.jsonl'
@@ -315,7 +315,7 @@ def test_bearer_tokens_are_one_line_of_ascii(tmp_path):
       read_token(str(file))
 
 
-def test_lengths_are_those_of_the_model(model):
+def test_given_lengths_replace_the_defaults_of_a_model(model):
   served = load_model(str(model), (12, None), (99, 7))
   assert (served.max_prompt_length, served.max_response_length) == (12, 7)
   with pytest.raises(ValueError, match='--max_length must be at least 1'):
@@ -337,7 +337,7 @@ def test_a_real_server_answers_and_ends(model):
     ) as process,
     contextlib.ExitStack() as at_end,
   ):
-    # Before it is waited for, also where the test fails.
+    # Kills the process before `Popen` waits for it, also if the test fails.
     at_end.callback(process.kill)
     assert process.stderr is not None
     lines = (line.strip() for line in process.stderr)

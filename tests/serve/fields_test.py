@@ -46,9 +46,18 @@ def test_prompts_are_texts_or_tokens(prompt, count):
       {'temprature': 1},
       "unknown field 'temprature', did you mean temperature?",
     ),
-    ({'best_of': 2}, 'best_of is not supported, got 2'),
-    ({'logit_bias': {'1': 2}}, 'logit_bias is not supported'),
-    ({'echo': True}, 'echo is not supported, got True'),
+    (
+      {'best_of': 2},
+      'best_of must be absent or 1, since it is not supported, got 2',
+    ),
+    (
+      {'logit_bias': {'1': 2}},
+      'logit_bias must be absent or {}, since it is not supported',
+    ),
+    (
+      {'echo': True},
+      'echo must be absent or False, since it is not supported, got True',
+    ),
     ({'prompt': None}, 'prompt must be text, .* got null'),
     ({'prompt': []}, 'prompt must be text, .* got an empty list'),
     ({'prompt': [1.5]}, 'prompt must be text, .* got a list with'),

@@ -73,7 +73,7 @@ def test_text_equals_the_decoded_tokens(sizes):
   ids=st.lists(st.integers(0, TOKENIZER.vocab_size - 1), max_size=60),
   size=st.integers(1, 9),
 )
-def test_any_tokens_of_bytes_have_the_same_text(ids, size):
+def test_text_of_any_tokens_equals_the_decoded_tokens(ids, size):
   text = IncrementalText(TOKENIZER)
   for part in chunks(ids, (size,)):
     text.append(part)
@@ -144,7 +144,7 @@ def test_a_token_that_ends_the_response_has_no_text():
     ('subwords', 'at s'),
   ],
 )
-def test_possible_stop_strings(name, stop):
+def test_possible_stop_strings_are_accepted(name, stop):
   check_stop_string(TOKENIZERS[name], stop)
 
 
