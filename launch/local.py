@@ -17,8 +17,8 @@ from covrl.exit_codes import Exit, combined_status, means_restart
 from launch.job import Job, LaunchError
 from launch.shell import Shell
 
-# Seconds that the other processes have to exit after one has ended: they notice
-# within a heartbeat and save a checkpoint.
+# Seconds that the other processes have to exit after one has ended: they detect
+# the end within a heartbeat and save a checkpoint.
 _GRACE = 300.0
 
 

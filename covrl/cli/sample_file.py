@@ -174,7 +174,7 @@ def _exact_fields(result: Any) -> list[Any]:
 
 
 def _finished_lines(file: epath.Path, output: epath.Path) -> _Tally:
-  """Counts what an interrupted command has written; removes an unfinished line.
+  """Counts the results of an interrupted command; removes an unfinished line.
 
   Raises:
     ValueError: the output is not that of the first lines of the file.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parser for the text of a compiled program (scheduled XLA HLO).
 
-Reads only what cost analysis needs: computations, instructions, shapes with
+Reads only the parts that cost analysis needs: computations, instructions, shapes with
 tiles and memory spaces, and trip counts of loops.
 """
 

@@ -11,8 +11,8 @@ from covrl.compile.collectives import Collective
 from covrl.parallel.gpus import GpuTopology
 from covrl.parallel.topologies import AnyTopology, Topology
 
-# Collectives of which only a part of what a chip sends leaves its host, because
-# the sum, or the copy, of a host's chips is sent once.
+# Collectives in which a host sends the sum, or the copy, of its chips to other
+# hosts once, so that only a part of the bytes that a chip sends leaves its host.
 _HIERARCHICAL = ('all-reduce', 'all-gather', 'reduce-scatter')
 
 

@@ -96,7 +96,7 @@ def plan(
     yield f'{name}: {model.num_params:,} parameters, trained beside the policy'
   yield from _memory_lines(memory, topology, num_slices)
   if topology is None:
-    yield 'give --topology (such as v5p-64) to see what fits and how long it takes'
+    yield 'give --topology (such as v5p-64) for the memory per chip and the time'
     return
   chips = topology.chips * num_slices
   try:

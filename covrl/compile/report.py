@@ -59,7 +59,8 @@ class Program:
     model_flops: FLOPs that the model requires.
     ideal_bytes: bytes that a decoding step must read: weights and full KV
       cache; `None` for other programs.
-    sampled: estimates for an iteration's decoding; empty for other programs.
+    decoding: estimates of the time of an iteration's decoding, by lengths of
+      responses; empty for other programs.
     network: links of the mesh that it was compiled for.
     calls: maximal number of calls per iteration.
   """
@@ -69,7 +70,7 @@ class Program:
   cost: Cost | None
   model_flops: float
   ideal_bytes: float | None = None
-  sampled: tuple[DecodingTime, ...] = ()
+  decoding: tuple[DecodingTime, ...] = ()
   network: Network
   calls: int = 1
 
@@ -114,7 +115,7 @@ class Program:
     bound = max(times, key=lambda name: times[name])
     return bound, times[bound]
 
-  def ceiling(self) -> float:
+  def mfu_ceiling(self) -> float:
     """Returns the MFU (model FLOPs utilisation) at the roofline time."""
     _, seconds = self.roofline()
     return self.model_flops / (seconds * self.network.topology.chip.flops)
@@ -123,7 +124,7 @@ class Program:
     """Returns the tokens per second and chip of an iteration's decoding."""
     return time.tokens / (time.seconds * len(self.network.devices))
 
-  def exchanged(self) -> list[dict[str, Any]]:
+  def collective_totals(self) -> list[dict[str, Any]]:
     """Returns totals per kind, group size and network, most bytes sent first."""
     bytes_sent: collections.Counter[tuple[str, int, str]] = (
       collections.Counter()
@@ -146,7 +147,7 @@ class Program:
     ]
 
   def as_json(self) -> dict[str, Any]:
-    """Returns plain JSON; `None` for what a program that does not fit lacks."""
+    """Returns plain JSON; unknown numbers of a program that does not fit are `None`."""
     described: dict[str, Any] = {
       'fits': self.fits,
       'hbm_bytes': self.needed,
@@ -165,11 +166,11 @@ class Program:
       'flops': self.cost.flops,
       'bytes': self.cost.bytes,
       'host_bytes': self.cost.host_bytes,
-      'collectives': self.exchanged(),
+      'collectives': self.collective_totals(),
       'roofline_seconds': seconds,
       'seconds': self.seconds(),
       'bound': bound,
-      'mfu_ceiling': self.ceiling(),
+      'mfu_ceiling': self.mfu_ceiling(),
       'uncounted_kernels': sorted(self.cost.unknown),
       'assumed_loops': self.cost.assumed_loops,
       'calls': self.calls,
@@ -178,7 +179,7 @@ class Program:
       described['ideal_bytes'] = self.ideal_bytes
       described['sampled'] = [
         {**each._asdict(), 'tokens_per_second_and_chip': self.speed(each)}
-        for each in self.sampled
+        for each in self.decoding
       ]
     if self.cost.products:
       described['products'] = [
@@ -298,7 +299,7 @@ def _lines(name: str, program: Program, unit: str) -> Iterator[str]:
     yield f'  {ratio:.2f} times the bytes of weights and a full cache'
   if program.cost.products:
     yield f'  products: {_products(program.cost)}, chosen without timing them'
-  for each in program.exchanged():
+  for each in program.collective_totals():
     yield (
       f'  {each["kind"]:<18} {traffic_text(each["bytes"]):>9} sent per {unit}, '
       f'{_LINKS[each["network"]]}, groups of {each["chips"]}, '
@@ -312,9 +313,9 @@ def _lines(name: str, program: Program, unit: str) -> Iterator[str]:
   )
   yield (
     f'  at least {time_text(seconds)}, bound by {bound} ({times}); MFU at most '
-    f'{program.ceiling():.0%}; an estimate'
+    f'{program.mfu_ceiling():.0%}; an estimate'
   )
-  for each in program.sampled:
+  for each in program.decoding:
     yield (
       f'  {each.lengths} lengths, mean {each.mean:,.0f}: an iteration in at '
       f'least {time_text(each.seconds)}, {program.speed(each):,.0f} tokens/s '

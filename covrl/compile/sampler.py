@@ -108,8 +108,8 @@ def decode(work: Workload) -> dict[str, Program]:
   program = dataclasses.replace(
     program, ideal_bytes=_weights(work) + bytes_on_chip(keys)
   )
-  sampled = _decoding_estimates(work, segment, loop, program)
-  return {'decode': dataclasses.replace(program, sampled=sampled)}
+  decoding = _decoding_estimates(work, segment, loop, program)
+  return {'decode': dataclasses.replace(program, decoding=decoding)}
 
 
 def _unread_bytes(work: Workload) -> int:

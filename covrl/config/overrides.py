@@ -91,7 +91,7 @@ def _find(name: str) -> Field:
 
 
 def _advice(name: str) -> str:
-  """Returns the end of an error: what an unknown name may mean."""
+  """Returns the end of an error: fields or groups that an unknown name may mean."""
   if name in fields_by_name():
     return f'; did you mean {PREFIX}{name}?'
   if name in _RENAMED:

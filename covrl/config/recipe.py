@@ -11,8 +11,8 @@ from typing import Any
 from covrl.config.fields import Config
 from covrl.config.flat import flatten
 
-# Fields that may change when a run is resumed: how long it trains and what it
-# writes, not what it computes.
+# Fields that may change when a run is resumed: they affect the length of training
+# and the files that are written, but not the computed values.
 RESUMABLE = (
   'train.iterations',
   'train.max_skipped_updates',

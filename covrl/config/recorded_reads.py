@@ -62,6 +62,6 @@ def _recording(kind: type, prefix: str, read: set[str]) -> type:
     make, _, *rest = object.__reduce_ex__(self, protocol)
     return make, (kind,), *rest
 
-  # Copies, and what is pickled, are of the plain class.
+  # Copied and pickled objects are of the plain class.
   members = {'__getattribute__': get, '__reduce_ex__': reduce}
   return type(kind.__name__, (kind,), {'__slots__': (), **members})

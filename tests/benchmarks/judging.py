@@ -164,12 +164,12 @@ def show_battery(judge: Judge, path: pathlib.Path | None) -> None:
     CONSOLE.print(name, outcome)
   if path is not None:
     title = textwrap.dedent(f"""\
-      # The judge's battery
+      # Attack and control programs in the sandbox
 
       By `python tests/benchmarks/judging.py --parts=battery --table=…`, backend
       {judge.backend}: {sum(num_expected.values())} of {len(CASES)} attack and control
       programs have the expected outcome. Programs of the kind `sandbox escape` print
-      what they could reach outside the sandbox: they score 1 if that is nothing.
+      what they could reach outside the sandbox: they score 1 if they reach nothing.
 
       """)
     path.write_text(title + '\n'.join(lines) + '\n', encoding='utf-8')

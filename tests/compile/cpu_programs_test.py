@@ -138,7 +138,7 @@ def test_the_report_of_admission_by_slots_is_of_the_programs_of_the_run():
   assert prefill.calls == 1
   # A slot has two of 128 responses in turn, and three draws.
   assert decode.calls == 3 * 2 * 383
-  full = next(each for each in decode.sampled if each.lengths == 'full')
+  full = next(each for each in decode.decoding if each.lengths == 'full')
   assert full.steps == 2 * 383
   assert 'prompts begun as slots are free' in '\n'.join(report.lines())
   assert report.as_json()['admission'] == 'slots'

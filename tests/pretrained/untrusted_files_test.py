@@ -242,7 +242,7 @@ def test_writes_parameters_of_the_policy_only(tmp_path):
   assert not (tmp_path / 'out').exists()
 
 
-def test_orbax_copies_belong_to_their_config(tmp_path):
+def test_orbax_copies_of_another_config_are_refused(tmp_path):
   policy, params = loaded('mistral')
   save_orbax(tmp_path / 'out', model_files(policy, params), params)
   edit_config(tmp_path / 'out', vocab_size=49)
@@ -252,7 +252,7 @@ def test_orbax_copies_belong_to_their_config(tmp_path):
     load_pretrained(tmp_path / 'out')
 
 
-def test_orbax_copies_are_finite(tmp_path):
+def test_orbax_copies_that_are_not_finite_are_refused(tmp_path):
   policy, params = loaded('mistral')
   damaged = {**params, 'head': params['head'].at[0, 0].set(np.nan)}
   save_orbax(tmp_path / 'out', model_files(policy, damaged), damaged)
