@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Main script of a reward pool's worker process; never imported.
 
-It receives the import path and the function to call, reports when it is ready and
-which files it has loaded, and scores one (number, response, reference) after the other until its connection is
-closed. Replies are lines of JSON: `[number, status, score, detail]`.
+It receives the import path and the function to call, reports that it is ready and
+which files it has loaded, and scores one (number, response, reference) after the
+other until its connection is closed. Replies are lines of JSON: `[number, status,
+score, detail]`.
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ def _score(
 def _seed(response: str, reference: Any) -> None:
   """Seeds the global random number generators from the response and its reference.
 
-  That of numpy is seeded if it is loaded, as by the example.
+  The generator of numpy is seeded if numpy has been imported.
   A function that draws then gives a response the same score in any worker, in any
   order, and in a resumed run.
   """

@@ -265,7 +265,7 @@ class WorkerProcess:
       StartError: it ends, fails or takes too long, or the pool is closed.
     """
     trainer_end, worker_end = socket.socketpair()
-    ours = self._channel = WorkerChannel(trainer_end, self._settings.timeout)
+    channel = self._channel = WorkerChannel(trainer_end, self._settings.timeout)
     with worker_end, self._lock:
       if self._closed:
         raise StartError('the pool is closed')
@@ -276,8 +276,8 @@ class WorkerProcess:
       finally:
         os.close(read_end)
     try:
-      ours.send(self._message())
-      reply = ours.receive(self._settings.start_timeout, MAX_FIRST_REPLY)
+      channel.send(self._message())
+      reply = channel.receive(self._settings.start_timeout, MAX_FIRST_REPLY)
     except TimeoutError:
       seconds = f'{self._settings.start_timeout:g} s'
       raise StartError(f'it was not ready after {seconds}') from None

@@ -96,16 +96,16 @@ def numpy_reference(hidden, unembedding, targets, signal, soft_cap=None):
 
 
 def assert_close(actual, expected, tolerance=1e-5):
-  for ours, theirs in zip(
+  for actual_leaf, expected_leaf in zip(
     jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True
   ):
-    finite = np.isfinite(theirs)
-    np.testing.assert_array_equal(np.isfinite(ours), finite)
+    finite = np.isfinite(expected_leaf)
+    np.testing.assert_array_equal(np.isfinite(actual_leaf), finite)
     np.testing.assert_allclose(
-      np.asarray(ours, 'f8')[finite],
-      theirs[finite],
+      np.asarray(actual_leaf, 'f8')[finite],
+      expected_leaf[finite],
       rtol=tolerance,
-      atol=tolerance * np.abs(theirs[finite]).max(),
+      atol=tolerance * np.abs(expected_leaf[finite]).max(),
     )
 
 

@@ -173,14 +173,16 @@ class Sandbox:
     Raises:
       SandboxError: the sandbox cannot be started.
     """
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    self._control = self._stack.enter_context(ours)
-    ours.settimeout(_TIMEOUT)
+    judge_end, runner_end = socket.socketpair(
+      socket.AF_UNIX, socket.SOCK_SEQPACKET
+    )
+    self._control = self._stack.enter_context(judge_end)
+    judge_end.settimeout(_TIMEOUT)
     self._errors = self._stack.enter_context(memory_file(b''))
-    with theirs:
+    with runner_end:
       try:
-        self._pid = self._spawn(theirs.fileno())
-        theirs.close()
+        self._pid = self._spawn(runner_end.fileno())
+        runner_end.close()
         if cpu is not None:
           os.sched_setaffinity(self._pid, {cpu})
         self._send_settings()
