@@ -4,7 +4,7 @@
 `countdown:grpo`, `ppo` and `prime` are trained with three seeds, the recipes of
 `configs/algorithms.py` with the first of them (`make study-algorithms`). Runs
 with the same seed share a warm start. Runs are short so that one takes a few
-minutes of a core: see `SHORT`. What is finished is not repeated.
+minutes of a core: see `SHORT_SETTINGS`. Finished runs are not repeated.
 
 Writes the table to `configs/README.md`, the curves to
 `configs/results/algorithms.svg`, and all curves to
@@ -24,12 +24,13 @@ from recipe_runs import ROOT, evaluations, study_parser, train, write_section
 from covrl.config import recipes
 from covrl.report import comparison_svg, comparison_table, write_comparison
 
+# Recipes that are trained with every seed; the others only with the first.
 COMPARED = ('countdown:grpo', 'countdown:ppo', 'countdown:prime')
 ALGORITHMS = tuple(
   spec for spec, _ in recipes() if spec.startswith('algorithms:')
 )
 # Two thirds of the iterations of the recipes, with half of their prompts.
-SHORT = {
+SHORT_SETTINGS = {
   'train.iterations': 20,
   'train.schedule_iterations': 20,
   'rollout.prompts_per_iteration': 32,
@@ -51,13 +52,13 @@ def main() -> None:
     nargs='*',
     default=[],
     metavar='FIELD=VALUE',
-    help='fields of every run, in place of the short settings',
+    help='config fields of every run, in addition to or instead of SHORT_SETTINGS',
   )
   parser.add_argument('--core', type=int, help='core to run on; all by default')
   arguments = parser.parse_args()
   os.chdir(ROOT)
   runs: pathlib.Path = arguments.runs
-  fields = SHORT | dict(each.split('=', 1) for each in arguments.set)
+  fields = SHORT_SETTINGS | dict(each.split('=', 1) for each in arguments.set)
   if not arguments.only_write:
     run_all(runs, arguments.seeds, fields, arguments.core)
   write_results(runs, arguments.seeds)
@@ -101,7 +102,7 @@ def write_results(runs: pathlib.Path, seeds: list[int]) -> None:
       else:
         missing.append(f'`{spec}` with seed {seed}')
   if not finished:
-    raise SystemExit(f'no run in {runs} is finished')
+    raise SystemExit(f'{runs} must contain a finished run, got none')
   everything = [workdir for each in finished.values() for workdir in each]
   text = f'{comparison_table(everything)}\n{settings(everything[0])}\n'
   text += prime_table(finished.get('countdown:prime', []))
@@ -117,9 +118,9 @@ def write_results(runs: pathlib.Path, seeds: list[int]) -> None:
 
 
 def prime_table(workdirs: Sequence[str]) -> str:
-  """Table of how well PRIME's model tells right from wrong, a row per seed.
+  """Table of the accuracy of PRIME's process reward model, a row per seed.
 
-  The base rate is that of always naming the more frequent outcome.
+  The base rate is the accuracy of always predicting the more frequent outcome.
   """
   if not workdirs:
     return ''
@@ -142,7 +143,7 @@ def prime_table(workdirs: Sequence[str]) -> str:
 
 
 def metric(workdir: pathlib.Path, name: str) -> list[float]:
-  """All values of a metric that a run has logged."""
+  """All values of a metric in the log of a run."""
   text = (workdir / 'metrics.jsonl').read_text()
   lines = [json.loads(line) for line in text.splitlines()]
   return [line[name] for line in lines if name in line]

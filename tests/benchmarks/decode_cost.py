@@ -43,7 +43,7 @@ class Decoding:
     self.shape, self.policy = shape, Policy(model(shape))
     self.params = self.policy.init(jax.random.key(0))
     self._sampling = Sampling.make()
-    # No sampled token is this one's: responses are of full length.
+    # Without end tokens, all responses have full length.
     decoder = SlotDecoder(self.policy, (), PAD_ID, shape.response)
     start = functools.partial(decoder.start, shards=1, slots=shape.sequences)
     self._start = jax.jit(start)
@@ -53,12 +53,12 @@ class Decoding:
       state, steps = decoder.run(params, state, steps=SEGMENT)
       return state._replace(samples=record(samples, steps, 1))
 
-    arguments = self.params, self._started()
+    arguments = self.params, self._initial_state()
     self._run = jax.jit(run, donate_argnums=1).lower(*arguments).compile()
 
   def seconds_per_step(self) -> float:
-    """Mean over all steps of the responses but the first."""
-    state = jax.block_until_ready(self._started())
+    """Mean duration of a decode step; the prefill draws the first token."""
+    state = jax.block_until_ready(self._initial_state())
     segments = (self.shape.response - 1) // SEGMENT
     started = time.perf_counter()
     for _ in range(segments):
@@ -67,11 +67,11 @@ class Decoding:
     return (time.perf_counter() - started) / (segments * SEGMENT)
 
   def memory(self) -> float:
-    """Memory of a segment, relative to weights, cache and one step's logits."""
+    """Memory of a segment's program, relative to weights, cache and one step's logits."""
     memory = self._run.memory_analysis()
     if memory is None:
       return float('nan')
-    state = jax.eval_shape(self._started)
+    state = jax.eval_shape(self._initial_state)
     resident_bytes = _size(self.params) + _size(state.cache)
     logits = 4 * self.shape.sequences * self.shape.vocabulary
     total = (
@@ -82,7 +82,7 @@ class Decoding:
     )
     return total / (resident_bytes + logits)
 
-  def _started(self) -> State:
+  def _initial_state(self) -> State:
     shape = self.shape
     prompts = jnp.ones((shape.prompts, shape.prompt), jnp.int32)
     ids = jnp.arange(shape.sequences, dtype=jnp.int32)
@@ -97,10 +97,10 @@ class Decoding:
 
 
 class Work(NamedTuple):
-  """Operations of a mean step, and bytes that it has to read."""
+  """Floating-point operations of a mean step, and bytes that it has to read."""
 
   operations: float
-  size: float
+  read_bytes: float
 
 
 def work(shape: Shape) -> Work:
@@ -118,7 +118,7 @@ def work(shape: Shape) -> Work:
   return Work(
     operations=2 * shape.sequences * weights
     + 4 * attended * heads * head_dim * shape.layers,
-    size=4 * (weights + 2 * cached * kv_heads * head_dim * shape.layers),
+    read_bytes=4 * (weights + 2 * cached * kv_heads * head_dim * shape.layers),
   )
 
 
@@ -140,7 +140,7 @@ def roofline(rounds: int) -> None:
   )
   for decoding in decodings:
     needed, seconds = work(decoding.shape), times[str(decoding.shape)]
-    bounds = needed.operations / rate, needed.size / bandwidth
+    bounds = needed.operations / rate, needed.read_bytes / bandwidth
     print(
       f'| {decoding.shape} | {seconds * 1e3:.2f} | {bounds[0] * 1e3:.2f} | '
       f'{bounds[1] * 1e3:.2f} | {max(bounds) / seconds:.0%} | '
@@ -151,7 +151,7 @@ def roofline(rounds: int) -> None:
 def drawing(rounds: int) -> None:
   """Prints the share of a decode step that the drawing of tokens takes."""
   print(
-    '\n| rows × vocabulary | ms per step | of it drawing, ms | share |\n'
+    '\n| rows × vocabulary | ms per step | drawing, ms | share |\n'
     '|---|---|---|---|'
   )
   for vocabulary in (32_000, 152_000):
@@ -177,7 +177,7 @@ def drawing(rounds: int) -> None:
 def alternate(
   functions: Mapping[str, Callable[[], float]], rounds: int
 ) -> dict[str, float]:
-  """Medians of what functions return, called in turn."""
+  """Median return value of each function; the functions are called in turn."""
   for function in functions.values():
     function()
   times = [
@@ -196,17 +196,19 @@ def _timed(function: Callable[..., Any], *arguments: Any) -> float:
 
 
 def _product() -> Callable[[], float]:
+  """A function that times a matrix product."""
   matrix = jax.random.normal(jax.random.key(0), (MATRIX, MATRIX))
   return functools.partial(_timed, jax.jit(jnp.matmul), matrix, matrix)
 
 
 def _read() -> Callable[[], float]:
+  """A function that times reading `READ_BYTES` of memory."""
   array = jnp.ones(READ_BYTES // 4, jnp.float32)
   return functools.partial(_timed, jax.jit(jnp.sum), array)
 
 
 def _draw(rows: int, vocabulary: int) -> Callable[[], float]:
-  """Drawing of one token per row from logits of the benchmark's spread."""
+  """A function that times drawing one token per row, from random logits."""
 
   @jax.jit
   def draw(logits: jax.Array, keys: jax.Array, step: jax.Array) -> Any:

@@ -5,7 +5,7 @@
 
 Both updates take turns; a ratio is of the times of one round, below 1 where an
 update takes less time than one with diagnostics at every update. Medians and
-quartiles are printed, of wall-clock and of CPU seconds (`of cores`). An interval of 0
+quartiles are printed, of wall-clock and of CPU seconds (`CPU ratio`). An interval of 0
 means no diagnostics. At an interval of 10, `between` is an update without diagnostics
 and `due` one with them, which computes moments in a separate pass.
 """
@@ -30,7 +30,7 @@ def main() -> None:
     '--vocabulary', nargs='+', type=int, choices=SHAPES, default=[*SHAPES]
   )
   options = parser.parse_args()
-  print(f'{"":32}{"seconds":>9}{"ratio":>8} {"quartiles":13}{"of cores":>9}')
+  print(f'{"":32}{"seconds":>9}{"ratio":>8} {"quartiles":13}{"CPU ratio":>10}')
   for vocabulary in options.vocabulary:
     shape = SHAPES[vocabulary]
     always = compiled_update(shape, reads_moments=False)

@@ -42,6 +42,7 @@ from covrl.types import (
   TrainState,
 )
 
+# Values of wall-clock and CPU time.
 FloatPair: TypeAlias = Float[np.ndarray, '2']
 
 PROMPT, RESPONSE = 8, 12  # tokens
@@ -124,7 +125,7 @@ LOSSES = {
   'sapo': covrl.losses.sapo,
   'dppo': covrl.losses.dppo,
 }
-# Name of a setting to its number of micro-batches and its selection source.
+# Numbers of micro-batches and selection sources, by name.
 SETTINGS: dict[str, tuple[int, SelectionSource]] = {
   'one': (1, 'old'),
   'four': (4, 'old'),
@@ -160,7 +161,7 @@ def measure(
   mesh: Mesh,
   options: argparse.Namespace,
 ) -> None:
-  """Prints a line for each method."""
+  """Measures the ratio of each method to no control and prints it in a line."""
   plain = CLIPPED, optax.identity()
   steps = {'no control': compiled_step(*plain, micro_batches, mesh, options)}
   for name in names:
@@ -179,8 +180,8 @@ def measure(
       uncontrolled.append(timed(plain_step))
       ratios[name].append(2 * seconds / (uncontrolled[-2] + uncontrolled[-1]))
   median = np.median(uncontrolled, axis=0) * 1e3
-  print(f'no control: {median[0]:.1f} ms a step, {median[1]:.1f} of a core')
-  print(f'{"method":38} {"clock":>7} {"quartiles":>13} {"core":>7} quartiles')
+  print(f'no control: {median[0]:.1f} ms per step, {median[1]:.1f} ms of CPU')
+  print(f'{"method":38} {"wall":>7} {"quartiles":>13} {"CPU":>7} quartiles')
   for name, pairs in ratios.items():
     quartiles = np.quantile(pairs, (0.25, 0.5, 0.75), axis=0)
     columns = (
@@ -191,7 +192,7 @@ def measure(
 
 
 def timed(step: Callable[[], None]) -> FloatPair:
-  """Seconds of the clock and of the processor that a step takes."""
+  """Wall-clock and CPU seconds of a step."""
   started, cpu_started = time.perf_counter(), time.process_time()
   step()
   return np.array(
@@ -206,7 +207,7 @@ def compiled_step(
   mesh: Mesh,
   options: argparse.Namespace,
 ) -> Callable[[], None]:
-  """A compiled step that runs on its own state, over and over."""
+  """A compiled step that starts from the same state at every call."""
   policy = Policy(countdown(32))
   adam = optax.adam(3e-4)
   step = make_train_step(
@@ -245,7 +246,7 @@ def compiled_step(
 
 
 def batch(sequences: int) -> TokenBatch:
-  """Rows as a rollout gives them, in the middle of an iteration."""
+  """A batch of random tokens `[sequences, WIDTH]`, with old statistics."""
   rng = np.random.default_rng(0)
   shape = sequences, WIDTH
   columns = np.broadcast_to(np.arange(WIDTH, dtype=np.int32), shape)

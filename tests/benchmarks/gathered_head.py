@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cost of the head on tokens of the loss only, relative to all positions.
+"""Cost of the LM head on tokens of the loss only, relative to all positions.
 
   python tests/benchmarks/gathered_head.py [--rounds=9] [--vocabulary=32000]
 
@@ -7,8 +7,9 @@ Both forms of the update and of a scoring pass are compiled and take turns, with
 responses of full and of geometric length. A ratio is of one round, and below 1
 the gathered form is faster; medians are printed with the quartiles, for
 wall-clock seconds and for CPU seconds, which other load disturbs less. Prompts
-have 64 tokens, responses up to 256, 64 on average where they are geometric. The
-last scoring pass computes no moments, beside one of all positions with them.
+have 64 tokens, responses up to 256, 64 on average where they are geometric.
+`no moments` is a scoring pass without moments, relative to one of all positions
+with them.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def main() -> None:
     '--vocabulary', nargs='+', type=int, choices=SHAPES, default=[*SHAPES]
   )
   options = parser.parse_args()
-  print(f'{"":32}{"seconds":>9}{"ratio":>8} {"quartiles":13}{"of cores":>9}')
+  print(f'{"":32}{"seconds":>9}{"ratio":>8} {"quartiles":13}{"CPU ratio":>10}')
   for vocabulary in options.vocabulary:
     shape = SHAPES[vocabulary]
     gathered, everywhere = programs(shape), programs(shape, everywhere=True)
@@ -78,7 +79,7 @@ def main() -> None:
 def programs(
   shape: Shape, *, everywhere: bool = False
 ) -> dict[str, Callable[[TokenBatch], Any]]:
-  """Compiles an update and a scoring pass."""
+  """Compiles an update and two scoring passes, by name."""
   patch = mock.patch.object(
     forward, 'token_stats', unmasked if everywhere else token_stats
   )
@@ -104,7 +105,7 @@ def programs(
 def compiled_update(
   shape: Shape, step: int = 0, **settings: Any
 ) -> Callable[[TokenBatch], Any]:
-  """Compiles the only update of a rollout, which `step` updates precede."""
+  """Compiles an update, the only one of its rollout, at optimiser step `step`."""
   policy, tx, token_tx = (
     Policy(model(shape)),
     optax.adam(1e-4),
@@ -137,7 +138,7 @@ def compiled_update(
 
 
 def unmasked(*arrays: Any, mask: Any, **options: Any) -> Any:
-  """Statistics of every position."""
+  """Calls `token_stats` for every position instead of those in `mask`."""
   del mask
   return token_stats(*arrays, **options)
 
@@ -161,7 +162,7 @@ def measured(
 
 
 def report(label: str, seconds: np.ndarray) -> None:
-  """Prints a line."""
+  """Prints seconds of the first form and its ratios to the second in a line."""
   ratios = seconds[:, 0] / seconds[:, 1]
   low, middle, high = np.quantile(ratios, (0.25, 0.5, 0.75), axis=0)
   print(
@@ -173,7 +174,7 @@ def report(label: str, seconds: np.ndarray) -> None:
 
 
 def batch(shape: Shape, lengths: str) -> TokenBatch:
-  """Rows as a rollout gives them, every prompt as long as it may be."""
+  """A batch of random tokens whose prompts have full length."""
   rng = np.random.default_rng(0)
   count, width = shape.sequences, shape.prompt + shape.response
   responses = np.full(count, shape.response)

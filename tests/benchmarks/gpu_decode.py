@@ -4,12 +4,13 @@
   pip install 'covrl[gpu-compile]'
   PYTHONPATH=. python tests/benchmarks/gpu_decode.py [--topology=h100:1]
 
-Four layers of Qwen2.5-7B's attention over full caches of 64 rows, 2k + 8k tokens,
-whose prompts 16 rows share. Traffic is relative to reading every key and value
-once in bfloat16, prompts once per group. For comparison, cuDNN's attention by
-`jax.nn.dot_product_attention` over a cache that has the prompt once per row:
-its normaliser comes in the type of the queries, so that two parts cannot be
-merged in float32.
+Four layers of Qwen2.5-7B's attention over full caches of 64 rows with prompts of
+2k and responses of 8k tokens; groups of 16 rows share a prompt. Traffic is relative
+to reading every key and value once in bfloat16, prompts once per group. For
+comparison, cuDNN's attention by `jax.nn.dot_product_attention` over a cache that
+has the prompt once per row: it returns the softmax normaliser in the dtype of the
+queries, so attention to a shared prompt and to the response cannot be merged in
+float32.
 """
 
 from __future__ import annotations
@@ -61,11 +62,14 @@ def main() -> None:
   def shape(*sizes: int, dtype: Any = jnp.bfloat16) -> Any:
     return jax.ShapeDtypeStruct(sizes, dtype, sharding=replicated)
 
-  def integers(keys: Any) -> Any:
+  def as_int8(keys: Any) -> Any:
     scale = shape(*keys.shape[:-1], dtype=jnp.float32)
     return Int8Vectors(shape(*keys.shape, dtype=jnp.int8), scale)
 
-  numbers, vectors = shape(ROWS, dtype=jnp.int32), shape(ROWS, KV_HEADS, WIDTH)
+  row_integers, vectors = (
+    shape(ROWS, dtype=jnp.int32),
+    shape(ROWS, KV_HEADS, WIDTH),
+  )
   prompt_shape = shape(LAYERS, PROMPTS, KV_HEADS, PROMPT, WIDTH)
   row_shape = shape(LAYERS, ROWS, KV_HEADS, RESPONSE, WIDTH)
   per_row = shape(LAYERS, ROWS, PROMPT + RESPONSE, KV_HEADS, WIDTH)
@@ -76,23 +80,26 @@ def main() -> None:
   def cache(form: Callable[[Any], Any]) -> DecodeCache:
     prompts = PromptCache(form(prompt_shape), form(prompt_shape), lengths)
     return DecodeCache(
-      prompts, numbers, form(row_shape), form(row_shape), numbers
+      prompts, row_integers, form(row_shape), form(row_shape), row_integers
     )
 
   live = shape(ROWS, dtype=bool)
   programs: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     'covrl, bfloat16': (
-      ours,
+      covrl_attention,
       (queries, vectors, vectors, cache(lambda x: x), live),
     ),
-    'covrl, int8': (ours, (queries, vectors, vectors, cache(integers), live)),
+    'covrl, int8': (
+      covrl_attention,
+      (queries, vectors, vectors, cache(as_int8), live),
+    ),
     'cuDNN, tokens before heads': (
-      cudnn,
-      (queries, per_row, per_row, numbers),
+      cudnn_attention,
+      (queries, per_row, per_row, row_integers),
     ),
     'cuDNN, heads before tokens': (
-      cudnn_heads_first,
-      (queries, heads_first, heads_first, numbers),
+      cudnn_attention_heads_first,
+      (queries, heads_first, heads_first, row_integers),
     ),
   }
   tokens = ROWS * RESPONSE + PROMPTS * PROMPT
@@ -115,7 +122,7 @@ def main() -> None:
     )
 
 
-def ours(
+def covrl_attention(
   queries: jax.Array,
   keys: jax.Array,
   values: jax.Array,
@@ -132,7 +139,7 @@ def ours(
   return jax.lax.scan(layer, queries, jnp.arange(LAYERS, dtype=jnp.int32))[0]
 
 
-def cudnn(
+def cudnn_attention(
   queries: jax.Array, keys: jax.Array, values: jax.Array, lengths: jax.Array
 ) -> jax.Array:
   """cuDNN's attention, layer after layer."""
@@ -152,11 +159,13 @@ def cudnn(
   return jax.lax.scan(layer, queries, (keys, values))[0]
 
 
-def cudnn_heads_first(
+def cudnn_attention_heads_first(
   queries: jax.Array, keys: jax.Array, values: jax.Array, lengths: jax.Array
 ) -> jax.Array:
-  """`cudnn` over a cache in the order of covrl's."""
-  return cudnn(queries, keys.swapaxes(2, 3), values.swapaxes(2, 3), lengths)
+  """cuDNN's attention over a cache with heads before tokens, as in covrl."""
+  return cudnn_attention(
+    queries, keys.swapaxes(2, 3), values.swapaxes(2, 3), lengths
+  )
 
 
 if __name__ == '__main__':

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Throughput, latency and memory of grading mathematical answers.
 
-`PYTHONPATH=tests python tests/benchmarks/grading.py [ANSWERS]` grades the battery's ordinary pairs
-repeatedly, one at a time and from two threads, then all pairs that are meant to
-hang, and prints numbers in Markdown. Memory is the proportional set size of this
+`PYTHONPATH=tests python tests/benchmarks/grading.py [ANSWERS]` grades pairs of response
+and reference of `tests/rewards/math_battery.txt`: the ordinary ones repeatedly, one at
+a time and from two threads, then those that would make a naive grader hang. Prints a
+table in Markdown. Memory is the proportional set size of this
 process and its workers, in which shared pages count once.
 """
 
@@ -28,7 +29,7 @@ def main(count: int) -> None:
   ordinary = [pair for pair in battery if pair.category != 'hangs']
   adversarial = [pair for pair in battery if pair.category == 'hangs']
   began = time.perf_counter()
-  # Integrals, which only a worker can grade.
+  # Only a worker process grades an integral: this starts the workers.
   grade_math(r'\boxed{\int_0^1 x dx}', '1/2')
   rows = [('first answer, with its workers', f'{seconds_since(began):.2f} s')]
   memory = [megabytes()]
@@ -47,13 +48,13 @@ def main(count: int) -> None:
         grading_seconds, itertools.islice(itertools.cycle(ordinary), count)
       )
     )
-    rate_of_two = count / seconds_since(began)
+    rate_two_threads = count / seconds_since(began)
   memory.append(megabytes())
   slowest = max((grading_seconds(pair), pair) for pair in adversarial if pair)
   rows += [
     ('answers', f'{count:,}'),
     ('rate, one at a time', f'{rate:.0f} per second'),
-    ('rate, two at a time', f'{rate_of_two:.0f} per second'),
+    ('rate, two at a time', f'{rate_two_threads:.0f} per second'),
     ('median', f'{1e3 * percentiles[49]:.2f} ms'),
     ('95th percentile', f'{1e3 * percentiles[94]:.2f} ms'),
     ('slowest ordinary answer', f'{max(times):.2f} s'),
@@ -67,7 +68,7 @@ def main(count: int) -> None:
 
 
 def grading_seconds(pair: Pair) -> float:
-  """Seconds that one answer takes."""
+  """Grades an answer and returns the seconds that this takes."""
   began = time.perf_counter()
   outcome = grade_math(pair.response, pair.reference)
   if outcome.status is Status.INFRASTRUCTURE:
@@ -81,7 +82,7 @@ def seconds_since(began: float) -> float:
 
 
 def megabytes() -> float:
-  """Memory of this process and of those below it."""
+  """Memory of this process and its descendants, in MiB."""
   total = 0
   for process in [os.getpid(), *descendants(os.getpid())]:
     rollup = pathlib.Path(f'/proc/{process}/smaps_rollup').read_text()

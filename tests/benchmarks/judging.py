@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Containment and cost of judging programs.
+"""Security and cost of the judge, which runs programs and their tests in a sandbox.
 
   python tests/benchmarks/judging.py                      # all parts
   python tests/benchmarks/judging.py --parts=speed        # a minute
@@ -7,7 +7,7 @@
 
 `speed`: latency of one program at a time, and throughput with one thread per
 processor. `battery`: the outcome of every program of `tests/rewards/battery`.
-`leaks`: leftovers of 1,000 attacks; a control program (not an attack) is
+`leaks`: processes, files and other leftovers of 1,000 attacks; a control program (not an attack) is
 timed before, during and after.
 
 Other load on the machine affects wall-clock times; the CPU times beside them
@@ -154,7 +154,7 @@ def show_battery(judge: Judge, path: pathlib.Path | None) -> None:
       f'| {case.kind} | {case.name} | {case.score:g} | {outcome.score:g},'
       f' {outcome.status.value} | {"" if is_expected else "**wrong**"} |'
     )
-  table = Table(title='The battery')
+  table = Table(title='Battery of attack and control programs')
   for column in ('kind', 'programs', 'as expected'):
     table.add_column(column, justify='right')
   for kind, count in collections.Counter(case.kind for case in CASES).items():
@@ -186,7 +186,7 @@ def show_leaks(judge: Judge, runs: int) -> None:
   leftovers_before, times_before = leftovers(), control_times(judge)
   end = threading.Event()
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
-    concurrent_control = pool.submit(watch_control, judge, end)
+    concurrent_control = pool.submit(control_times_until, judge, end)
     start = time.perf_counter()
     for index in range(runs):
       judge_attack(judge, attacks[index % len(attacks)])
@@ -200,7 +200,7 @@ def show_leaks(judge: Judge, runs: int) -> None:
   for name in leftovers_before:
     table.add_row(name, str(leftovers_before[name]), str(leftovers_after[name]))
   CONSOLE.print(table)
-  table = Table(title='A control program beside them, medians')
+  table = Table(title='A control program at the same time, medians')
   for column in ('', 'before', 'during', 'after'):
     table.add_column(column, justify='right')
   for index, name in enumerate(('CPU ms', 'wall ms')):
@@ -210,10 +210,10 @@ def show_leaks(judge: Judge, runs: int) -> None:
 
 
 def judge_attack(judge: Judge, case: Case) -> None:
-  """Runs a case briefly and asserts that it does not pass."""
+  """Runs an attack briefly and asserts that it scores 0."""
   outcome = judge.judge(case.program, case.tests, time_limit=ATTACK_SECONDS)
   if outcome.score != 0.0:
-    raise SystemExit(f'{case.name} got {outcome}')
+    raise SystemExit(f'{case.name} must score 0, got {outcome}')
 
 
 def control_times(judge: Judge, count: int = 15) -> tuple[float, float]:
@@ -225,8 +225,10 @@ def control_times(judge: Judge, count: int = 15) -> tuple[float, float]:
   )
 
 
-def watch_control(judge: Judge, end: threading.Event) -> tuple[float, float]:
-  """Times the control program until `end` is set."""
+def control_times_until(
+  judge: Judge, end: threading.Event
+) -> tuple[float, float]:
+  """Returns the median CPU and wall time of runs until `end` is set."""
   times = []
   while not end.is_set():
     times.append(run_control(judge))
@@ -241,14 +243,16 @@ def run_control(judge: Judge) -> tuple[float, float]:
   outcome = judge.judge(CONTROL, [{'stdin': '', 'stdout': 'two numbers'}])
   measured = outcome.detail.rpartition("got '")[2].rstrip("'").split()
   if len(measured) != 2:
-    raise SystemExit(f'the control program got {outcome}')
+    raise SystemExit(
+      f'the control program must print two numbers, got {outcome}'
+    )
   return float(measured[0]), float(measured[1])
 
 
 def assert_full_score(outcome: Outcome) -> None:
   """Asserts a full score."""
   if outcome.score != 1.0:
-    raise SystemExit(f'a control program got {outcome}')
+    raise SystemExit(f'a control program must score 1, got {outcome}')
 
 
 def processor_seconds() -> float:

@@ -31,13 +31,14 @@ MIB = 2**20
 
 
 def main() -> None:
-  """Prints the table, or one row of it."""
+  """Prints the table; in a child process, one measurement as JSON."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument('--directory', type=pathlib.Path, required=True)
   parser.add_argument('--mesh', default='')
   parser.add_argument('--dtype', default='')
+  # Task of a child process.
   parser.add_argument('--read', help=argparse.SUPPRESS)
   arguments = parser.parse_args()
   if arguments.read:
@@ -68,8 +69,13 @@ def main() -> None:
   raise SystemExit(not is_within_bound)
 
 
-def _in_process(what: str, arguments: argparse.Namespace) -> dict[str, float]:
-  """Runs one step in a process of its own; returns the numbers it prints."""
+def _in_process(task: str, arguments: argparse.Namespace) -> dict[str, float]:
+  """Writes or reads in a child process; returns the numbers that it prints.
+
+  Args:
+    task: `write`, or the directory to read.
+    arguments: options of the command.
+  """
   devices = 1
   for size in filter(None, arguments.mesh.split(',')):
     devices *= int(size)
@@ -77,7 +83,7 @@ def _in_process(what: str, arguments: argparse.Namespace) -> dict[str, float]:
   command = [sys.executable, __file__, f'--directory={arguments.directory}']
   command += [f'--mesh={arguments.mesh}', f'--dtype={arguments.dtype}']
   completed = subprocess.run(
-    [*command, f'--read={what}'],
+    [*command, f'--read={task}'],
     env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags},
     check=True,
     stdout=subprocess.PIPE,
@@ -87,7 +93,7 @@ def _in_process(what: str, arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def _write(directory: pathlib.Path) -> None:
-  """A model whose largest tensor is its embedding, as large as Qwen's."""
+  """Writes a random model, with an embedding as large as Qwen's, and its copy."""
   import jax
 
   from covrl.models import ModelConfig, Policy
@@ -113,8 +119,8 @@ def _write(directory: pathlib.Path) -> None:
   convert(policy, params, directory / 'copy', output_format='orbax')
 
 
-def _read(what: str, mesh: str, dtype: str) -> dict[str, float]:
-  """Reads a model; returns memory in MiB, and seconds."""
+def _read(directory: str, mesh: str, dtype: str) -> dict[str, float]:
+  """Reads a model; returns memory in MiB, wall-clock and CPU seconds."""
   import jax
 
   from covrl.parallel import sharding
@@ -122,12 +128,12 @@ def _read(what: str, mesh: str, dtype: str) -> dict[str, float]:
 
   shape = [int(size) for size in mesh.split(',')] if mesh else None
   device_mesh = sharding.make_mesh(shape) if shape else None
-  policy = load_policy(what, dtype)
+  policy = load_policy(directory, dtype)
   jax.block_until_ready(jax.numpy.zeros(8))
   before = _status('VmRSS')
   pathlib.Path('/proc/self/clear_refs').write_text('5')
   clock, processor = time.monotonic(), time.process_time()
-  params = jax.block_until_ready(load_params(what, policy, device_mesh))
+  params = jax.block_until_ready(load_params(directory, policy, device_mesh))
   seconds, cpu_seconds = (
     time.monotonic() - clock,
     time.process_time() - processor,

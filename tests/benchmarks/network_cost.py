@@ -56,7 +56,7 @@ class Training:
     )
     params = policy.init(jax.random.key(seed), self.mesh)
     self.state: TrainState = self.programs.init_state(params)
-    self.rollout = self._rows(task.tokenizer.vocab_size, seed)
+    self.rollout = self._random_rollout(task.tokenizer.vocab_size, seed)
     self.programs.compile(self.state, self.rollout.batch)
 
   def run(self) -> None:
@@ -87,7 +87,7 @@ class Training:
     whole = sharding.shard_batch(
       dataclasses.replace(batch, credit={}), self.mesh
     )
-    parts = [
+    update_batches = [
       sharding.shard_batch(self.rollout.update_rows(update, size), self.mesh)
       for update in range(self.config.updates_per_iteration)
     ]
@@ -103,13 +103,13 @@ class Training:
     def run() -> None:
       for index, (score, update, state) in enumerate(compiled):
         jax.block_until_ready(score(state.params, whole))
-        for rows in parts:
+        for rows in update_batches:
           state, _ = update(state, rows)
         compiled[index] = score, update, jax.block_until_ready(state)
 
     return run
 
-  def _rows(self, vocab_size: int, seed: int) -> RolloutBatch:
+  def _random_rollout(self, vocab_size: int, seed: int) -> RolloutBatch:
     """Random rows of full length, with rewards of 0 and 1."""
     config, rng = self.config, np.random.default_rng(seed)
     count, width = config.sequences_per_iteration, row_width(config)
@@ -153,7 +153,7 @@ def seconds(run: Callable[[], None]) -> float:
 
 
 def measure(spec: str, overrides: list[str], repeats: int) -> str:
-  """Row of the table for one recipe."""
+  """Times a recipe with and without its network; returns a row of the table."""
   recipe = load(spec, [*OVERRIDES, *overrides])
   # Sections of networks that a recipe lacks must have their defaults.
   config = dataclasses.replace(
@@ -165,8 +165,12 @@ def measure(spec: str, overrides: list[str], repeats: int) -> str:
     networks=lambda config: {},
     estimator=lambda config: None,
   )
-  both, policy_only = Training(recipe), Training(without_network)
-  runs = (both.run, policy_only.run, both.network_programs())
+  with_network, policy_only = Training(recipe), Training(without_network)
+  runs = (
+    with_network.run,
+    policy_only.run,
+    with_network.network_programs(),
+  )
   for run in runs:
     run()
   times = [[seconds(run) for run in runs] for _ in range(repeats)]

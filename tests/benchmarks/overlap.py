@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Seconds per iteration with a slow reward, with and without `rollout.pipeline`.
 
-`PYTHONPATH=tests:tests/benchmarks python tests/benchmarks/overlap.py` trains the toy task on all
-cores. One worker scores the responses and sleeps half a second per iteration of
-them. Blocks of iterations without and with the pipeline alternate; printed are
+`PYTHONPATH=tests:tests/benchmarks python tests/benchmarks/overlap.py` trains the toy task
+(`tests/train/toy.py`) on all cores. One worker scores the responses and sleeps for
+half a second in total per iteration. Blocks of iterations without and with the pipeline alternate; printed are
 the medians over blocks, in Markdown.
 """
 
@@ -81,7 +81,7 @@ class Trainer:
     self.waits: list[float] = []
 
   def train(self, iterations: int) -> None:
-    """Trains, and records one block."""
+    """Trains a block of iterations and records its times."""
     began, wait = time.perf_counter(), 0.0
     for _ in range(iterations):
       rollout = self._run.collector.collect(self._iteration, self._state)
@@ -115,7 +115,9 @@ def main() -> None:
   for _ in range(options.blocks):
     for trainer in trainers:
       trainer.train(options.iterations)
-  print('| rollout.pipeline | seconds per iteration | of these for scores |')
+  print(
+    '| rollout.pipeline | seconds per iteration | of these waiting for scores |'
+  )
   print('|---:|---:|---:|')
   for pipeline, trainer in enumerate(trainers):
     seconds, wait = map(statistics.median, (trainer.seconds, trainer.waits))

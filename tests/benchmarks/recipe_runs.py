@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs of recipes for studies: each a process, none repeated once finished."""
+"""Training runs of recipes for studies; finished runs are not repeated."""
 
 from __future__ import annotations
 

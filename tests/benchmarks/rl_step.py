@@ -12,7 +12,8 @@ full length. A step is the rollout, scoring where the library has it, rewards,
 advantages and the update, in the library's own loop. Ratios are to the first
 library's time in the same round. On a loaded machine the ratio of core seconds
 is more reliable; those of covrl leave out the worker process that computes rewards.
-`covrl:returned` is covrl with freed memory given back, see `peers.driver`.
+`covrl:returned` is covrl with freed memory returned to the system, see
+`peers.driver.ALLOCATORS`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def main() -> None:
     '--stage',
     choices=('step', *STAGES),
     default='step',
-    help='what to repeat; scoring and update alone of covrl only, to profile',
+    help='stage to repeat; scoring and update are stages of covrl only, to profile',
   )
   options = parser.parse_args()
   others = {*options.peer} - {'covrl', 'covrl:returned'}

@@ -71,7 +71,7 @@ def reward(tokens: Int[Array, 'S 8']) -> Float[Array, ' S']:
 
 
 def to_batch(tokens: Int[Array, 'S 8']) -> TokenBatch:
-  """Rows without advantages and statistics."""
+  """A training batch without advantages and statistics."""
   count, width = tokens.shape
   position = jnp.broadcast_to(jnp.arange(width, dtype=jnp.int32), tokens.shape)
   loss_mask = (position >= PROMPT - 1) & (position < width - 1)

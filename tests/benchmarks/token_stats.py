@@ -152,24 +152,25 @@ def all_logits(hidden: Any, head: Any) -> jax.Array:
   return jnp.dot(hidden, head, preferred_element_type=jnp.float32)
 
 
-def compile_all(case: tuple[Any, ...], device: Any) -> dict[str, Any]:
+def compile_all(arguments: tuple[Any, ...], device: Any) -> dict[str, Any]:
   """Programs of value and gradients by implementation, for one device."""
   sharding = jax.sharding.SingleDeviceSharding(device)
-  case = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), case
+  arguments = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+    arguments,
   )
   programs = {}
   for name, objective in implementations(device.platform).items():
     step = jax.jit(jax.value_and_grad(objective, argnums=(0, 1)))
     try:
-      programs[name] = step.lower(*case).compile()
+      programs[name] = step.lower(*arguments).compile()
     except jax.errors.JaxRuntimeError as error:
       print(f'{name} does not compile: {str(error).splitlines()[0]}')
   return programs
 
 
 def time_all(
-  programs: dict[str, Any], case: tuple[jax.Array, ...], rounds: int
+  programs: dict[str, Any], arguments: tuple[jax.Array, ...], rounds: int
 ) -> tuple[dict[str, float], dict[str, float]]:
   """Median wall-clock and CPU seconds; the implementations take turns."""
   wall_seconds: dict[str, list[float]] = {name: [] for name in programs}
@@ -177,7 +178,7 @@ def time_all(
   for turn in range(rounds + 1):
     for name, program in programs.items():
       start = time.perf_counter(), time.process_time()
-      jax.block_until_ready(program(*case))
+      jax.block_until_ready(program(*arguments))
       # The first round warms up.
       if turn:
         wall_seconds[name].append(time.perf_counter() - start[0])

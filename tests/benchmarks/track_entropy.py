@@ -8,8 +8,8 @@ with an entropy bonus that each controller sets, and without one (GRPO). The tar
 falls along a line. Prints a table of root mean squared differences to it, in
 percent of its fall: of the policy's entropy before every iteration, on a response
 to each of all 256 prompts; and of the rollouts' entropy, which also varies with the
-16 prompts of an iteration. Controllers have their default numbers, or those that
-are stated in `VARIANTS`. A variant with three seeds takes half a core minute, nearly all
+16 prompts of an iteration. Controllers have their default settings, or those in
+`VARIANTS`. A variant with three seeds takes half a core minute, nearly all
 of it compilation.
 """
 
@@ -36,7 +36,7 @@ VARIANTS: Mapping[str, Callable[[optax.Schedule], Controller] | None] = {
   'proportional_integral': lambda target: (
     covrl.controllers.proportional_integral(target, minimum=0.0, maximum=1.0)
   ),
-  # Numbers of TRL; the published 1e-4 and 5e-3 are for large models.
+  # Settings of TRL; the published 1e-4 and 5e-3 are for large models.
   'adaptive_bonus': lambda target: covrl.adaptive_bonus(
     target, increment=5e-3, maximum=1.0
   ),

@@ -29,7 +29,10 @@ VERL = {
 
 
 def error_of(tmp_path, *lines, schema=None):
-  """The message about a file of JSON lines or objects, which names it."""
+  """The error of a file whose last line is invalid; it must name file and row.
+
+  Lines are objects, or bytes as they are.
+  """
   file = tmp_path / 'a.jsonl'
   text = [x if isinstance(x, bytes) else json.dumps(x).encode() for x in lines]
   file.write_bytes(b'\n'.join(text))
@@ -58,7 +61,7 @@ def test_refuses_answers_that_are_not_finite(value, row, tmp_path):
 
 
 @pytest.mark.parametrize('text', ['nan', 'NaN', '<NA>', 'null', ' NaT '])
-def test_refuses_answers_that_name_missing_values(text, tmp_path):
+def test_refuses_answers_that_are_words_for_missing_values(text, tmp_path):
   message = error_of(tmp_path, GOOD, GOOD | {'answer': text})
   assert 'must hold an answer, got' in message
   verl = VERL | {'reward_model': {'ground_truth': text}}
@@ -84,7 +87,7 @@ def test_refuses_missing_numbers_of_data_frames(tmp_path):
   )
 
 
-def test_references_of_custom_schemas_are_finite_json(tmp_path):
+def test_references_of_custom_schemas_must_be_finite_json(tmp_path):
   schema = custom_schema('question', 'answer')
   row = GOOD | {'answer': math.nan}
   assert 'finite number' in error_of(tmp_path, row, schema=schema)
@@ -114,14 +117,14 @@ def test_a_solution_does_not_stand_in_for_a_missing_answer(tmp_path):
     {'solution': 'x\ud83d'},
   ],
 )
-def test_lone_surrogates_are_named_by_row(row, tmp_path):
+def test_lone_surrogates_are_refused_with_row_and_column(row, tmp_path):
   (column,) = row
   message = error_of(tmp_path, GOOD, GOOD | row)
   assert message.startswith(f'column {column!r} of row 2 of ')
   assert 'valid Unicode without the lone surrogate' in message
 
 
-def test_lone_surrogates_in_messages_and_bytes(tmp_path):
+def test_lone_surrogates_in_messages_and_bytes_are_refused(tmp_path):
   messages = [{'role': 'user', 'content': '\ud800'}]
   assert 'Unicode' in error_of(tmp_path, VERL, VERL | {'prompt': messages})
   line = b'{"question": "\xed\xa0\x80", "answer": "1"}'
@@ -158,7 +161,7 @@ def test_lone_surrogates_in_messages_and_bytes(tmp_path):
     b'{"question": "q", "answer": "1"} {}',
   ],
 )
-def test_malformed_lines_are_named(line, tmp_path):
+def test_malformed_lines_are_refused_with_their_row(line, tmp_path):
   error_of(tmp_path, GOOD, line)
 
 
@@ -176,7 +179,7 @@ def test_refuses_answers_with_broken_backslashes(answer, tmp_path):
 @pytest.mark.parametrize(
   'answer', [5.0, {}, [], [5], [' '], ['$$'], ['1', ''], ['\frac12']]
 )
-def test_lists_of_answers_hold_some_text(answer, tmp_path):
+def test_refuses_lists_of_answers_without_text(answer, tmp_path):
   error_of(tmp_path, {'question': 'q', 'final_answer': answer})
 
 
@@ -190,7 +193,9 @@ def test_lists_of_answers_hold_some_text(answer, tmp_path):
     {'fn_name': 3, 'inputs': [[1]], 'outputs': [1]},
   ],
 )
-def test_code_tests_hold_text_to_read_and_print(tests, tmp_path):
+def test_refuses_code_tests_whose_inputs_or_outputs_are_not_text(
+  tests, tmp_path
+):
   truth = {'ground_truth': json.dumps(tests)}
   row = VERL | {'ability': 'code', 'reward_model': truth}
   assert "'reward_model.ground_truth'" in error_of(tmp_path, row)
@@ -203,7 +208,7 @@ def test_declarations_of_kodcode_may_be_absent(tmp_path):
   assert FileSource(file)[0].prompt == 'q'
 
 
-def test_text_of_parquet_files_is_utf8(tmp_path):
+def test_text_of_parquet_files_must_be_utf8(tmp_path):
   file = tmp_path / 'a.parquet'
   texts = pyarrow.array([b'q'] * 1500 + [b'\xff'], pyarrow.binary())
   texts = pyarrow.Array.from_buffers(
@@ -234,7 +239,7 @@ def test_refuses_pipes_and_directories_of_problems(suffix, tmp_path):
 @pytest.mark.parametrize(
   'content', [b'', b'PAR1', b'PAR1' + b'\x00' * 80 + b'PAR1', b'x' * 70_000]
 )
-def test_damaged_files_are_named(suffix, content, tmp_path):
+def test_damaged_files_are_refused_with_their_name(suffix, content, tmp_path):
   file = tmp_path / f'a.{suffix}'
   file.write_bytes(content)
   with pytest.raises(ValueError) as caught:

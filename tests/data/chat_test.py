@@ -45,16 +45,20 @@ HOSTILE = {
   'deep blocks': ('{% if 1 %}' * 3000 + '{% endif %}' * 3000, 'RecursionError'),
   'a long range': ('{{ range(10 ** 6) | list }}', 'Range too big'),
 }
+# Invalid templates, and a part of the message; `None` if the text is empty instead.
 BROKEN = {
   'a syntax error': ('{% if %}', 'must be jinja2 that renders, got: Expected'),
-  'an attribute': ('{{ messages.a.b }}', "has no attribute 'a'"),
-  'a division': ('{{ 1 / 0 }}', 'ZeroDivisionError: division by zero'),
-  'a type': ('{{ "a" + 1 }}', 'TypeError: can only concatenate str'),
-  'a file': ('{% include "a" %}', 'TypeError: no loader'),
+  'a missing attribute': ('{{ messages.a.b }}', "has no attribute 'a'"),
+  'a division by zero': ('{{ 1 / 0 }}', 'ZeroDivisionError: division by zero'),
+  'a type error': ('{{ "a" + 1 }}', 'TypeError: can only concatenate str'),
+  'an included file': ('{% include "a" %}', 'TypeError: no loader'),
   'a surrogate': ('{{ "\\ud800" }}', "the lone surrogate '\\ud800'"),
   'a private attribute': ('{{ cycler.__init__ }}', None),
   'private code': ('{{ cycler.__init__.__globals__ }}', 'is unsafe'),
-  'lines': ('{{ raise_exception("a\nb") }}', 'refuses this: a b'),
+  'a reason of two lines': (
+    '{{ raise_exception("a\nb") }}',
+    'refuses this: a b',
+  ),
   'no reason': ('{{ raise_exception() }}', 'TypeError'),
   'an unknown tag': ('{% generations %}', "unknown tag 'generations'"),
 }
@@ -180,4 +184,4 @@ def test_the_process_ends_with_its_parent():
     if not child.exists() or child.read_text().split()[2] == 'Z':
       return
     subprocess.run(['sleep', '0.05'], check=True)
-  pytest.fail('the process goes on')
+  pytest.fail('the process must end with its parent')

@@ -36,7 +36,7 @@ def test_concatenated_sources_keep_their_names():
       source[index]
 
 
-def test_sources_hold_problems_with_texts():
+def test_refuses_entries_that_are_not_problems():
   entry: Any = {'prompt': '1 + 1', 'reference': '2'}
   with pytest.raises(TypeError, match=r'must hold Problem objects, got \{'):
     ListSource([entry])
@@ -53,12 +53,12 @@ def test_sources_hold_problems_with_texts():
     ([True, False], 'indices must be a vector of integers, got bool'),
   ],
 )
-def test_refuses_indices_of_another_kind(indices, message):
+def test_refuses_invalid_indices(indices, message):
   with pytest.raises((TypeError, ValueError), match=message):
     SubsetSource(list_source('a', 3), indices)
 
 
-def test_subsets_of_a_source():
+def test_subsets_hold_the_problems_of_their_indices():
   some = SubsetSource(list_source('a', 5), np.array([4, 1]))
   assert [some[n].prompt for n in range(len(some))] == ['a4', 'a1']
   assert some.names == ('a',)

@@ -34,7 +34,7 @@ def test_every_solution_is_correct(generator):
 
 
 def test_narrow_bounds_are_redrawn_where_the_generator_gives_up(monkeypatch):
-  """Of the default numbers a hundred draws often have no value of 24."""
+  """A hundred random expressions of the default numbers often miss the value 24."""
   config = CountdownConfig(min_target=24, max_target=24, held_out=4, size=8)
   source = CountdownSource(config)
   problems = [*held_out(config), *(source[n] for n in range(8))]

@@ -89,7 +89,7 @@ def test_countdown_is_recognised_by_its_fields():
     assert kind(config).fingerprint != kind(other).fingerprint
 
 
-class Bare:
+class SourceWithoutFingerprint:
   """A source without a fingerprint."""
 
   names = ('sums',)
@@ -103,9 +103,9 @@ class Bare:
 
 def test_a_source_made_of_one_without_a_fingerprint_has_none():
   known = ListSource([PROBLEM])
-  assert source_fingerprint(Bare()) == ''
+  assert source_fingerprint(SourceWithoutFingerprint()) == ''
   for unknown in (
-    Bare(),
+    SourceWithoutFingerprint(),
     # References that are not JSON.
     ListSource([dataclasses.replace(PROBLEM, reference={1, 2})]),
   ):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random files give a result or one sentence, within memory and time.
+"""Random files give a result or one error message, within memory and time.
 
 Contents are random bytes, random text in the file's own notation, and good
 files with random changes; all are determined by a seed. `make test` tries a
@@ -176,6 +176,7 @@ def peak_memory():
 
 
 def fuzz(count, good, words, read):
+  """Reads random contents of seeds 0 to `count` − 1 and checks the memory used."""
   before = peak_memory()
   for seed in range(count):
     check_random_content(random.Random(seed), good, words, read)
@@ -189,7 +190,7 @@ COUNTS = pytest.mark.parametrize(
 
 
 @COUNTS
-def test_chat_templates(count):
+def test_random_chat_templates_give_text_or_one_error(count):
   good = (TOKENIZERS / 'bytes' / 'chat_template.jinja').read_bytes()
 
   def read(content):
@@ -201,7 +202,9 @@ def test_chat_templates(count):
 
 @COUNTS
 @pytest.mark.parametrize('schema', [None, 'verl', 'OlympiadBench', 'KodCode'])
-def test_rows_of_json(count, schema, tmp_path):
+def test_random_rows_of_json_give_problems_or_one_error(
+  count, schema, tmp_path
+):
   file = tmp_path / 'a.jsonl'
   rows = [
     {'question': 'q', 'answer': 'so\n#### 1', 'data_source': 's'},
@@ -236,7 +239,9 @@ def test_rows_of_json(count, schema, tmp_path):
     ('pieces', 'config.json'),
   ],
 )
-def test_files_of_tokenizers(count, kind, name, tmp_path):
+def test_random_files_of_tokenizers_give_a_tokenizer_or_one_error(
+  count, kind, name, tmp_path
+):
   copy = pathlib.Path(shutil.copytree(TOKENIZERS / kind, tmp_path / kind))
   good = (copy / name).read_bytes()
 
@@ -252,7 +257,7 @@ def test_files_of_tokenizers(count, kind, name, tmp_path):
 
 
 @COUNTS
-def test_parquet_files(count, tmp_path):
+def test_random_parquet_files_give_problems_or_one_error(count, tmp_path):
   file = tmp_path / 'a.parquet'
   rows = [
     {'question': f'q{n} é', 'answer': str(n), 'scores': [n / 2, None]}

@@ -193,7 +193,7 @@ def test_training_mazes_exclude_held_out_ones(kind):
   assert {free[n].prompt for n in range(60)} & held_out
 
 
-def test_names_of_cells():
+def test_names_of_cells_round_trip():
   for column, row in itertools.product(range(26), range(26)):
     assert cell_at(cell_name((column, row))) == (column, row)
   assert cell_name((25, 25)) == 'z26'

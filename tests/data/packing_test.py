@@ -80,7 +80,7 @@ def test_prompt_tokens_are_those_of_sampling():
   assert rows.loss_mask[0, length - 1]
 
 
-def test_tokenizers_without_a_bos_token():
+def test_prompts_need_a_token_if_the_tokenizer_has_no_bos_token():
   file = (
     b'{"model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1, "e": 2},'
     b' "unk_token": "a"}, "pre_tokenizer": {"type": "WhitespaceSplit"}}'

@@ -183,7 +183,7 @@ def test_mixtures_have_their_weights_in_every_draw(mixture):
   assert a[:6] != b[:6]
 
 
-def test_mixtures_resume_from_one_number(mixture):
+def test_mixtures_resume_from_their_draw(mixture):
   whole = take_draws(stream(mixture, prompts_per_draw=8), 6)
   later = stream(mixture, prompts_per_draw=8)
   later.set_state({'draw': 4, 'seed': 3, 'problems': mixture.fingerprint})
@@ -272,7 +272,7 @@ def test_refuses_invalid_streams_and_states():
     stream().set_state({**stream().get_state(), 'draw': -1})
 
 
-def test_supervised_streams_resume_and_are_shared():
+def test_supervised_streams_resume_and_are_split_over_processes():
   def rows(**settings):
     return SupervisedStream(
       number_source(10),
@@ -295,7 +295,7 @@ def test_supervised_streams_resume_and_are_shared():
   assert np.array_equal(targets, whole[0].targets)
 
 
-def test_streams_of_countdown_problems():
+def test_streams_of_countdown_problems_have_rows_of_the_given_width():
   config = CountdownConfig(held_out=4)
   tokenizer = countdown_tokenizer(config)
   (prompts,) = take_draws(

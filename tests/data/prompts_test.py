@@ -73,7 +73,7 @@ def test_conversations_can_be_replaced_by_their_question(template):
   assert prompt_format(CONVERSATION).prompt == prompt_format(QUESTION).prompt
 
 
-def test_templates_have_variables():
+def test_templates_receive_variables_and_special_tokens():
   template = ChatTemplate(
     '{{ bos_token }}{{ messages[0].content }}{% if enable_thinking is false %}'
     '<think></think>{% endif %}',
@@ -95,7 +95,7 @@ def test_prompts_do_not_depend_on_the_date():
   )
 
 
-def test_text_formats():
+def test_text_formats_insert_system_message_and_question():
   prompt_format = PromptFormat(
     text='Question: {question}\nAnswer:', system='Be {brief}.'
   )

@@ -197,7 +197,7 @@ def test_detects_variants_of_schemas(row, schema, tmp_path):
     (10**400, str(10**400)),
   ],
 )
-def test_formats_numbers(answer, text, tmp_path):
+def test_numbers_become_their_shortest_text(answer, text, tmp_path):
   _, (problem,) = read({'problem': 'q', 'answer': answer}, tmp_path=tmp_path)
   assert problem.reference == text
 
@@ -210,6 +210,7 @@ def test_refuses_rows_of_another_schema_than_the_first(tmp_path):
   )
 
 
+# A valid row, an invalid one after it, and the message, by name.
 INVALID_ROWS = {
   'a missing column': (
     {'problem': 'q', 'answer': '1'},

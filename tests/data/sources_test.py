@@ -203,7 +203,7 @@ def test_refuses_a_source_of_mixed_kinds(tmp_path):
   )
 
 
-def test_custom_schemas(tmp_path):
+def test_custom_schemas_read_the_given_columns(tmp_path):
   answer = {'numbers': [1, 2], 'target': None}
   rows = [{'asked': 'p', 'wanted': answer, 'why': 'w'}]
   path = write_jsonl(tmp_path / 'a.jsonl', rows)

@@ -21,21 +21,21 @@ SHAPE = (4, 10)
 ONES = jnp.ones(SHAPE, bool)
 
 
-def unknown(option: object) -> Any:
-  """An option that the type checker would refuse."""
+def untyped(option: object) -> Any:
+  """A value as `Any`, which the type checker accepts for every argument."""
   return option
 
 
 REFUSED = {
-  'a percentage': (
+  'a fraction above 5 %': (
     lambda: covrl.kl_cov(fraction=0.2),
     r'fraction must lie in \(0, 0\.05\], got 0\.2; pass allow_large=True',
   ),
-  'more than all': (
+  'a fraction above 1': (
     lambda: covrl.kl_cov(fraction=1.5, allow_large=True),
     r'fraction must lie in \(0, 1\], got 1\.5$',
   ),
-  'no fraction': (
+  'a fraction of 0': (
     lambda: covrl.clip_cov(fraction=0.0),
     r'fraction must lie in \(0, 0\.05\], got 0$',
   ),
@@ -47,11 +47,11 @@ REFUSED = {
     lambda: covrl.kl_cov(fraction=float('nan')),
     r'fraction must lie in .*, got nan',
   ),
-  'a fraction of more than all that fork': (
+  'a fraction of forking tokens above 1': (
     lambda: covrl.forking_tokens(1.2),
     r'fraction must lie in \(0, 1\], got 1\.2',
   ),
-  'an array': (
+  'a fraction in an array': (
     lambda: covrl.kl_cov(fraction=jnp.asarray(0.2)),
     r'fraction must lie in \(0, 0\.05\], got 0\.2',
   ),
@@ -67,24 +67,24 @@ REFUSED = {
     lambda: covrl.clip_cov(low=float('nan')),
     'low must be below high, got low=nan and high=5',
   ),
-  'a score': (
-    lambda: covrl.kl_cov(score=unknown('cov')),
+  'an unknown score': (
+    lambda: covrl.kl_cov(score=untyped('cov')),
     r"score must be one of \('batch', .*, got 'cov'",
   ),
-  'a divergence': (
-    lambda: covrl.kl_cov(divergence=unknown('kl')),
+  'an unknown divergence': (
+    lambda: covrl.kl_cov(divergence=untyped('kl')),
     r"divergence must be one of \('abs', .*, got 'kl'",
   ),
-  'a source': (
-    lambda: covrl.clip_cov(selection_source=unknown('new')),
+  'an unknown source of a selection': (
+    lambda: covrl.clip_cov(selection_source=untyped('new')),
     r"selection_source must be one of \('old', 'current'\), got 'new'",
   ),
-  'a scope': (
-    lambda: covrl.kl_cov(scope=unknown('rank')),
+  'an unknown scope': (
+    lambda: covrl.kl_cov(scope=untyped('rank')),
     r"scope must be one of \('batch', 'micro_batch'\), got 'rank'",
   ),
-  'a reference': (
-    lambda: covrl.add_divergence_penalty(1.0, reference=unknown('logprobs')),
+  'an unknown reference': (
+    lambda: covrl.add_divergence_penalty(1.0, reference=untyped('logprobs')),
     r"reference must be one of \('old_logprobs', .*, got 'logprobs'",
   ),
   'a negative coefficient': (
@@ -99,7 +99,7 @@ REFUSED = {
     lambda: covrl.kl_cov(coefficient=optax.linear_schedule(-1.0, 0.0, 100)),
     'coefficient must be finite and at least 0, got -1',
   ),
-  'a schedule of no number': (
+  'a schedule of NaN': (
     lambda: covrl.entropy_bonus(optax.constant_schedule(float('nan'))),
     'coefficient must be finite and at least 0, got nan',
   ),
@@ -111,7 +111,7 @@ REFUSED = {
     lambda: covrl.kl_cov(minimum=-1),
     'minimum must be a whole number of tokens, at least 0, got -1',
   ),
-  'half a token': (
+  'a minimum of half a token': (
     lambda: covrl.clip_cov(minimum=0.5),
     'minimum must be a whole number of tokens, at least 0, got 0.5',
   ),
@@ -143,15 +143,15 @@ def bonus(**arguments):
 
 MISTYPED = {
   'text as a fraction': (
-    lambda: covrl.kl_cov(fraction=unknown('0.1')),
+    lambda: covrl.kl_cov(fraction=untyped('0.1')),
     "fraction must be a number or a schedule, got '0.1'",
   ),
   'a bool as a fraction': (
     lambda: covrl.kl_cov(fraction=True),
     'fraction must be a number or a schedule, got True',
   ),
-  'no fraction at all': (
-    lambda: covrl.clip_cov(fraction=unknown(None)),
+  'None as a fraction': (
+    lambda: covrl.clip_cov(fraction=untyped(None)),
     'fraction must be a number or a schedule, got None',
   ),
   'several fractions': (
@@ -159,35 +159,35 @@ MISTYPED = {
     r'fraction must be a scalar, got the shape \(2,\)',
   ),
   'text as a fraction of a selection': (
-    lambda: covrl.select_top(jnp.ones(SHAPE), ONES, fraction=unknown('half')),
+    lambda: covrl.select_top(jnp.ones(SHAPE), ONES, fraction=untyped('half')),
     "fraction must be a number, got 'half'",
   ),
   'a schedule as a minimum': (
-    lambda: covrl.kl_cov(minimum=unknown(lambda step: 1)),
+    lambda: covrl.kl_cov(minimum=untyped(lambda step: 1)),
     'minimum must be a number, got <function',
   ),
   'text as a coefficient': (
-    lambda: covrl.entropy_bonus(unknown('1e-3')),
+    lambda: covrl.entropy_bonus(untyped('1e-3')),
     "coefficient must be a number or a schedule, got '1e-3'",
   ),
   'text as a target': (
-    lambda: covrl.adaptive_bonus(unknown('0.2')),
+    lambda: covrl.adaptive_bonus(untyped('0.2')),
     "target must be a number or a schedule, got '0.2'",
   ),
   'text as a bound': (
-    lambda: covrl.clip_cov(low=unknown('1')),
+    lambda: covrl.clip_cov(low=untyped('1')),
     "low must be a number, got '1'",
   ),
   'text as an increment': (
-    lambda: covrl.adaptive_bonus(increment=unknown('1')),
+    lambda: covrl.adaptive_bonus(increment=untyped('1')),
     "increment must be a number, got '1'",
   ),
   'text as a cap': (
-    lambda: covrl.truncated_importance_weights(unknown('2')),
+    lambda: covrl.truncated_importance_weights(untyped('2')),
     "cap must be a number, got '2'",
   ),
   'text as a bound of STEER': (
-    lambda: covrl.steer(low=unknown('0.8')),
+    lambda: covrl.steer(low=untyped('0.8')),
     "low must be a number, got '0.8'",
   ),
   'Adam as a token chain': (
@@ -217,7 +217,7 @@ MISTYPED = {
     'token chain of update_signal must',
   ),
   'a method that was not called': (
-    lambda: covrl.as_loss(covrl.policy_gradient, unknown(covrl.kl_cov)),
+    lambda: covrl.as_loss(covrl.policy_gradient, untyped(covrl.kl_cov)),
     'token chain of as_loss must be an optax.GradientTransformation such as',
   ),
   'weights of a row': (
@@ -259,7 +259,7 @@ MISTYPED = {
     'mask must be an array of bools, got a list',
   ),
   'a controller as a fraction': (
-    lambda: covrl.kl_cov(fraction=unknown(covrl.adaptive_bonus())),
+    lambda: covrl.kl_cov(fraction=untyped(covrl.adaptive_bonus())),
     'fraction must be a number or a schedule of the step, got _AdaptiveBonus',
   ),
   'a state of another token chain': (
@@ -273,13 +273,13 @@ MISTYPED = {
   ),
   'a loss without a LossAux': (
     lambda: covrl.as_loss(
-      unknown(lambda stats, **_: (jnp.sum(stats.logprobs), None)),
+      untyped(lambda stats, **_: (jnp.sum(stats.logprobs), None)),
       covrl.entropy_bonus(0.1),
     )(TOKEN_STATS, covrl.entropy_bonus(0.1).init(TokenStats.template())),
     'the loss of as_loss must return a value and a LossAux, got NoneType',
   ),
   'a mask as a selector': (
-    lambda: covrl.token_masked(optax.set_to_zero(), unknown(None)),
+    lambda: covrl.token_masked(optax.set_to_zero(), untyped(None)),
     'selector must be a function, got None',
   ),
   'a selection by a row': (
@@ -321,7 +321,8 @@ MISTYPED = {
   ),
   'a controller with a coefficient per column': (
     lambda: run_once(
-      covrl.entropy_bonus(unknown(Fixed(jnp.ones(10)))), weights=WEIGHTS
+      covrl.entropy_bonus(untyped(ConstantController(jnp.ones(10)))),
+      weights=WEIGHTS,
     ),
     r'the coefficient of add_entropy_bonus must be a scalar, got \(10,\)',
   ),
@@ -375,8 +376,8 @@ def row_moments():
   return TokenMoments(square=row, square_log=row, square_log_square=row)
 
 
-class Fixed(NamedTuple):
-  """A controller of one value."""
+class ConstantController(NamedTuple):
+  """A controller with a constant coefficient."""
 
   value: Any
 

@@ -189,7 +189,7 @@ def test_every_coefficient_and_fraction_is_a_hyperparameter(
     np.testing.assert_allclose(read, values[-1], rtol=1e-6)
 
 
-def test_chains_in_any_nesting(batch):
+def test_chains_in_any_nesting_apply_their_transforms_in_order(batch):
   """chain, named_chain and chains of chains do one after the other."""
   signal, stats, context = batch
 
@@ -263,7 +263,7 @@ def test_values_are_read_from_the_state(batch):
   )
 
 
-def test_optax_transformations_on_the_selected_tokens(batch):
+def test_optax_transformations_change_the_selected_tokens_only(batch):
   """Transformations of gradients, applied to some tokens only."""
   signal, _, _ = batch
   chosen = jnp.zeros(SHAPE, bool).at[1, 3:7].set(True)
@@ -279,7 +279,7 @@ def test_optax_transformations_on_the_selected_tokens(batch):
     np.testing.assert_allclose(edited, expected, rtol=1e-6)
 
 
-def test_as_loss_in_an_ordinary_loop(batch):
+def test_as_loss_has_the_gradient_of_the_explicit_form(batch):
   """The gradient of a network is that of the explicit form, step by step."""
   _, stats, context = batch
   tx = optax.chain(

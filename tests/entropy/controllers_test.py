@@ -100,7 +100,7 @@ def test_adaptive_band_follows_its_rule():
   np.testing.assert_allclose(default(default.init()), 1e-3, rtol=1e-6)
 
 
-def test_entropy_band_with_an_annealed_edge():
+def test_entropy_band_follows_an_annealed_edge():
   controller = covrl.controllers.entropy_band(
     optax.linear_schedule(0.4, 0.0, 4), 0.6, below=0.1, within=0.2, above=0.3
   )
@@ -132,9 +132,9 @@ def stats():
 
 @functools.partial(jax.jit, static_argnames='token_tx')
 def update(token_tx, state, stats, entropy):
-  silent = jax.tree.map(jnp.zeros_like, stats)
+  zero_signal = jax.tree.map(jnp.zeros_like, stats)
   context = {'weights': jnp.ones((2, 3)), 'entropy': entropy}
-  return update_signal(token_tx, silent, state, stats, **context)
+  return update_signal(token_tx, zero_signal, state, stats, **context)
 
 
 @pytest.mark.parametrize('name', CONTROLLERS)
@@ -161,7 +161,7 @@ def test_controllers_replace_a_coefficient(stats, name):
   )
 
 
-def test_controllers_under_inject_hyperparams(stats):
+def test_controllers_set_a_coefficient_under_inject_hyperparams(stats):
   """optax evaluates the coefficient before there is a context."""
   controller = covrl.target_entropy(0.5, horizon=10.0)
   token_tx = optax.inject_hyperparams(covrl.entropy_bonus)(
@@ -183,7 +183,7 @@ def replay_without_entropy(controller):
   controller(controller.update(controller.init(), step=0), step=0)
 
 
-def test_a_missing_context_entry_is_named():
+def test_a_missing_context_entry_is_an_error_with_its_name():
   for controller in CONTROLLERS.values():
     with pytest.raises(TypeError, match='entropy must be in the context of'):
       replay_without_entropy(controller)

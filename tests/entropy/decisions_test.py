@@ -170,7 +170,7 @@ def test_keys_are_paths_and_do_not_depend_on_the_order_of_calls():
     assert replayed.decide('selection', lambda: 0) == 3
 
 
-def test_decisions_survive_every_nesting_of_optax():
+def test_decisions_have_a_key_of_their_own_in_every_nesting_of_optax():
   """Paths within chain, named_chain and inject_hyperparams."""
   shape = (2, 10)
   rng = np.random.default_rng(2)

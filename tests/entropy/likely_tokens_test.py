@@ -127,7 +127,7 @@ def test_lp_reg_is_the_gradient_of_its_penalty(case, proxy, source):
 
 def test_lp_reg_leaves_a_penalty_above_ten_alone(case):
   old, _, targets, advantages = case
-  # Sampled tokens have fallen by up to five nats.
+  # The log-probabilities of sampled tokens have fallen by up to five nats.
   fall = np.random.default_rng(1).uniform(0, 5, (ROWS, LENGTH, 1))
   fallen = log_softmax(old - fall * np.eye(VOCABULARY)[targets])
   expected, applies = lp_reg_in_numpy(
@@ -228,7 +228,7 @@ def test_chains_state_the_truncation_that_they_need():
     ),
   ],
 )
-def test_names_a_missing_statistic(chain, message):
+def test_a_missing_statistic_is_an_error_with_its_name(chain, message):
 
   def update():
     ones = jnp.ones((1, 2))

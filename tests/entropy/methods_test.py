@@ -60,7 +60,7 @@ def test_bonus_equals_its_formula(batch):
     signal.entropy, -0.3 * batch[1]['weights'], rtol=1e-6
   )
   assert not signal.logprobs.any()
-  # …and the cotangent of the loss term it stands for.
+  # It is the cotangent of the loss term −c Σ w H.
 
   def loss(entropy):
     return -0.3 * jnp.sum(batch[1]['weights'] * entropy)
@@ -161,7 +161,7 @@ def test_every_score_ranks_by_its_formula(batch, score):
   np.testing.assert_array_equal(chosen.mask, mask & (expected >= threshold))
 
 
-def test_schedules_and_composition(batch):
+def test_coefficients_and_fractions_follow_schedules_in_chains(batch):
   """Coefficients and fractions follow schedules, inside optax's own chains."""
   stats, context = batch
   tx = optax.named_chain(
@@ -248,8 +248,8 @@ def test_selects_nothing_without_eligible_tokens(batch):
   assert not signal.logprobs.any()
 
 
-def unknown(option: str) -> Any:
-  """An option that the type checker would refuse."""
+def untyped(option: str) -> Any:
+  """A value as `Any`, which the type checker accepts for every argument."""
   return option
 
 
@@ -262,15 +262,15 @@ def test_errors_name_the_wrong_argument(batch):
   with pytest.raises(ValueError, match='low must be below high'):
     covrl.clip_cov(low=5.0, high=1.0)
   with pytest.raises(ValueError, match=r"score must be one of .* got 'cov'"):
-    covrl.kl_cov(score=unknown('cov'))
+    covrl.kl_cov(score=untyped('cov'))
   with pytest.raises(
     ValueError, match=r"divergence must be one of .* got 'kl'"
   ):
-    covrl.kl_cov(divergence=unknown('kl'))
+    covrl.kl_cov(divergence=untyped('kl'))
   with pytest.raises(ValueError, match='coefficient must be finite'):
     covrl.entropy_bonus(-1.0)
   with pytest.raises(ValueError, match='scope must be'):
-    covrl.kl_cov(scope=unknown('rank'))
+    covrl.kl_cov(scope=untyped('rank'))
   bonus, chain = covrl.entropy_bonus(0.1), covrl.kl_cov()
   state = bonus.init(stats.template())
   with pytest.raises(TypeError, match='weights must be in the context of'):

@@ -49,7 +49,7 @@ def explained(token_tx, stats, context):
 @pytest.mark.parametrize(
   ('fraction', 'expected'), [(np.nan, 0), (-1.0, 0), (0.0, 0), (7.0, 40)]
 )
-def test_traced_fractions_outside_their_range(fraction, expected):
+def test_traced_fractions_outside_their_range_are_clamped(fraction, expected):
   assert int(top_of_ones(fraction).sum()) == expected
 
 
@@ -108,7 +108,7 @@ def select_by_state_score(stats, context):
 
 
 @pytest.mark.parametrize('value', [np.nan, -np.inf])
-def test_current_statistics_that_are_not_finite(batch, value):
+def test_current_statistics_that_are_not_finite_are_not_selected(batch, value):
   stats, context = batch
   spoilt = TokenStats(
     logprobs=stats.logprobs.at[1, 2].set(value), entropy=stats.entropy
@@ -116,7 +116,7 @@ def test_current_statistics_that_are_not_finite(batch, value):
   tx = covrl.kl_cov(0.05, selection_source='current', minimum=40)
   selection = explained(tx, spoilt, context)
   assert int(selection.nonfinite) == 1
-  # A quota of all forty takes the 39 there are, and not that one.
+  # With a quota of forty, all 39 finite ones are selected.
   assert int(selection.mask.sum()) == 39
   assert not bool(selection.mask[1, 2])
 
@@ -139,7 +139,7 @@ def step_with_long_chain(stats, context):
   return value_and_grad(stats, state, **context)
 
 
-def test_all_tokens_masked(batch):
+def test_a_batch_without_tokens_has_a_loss_and_gradient_of_zero(batch):
   stats, context = batch
   empty = context | {
     'mask': ~ONES,
@@ -156,8 +156,8 @@ def test_all_tokens_masked(batch):
     assert {float(number) for number in summary} == {0.0}
 
 
-def test_zero_variance(batch):
-  """Every score is 0: the top is the first tokens, and no band holds any."""
+def test_equal_scores_select_the_first_tokens(batch):
+  """Every score is 0: the first tokens are the top, and no token is in the band."""
   stats, context = batch
   flat = context | {
     'advantages': jnp.full(SHAPE, 0.3),
@@ -192,7 +192,7 @@ def test_a_quota_beyond_the_eligible_takes_all_of_them(batch):
   assert bool(kept.mask.all())
 
 
-def test_missing_entries_are_named(batch):
+def test_missing_entries_are_errors_with_their_names(batch):
   stats, context = batch
   for entry in ('advantages', 'mask', 'old_logprobs', 'key', 'step'):
     other_entries = {name: context[name] for name in context if name != entry}
@@ -233,14 +233,14 @@ def test_statistics_and_settings_of_nan_make_the_signal_nan(
   assert bool(jnp.isnan(edited.entropy[0, 0]))
 
 
-def test_targets_of_nan_never_become_a_scale():
+def test_targets_of_nan_make_the_coefficient_nan():
   controller = covrl.controllers.doubling_scale(lambda step: NAN)
   context = {'step': jnp.asarray(0), 'entropy': jnp.asarray(0.5)}
   state = controller.update(controller.init(), **context)
   assert bool(jnp.isnan(controller(state, **context)))
 
 
-def test_tokens_of_unknown_drain_are_counted(batch):
+def test_tokens_whose_drain_is_nan_are_counted(batch):
   stats, context = batch
   ones = jnp.ones(SHAPE)
   moments = TokenMoments(

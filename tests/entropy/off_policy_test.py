@@ -36,7 +36,7 @@ def importance_weights(batch, **options):
   return np.asarray(after.logprobs)
 
 
-def test_importance_weights_of_tokens(batch):
+def test_importance_weights_of_tokens_equal_their_formula(batch):
   arrays = as_numpy(batch)
   mask = arrays['mask']
   ratio = np.exp(arrays['old_logprobs'] - arrays['sampler_logprobs'])
@@ -50,7 +50,7 @@ def test_importance_weights_of_tokens(batch):
   np.testing.assert_allclose(weights[mask], expected[mask], rtol=1e-5)
 
 
-def test_importance_weights_of_packed_sequences(batch):
+def test_importance_weights_of_packed_sequences_equal_their_formula(batch):
   stats, context = batch
   arrays = as_numpy(batch)
   mask = arrays['mask']
@@ -97,7 +97,7 @@ def test_ce_gppo_is_the_gradient_of_its_loss(batch):
     stats.logprobs
   )
   assert int(num_clipped) > 0
-  # The base may clip these tokens or not.
+  # The loss may clip these tokens or not.
   for loss in (ppo, covrl.policy_gradient):
     before, after = cotangents(token_tx, loss, stats, context)
     np.testing.assert_allclose(after.logprobs, expected, rtol=2e-5, atol=1e-8)

@@ -43,7 +43,7 @@ def case():
 
 
 def realised(case, signal, eta=1e-6):
-  """The change of the entropies, summed, by a small descent step; per step."""
+  """Derivative of the summed entropy by the size of a descent step, numerically."""
   logits, targets, *_ = case
 
   def statistics(z):
@@ -55,7 +55,7 @@ def realised(case, signal, eta=1e-6):
   return jnp.sum(up - down) / (2 * eta)
 
 
-def test_entropy_change_of_any_signal(case, x64):
+def test_the_predicted_change_of_any_signal_is_the_realised_one(case, x64):
   *_, stats, signal, context = case
   rng = np.random.default_rng(1)
   mixed = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), signal)
@@ -89,6 +89,7 @@ def test_entropy_change_is_zero_where_it_is_not_finite(case, x64):
   assert change[0, 0] == change[1, 1] == 0
 
 
+# Transforms by name: functions of the controller of their coefficient.
 CONTROLLED = {
   'entropy_bonus': covrl.entropy_bonus,
   'detach_drain': covrl.detach_drain,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""KL-Cov and Clip-Cov as chains and as losses, against published vectors."""
+"""KL-Cov and Clip-Cov as chains and losses, against vectors of published code."""
 
 import functools
 
@@ -66,7 +66,7 @@ def signal_gradient_and_selection(
 
 
 def check_forms(loss, make_tx, options, stats, context, **loss_options):
-  """Loss form and chain form agree to the bit."""
+  """Asserts equal bits of loss form and chain form; returns signal and selection."""
   signal, gradient, selection = signal_gradient_and_selection(
     loss, make_tx, options, stats, context, loss_options
   )
@@ -122,11 +122,11 @@ def check_kl_cov(golden, close, dtype, relative):
     close(signal.logprobs, case.expected('grad_log_prob'), relative, case.name)
 
 
-def test_kl_cov_float32(golden, close):
+def test_kl_cov_equals_the_published_code_in_float32(golden, close):
   check_kl_cov(golden, close, jnp.float32, 1e-6)
 
 
-def test_kl_cov_float64(golden, close, x64):
+def test_kl_cov_equals_the_published_code_in_float64(golden, close, x64):
   check_kl_cov(golden, close, jnp.float64, 1e-12)
 
 
@@ -201,9 +201,9 @@ def check_clip_cov(golden, close, dtype, relative):
       close(ours.logprobs, expected, relative, case.name)
 
 
-def test_clip_cov_float32(golden, close):
+def test_clip_cov_equals_the_published_code_in_float32(golden, close):
   check_clip_cov(golden, close, jnp.float32, 1e-6)
 
 
-def test_clip_cov_float64(golden, close, x64):
+def test_clip_cov_equals_the_published_code_in_float64(golden, close, x64):
   check_clip_cov(golden, close, jnp.float64, 1e-12)

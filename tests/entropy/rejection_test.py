@@ -50,6 +50,7 @@ def arrays(seed=0):
 
 
 def batch_of(values, mask=MASK, segment_ids=None) -> tuple[TokenStats, Any]:
+  """Statistics and context of `arrays`, with NaN off the mask."""
   kept = {
     name: jnp.asarray(np.where(mask, x, np.nan), jnp.float32)
     for name, x in values.items()
@@ -86,7 +87,7 @@ def check(token_tx, expected, values=None):
   assert 0 < np.count_nonzero(expected[MASK]) < MASK.sum()
 
 
-def test_icepop_and_decoupled_ppo():
+def test_icepop_and_decoupled_ppo_drop_tokens_by_their_ratio():
   a = arrays()
   ratio = np.exp(a['old_logprobs'] - a['sampler_logprobs'])
   inside = (ratio >= 0.8) & (ratio <= 1.2)
@@ -140,14 +141,14 @@ def test_sequences_are_rejected_by_every_statistic(kind, reduction):
   check(reject_sequences(limit * 1.001, kind=kind, reduction=reduction), kept)
 
 
-def test_entropy_ratio_clip():
+def test_entropy_ratio_clip_drops_tokens_by_their_entropy_ratio():
   a = arrays()
   ratio = a['entropy'] / a['old_entropy']
   kept = (ratio >= 0.95) & (ratio <= 1.03)
   check(entropy_ratio_clip(0.05, 0.03), kept.astype(float))
 
 
-def test_rounding_of_a_certain_policy_is_not_a_change_of_entropy():
+def test_rounding_of_a_deterministic_policy_is_not_a_change_of_entropy():
   a = arrays()
   certain = {
     'old_entropy': 0 * a['entropy'],
@@ -158,7 +159,7 @@ def test_rounding_of_a_certain_policy_is_not_a_change_of_entropy():
 
 
 @pytest.mark.parametrize('name', METHODS)
-def test_layout_order_and_mesh_do_not_matter(name):
+def test_factors_do_not_depend_on_packing_order_or_mesh(name):
   values, token_tx = arrays(), METHODS[name]
   plain = np.asarray(factors(token_tx, *batch_of(values)).logprobs)
   assert (plain[MASK] == 0).any()
@@ -196,7 +197,7 @@ def test_layout_order_and_mesh_do_not_matter(name):
 
 
 def test_composes_with_covariance_methods_and_controllers():
-  """Covariance methods behind it select the same tokens and keep penalties."""
+  """Covariance methods after them select the same tokens and keep penalties."""
   stats, context = batch_of(arrays())
   row = np.arange(ROWS)[:, None] + np.zeros(MASK.shape, int)
   context |= {
@@ -251,7 +252,7 @@ def test_nan_statistics_give_nan_factors(name):
     ('entropy_ratio_clip', 'old_entropy'),
   ],
 )
-def test_a_missing_entry_is_named(name, entry):
+def test_a_missing_entry_is_an_error_with_its_name(name, entry):
   stats, context = batch_of(arrays())
   del context[entry]
   with pytest.raises(TypeError, match=f'{entry} must be in the context of'):

@@ -62,14 +62,14 @@ def test_float_keys_order_as_floats_do(pair):
   assert (a < b, a == b) == (x < y, x == y)
 
 
-def test_extremes_and_sums():
+def test_extremes_and_sums_are_those_of_the_mask():
   values = jnp.array([[5, -3], [7, 1]])
   mask = jnp.array([[True, True], [False, True]])
   np.testing.assert_array_equal(extremes(values, mask), [-3, 5])
   np.testing.assert_array_equal(sum_each(values, mask), [10, 3])
 
 
-def test_many_fractions_at_once():
+def test_vmap_over_fractions_equals_single_selections():
   scores = jnp.asarray(np.random.default_rng(0).integers(0, 9, (6, 20)), float)
   mask = jnp.asarray(np.random.default_rng(1).random((6, 20)) < 0.8)
   fractions = jnp.array([0.0, 0.01, 0.3, 1.0])

@@ -25,7 +25,7 @@ def clipped(stats, **context):
 
 
 def check_rescaled(batch, token_tx, advantages):
-  """The chain is the same loss with other advantages."""
+  """Asserts that the chain has the effect of other advantages in the loss."""
   stats, context = batch
   _, after = cotangents(token_tx, clipped, stats, context)
   others = context | {'advantages': jnp.asarray(advantages, jnp.float32)}
@@ -60,7 +60,7 @@ def test_sample_weights_by_the_sign_of_the_advantage(batch):
   check_rescaled(batch, covrl.sample_weights(positive=0.0), np.minimum(a, 0))
 
 
-def test_entropic_balances_the_signs(batch):
+def test_entropic_weights_advantages_by_their_sign_and_its_controller(batch):
   a = as_numpy(batch)['advantages']
   alpha = 2.0 * (0.4 - 0.5) + 0.1 * (0.4 - 0.5)
   expected = np.where(a > 0, (1 + alpha) * a, (1 - alpha) * a)
@@ -90,7 +90,7 @@ def entropy_change(a):
   )
 
 
-def test_steer_holds_back_the_largest_changes(batch):
+def test_steer_reduces_the_weight_of_the_largest_changes(batch):
   a = as_numpy(batch)
   change = entropy_change(a)
   k = -np.log(0.7) / max(change[a['mask']].max(), 0.02)
@@ -99,7 +99,7 @@ def test_steer_holds_back_the_largest_changes(batch):
   check_rescaled(batch, covrl.steer(0.7), a['advantages'] * weight)
 
 
-def test_steer_in_its_linear_shape(batch):
+def test_steer_of_linear_shape_weights_changes_linearly(batch):
   a = as_numpy(batch)
   change = entropy_change(a)
   least, most = change[a['mask']].min(), change[a['mask']].max()
@@ -210,7 +210,7 @@ def test_composition_keeps_dtype_and_ignores_tokens_off_the_mask(batch):
     ('truncated_importance_weights', 'sampler_logprobs'),
   ],
 )
-def test_a_missing_entry_is_named(batch, name, entry):
+def test_a_missing_entry_is_an_error_with_its_name(batch, name, entry):
   stats, context = batch
   context = {k: v for k, v in context.items() if k != entry}
   token_tx = METHODS[name]
@@ -221,8 +221,8 @@ def test_a_missing_entry_is_named(batch, name, entry):
     )
 
 
-def unknown(option: str) -> Any:
-  """An option that the type checker would refuse."""
+def untyped(option: str) -> Any:
+  """A value as `Any`, which the type checker accepts for every argument."""
   return option
 
 
@@ -240,11 +240,11 @@ def test_refuses_options_outside_their_range():
       "high must be None with shape='exponential'",
     ),
     (
-      lambda: covrl.steer(shape=unknown('cubic')),
+      lambda: covrl.steer(shape=untyped('cubic')),
       "shape must be one of .* got 'cubic'",
     ),
     (
-      lambda: covrl.steer(scope=unknown('rank')),
+      lambda: covrl.steer(scope=untyped('rank')),
       "scope must be one of .* got 'rank'",
     ),
     (lambda: covrl.forking_tokens(20.0), r'fraction must lie in \(0, 1\]'),
@@ -255,11 +255,11 @@ def test_refuses_options_outside_their_range():
       'got floor=0.5 and cap=0.5',
     ),
     (
-      lambda: covrl.truncated_importance_weights(level=unknown('word')),
+      lambda: covrl.truncated_importance_weights(level=untyped('word')),
       "level must be one of .* got 'word'",
     ),
     (
-      lambda: covrl.truncated_importance_weights(beyond=unknown('drop')),
+      lambda: covrl.truncated_importance_weights(beyond=untyped('drop')),
       "beyond must be one of .* got 'drop'",
     ),
     (lambda: covrl.kl_to_reference(divergence='full'), 'to the old policy'),

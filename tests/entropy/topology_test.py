@@ -106,26 +106,30 @@ SELECTIONS = [
 
 
 @pytest.mark.parametrize(('function', 'layout'), SELECTIONS)
-def test_selection_on_a_pod(pod_mesh, function, layout):
+def test_selection_on_a_pod_exchanges_counts_only(pod_mesh, function, layout):
   check_selection(
     compiled_text(function, pod_mesh, layout, 2**24), pod_mesh.size
   )
 
 
 @pytest.mark.parametrize(('function', 'layout'), SELECTIONS)
-def test_selection_on_fake_devices(fake_mesh, function, layout):
+def test_selection_on_fake_devices_exchanges_counts_only(
+  fake_mesh, function, layout
+):
   check_selection(
     compiled_text(function, fake_mesh, layout, 2**14), fake_mesh.size
   )
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
-def test_sequence_sums_on_a_pod(pod_mesh, layout):
+def test_sequence_sums_on_a_pod_exchange_boundaries_only(pod_mesh, layout):
   check_sums(compiled_text(packed_gspo, pod_mesh, layout, 2**24), 2**24)
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
-def test_sequence_sums_on_fake_devices(fake_mesh, layout):
+def test_sequence_sums_on_fake_devices_exchange_boundaries_only(
+  fake_mesh, layout
+):
   check_sums(compiled_text(packed_gspo, fake_mesh, layout, 2**14), 2**14)
 
 

@@ -99,9 +99,9 @@ def test_without_a_measured_entropy_the_coefficient_is_that_of_zero_error():
 
 @functools.partial(jax.jit, static_argnames='token_tx')
 def update(token_tx, state, stats, entropy):
-  no_signal = jax.tree.map(jnp.zeros_like, stats)
+  zero_signal = jax.tree.map(jnp.zeros_like, stats)
   context = {'weights': jnp.zeros((2, 4)), 'entropy': entropy}
-  return update_signal(token_tx, no_signal, state, stats, **context)
+  return update_signal(token_tx, zero_signal, state, stats, **context)
 
 
 def test_chains_keep_their_controllers_states_without_an_entropy():

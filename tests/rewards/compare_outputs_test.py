@@ -66,7 +66,7 @@ def test_output_differs(printed, expected, reason):
   assert reason in str(output_difference(printed.encode(), expected.encode()))
 
 
-def test_test_set_names_the_tolerance():
+def test_outputs_are_compared_with_the_tolerance_of_their_test():
   close = {'stdin': '', 'stdout': '100 2.5', 'tolerance': 1e-2}
   (test,) = parse_tests([close])
   assert isinstance(test, PrintTest)
@@ -132,7 +132,7 @@ def test_value_differs(value, expected, reason):
   assert reason in str(value_difference(value, expected))
 
 
-def test_input_is_given_as_contests_give_it():
+def test_input_ends_with_a_line_end_and_has_no_byte_order_mark():
   tests = [
     {'stdin': text, 'stdout': ''} for text in ('', '1', '1\n', '\ufeff1\r\n2')
   ]

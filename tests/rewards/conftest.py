@@ -10,7 +10,7 @@ from covrl.rewards.math.math_verify import MathVerifyResult
 
 @pytest.fixture(scope='module')
 def no_math_verify():
-  """Forbids math-verify in the test process, which has JAX's threads."""
+  """Replaces math-verify, which forks: the test process has JAX's threads."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(
       grading, 'check_equivalence', lambda *_: MathVerifyResult.DIFFERENT

@@ -47,7 +47,7 @@ def test_steps_may_form_a_tree():
   assert score_countdown_steps(tree, reference) == 1.0
 
 
-def test_a_result_of_zero_is_a_number():
+def test_a_result_of_zero_can_be_used_in_later_steps():
   reference = {'numbers': [5, 5, 9], 'target': 9}
   assert score_countdown_steps('5 - 5 = 0 , 9 + 0 = 9', reference) == 1.0
   assert score_countdown_steps('5 - 5 = 0 , 9 / 0 = 9', reference) == 0.0
@@ -117,7 +117,7 @@ def _solved(draw):
 
 @given(_solved())
 @settings(max_examples=100, deadline=None)
-def test_right_steps_score_one_for_the_target_they_reach_alone(case):
+def test_right_steps_score_one_for_their_own_numbers_and_target_only(case):
   numbers, target, steps = case
   response = ' , '.join(map(' '.join, steps))
   reference = {'numbers': numbers, 'target': target}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Countdown reward equals full marks of the library's scorer, and is fast."""
+"""The Countdown reward is 1 exactly for full marks of reasoning-gym's scorer."""
 
 import pytest
 import reasoning_gym

@@ -52,7 +52,7 @@ def running() -> set[int]:
 
 
 def wait_until_running(count: int, seconds: float = 10.0) -> int:
-  """Waits for so many marked processes; a program just begun has no marks yet."""
+  """Waits until `count` processes have the mark; returns their number."""
   deadline = time.monotonic() + seconds
   while (number := len(running())) < count and time.monotonic() < deadline:
     time.sleep(0.05)
@@ -130,7 +130,7 @@ def test_workers_cannot_signal_the_trainer(scorers):
   assert outcome.score == 0.0, outcome
 
 
-def test_workers_have_a_network_only_if_asked(scorers):
+def test_workers_have_a_network_only_with_network_true(scorers):
   with socket.create_server(('127.0.0.1', 0)) as server:
     port = str(server.getsockname()[1])
     for network in (False, True):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Battery of mathematical answers: pairs with the expected verdicts.
+"""Battery of mathematical answers: pairs of reference and response with verdicts.
 
 `python tests/rewards/math_battery.py` grades it and prints the table.
 """
@@ -16,7 +16,7 @@ FILE = pathlib.Path(__file__).with_suffix('.txt')
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-  """An answer to grade.
+  """A reference and a response to grade.
 
   Attributes:
     category: name of the tested feature.

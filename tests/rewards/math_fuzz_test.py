@@ -121,7 +121,7 @@ class EquivalenceClasses:
     answers = sorted({text for members in groups for text in members})
     pairs = itertools.chain(
       *(itertools.combinations(members, 2) for members in groups),
-      # The same pairs for any battery.
+      # Whether a pair is chosen does not depend on the others.
       (
         pair
         for pair in itertools.combinations(answers if across else (), 2)

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures('no_math_verify')
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def test_script_needs_no_main_guard(tmp_path):
+def test_grading_in_a_script_needs_no_main_guard(tmp_path):
   lines = run(
     tmp_path,
     r"""
@@ -175,7 +175,7 @@ def test_math_verify_runs_within_limits():
       MathVerifyResult.DIFFERENT,
     ),
     ('itself', ['7', 0.1, 60.0], MathVerifyResult.TIMEOUT),
-    # Only being killed ends what does not compute.
+    # A process that sleeps uses no CPU time; it is killed at the wall-clock limit.
     ('sleep', ['7', 30.0, 0.2], MathVerifyResult.STARVED),
     ('abort', ['7', 30.0, 60.0], MathVerifyResult.CRASH),
     ('allocate', ['7', 30.0, 60.0], MathVerifyResult.CRASH),

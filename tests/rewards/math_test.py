@@ -75,7 +75,7 @@ def test_every_pair_of_the_battery_gets_its_verdict(pool):
     (r'\boxed{x = 8}', Status.WRONG),
   ],
 )
-def test_statuses(response, status):
+def test_answers_have_the_status_of_their_verdict(response, status):
   outcome = grade_math(response, '7')
   assert outcome.status is status
   assert outcome.score == (1.0 if status is Status.SCORED else 0.0)
@@ -217,9 +217,9 @@ def test_evaluation_is_exact_and_bounded():
   for tower in ('9^{9^{9^9}}', '10^{10^{10}}', '2000!', r'\exp(10^6)'):
     with pytest.raises(OutOfBounds):
       evaluate(parse(tower), {}, 60)
-  for nothing in ('1/0', r'\ln 0', '0^{-1}', r'\text{cm}'):
+  for undefined in ('1/0', r'\ln 0', '0^{-1}', r'\text{cm}'):
     with pytest.raises(Undefined):
-      evaluate(parse(normalize_tex(nothing)), {}, 60)
+      evaluate(parse(normalize_tex(undefined)), {}, 60)
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_equality_of_expressions(one, other, verdict):
   )
 
 
-def test_units():
+def test_equivalent_units_have_one_normal_form():
   assert unit('m/s') == unit('meters per second')
   assert unit('km') == (1000, (('metre', 1),))
   assert unit('square feet') == unit('ft^2')
@@ -269,7 +269,7 @@ def test_math_verify_is_not_used_where_it_errs(text, monkeypatch):
 def test_verdicts_are_symmetric():
   for pair in BATTERY:
     if pair.category in ('thousands', 'hangs', 'injections', 'boxes'):
-      continue  # a reference may canonicalize what a comma is
+      continue  # the reference decides whether a comma separates thousands
     given_answer = extract(pair.response)
     if given_answer is None:
       assert pair.score == 0.0, pair

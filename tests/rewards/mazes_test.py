@@ -86,7 +86,7 @@ def test_a_path_may_have_all_allowed_steps_and_no_more():
   assert score_maze(path, {**REFERENCE, 'max_steps': 6}) == 0.0
 
 
-def test_rows_of_two_digits():
+def test_rows_may_have_two_digits():
   reference = {
     'side': 11,
     'walls': [],
@@ -147,9 +147,9 @@ def test_walks_score_one_exactly_if_they_end_at_the_goal():
   for index in range(300):
     problem = source[index]
     walk = problem.solution or ''
-    is_there = walk.split()[-1] == problem.reference['goal']
+    is_at_goal = walk.split()[-1] == problem.reference['goal']
     scores.add(score_maze(walk, problem.reference))
-    assert score_maze(walk, problem.reference) == float(is_there)
+    assert score_maze(walk, problem.reference) == float(is_at_goal)
   assert scores == {0.0, 1.0}
 
 

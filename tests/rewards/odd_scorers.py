@@ -118,7 +118,7 @@ def stop_later() -> float:
 
 
 def score(response: str, reference: Any) -> Any:
-  """Does what the response names; other responses are JSON numbers, the score."""
+  """Does what the response names; any other response is the score, in JSON."""
   results: dict[str, Callable[[], Any]] = {
     'float32': lambda: np.float32(0.5),
     'int64': lambda: np.int64(2),

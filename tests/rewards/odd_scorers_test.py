@@ -58,7 +58,9 @@ def test_scalars_of_numpy_are_numbers(pool, response, score):
     ('nothing', INVALID, 'the scorer returned an Outcome with score None'),
   ],
 )
-def test_results_that_are_not_numbers_are_named(pool, response, status, detail):
+def test_results_that_are_not_numbers_are_in_the_detail_of_the_outcome(
+  pool, response, status, detail
+):
   outcome, after = score_all(pool, response, '3')
   assert (outcome.status, math.isnan(outcome.score)) == (status, True)
   assert outcome.detail.startswith(detail), outcome.detail
@@ -111,5 +113,5 @@ def test_output_of_scorers_is_discarded(pool, capfd):
   assert capfd.readouterr() == ('', '')
 
 
-def test_workers_know_every_status():
+def test_statuses_of_workers_are_those_of_the_library():
   assert list(_worker_main._STATUSES) == [status.value for status in Status]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reward pool answers in order and in time, whatever a scorer does."""
+"""The reward pool returns outcomes in order and in time, whatever a scorer does."""
 
 import math
 import os
@@ -149,7 +149,7 @@ def test_close_leaves_no_process_behind(scorers):
   pool.close()
 
 
-def test_close_while_workers_start(scorers):
+def test_close_while_workers_start_leaves_no_process_behind(scorers):
   before = children()
   RewardPool(scorers.echo, workers=2).close()
   assert children() == before

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sandbox backends besides bubblewrap: Landlock, a server, and none."""
+"""The sandbox backends besides bubblewrap: Landlock, a remote server, and no sandbox."""
 
 import contextlib
 import http.server
@@ -200,7 +200,7 @@ def test_unsandboxed_programs_leave_no_processes_behind(tmp_path):
 
 
 def _running(pids: set[int]) -> list[int]:
-  """Returns those processes that run, as long as none takes their numbers."""
+  """Returns those processes that run, if their ids have not been reused."""
   running = []
   for pid in pids:
     with contextlib.suppress(OSError):

@@ -177,7 +177,7 @@ def test_any_response_gets_an_outcome(judge, count):
     assert outcome.detail.isascii()
 
 
-def test_scores_all_tests_or_the_share(judge):
+def test_the_score_is_1_for_all_tests_or_their_share_with_pass_rate(judge):
   tests = [{'stdin': str(n), 'stdout': str(n)} for n in range(4)]
   program = 'n = int(input())\nprint(n if n != 1 else 7)'
   outcome = judge_code(program, tests, judge=judge)
@@ -236,7 +236,9 @@ def test_reports_a_missing_judge(monkeypatch):
   ):
     Judge(backend='bubblewrap')
   monkeypatch.setattr(backends, '_candidates', lambda *_: iter(()))
-  monkeypatch.setattr('covrl.rewards.sandbox.judge._find_judge', _no_judge)
+  monkeypatch.setattr(
+    'covrl.rewards.sandbox.judge._find_judge', _make_judge_or_error
+  )
   outcome = judge_code(ADD, SUM)
   assert outcome.status is Status.INFRASTRUCTURE
   assert math.isnan(outcome.score)
@@ -258,7 +260,7 @@ def test_refuses_invalid_judge_settings(arguments, sentence):
     Judge(**arguments)
 
 
-def _no_judge() -> Judge | JudgeError:
+def _make_judge_or_error() -> Judge | JudgeError:
   try:
     return Judge()
   except JudgeError as error:

@@ -123,7 +123,7 @@ def leave_children(response: str, reference: Any) -> float:
         time.sleep(3600.0)
       os._exit(0)
     os.waitpid(child, 0)
-  # Names of processes differ between namespaces; a marked argument does not.
+  # Process ids differ between namespaces; its last argument identifies the process.
   subprocess.Popen(
     [sys.executable, '-S', '-c', 'import time; time.sleep(3600)', reference],
     start_new_session=True,

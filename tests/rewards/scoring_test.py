@@ -69,7 +69,7 @@ def test_total_is_the_weighted_sum_of_applicable_parts():
     [('123', '1', 'a', 0), ('4', '', 'b', 5), ('abc', 'ab', 'a', 10)],
   )
   assert scores.totals() == [2.0 + 0.5, 4.0 + 0.5 - 1.0, 1.0 - 2.0]
-  # The format and the length steer training; they do not make an answer right.
+  # Format and length count in the total that is trained on, not in the grades.
   assert scores.grades() == [2.0, 4.0, 1.0]
   scores_by_name = {
     name: [outcome and outcome.score for outcome in outcomes]
@@ -179,7 +179,7 @@ def test_parts_of_negative_weight_do_not_lower_the_highest_score():
 
 
 @pytest.mark.parametrize('rule', ['boxed', 'gsm8k', 'dapo'])
-def test_math_reward_with_each_rule(rule):
+def test_math_reward_extracts_answers_by_each_rule(rule):
   responses = {
     'boxed': r'\boxed{1/2}',
     'gsm8k': '#### .5',
@@ -232,7 +232,7 @@ def test_refuses_invalid_names(name):
     ({'timeout': math.inf}, 'timeout of the reward .* must be finite and'),
   ],
 )
-def test_refuses_values_of_another_kind(changes, message):
+def test_refuses_values_of_another_type(changes, message):
   with pytest.raises(ValueError, match=message):
     Reward(**{'name': 'mine', 'score': scorers.echo, **changes})
 

@@ -88,7 +88,7 @@ def test_refuses_a_run_whose_checkpoints_are_all_damaged(checkpoint_directory):
       method()
 
 
-def test_odd_names_are_not_checkpoints(checkpoint_directory):
+def test_directories_with_other_names_are_not_checkpoints(checkpoint_directory):
   whole = checkpoint_directory / '00000008'
   for name in ('²', '００００００１２', '99', '0000009x', '-0000009'):
     shutil.copytree(whole, checkpoint_directory / name)
@@ -118,7 +118,7 @@ def file_size_limit(size):
 
 
 @pytest.mark.parametrize('size', [0, 300, 6000])
-def test_a_failed_save_is_one_sentence_and_leaves_the_last_one(
+def test_a_failed_save_raises_one_error_and_keeps_the_last_checkpoint(
   checkpoint_directory, size, capfd, caplog
 ):
   store = CheckpointStore(checkpoint_directory, keep=1)
@@ -156,7 +156,7 @@ def test_a_completed_checkpoint_removes_incomplete_ones(checkpoint_directory):
 
 
 @pytest.mark.parametrize('name', ['unlink', 'rmtree'])
-def test_an_old_checkpoint_that_cannot_be_removed_ends_no_run(
+def test_an_old_checkpoint_that_cannot_be_removed_does_not_end_a_run(
   checkpoint_directory, monkeypatch, name
 ):
   store, warnings = CheckpointStore(checkpoint_directory, keep=1), []
@@ -201,7 +201,7 @@ def test_a_checkpoint_that_is_removed_while_it_is_read_is_replaced_by_the_newest
 
 @pytest.mark.parametrize('name', ['file_digest', 'read_bytes'])
 @pytest.mark.parametrize('failures', [1, 2])
-def test_reads_that_fail_for_a_moment_set_no_checkpoint_aside(
+def test_reads_that_fail_temporarily_set_no_checkpoint_aside(
   checkpoint_directory, monkeypatch, name, failures
 ):
   monkeypatch.setattr(checkpoint_files, '_PAUSE', 0.0)
@@ -256,7 +256,7 @@ def test_reads_of_arrays_that_fail_are_repeated_or_one_sentence(
   )
 
 
-def test_a_directory_that_cannot_be_examined_is_not_an_absent_one(
+def test_a_directory_that_cannot_be_examined_is_an_error_and_not_absent(
   checkpoint_directory, monkeypatch
 ):
   """A run without checkpoints would start from the beginning."""

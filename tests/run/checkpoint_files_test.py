@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A failed save is reported in one sentence, whatever its libraries leave behind."""
+"""After a failed save, later errors of its libraries are not reported."""
 
 import asyncio
 import errno
@@ -30,8 +30,8 @@ def reports(monkeypatch):
   logging.getLogger('absl').filters[:] = filters
 
 
-def leave_behind(monkeypatch):
-  """Begins what asyncio cannot finish without descriptors."""
+def fail_to_make_an_event_loop(monkeypatch):
+  """Leaves an event loop and a coroutine unfinished, as without descriptors."""
 
   async def never():
     raise AssertionError
@@ -54,7 +54,7 @@ def test_loops_and_coroutines_without_descriptors_are_not_reported(
     pytest.raises(OSError, match='Too many open files'),
     _without_repeated_errors(),
   ):
-    leave_behind(monkeypatch)
+    fail_to_make_an_event_loop(monkeypatch)
   gc.collect()
   assert reports == []
 
@@ -66,11 +66,11 @@ def test_other_errors_are_reported_and_a_save_that_succeeds_changes_nothing(
     def __del__(self):
       raise ValueError
 
-  hook, shown = sys.unraisablehook, list(warnings.filters)
+  hook, filters_before = sys.unraisablehook, list(warnings.filters)
   with _without_repeated_errors():
     assert sys.unraisablehook is not hook
     Broken()
   gc.collect()
   assert len(reports) == 1
   assert sys.unraisablehook is hook
-  assert list(warnings.filters) == shown
+  assert list(warnings.filters) == filters_before

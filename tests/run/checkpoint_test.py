@@ -20,7 +20,7 @@ MESHES = ((8,), (2, 2, 2))
 
 
 def tree():
-  """Returns a state like a run's, with values that are easily changed."""
+  """Returns a training state with values that a conversion would change."""
   rng = np.random.default_rng(0)
   params = {
     'matrix': rng.normal(size=(8, 16)).astype(np.float32),

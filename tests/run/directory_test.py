@@ -176,7 +176,9 @@ def test_a_removed_lock_is_acquired_again(tmp_path):
     ),
   ],
 )
-def test_a_damaged_configuration_is_named(directory, recipe, change, message):
+def test_a_damaged_configuration_is_refused_with_its_file_and_field(
+  directory, recipe, change, message
+):
   file = pathlib.Path(directory.path / 'config.json')
   file.write_text(json.dumps(change(json.loads(file.read_text()))))
   for use in (directory.read_config, lambda: directory.check(recipe)):
@@ -187,7 +189,7 @@ def test_a_damaged_configuration_is_named(directory, recipe, change, message):
 
 
 def edit(content):
-  """Edits a field that is not resumable."""
+  """Changes a field that must stay the same when a run is resumed."""
   saved = json.loads(content)
   saved['config']['seed'] += 1
   return json.dumps(saved).encode()
@@ -207,7 +209,7 @@ CHANGES = [
 
 
 def change(file, changed):
-  """Replaces the content of a file, or removes it; returns what it had."""
+  """Applies `changed` to a file's content; returns the content before and after."""
   before = file.read_bytes()
   after = changed(before)
   file.unlink()
@@ -296,7 +298,9 @@ def test_files_that_are_changed_during_a_run_are_restored(
   assert 'it is written again' in warnings[0]
 
 
-def test_a_run_of_another_version_is_named_as_that(directory, recipe):
+def test_a_run_of_another_version_is_refused_with_the_fields_that_differ(
+  directory, recipe
+):
   file = pathlib.Path(directory.path / 'config.json')
   saved = json.loads(file.read_text()) | {'identity': 'other'}
   train = saved['config']['train']
@@ -341,7 +345,7 @@ def test_a_recipe_of_another_version_is_refused_in_one_sentence(
     directory.recipe()
 
 
-def test_fields_of_another_version_are_named():
+def test_fields_of_another_version_are_listed():
   saved = dataclasses.asdict(Config())
   saved |= {'later': 1, 'train': saved['train'] | {'later': {}}}
   assert sorted(unknown_fields(saved)) == ['later', 'train.later']

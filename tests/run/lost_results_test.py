@@ -13,7 +13,7 @@ def _empty(file):
   file.write_bytes(b'')
 
 
-def _point_nowhere(file):
+def _replace_by_broken_link(file):
   file.unlink()
   file.symlink_to(file.with_name('absent'))
 
@@ -22,7 +22,7 @@ def _point_nowhere(file):
   ('change', 'message'),
   [
     (os.unlink, 'missing'),
-    (_point_nowhere, 'missing'),
+    (_replace_by_broken_link, 'missing'),
     (_empty, 'not what was written'),
   ],
 )

@@ -112,6 +112,7 @@ def shorten(text):
   return text[: text.index(b'"step": 2') + 20]
 
 
+# Change of the file, message, and steps of the lines that are still used, by name.
 DAMAGES = {
   'shorter': (shorten, 'has .* of the .* bytes that were saved', [9, 1]),
   'padded': (
@@ -267,9 +268,7 @@ def test_lines_are_on_the_disk_before_a_checkpoint_names_them(
   writer.close()
 
 
-def test_a_full_disk_is_an_error_of_the_write_that_meets_it(
-  tmp_path, monkeypatch
-):
+def test_a_write_to_a_full_disk_raises(tmp_path, monkeypatch):
   writer = open_writer(tmp_path)
   with monkeypatch.context() as patch:
     patch.setattr(storage, 'write_all', fail)

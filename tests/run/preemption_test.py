@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stopping on signals and notices, the watchdog and the profiler."""
+"""Stopping on signals and maintenance notices, the watchdog and the profiler."""
 
 import http.server
 import os

@@ -41,7 +41,7 @@ def write(monkeypatch, tmp_path, init, steps=3):
 
 
 @pytest.mark.parametrize('calls', [0, 2, 3])
-def test_a_service_that_fails_ends_no_run(monkeypatch, tmp_path, calls):
+def test_a_service_that_fails_does_not_end_a_run(monkeypatch, tmp_path, calls):
   service = Service(calls)
   notes, lines = write(monkeypatch, tmp_path, lambda project, name: service)
   assert [line['step'] for line in lines] == [0, 1, 2]
@@ -55,7 +55,9 @@ def test_a_service_that_fails_ends_no_run(monkeypatch, tmp_path, calls):
   )
 
 
-def test_a_service_that_refuses_the_run_is_one_sentence(monkeypatch, tmp_path):
+def test_a_service_that_refuses_the_run_raises_an_error_with_the_project(
+  monkeypatch, tmp_path
+):
   def init(project, name):
     raise PermissionError('log in')
 

@@ -12,8 +12,11 @@ from covrl.train.compiled import CompiledPrograms
 KILL_AT = 'TOY_KILL_AT'
 
 
-def kill_if_asked() -> None:
-  """Kills the process where the network is updated and the policy is not yet."""
+def kill_if_requested() -> None:
+  """Makes the process kill itself at step `KILL_AT` of the environment, if set.
+
+  The second network is updated then, and the policy is not.
+  """
   if KILL_AT not in os.environ:
     return
   step, update = int(os.environ[KILL_AT]), CompiledPrograms._update_policy

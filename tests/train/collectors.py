@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Collectors of the toy task with rewards by length; nothing is trained."""
+"""Rollout collectors of the toy task for tests; the reward is the length."""
 
 import math
 import types
@@ -133,6 +133,7 @@ def assert_same(actual, expected):
   )
 
 
+# Fields of `rollout` with which unfinished responses are carried over.
 PARTIAL = {
   'pipeline': 1,
   'carried_groups': 2,

@@ -136,7 +136,9 @@ def finished_run(tmp_path_factory):
   return runs.finished_run(tmp_path_factory, 'toy_ppo:ppo')
 
 
-def test_a_run_logs_its_critic_and_fixes_the_policy_at_first(finished_run):
+def test_a_run_logs_its_critic_and_keeps_the_policy_fixed_in_the_warm_up(
+  finished_run,
+):
   lines = process.metric_lines(finished_run, 'train')
   assert len(lines) == 6
   assert ['policy_fixed' in line for line in lines] == [True] * 3 + [False] * 3

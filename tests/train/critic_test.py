@@ -69,7 +69,7 @@ def test_advantages_are_whitened_over_each_update_and_returns_are_not():
   assert state == {'kl_coefficient': 0.0}
 
 
-def test_penalties_rewards_and_coefficients():
+def test_penalties_clipped_rewards_and_coefficients_match_their_formulas():
   credit_inputs = inputs()
   mask, rows = credit_inputs.rows.loss_mask, credit_inputs.rows
   (advantages, credit, metrics), state = estimated(
@@ -102,7 +102,7 @@ def test_a_penalty_without_a_reference_is_refused():
     estimated(credit_inputs._replace(rows=rows), kl_coefficient=0.5)
 
 
-def test_length_adaptive_decay_is_the_policys_alone():
+def test_length_adaptive_decay_changes_advantages_and_not_returns():
   credit_inputs = inputs()
   mask = credit_inputs.rows.loss_mask
   lengths = mask.sum(axis=1)
@@ -184,7 +184,7 @@ def test_nan_values_make_their_own_update_nan_and_no_other():
     ({'kl': 'k4'}, r"critic\.kl must be one of .*, got 'k4'"),
   ],
 )
-def test_refuses_fields(fields, sentence):
+def test_refuses_invalid_fields_of_the_critic(fields, sentence):
   with pytest.raises(ConfigError, match=sentence):
     check(make_config(**fields))
 

@@ -31,7 +31,7 @@ DIAGNOSTICS = (
 )
 
 
-def initial(token_tx):
+def initial_state(token_tx):
   return TrainState(
     trainable=parameters(),
     frozen={},
@@ -54,7 +54,7 @@ def updates(every, *, shape=(1,), micro_batches=1, reads_moments=False):
   step = make_train_step(POLICY, CLIPPED, token_tx, TX, settings)
   mesh = sharding.make_mesh(shape, jax.devices()[: int(np.prod(shape))])
   run = jax.jit(step, compiler_options=QUICK)
-  state, metrics_by_update = initial(token_tx), []
+  state, metrics_by_update = initial_state(token_tx), []
   with sharding.use_mesh(mesh, sharding.TRAIN_RULES):
     state = jax.device_put(state, sharding.replicated(mesh))
     rows = sharding.shard_batch(padded(), mesh)
@@ -123,7 +123,7 @@ def test_parameters_do_not_depend_on_the_interval():
     (2, True, [True]),
   ],
 )
-def test_moments_are_computed_for_a_reader_only(
+def test_moments_are_computed_only_where_they_are_read(
   every, reads_moments, computes_moments
 ):
   token_tx, seen = optax.identity(), []
@@ -136,7 +136,11 @@ def test_moments_are_computed_for_a_reader_only(
   step = make_train_step(POLICY, CLIPPED, token_tx, TX, settings)
   with mock.patch.object(forward, 'token_stats', recorded):
     jax.eval_shape(
-      step, initial(token_tx), padded(), np.asarray(False), jax.random.key(0)
+      step,
+      initial_state(token_tx),
+      padded(),
+      np.asarray(False),
+      jax.random.key(0),
     )
   # The first trace in a process may run twice.
   assert list(dict.fromkeys(seen)) == computes_moments

@@ -75,9 +75,9 @@ class OddLengths(Scoring):
     def cancel():
       self.cancelled += 1
 
-    every = range(len(references))
-    scores = PendingScores((REWARD,), len(every), {'odd': (every, future)})
-    parts = [({i: i for i in every}, add)]
+    indices = range(len(references))
+    scores = PendingScores((REWARD,), len(indices), {'odd': (indices, future)})
+    parts = [({i: i for i in indices}, add)]
     return ScoringCall(scores, references, parts, cancel)
 
 
@@ -173,8 +173,8 @@ def collect(scoring, iterations=3, **rollout):
 
 
 SLOTS: dict[str, Any] = {'admission': 'slots'}
-# Fields with which all draws are made until enough groups pass, or two at most
-# and then groups that did not pass fill up.
+# Draws are made until enough groups pass; or two at most, and then groups that
+# failed the filter fill up the batch.
 FILTERS = [{}, {'fill_groups': True, 'max_draws': 2}]
 
 
@@ -214,7 +214,7 @@ def assert_same(ours, theirs):
     assert runs.without_clock(a.metrics) == runs.without_clock(b.metrics)
 
 
-def test_the_speed_of_scores_changes_no_bit():
+def test_the_speed_of_scoring_does_not_change_the_data():
   expected = collect(OddLengths(), **SLOTS)
   generator = np.random.default_rng(0)
   seconds = generator.exponential(0.02, 1000)
@@ -222,8 +222,8 @@ def test_the_speed_of_scores_changes_no_bit():
 
 
 def test_sampling_goes_on_while_scores_are_waited_for():
-  # The first group's score comes when all groups are begun, and would hold up
-  # whole draws for ever.
+  # The first group is scored only after all groups have begun, which would block
+  # sampling by whole draws for ever.
   class Late(OddLengths):
     def open(self, references, *, sources, shaping=True):
       call = super().open(references, sources=sources, shaping=shaping)
@@ -232,12 +232,12 @@ def test_sampling_goes_on_while_scores_are_waited_for():
           self.release()
         return call
       late_future: Future[list[Outcome]] = Future()
-      every, future = call.scores.futures['odd']
+      indices, future = call.scores.futures['odd']
       self.release = lambda: future.add_done_callback(
         lambda scored: late_future.set_result(scored.result())
       )
       scores = PendingScores(
-        (REWARD,), len(every), {'odd': (every, late_future)}
+        (REWARD,), len(indices), {'odd': (indices, late_future)}
       )
       return ScoringCall(scores, references, call.parts, call.cancel)
 
@@ -289,7 +289,9 @@ RUN = {
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_goes_on_as_if_it_was_not(tmp_path):
+def test_a_killed_and_resumed_run_by_slots_equals_the_uninterrupted_one(
+  tmp_path,
+):
   uninterrupted, killed = tmp_path / 'uninterrupted', tmp_path / 'killed'
   settings = RUN | {'train__iterations': 4}
   trained = process.train('toy_kl_cov', uninterrupted, **settings)

@@ -65,7 +65,7 @@ WITH_EFFECT = {
 
 
 def reports(values, file='toy_kl_cov'):
-  """Builds a run with overrides; returns the fields that have no effect."""
+  """Builds a run with overrides; returns the warnings of fields without effect."""
   overrides = [f'--config.{name}={value}' for name, value in values.items()]
   recipe = load(str(RECIPES / f'{file}.py'), overrides)
   with contextlib.ExitStack() as on_exit:
@@ -137,7 +137,7 @@ def test_a_score_function_that_the_task_does_not_take_is_reported(
     (optax.chain(covrl.kl_cov(), covrl.lp_reg()), True),
   ],
 )
-def test_chains_that_read_moments(token_tx, is_read):
+def test_reads_moments_is_true_for_chains_that_use_them(token_tx, is_read):
   recipe = load(str(RECIPES / 'toy_kl_cov.py'), [])
   algorithm = dataclasses.replace(
     Algorithm.from_recipe(recipe), token_tx=token_tx

@@ -75,7 +75,7 @@ def assert_close(actual, expected):
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * scale)
 
 
-def test_meshes_and_micro_batches_do_not_matter():
+def test_meshes_and_micro_batches_do_not_change_an_update_of_experts():
   gradients, metrics = update((8,), 1, BALANCE)
   for shape, micro_batches in (((1, 2, 1, 4), 1), ((2, 1, 2, 2), 4)):
     actual, other_metrics = update(shape, micro_batches, BALANCE)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole runs under faults: they end in one sentence and resume bit for bit."""
+"""Whole runs under faults: they end with one error message and resume bit for bit."""
 
 import functools
 import json
@@ -46,7 +46,7 @@ def run(workdir, *options, full=False):
   return completed.returncode, completed.stderr
 
 
-def sentences(text):
+def error_messages(text):
   """Returns the error messages on standard error, and checks for tracebacks."""
   assert 'Traceback' not in text
   return [line for line in text.splitlines() if line.startswith('covrl:')]
@@ -82,13 +82,13 @@ def flip_a_bit(workdir, folder='*'):
   return newest
 
 
-def test_a_run_outlasts_a_full_disk_and_damaged_files(
+def test_a_run_resumes_after_a_full_disk_and_damaged_files(
   tmp_path, tmp_path_factory
 ):
   uninterrupted = runs.finished_run(tmp_path_factory, 'toy_kl_cov', **SMALL)
   workdir = tmp_path / 'run'
   status, stderr = run(workdir, full=True)
-  assert (status, len(sentences(stderr))) == (Exit.STORAGE, 1), stderr
+  assert (status, len(error_messages(stderr))) == (Exit.STORAGE, 1), stderr
   assert 'cannot be written: file too large' in stderr
 
   processes = [
@@ -104,7 +104,7 @@ def test_a_run_outlasts_a_full_disk_and_damaged_files(
   wait_for_end(processes)
   before = position(workdir)
   status, stderr = run(workdir, full=True)
-  assert (status, len(sentences(stderr))) == (Exit.STORAGE, 1), stderr
+  assert (status, len(error_messages(stderr))) == (Exit.STORAGE, 1), stderr
   assert position(workdir) == before
   assert f'the checkpoint of update {before} is whole' in stderr
 
@@ -113,7 +113,7 @@ def test_a_run_outlasts_a_full_disk_and_damaged_files(
   metrics.write_bytes(metrics.read_bytes()[:-100])
   status, stderr = run(workdir, '--resume=strict')
   assert status == Exit.REFUSED
-  (message,) = sentences(stderr)
+  (message,) = error_messages(stderr)
   assert f'{newest} is damaged' in message
   (workdir / 'config.json').unlink()
   status, stderr = run(workdir)
@@ -130,7 +130,7 @@ def test_a_run_outlasts_a_full_disk_and_damaged_files(
   size = metrics.stat().st_size
   status, stderr = run(workdir)
   assert status == Exit.REFUSED
-  (message,) = sentences(stderr)
+  (message,) = error_messages(stderr)
   assert 'no finished checkpoint' in message
   assert metrics.stat().st_size == size
 
@@ -187,14 +187,14 @@ def test_a_damaged_cache_of_programs_costs_only_time(
   completed = train(workdir)
   assert completed.returncode == 0, completed.stderr
   if content == 'a file':
-    (message,) = sentences(completed.stderr)
+    (message,) = error_messages(completed.stderr)
     assert message == (
       f'covrl: compiled programs are not kept: {cache} cannot be written: file'
       ' exists'
     )
   else:
     assert 'persistent compilation cache' in completed.stderr
-    assert sentences(completed.stderr) == []
+    assert error_messages(completed.stderr) == []
   runs.assert_same_metrics(workdir, uninterrupted)
 
 
@@ -202,7 +202,7 @@ def test_a_damaged_cache_of_programs_costs_only_time(
 # collectives are not kept; four processes have fewer and smaller ones.
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize('count', [2, 4])
-def test_processes_outlast_the_faults_of_one(tmp_path, count):
+def test_processes_resume_after_the_fault_of_one(tmp_path, count):
   """Kills one, fills the disk of one, damages the shard of one."""
   small = {'recipe': 'toy_adam', 'warm_start__steps': 0}
   start_all = functools.partial(
@@ -217,13 +217,13 @@ def test_processes_outlast_the_faults_of_one(tmp_path, count):
   processes[victim].kill()
   codes, errors = wait_for_end(processes)
   assert codes == [Exit.PEER_LOST] * victim + [-signal.SIGKILL], errors
-  assert all(len(sentences(text)) == 1 for text in errors[:victim]), errors
+  assert all(len(error_messages(text)) == 1 for text in errors[:victim]), errors
 
   before = position(workdir)
   processes = start_all(workdir, heartbeat=20, full=(victim,))
   codes, errors = wait_for_end(processes)
   assert codes == [Exit.PEER_LOST] * victim + [Exit.STORAGE], errors
-  assert all(len(sentences(text)) == 1 for text in errors), errors
+  assert all(len(error_messages(text)) == 1 for text in errors), errors
   assert position(workdir) == before
 
   newest = flip_a_bit(workdir, f'ocdbt.process_{victim}')

@@ -58,7 +58,7 @@ def test_bounds_are_inclusive_and_faults_counted():
   ]
 
 
-def test_a_fifth_of_five_responses_is_within_a_fifth():
+def test_an_accuracy_equal_to_a_bound_passes_despite_rounding():
   group_filter = make_filter(
     1, responses_per_prompt=5, min_accuracy=0.2, max_accuracy=0.8
   )
@@ -67,7 +67,7 @@ def test_a_fifth_of_five_responses_is_within_a_fifth():
     assert group_filter.passes(five_rollouts).tolist() == [expected]
 
 
-def test_groups_with_truncated_responses_are_dropped_where_asked():
+def test_groups_with_truncated_responses_are_dropped_with_drop_truncated():
   drawn_rollouts = drawn(truncated=[5])
   assert make_filter(5, drop_truncated=True).passes(drawn_rollouts)[
     1:3
@@ -120,7 +120,7 @@ def test_filters_that_no_group_passes_raise_with_a_count_per_reason():
     r' up to 3 draws did in iteration 7: 2 equal reward, 4 below accuracy$',
   ):
     group_filter.choose(drawn(), 7)
-  # No error: others fill up, or nothing but unequal rewards is asked for.
+  # No error: others fill up, or only unequal rewards are required.
   filled = dataclasses.replace(group_filter, fill=True).choose(drawn(), 7)
   assert filled.kept.all()
   assert filled.metrics['groups/filled'] == 2

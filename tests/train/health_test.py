@@ -259,7 +259,7 @@ def test_divergence_has_an_exit_status_of_its_own():
   assert not means_restart(Exit.DIVERGED)
 
 
-def test_nan_log_ratios_have_no_ordinary_gradient_or_weight():
+def test_nan_log_ratios_make_gradients_and_weights_nan():
   gradient = covrl.losses.divergence_gradient
   for kind in ('abs', 'k2', 'k3'):
     assert jnp.isnan(gradient(jnp.array([jnp.nan]), kind)).all(), kind
@@ -340,7 +340,7 @@ def test_resources_are_flat_over_many_iterations(tmp_path):
   for name in ('descriptors', 'threads', 'children'):
     early, late = medians[name]
     assert late <= early, medians
-  # What is allocated for a while, by a save for example, does not count.
+  # Temporary allocations, by a save for example, do not count.
   early, late = (min(each['memory'] for each in part) for part in parts)
   updates = 2 * round((300 - 50) * 3 / 4)
   assert (late - early) / updates < 20_000, (early, late)

@@ -42,7 +42,7 @@ SUMS = [
 ]
 
 
-class Bare:
+class SourceWithoutFingerprint:
   """A source without a fingerprint."""
 
   names = ('sums',)
@@ -106,7 +106,7 @@ def test_changed_inputs_are_refused(changes, name):
 
 
 def test_unknown_inputs_are_refused_unless_allowed():
-  fingerprints = inputs(train=Bare())
+  fingerprints = inputs(train=SourceWithoutFingerprint())
   assert fingerprints['problems to train on'] == ''
   warnings = []
   check_inputs(Config(), fingerprints, None, warnings.append)
@@ -164,7 +164,7 @@ def test_a_run_is_opened_with_the_tokenizer_and_problems_of_its_training():
     )
 
   # The training problems do not matter, and may have no fingerprint.
-  open_run(before, train=Bare(), solved=None)
+  open_run(before, train=SourceWithoutFingerprint(), solved=None)
   open_run(saved({}))
   open_run(dataclasses.replace(before, notes={}))
   assert warnings == []

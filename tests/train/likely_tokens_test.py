@@ -9,7 +9,9 @@ from train import process, runs
 
 @pytest.mark.slow
 @pytest.mark.parametrize('packed', [0, 14])
-def test_lp_reg_and_aent_train(packed, tmp_path_factory):
+def test_runs_with_lp_reg_and_aent_make_finite_updates(
+  packed, tmp_path_factory
+):
   """The scored rows have the proxy of Lp-Reg, packed or not."""
   settings = runs.SMALL | {'train__packed_rows': packed}
   run = runs.finished_run(tmp_path_factory, 'toy_likely', **settings)

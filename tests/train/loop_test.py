@@ -70,7 +70,7 @@ def test_ctrl_c_saves_the_run_at_every_stage(
   tmp_path, uninterrupted_run, stage, number, updates, capsys
 ):
   """A second signal, whatever it is, changes nothing."""
-  on_stage = sends_at(stage, number, signal.SIGINT, signal.SIGTERM)
+  on_stage = send_signals_at(stage, number, signal.SIGINT, signal.SIGTERM)
   with pytest.raises(Stopped) as stopped:
     run(tmp_path / 'run', on_stage)
   assert stopped.value.exit_status == Exit.RESTART == 42
@@ -91,7 +91,7 @@ def test_a_run_without_a_checkpoint_does_not_end_with_the_restart_status(
   tmp_path, stage, signal_number, status, capsys
 ):
   with pytest.raises(Stopped) as stopped:
-    run(tmp_path / 'run', sends_at(stage, 1, signal_number))
+    run(tmp_path / 'run', send_signals_at(stage, 1, signal_number))
   assert stopped.value.exit_status == status == 128 + signal_number
   assert 'before the first checkpoint: nothing is saved' in (
     capsys.readouterr().err
@@ -106,7 +106,7 @@ def test_a_run_without_a_checkpoint_does_not_end_with_the_restart_status(
 def test_signals_during_the_last_report_change_nothing(
   tmp_path, uninterrupted_run
 ):
-  on_stage = sends_at('report', 4, signal.SIGINT)
+  on_stage = send_signals_at('report', 4, signal.SIGINT)
   run(tmp_path / 'run', on_stage)
   assert outcome(tmp_path / 'run') == uninterrupted_run
 
@@ -186,7 +186,7 @@ def test_a_run_that_is_extended_keeps_its_schedules(tmp_path, capsys):
     run(tmp_path / 'run', train__schedule_iterations=2)
 
 
-def test_unscored_responses_never_end_a_run(tmp_path, capsys):
+def test_evaluations_without_a_result_do_not_end_a_run(tmp_path, capsys):
   def on_stage(stage):
     if stage == 'evaluation':
       raise EvaluationError('at most 5% of the responses …')

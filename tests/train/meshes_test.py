@@ -26,7 +26,7 @@ METHOD = {'kl_cov_fraction': 0.04, 'kl_cov_coefficient': 0.5, 'bonus': 0.1}
 STEPS = 3
 
 
-def after(shape, state, steps, micro_batches=2, offload=False):
+def train_steps(shape, state, steps, micro_batches=2, offload=False):
   """The state after some updates, and their losses."""
   step, mesh, state_shardings = program(
     shape, micro_batches, 'kl_cov_and_bonus', offload=offload
@@ -42,7 +42,7 @@ def after(shape, state, steps, micro_batches=2, offload=False):
 
 @functools.cache
 def train_on_mesh(shape):
-  return after(shape, fresh_state('kl_cov_and_bonus', **METHOD), STEPS)
+  return train_steps(shape, fresh_state('kl_cov_and_bonus', **METHOD), STEPS)
 
 
 def assert_same_policy(actual, expected):
@@ -55,7 +55,7 @@ def assert_same_policy(actual, expected):
 
 
 @pytest.mark.parametrize('shape', MESHES[1:])
-def test_losses_and_parameters_after_three_steps(shape):
+def test_losses_and_parameters_do_not_depend_on_the_mesh(shape):
   (state, losses), (expected, expected_losses) = (
     train_on_mesh(shape),
     train_on_mesh(MESHES[0]),
@@ -68,7 +68,7 @@ def test_losses_and_parameters_after_three_steps(shape):
 def test_offloaded_optimiser_state_gives_the_same_steps():
   shape = (2, 2, 2)
   (state, losses), (expected, expected_losses) = (
-    after(
+    train_steps(
       shape, fresh_state('kl_cov_and_bonus', **METHOD), STEPS, offload=offload
     )
     for offload in (True, False)
@@ -107,7 +107,9 @@ def test_restores_a_checkpoint_of_another_mesh(index, tmp_path):
   ):
     assert np.asarray(actual).tobytes() == np.asarray(expected_leaf).tobytes()
     assert actual.sharding == at
-  further, losses = after(shape, restored, 1)
-  expected, expected_losses = after(MESHES[0], train_on_mesh(MESHES[0])[0], 1)
+  further, losses = train_steps(shape, restored, 1)
+  expected, expected_losses = train_steps(
+    MESHES[0], train_on_mesh(MESHES[0])[0], 1
+  )
   np.testing.assert_allclose(losses, expected_losses, rtol=1e-5, atol=1e-5)
   assert_same_policy(further, expected)

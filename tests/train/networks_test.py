@@ -105,7 +105,9 @@ def update(kind, batch, shape=(8,), micro_batches=1, params=None):
 
 
 @pytest.mark.parametrize('kind', NETWORKS)
-def test_meshes_micro_batches_and_packing_do_not_matter(kind):
+def test_updates_of_networks_do_not_depend_on_meshes_micro_batches_or_packing(
+  kind,
+):
   batch = with_targets(padded())
   _, state, metrics = update(kind, batch)
   packed = pack_rows(batch, length=WIDTH, count=SEQUENCES // 2)
@@ -123,7 +125,7 @@ def test_meshes_micro_batches_and_packing_do_not_matter(kind):
   assert min(jax.tree.leaves(change)) > 1e-3
 
 
-def test_critic_metrics_against_numpy():
+def test_critic_metrics_equal_those_of_numpy():
   batch = with_targets(padded())
   mask, credit = batch.loss_mask, batch.credit
   _, _, metrics = update('critic', batch)
@@ -149,7 +151,7 @@ def test_critic_metrics_against_numpy():
     assert metrics[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
 
 
-def test_reward_model_metrics_against_numpy():
+def test_reward_model_metrics_equal_those_of_numpy():
   batch = with_targets(padded())
   mask, labels = batch.loss_mask, batch.credit['labels']
   _, _, metrics = update('reward_model', batch)
@@ -167,7 +169,7 @@ def test_reward_model_metrics_against_numpy():
     assert metrics[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
 
 
-def test_a_reward_model_with_nan_parameters_is_kept_and_counted():
+def test_a_reward_model_with_nan_parameters_skips_its_update():
   params: Any = jax.tree.map(np.array, initial_params('reward_model'))
   params['embedding'][3] = np.nan
   before, after, metrics = update(
@@ -180,7 +182,7 @@ def test_a_reward_model_with_nan_parameters_is_kept_and_counted():
 
 
 @pytest.mark.parametrize('bad', [np.nan, np.inf])
-def test_a_critic_with_targets_that_are_not_finite_is_kept_and_counted(bad):
+def test_a_critic_with_targets_that_are_not_finite_skips_its_update(bad):
   batch = with_targets(padded())
   row, column = np.argwhere(batch.loss_mask)[7]
   batch.credit['returns'][row, column] = bad
@@ -191,7 +193,7 @@ def test_a_critic_with_targets_that_are_not_finite_is_kept_and_counted(bad):
   assert_same_bits(after, before)
 
 
-def test_a_critic_with_nan_parameters_is_kept_and_counted():
+def test_a_critic_with_nan_parameters_skips_its_update():
   params: Any = jax.tree.map(np.array, initial_params('critic'))
   params['value_head']['bias'][...] = np.nan
   before, after, metrics = update(
@@ -214,10 +216,10 @@ def test_a_batch_without_tokens_changes_nothing_and_has_no_metrics():
 
 
 @pytest.mark.parametrize('first_column', [0, 3])
-def test_a_critic_needs_no_mask_of_rows_of_one_sequence(
+def test_a_critic_uses_a_causal_mask_alone_for_rows_of_one_sequence(
   first_column, monkeypatch
 ):
-  """Such a mask makes cuDNN compute what a causal mask alone lets it skip."""
+  """A mask of segments makes cuDNN compute blocks that a causal mask alone skips."""
   seen = []
 
   def uses_lengths(config):
@@ -235,7 +237,7 @@ def test_a_critic_needs_no_mask_of_rows_of_one_sequence(
   assert bool(seen) == (first_column > 0)
 
 
-def test_refuses_unknown_outputs_and_empty_starts():
+def test_refuses_unknown_outputs_and_an_empty_initial_model():
   network = critic_network()
   with pytest.raises(
     ValueError, match=r"output must be one of .*, got 'logits'"

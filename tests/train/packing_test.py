@@ -109,7 +109,7 @@ def test_rows_that_do_not_fit_are_not_packed(packed_and_unpacked):
     (-2, 'train.packed_rows must be at least 0, got -2'),
   ],
 )
-def test_refuses_numbers_of_packed_rows(packed, sentence):
+def test_refuses_invalid_numbers_of_packed_rows(packed, sentence):
   with pytest.raises(ConfigError, match=sentence):
     programs(packed)
 

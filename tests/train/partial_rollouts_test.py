@@ -30,7 +30,7 @@ def partial_engine():
   return make_engine(8, slots=6)
 
 
-def make_partial():
+def make_partial_collector():
   return make_collector(engine=partial_engine(), **PARTIAL)
 
 
@@ -49,7 +49,7 @@ def scored_by(params, rows):
 
 
 def test_unfinished_groups_go_on_with_newer_weights():
-  collector, groups, mixed = make_partial(), [], 0
+  collector, groups, mixed = make_partial_collector(), [], 0
   for k, current in enumerate(STATES):
     batch = collector.collect(k, current)
     rows, version = batch.batch, batch.policy_step
@@ -77,7 +77,10 @@ def test_unfinished_groups_go_on_with_newer_weights():
 
 
 def test_carried_groups_are_restored():
-  uninterrupted, interrupted = make_partial(), make_partial()
+  uninterrupted, interrupted = (
+    make_partial_collector(),
+    make_partial_collector(),
+  )
   for each in (uninterrupted, interrupted):
     for k in range(2):
       each.collect(k, STATES[k])
@@ -90,7 +93,7 @@ def test_carried_groups_are_restored():
     for each in (carried, interrupted.padding_groups())
   ]
   assert shapes[0] == shapes[1]
-  resumed = make_partial()
+  resumed = make_partial_collector()
   resumed.restore(saved.prompts, ahead, carried)
   for k in (2, 3):
     expected = uninterrupted.collect(k, STATES[k])
@@ -98,7 +101,7 @@ def test_carried_groups_are_restored():
 
 
 @functools.cache
-def replaying():
+def recording_engine():
   """An engine that records experts, and parameters for it."""
   config = tiny(TASK.tokenizer.vocab_size)
   config = dataclasses.replace(config, experts=Experts(count=4, per_token=2))
@@ -115,7 +118,7 @@ def replaying():
 
 
 def test_recorded_experts_are_carried_and_restored():
-  engine, states = replaying()
+  engine, states = recording_engine()
   uninterrupted, interrupted, resumed = (
     make_collector(engine=engine, **PARTIAL) for _ in range(3)
   )

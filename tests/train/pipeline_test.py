@@ -46,7 +46,7 @@ def test_the_next_rollout_is_sampled_by_the_policy_before_the_updates():
   assert not np.array_equal(other.tokens, batches[0].batch.tokens)
 
 
-def test_scores_are_waited_for_when_the_next_rollout_is_sampled(monkeypatch):
+def test_scores_are_waited_for_after_the_next_rollout_is_sampled(monkeypatch):
   scoring = LengthScoring()
   collector, counts = make_collector(scoring, pipeline=1), []
   result = PendingScores.result
@@ -62,7 +62,7 @@ def test_scores_are_waited_for_when_the_next_rollout_is_sampled(monkeypatch):
   assert counts == [2 * size, 3 * size, 4 * size, 4 * size]
 
 
-def test_a_collector_is_restored_with_what_is_sampled_ahead():
+def test_a_collector_is_restored_with_the_rollout_that_is_sampled_ahead():
   uninterrupted, interrupted = (
     make_collector(pipeline=1),
     make_collector(pipeline=1),
@@ -177,7 +177,7 @@ def test_refuses_fields_that_conflict(fields, sentence):
     (covrl.reject_sequences(), 1),
   ],
 )
-def test_a_chain_without_importance_weights_is_named(chain, count):
+def test_a_chain_without_importance_weights_is_reported(chain, count):
   algorithm = Algorithm(
     loss=covrl.clipped_surrogate,
     token_tx=optax.chain(covrl.entropy_bonus(0.1), chain),

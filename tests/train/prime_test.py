@@ -79,7 +79,7 @@ def _advantages(output, ref, rewards, ids, mask):
 
 
 @pytest.mark.parametrize('reference', ['frozen', 'old'])
-def test_advantages_and_metrics(reference):
+def test_advantages_and_metrics_match_their_formulas(reference):
   credit_inputs = inputs()
   rows, mask = credit_inputs.rows, credit_inputs.rows.loss_mask
   advantages, credit, metrics = estimate_credit(credit_inputs, reference)
@@ -108,15 +108,15 @@ def test_advantages_and_metrics(reference):
   assert metrics['prm/scoring/pair_accuracy'] == pytest.approx(
     ordered, rel=1e-5
   )
-  chances = 1 / (1 + np.exp(-scores))
-  bins = (chances * 10).astype(int)
-  error = sum(abs((chances - right)[bins == b].sum()) for b in range(10))
+  probabilities = 1 / (1 + np.exp(-scores))
+  bins = (probabilities * 10).astype(int)
+  error = sum(abs((probabilities - right)[bins == b].sum()) for b in range(10))
   assert metrics['prm/scoring/calibration_error'] == pytest.approx(
     error / SEQUENCES, rel=1e-4
   )
 
 
-def test_meshes_do_not_matter():
+def test_credit_does_not_depend_on_the_mesh():
   credit_inputs = inputs()
   expected, _, expected_metrics = estimate_credit(credit_inputs)
   mesh = sharding.make_mesh((2, 2, 2))
@@ -134,7 +134,7 @@ def test_meshes_do_not_matter():
   assert metrics['prm/scoring/scale'] == expected_metrics['prm/scoring/scale']
 
 
-def test_equal_rewards_have_no_pairs_and_process_rewards_alone():
+def test_equal_rewards_give_process_advantages_and_no_pair_accuracy():
   credit_inputs = inputs(rewards=np.ones(SEQUENCES, np.float32))
   advantages, credit, metrics = estimate_credit(credit_inputs)
   mask = credit_inputs.rows.loss_mask
@@ -164,7 +164,7 @@ def test_an_empty_batch_has_no_advantages_and_no_metrics():
     assert np.isnan(metrics[f'prm/scoring/{name}']), name
 
 
-def test_responses_without_a_score_leave_the_others_as_they_are():
+def test_responses_without_a_score_have_advantages_of_zero_and_leave_others_finite():
   credit_inputs = inputs()
   mask = credit_inputs.rows.loss_mask.copy()
   mask[5] = False
@@ -190,7 +190,7 @@ def test_numbers_that_are_not_finite_make_the_advantages_nan_and_are_logged():
     )
     assert np.isnan(advantages[credit_inputs.rows.loss_mask]).all()
     for name in ('calibration_error', 'reward', 'scale'):
-      # A probability of 0 is a number.
+      # A log-probability of −∞ is a probability of 0, whose error is defined.
       is_known = name == 'calibration_error' and np.isinf(bad)
       assert np.isnan(metrics[f'prm/scoring/{name}']) == (not is_known), name
 
@@ -210,7 +210,7 @@ def test_numbers_that_are_not_finite_make_the_advantages_nan_and_are_logged():
     ({'outcome_coefficient': -1.0}, r'prime\.outcome_coefficient must be at'),
   ],
 )
-def test_refuses_fields(fields, sentence):
+def test_refuses_invalid_fields_of_prime(fields, sentence):
   with pytest.raises(ConfigError, match=sentence):
     check(make_config(**fields))
 

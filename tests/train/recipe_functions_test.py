@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Functions of recipes that return, raise or change what they must not."""
+"""Checks of the results of recipe functions: types, shapes, dtypes and names."""
 
 import dataclasses
 
@@ -91,7 +91,7 @@ def test_problems_that_are_trained_on_and_evaluated_are_noted():
     ({'description': 3}, "task's description must be a text, got 3"),
   ],
 )
-def test_fields_of_tasks_have_their_types(changes, message):
+def test_fields_of_tasks_of_another_type_are_refused(changes, message):
   task = toy.make_task(toy.get_config())
   with pytest.raises(ConfigError, match=message):
     dataclasses.replace(task, **changes)
@@ -126,7 +126,9 @@ def test_suites_whose_results_would_replace_others_are_refused(names, message):
     ({'warm_start_tx': 1}, "recipe's warm_start_tx must return an optax"),
   ],
 )
-def test_functions_of_recipes_return_what_is_documented(changes, message):
+def test_functions_of_recipes_that_return_another_type_are_refused(
+  changes, message
+):
   functions = {
     name: lambda *_, found=found: found for name, found in changes.items()
   }
@@ -155,14 +157,16 @@ def call_all(recipe):
     (lambda r, g: r > 0, TypeError, 'must be an array of numbers, got bool'),
   ],
 )
-def test_advantages_are_of_all_responses_or_all_tokens(compute, error, message):
+def test_advantages_of_another_shape_or_dtype_are_refused(
+  compute, error, message
+):
   run = jax.jit(token_advantages(compute))
   mask = np.ones((8, 4), bool)
   with pytest.raises(error, match=message):
     run(np.ones(8, np.float32), np.arange(8), mask)
 
 
-def test_advantages_of_integers_are_numbers():
+def test_advantages_of_integers_become_float32():
   run = jax.jit(token_advantages(lambda r, g: (r > 0).astype(np.int32)))
   found = run(np.arange(2.0), np.arange(2), np.ones((2, 3), bool))
   assert found.dtype == np.float32

@@ -164,7 +164,7 @@ def test_trainer_uses_the_experts_of_a_sampler_with_other_weights():
   assert gaps[0] < 0.7 * gaps[1]
 
 
-def test_packed_rows_are_routed_alike():
+def test_packed_rows_use_the_same_experts():
   rows = batch_of(sample(perturbed(PARAMS)))
   packed = pack_rows(rows, length=2 * (WIDTH + LIMIT))
   assert len(packed.tokens) < len(rows.tokens)
@@ -178,7 +178,7 @@ def test_packed_rows_are_routed_alike():
 
 
 @pytest.mark.slow
-def test_rows_on_a_mesh_record_the_same():
+def test_rows_on_a_mesh_record_the_same_experts():
   mesh = make_mesh((2,), jax.devices()[:2])
   shardings = jax.tree.map(
     lambda leaf: leaf.sharding, POLICY.abstract_params(mesh)
@@ -222,7 +222,7 @@ def test_refuses_a_model_without_experts():
 @pytest.mark.parametrize(
   ('policy', 'shape', 'message'),
   [
-    # The record of one expert was broadcast.
+    # A record of one expert per token would be broadcast.
     (POLICY, (1, 3, 2, 1), r'must be \[B, T, L, k\] = \(1, 3, 2, 2\), got'),
     (Policy(tiny(16)), (1, 3, 2, 2), 'must have experts'),
   ],

@@ -56,8 +56,8 @@ class Killed(Exception):
   """Stands for a kill of the process."""
 
 
-def run(workdir, at=lambda step: None, every=0):
-  """Starts or resumes a warm start; `at` is called with each step before it."""
+def run(workdir, before_step=lambda step: None, every=0):
+  """Starts or resumes a warm start; `before_step` is called with each step before it."""
   CONFIG.checkpoint.warm_start_every = every
   directory = RunDirectory(workdir)
   store = sft.warm_start_store(directory)
@@ -68,7 +68,7 @@ def run(workdir, at=lambda step: None, every=0):
   draw = sft.SupervisedStream.__next__
 
   def observed(stream):
-    at(stream.get_state()['draw'] + 1)
+    before_step(stream.get_state()['draw'] + 1)
     return draw(stream)
 
   stop = StopSignal()
@@ -114,16 +114,16 @@ def uninterrupted_run(tmp_path_factory):
   return run(tmp_path_factory.mktemp('whole'))
 
 
-def test_a_signal_saves_the_warm_start_and_it_goes_on_there(
+def test_a_signal_saves_the_warm_start_which_resumes_at_that_step(
   tmp_path, uninterrupted_run
 ):
-  def at(step):
+  def before_step(step):
     if step == stopped_at:
       os.kill(os.getpid(), signal.SIGINT)
 
   for stopped_at in (4, 6):
     with pytest.raises(Stopped):
-      run(tmp_path, at)
+      run(tmp_path, before_step)
     saved = latest_checkpoint(tmp_path)
     assert saved.position == stopped_at - 1
     assert saved.notes['inputs'] == {'problems': 'known'}
@@ -139,12 +139,12 @@ def test_a_signal_saves_the_warm_start_and_it_goes_on_there(
 def test_a_killed_warm_start_goes_on_at_its_last_checkpoint(
   tmp_path, uninterrupted_run
 ):
-  def at(step):
+  def before_step(step):
     if step == 6:
       raise Killed
 
   with pytest.raises(Killed):
-    run(tmp_path, at, every=2)
+    run(tmp_path, before_step, every=2)
   assert latest_checkpoint(tmp_path).position == 4
   began: list[int] = []
   assert run(tmp_path, began.append, every=2) == uninterrupted_run
@@ -158,12 +158,12 @@ def test_a_signal_before_the_first_step_saves_nothing(tmp_path):
 
 
 def test_an_unfinished_warm_start_is_not_shared(tmp_path):
-  def at(step):
+  def before_step(step):
     if step == 3:
       os.kill(os.getpid(), signal.SIGTERM)
 
   with pytest.raises(Stopped):
-    run(tmp_path, at)
+    run(tmp_path, before_step)
   saved: dict[str, Any] = {
     'name': 'toy',
     'config': dataclasses.asdict(CONFIG),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training loop on a policy of two numbers.
+"""The training loop on a policy of two numbers, for tests of signals and faults.
 
 Models, sampling and scoring are replaced; checkpoints, metrics, the directory and
 the handling of signals are the real ones.
@@ -72,7 +72,7 @@ def wait():
 PARAMS = {'w': jnp.zeros(2)}
 
 
-def on_device(array):
+def abstract_array(array):
   """Describes an array, with its sharding."""
   return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
 
@@ -87,7 +87,7 @@ class Programs:
     return State(params, jnp.zeros((), jnp.int32))
 
   def abstract_state(self):
-    return jax.tree.map(on_device, self.init_state(PARAMS))
+    return jax.tree.map(abstract_array, self.init_state(PARAMS))
 
   def params(self, state):
     return state.trainable
@@ -212,7 +212,9 @@ def outcome(workdir):
   saved = CheckpointStore(workdir / 'checkpoints', keep=1).latest()
   assert saved is not None
   (params,) = jax.tree.leaves(
-    saved.restore_subtree('state.trainable', jax.tree.map(on_device, PARAMS))
+    saved.restore_subtree(
+      'state.trainable', jax.tree.map(abstract_array, PARAMS)
+    )
   )
   metrics = [without_clock(line) for line in metric_lines(workdir)]
   return saved.notes['position'], np.asarray(params).tolist(), metrics

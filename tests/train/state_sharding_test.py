@@ -20,7 +20,7 @@ from covrl.train.state_sharding import (
   rollout_mesh,
 )
 
-MODEL = tiny(16)  # width 32, 4 heads of which 2 have keys, 64 hidden units
+MODEL = tiny(16)  # width 32, 4 query heads, 2 KV heads, 64 hidden units
 
 
 def mesh_error(shape, model=MODEL, **settings):

@@ -94,7 +94,7 @@ def selected(state):
 
 
 @pytest.mark.parametrize('method', METHODS)
-def test_meshes_and_micro_batches_do_not_matter(method):
+def test_updates_do_not_depend_on_meshes_or_micro_batches(method):
   options = METHODS[method]
   expected = run(*PROGRAMS[0], padded(), **options)
   penalised, fingerprint = selected(expected[0])
@@ -128,7 +128,7 @@ def run_composed(program, batch, method, **others):
 
 
 @pytest.mark.parametrize('method', COMPOSED_METHODS)
-def test_layout_does_not_matter_to_composed_methods(method):
+def test_composed_methods_do_not_depend_on_the_layout(method):
   """Layouts: two meshes, micro-batches, packed rows, and another order."""
   batch = drifted()
   expected = run_composed(PROGRAMS[0], batch, method)
@@ -159,7 +159,7 @@ def test_composed_methods_change_the_gradient():
 @pytest.mark.parametrize(
   'disabled', ['clip_cov_fraction', 'kl_cov_fraction', 'target_entropy', 'all']
 )
-def test_every_mesh_and_composition(method, disabled):
+def test_every_mesh_and_composition_gives_the_same_update(method, disabled):
   zeros = {
     'clip_cov_fraction': 0.0,
     'kl_cov_fraction': 0.0,
@@ -194,7 +194,7 @@ def unlikely(rewards, groups):
   ],
 )
 def test_advantages_do_not_depend_on_the_order_of_rows_or_the_mesh(estimator):
-  """Their groups are of rewards alone; updates read the result per token."""
+  """They are computed from the rewards of whole responses."""
   rng = np.random.default_rng(3)
   groups = np.repeat(np.arange(SEQUENCES // 8), 8)
   rewards = rng.integers(0, 2, SEQUENCES).astype(np.float32)
@@ -210,7 +210,7 @@ def test_advantages_do_not_depend_on_the_order_of_rows_or_the_mesh(estimator):
 
 
 @pytest.mark.parametrize('method', ['everything', 'clip_cov'])
-def test_the_order_of_rows_does_not_matter(method):
+def test_updates_do_not_depend_on_the_order_of_rows(method):
   order = np.random.default_rng(2).permutation(SEQUENCES)
   shuffled = jax.tree.map(lambda leaf: leaf[order], padded())
   options = METHODS[method]
@@ -221,7 +221,7 @@ def test_the_order_of_rows_does_not_matter(method):
     )
 
 
-def test_packing_does_not_matter():
+def test_updates_do_not_depend_on_packing():
   packed = pack_rows(padded(), length=WIDTH, count=SEQUENCES)
   assert packed.segment_ids.max() > 2
   for method in ('everything', 'clip_cov'):
@@ -368,16 +368,17 @@ def test_skips_updates_that_are_not_finite(micro_batches, bad, where):
     assert_same_bits(getattr(after, name), getattr(before, name))
   if where == 'advantages':
     # The next update starts from the same state.
-    afresh = dataclasses.replace(before, step=before.step + 1)
+    expected_state = dataclasses.replace(before, step=before.step + 1)
     actual, expected = (
-      update((8,), micro_batches, padded(), state) for state in (after, afresh)
+      update((8,), micro_batches, padded(), state)
+      for state in (after, expected_state)
     )
     assert actual[1]['skipped'] == 0.0
     assert_same_bits(actual, expected)
 
 
 @pytest.mark.parametrize('bad', [np.nan, np.inf])
-def test_skips_updates_whose_chain_detaches_what_is_not_finite(bad):
+def test_skips_updates_whose_chain_detaches_tokens_that_are_not_finite(bad):
   """Forking tokens detach tokens without a rank, so that gradients are finite."""
   before, batch = fresh_state('forking_tokens', forking_fraction=0.2), padded()
   advantages = batch.advantages.copy()

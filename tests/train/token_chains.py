@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Token chains for tests of updates, and methods that are cases of one chain."""
+"""Token chains for tests of updates, and methods as options of one chain."""
 
 import inspect
 
@@ -133,7 +133,7 @@ def make_token_tx(chain):
       covrl.clip_cov(clip_cov_fraction, low=0.05),
       kl_cov(kl_cov_fraction, kl_cov_coefficient, 'old'),
       covrl.entropy_bonus(bonus),
-      # A target of 0 nats is reached without either.
+      # With a target of 0 nats neither has an effect.
       covrl.detach_drain(covrl.target_entropy(target_entropy)),
       covrl.entropy_bonus(covrl.target_entropy(target_entropy)),
     )
@@ -150,13 +150,14 @@ def make_token_tx(chain):
   def forking_tokens(forking_fraction):
     return optax.chain(covrl.forking_tokens(forking_fraction))
 
-  algorithm = {
+  make_chain = {
     'everything': everything,
     'forking_tokens': forking_tokens,
     'kl_cov_and_bonus': kl_cov_and_bonus,
     'kl_cov_current': kl_cov_current,
     'composed': composed,
   }[chain]
+  # Options with which no method changes the gradient.
   off = {
     **dict.fromkeys(
       ('icepop', 'decoupled_ppo', 'reject_sequences', 'entropy_ratio_clip'), 0.0
@@ -169,7 +170,7 @@ def make_token_tx(chain):
     'bonus': 0.0,
     'target_entropy': 0.0,
   }
-  known = inspect.signature(algorithm).parameters
-  return optax.inject_hyperparams(algorithm)(
+  known = inspect.signature(make_chain).parameters
+  return optax.inject_hyperparams(make_chain)(
     **{name: off[name] for name in known}
   )

@@ -99,6 +99,7 @@ def program(
 
 @functools.cache
 def parameters():
+  """Random parameters of `POLICY`."""
   rng = np.random.default_rng(0)
   return jax.tree.map(
     lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(leaf.dtype),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""covrl, as `covrl train` runs it: GRPO with one update per iteration."""
+"""Benchmarks covrl: GRPO with one update per iteration, as in `covrl train`."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Characters:
 
 
 def score(response: str, reference: object) -> float:
-  """Reward of a response, computed at once."""
+  """Reward of a response, computed without delay."""
   del reference
   return worker.reward(response)
 
@@ -140,13 +140,13 @@ def parameter_chain(config: Config) -> optax.GradientTransformation:
 
 
 def scaled(leaf: Any) -> Any:
-  """A matrix with the benchmark's standard deviation; norms and biases as is."""
+  """Scales a matrix to the benchmark's standard deviation; keeps constants."""
   deviation = float(leaf.std())
   return leaf * (worker.SCALE / deviation) if deviation else leaf
 
 
 class Peer:
-  """A run, and its state."""
+  """A training run whose stages are executed one by one and timed."""
 
   def __init__(self, shape: worker.Shape) -> None:
     """Builds and compiles a run."""
@@ -158,7 +158,7 @@ class Peer:
     params = jax.tree.map(scaled, params)
     self._state: TrainState = self._run.programs.init_state(params)
     self._run.compile(self._state)
-    # Like the engine of the run, which is private to its collector.
+    # The engine of the run is private to its collector: this one is the same.
     self._engine = make_engine(
       self._recipe.config,
       self._run.policy,
@@ -169,7 +169,7 @@ class Peer:
     self._rows: TokenBatch | None = None
 
   def step(self) -> dict[str, float]:
-    """One iteration: rollout, scoring and an update."""
+    """Times an iteration: rollout, scoring and an update."""
     laps, run, config = worker.Laps(), self._run, self._recipe.config
     rollout = run.collector.collect(self._iteration, self._state)
     laps.lap('rollout')
@@ -184,14 +184,14 @@ class Peer:
     return times | seconds | {'tokens': tokens}
 
   def scoring(self) -> dict[str, float]:
-    """Statistics of the last step's tokens."""
+    """Times the scoring pass over the last step's tokens."""
     rows, laps = self._last_rows(), worker.Laps()
     jax.block_until_ready(self._run.programs.score(self.params, rows))
     laps.lap('scoring')
     return laps.total()
 
   def update(self) -> dict[str, float]:
-    """An update with the last step's tokens."""
+    """Times an update with the last step's tokens."""
     self._last_rows()
     laps = worker.Laps()
     tokens = self._make_update()
@@ -199,7 +199,7 @@ class Peer:
     return laps.total() | {'tokens': tokens}
 
   def rollout(self) -> dict[str, float]:
-    """Responses to an iteration's prompts, decoded to text."""
+    """Times sampling responses to an iteration's prompts and decoding to text."""
     shape, laps = self._shape, worker.Laps()
     prompts = np.array(
       [
@@ -244,7 +244,7 @@ class Peer:
 
 
 def main() -> None:
-  """Serves the driver."""
+  """Runs the stages that the driver requests, until it closes the pipe."""
   commands = worker.Commands()
   peer = Peer(worker.read_shape())
   commands.ready(covrl=importlib.metadata.version('covrl'), jax=jax.__version__)

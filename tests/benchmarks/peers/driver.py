@@ -20,9 +20,10 @@ from .worker import Shape
 
 DIRECTORY = pathlib.Path(__file__).parent
 PEERS = ('covrl', 'tunix', 'trl')
-# Environment variables of a library with another use of freed memory than its
-# own: kept for the next allocation as covrl does, or given back as by default
-# (the value is glibc's default, and covrl sets no options beside one).
+# Environment variables that change the treatment of freed memory: `kept` for the
+# next allocation, as covrl does by default, or `returned` to the system, as other
+# libraries do (the value is glibc's default; covrl sets no options of the allocator
+# if the environment has one).
 ALLOCATORS = {
   'kept': {
     'GLIBC_TUNABLES': 'glibc.malloc.mmap_max=0:glibc.malloc.arena_max=1:'
@@ -45,15 +46,16 @@ SHAPES = {
   ),
   'geometric': Shape(prompts=8, group=8, prompt=64, response=256, ends=16),
 }
+# Measurements of a stage by name.
 Answer = dict[str, float]
 
 
 class PeerError(Exception):
-  """A peer that ended, with the end of what it printed."""
+  """A missing environment, or a process that ended, with the end of its output."""
 
 
 class Peer:
-  """A library in a process.
+  """A benchmarked library in a process of its own.
 
   Attributes:
     name: its name in `PEERS` or `VARIANTS`.
@@ -70,7 +72,7 @@ class Peer:
         that of the driver.
 
     Raises:
-      PeerError: it has no environment, or ended before.
+      PeerError: it has no environment, or its process ended early.
     """
     library, _, allocator = name.partition(':')
     python = sys.executable
@@ -78,8 +80,8 @@ class Peer:
       python = str(pathlib.Path(environments, library, 'bin', 'python'))
       if not os.path.exists(python):
         raise PeerError(
-          f'--environments must name a folder made by install_peers.sh, {python}'
-          ' does not exist'
+          f'--environments must name a folder made by install_peers.sh, got'
+          f' {environments} without {python}'
         )
     self.name = name
     log, path = tempfile.mkstemp(suffix='.log')
@@ -103,7 +105,7 @@ class Peer:
     self.versions: dict[str, str] = self._answer()['versions']
 
   def run(self, command: str) -> Answer:
-    """Runs a stage; returns the peer's measurements."""
+    """Runs a stage, such as `step`; returns the peer's measurements."""
     assert self._process.stdin is not None
     print(command, file=self._process.stdin, flush=True)
     return self._answer()
@@ -123,12 +125,14 @@ class Peer:
     assert self._process.stdout is not None
     line = self._process.stdout.readline()
     if not line:
-      raise PeerError(f'{self.name} ended: {self._log.read_text()[-2000:]}')
+      raise PeerError(
+        f'{self.name} cannot be measured: {self._log.read_text()[-2000:]}'
+      )
     return json.loads(line)
 
 
 def parser(description: str, shapes: Sequence[str]) -> argparse.ArgumentParser:
-  """The options that the benchmarks share."""
+  """The options that the benchmarks of several libraries share."""
   parser = argparse.ArgumentParser(
     description=description,
     formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -187,7 +191,7 @@ def report(
   Args:
     stage: the stage to run.
     options: of `parser`.
-    stages: stages of it with a column each.
+    stages: parts of that stage, each with a column.
   """
   records: list[dict[str, Any]] = []
   load = os.getloadavg()[0]

@@ -21,7 +21,7 @@ trl: Any = importlib.import_module('trl')
 
 # Sets of random prompts to train on, each for one iteration.
 PROMPT_SETS = 64
-# An id beyond the policy's vocabulary, which is never sampled.
+# A token whose id is beyond the policy's vocabulary, so that it is never sampled.
 UNUSED = '<unused>'
 
 
@@ -139,7 +139,7 @@ class Peer:
     self._trainer.train()
 
   def _begin(self, control: Any) -> None:
-    """Waits for a step; serves rollouts until then."""
+    """Runs the rollouts that are requested, until a step is."""
     for command in self._commands:
       self._laps = worker.Laps()
       if command == 'step':
@@ -153,6 +153,7 @@ class Peer:
     raise SystemExit
 
   def _end(self) -> None:
+    """Sends the measurements of a command."""
     self._laps.lap('update')
     self._answer(self._laps.total() | {'tokens': self._tokens})
 
@@ -164,7 +165,7 @@ class Peer:
 
 
 def main() -> None:
-  """Serves the driver."""
+  """Runs the stages that the driver requests, until it closes the pipe."""
   commands = worker.Commands()
   with tempfile.TemporaryDirectory() as directory:
     peer = Peer(worker.read_shape(), commands, directory)

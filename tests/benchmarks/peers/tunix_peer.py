@@ -40,7 +40,7 @@ class Characters:
     return worker.decode(ids)
 
   def bos_id(self) -> int:
-    """Zero, which stands for none."""
+    """Zero: the tokenizer has no BOS token."""
     return 0
 
   def eos_id(self) -> int:
@@ -48,7 +48,7 @@ class Characters:
     return -1
 
   def pad_id(self) -> int:
-    """Id that fills rows."""
+    """Id of padding."""
     return worker.PAD_ID
 
 
@@ -164,7 +164,7 @@ class Peer:
 
 
 def main() -> None:
-  """Serves the driver."""
+  """Runs the stages that the driver requests, until it closes the pipe."""
   commands = worker.Commands()
   peer = Peer(worker.read_shape(), commands)
   commands.ready(

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Protocol between a benchmark and one library in a process of its own.
 
-The driver starts `python PEER.py SHAPE`, SHAPE being JSON. The peer answers with
-one JSON object when it is ready, and then with one for each command on its
-standard input, `step`, `rollout` or another stage: seconds by stage, seconds of
-all cores, and the number of sampled tokens. The file needs the standard library
+The driver starts `python -m peers.LIBRARY_peer SHAPE`, SHAPE being JSON. The peer
+prints one JSON object when it is ready, and then one for each command on its
+standard input, `step`, `rollout` or another stage: seconds by stage, CPU seconds,
+and the number of sampled tokens. The file needs the standard library
 only, as it is imported in every environment.
 """
 
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 PAD_ID = 0
-# Characters of tokens: those from here on are one UTF-16 unit each.
+# Token i is written as the character with code point FIRST_CHARACTER + i.
 FIRST_CHARACTER = 0x100
 # Standard deviation of all matrices: logits differ by about a tenth, so that the
 # policy is almost uniform and end tokens make lengths geometric.
@@ -66,7 +66,8 @@ class Shape:
 
   @property
   def hidden(self) -> int:
-    """Width of the feed-forward layer: 8/3 of the model's, in eights."""
+    """Width of the feed-forward layer: 8/3 of the model's, rounded up to
+    a multiple of 8."""
     return -(-self.width * 8 // 3 // 8) * 8
 
   @property
@@ -117,7 +118,7 @@ class Commands:
   """The peer's side of the protocol."""
 
   def __init__(self) -> None:
-    """Keeps standard output for answers; prints go to standard error."""
+    """Reserves standard output for answers; sends prints to standard error."""
     self._answers = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)
 
@@ -126,7 +127,7 @@ class Commands:
     self.answer({'versions': versions})
 
   def answer(self, values: dict[str, Any]) -> None:
-    """Answers a command."""
+    """Prints the measurements of a command."""
     print(json.dumps(values), file=self._answers, flush=True)
 
   def __iter__(self) -> Iterator[str]:
@@ -141,16 +142,16 @@ class Commands:
 
 
 def read_shape() -> Shape:
-  """The shape that the driver asks for."""
+  """The shape in the process's first argument."""
   return Shape(**json.loads(sys.argv[1]))
 
 
 class Laps:
-  """Seconds since the last call, by stage."""
+  """A stopwatch: seconds by stage and in total, and CPU seconds."""
 
   def __init__(self) -> None:
     self.seconds: dict[str, float] = {}
-    self._worked = time.process_time()
+    self._cpu_started = time.process_time()
     self._started = self._last = time.perf_counter()
 
   def lap(self, stage: str) -> None:
@@ -160,9 +161,9 @@ class Laps:
     self._last = now
 
   def total(self) -> dict[str, float]:
-    """Seconds of all stages, of everything (`step`), and of its cores."""
+    """Seconds by stage and in total (`step`), and CPU seconds (`cores`)."""
     return {
       **self.seconds,
       'step': time.perf_counter() - self._started,
-      'cores': time.process_time() - self._worked,
+      'cores': time.process_time() - self._cpu_started,
     }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Section VIII of arXiv:2604.09676, measured on the study's runs."""
+"""Table of the claims in section VIII of arXiv:2604.09676, checked on the study."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from .driver import Lines, Study, by_iteration, fit_law, primary_metric
 from .figures import RunsByVariant
 from .rates_and_sizes import size_rows
 from .results import (
+  claim_verdict,
   differences,
   entropy_at_end,
   finished_runs,
-  judge,
   verdict,
 )
 from .tasks import TASKS
@@ -57,6 +57,7 @@ def claims_section(study: Study) -> PageSection:
 
 
 def _text(estimate: Estimate, digits: int = 2, scale: float = 1.0) -> str:
+  """Mean ± half width of the interval."""
   half = formats.half_width(estimate, scale=scale, digits=digits)
   return f'{formats.fixed(scale * estimate.value, digits)}{half}'
 
@@ -66,17 +67,18 @@ def _over_tasks(
   value: Callable[[Lines], float],
   digits: int = 2,
 ) -> tuple[list[float], str]:
-  """Means of a number of GRPO's runs by task, and their text."""
+  """Mean of a value over GRPO's runs by task, and the means as text."""
   means, parts = [], []
   for name, variants in runs_by_task.items():
     values = [value(lines) for lines in variants['grpo'].values()]
     estimate = student_mean(np.array(values))
     means.append(estimate.value)
-    parts.append(f'{_title(name)} {_text(estimate, digits)}')
+    parts.append(f'{_label(name)} {_text(estimate, digits)}')
   return means, ', '.join(parts)
 
 
-def _title(name: str) -> str:
+def _label(name: str) -> str:
+  """Short name of a task in the tables, such as `D1`."""
   return TASKS[name]().title.partition(',')[0]
 
 
@@ -130,11 +132,11 @@ def _late_entropy(runs_by_task: Mapping[str, RunsByVariant]) -> Row:
         for s in shared
       ]
       ratios.append(float(np.median(values)))
-      parts.append(f'{_title(name)} {ratios[-1]:.1f}')
+      parts.append(f'{_label(name)} {ratios[-1]:.1f}')
   return [
     'Covariance methods keep ten times GRPO’s entropy late in training',
     f'entropy of `kl_cov` over that of `grpo` at the end, median over seeds: {", ".join(parts) or "–"}',
-    judge([r >= 10 for r in ratios]),
+    claim_verdict([r >= 10 for r in ratios]),
   ]
 
 
@@ -153,11 +155,11 @@ def _sensitivity(
     ]
     if signs:
       narrow.append(len(set(signs)) > 1)
-      parts.append(f'{_title(name)}: {", ".join(signs)}')
+      parts.append(f'{_label(name)}: {", ".join(signs)}')
   return [
     'An entropy bonus is sensitive to α: 1e-4 too small, 1e-2 harmful, 5e-3 moderately good',
     f'against `grpo` at α = 1e-4, 1e-3, 5e-3, 1e-2: {"; ".join(parts) or "–"}',
-    judge(narrow),
+    claim_verdict(narrow),
   ]
 
 
@@ -178,11 +180,11 @@ def _annealed(study: Study, runs_by_task: Mapping[str, RunsByVariant]) -> Row:
       )
       rank = order.index('kl_cov_annealed') + 1
       best.append(rank == 1)
-      parts.append(f'{_title(name)}: {rank} of {len(order)}, best `{order[0]}`')
+      parts.append(f'{_label(name)}: {rank} of {len(order)}, best `{order[0]}`')
   return [
     'KL-Cov with β annealed from 1 to 0 has the best final result',
     f'rank by the primary metric: {"; ".join(parts) or "–"}',
-    judge(best),
+    claim_verdict(best),
   ]
 
 
@@ -198,10 +200,10 @@ def _law(runs_by_task: Mapping[str, RunsByVariant]) -> Row:
     fits = np.array([law_fit(lines) for lines in variants['grpo'].values()])
     squared, error = fits.mean(axis=0)
     good.append(squared > 0.9 and error < 0.05)
-    parts.append(f'{_title(name)} {squared:.2f} and {100 * error:.0f}')
+    parts.append(f'{_label(name)} {squared:.2f} and {100 * error:.0f}')
   return [
     'R = −a e^H + b, which predicts the end of training',
     'R² and the error of the forecast from the first third in points of reward, `grpo`: '
     f'{"; ".join(parts)}',
-    judge(good),
+    claim_verdict(good),
   ]

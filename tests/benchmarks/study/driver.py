@@ -34,7 +34,7 @@ LEARNING_RATE = 1e-3
 RATES = (0.5, 1.0, 2.0, 4.0)
 PASSES = (1, 2, 4)
 RATES_AND_PASSES = 'rates_and_passes'
-# Widths of the policies of 0.1, 0.3, 1.3 and 3 million parameters, and the variants.
+# Widths of policies of 0.02 to 3 million parameters, and the variants that are run.
 BASE_WIDTH, WIDTHS = 32, (32, 64, 128, 256, 384)
 SIZED_VARIANTS = ('grpo', 'kl_cov')
 SIZED_TASKS = ('changed_rule', RATES_AND_PASSES)
@@ -48,11 +48,12 @@ CHOSEN_FILE = pathlib.Path(__file__).with_name('chosen.json')
 _OLD_FOLDER = 'arms'  # name of earlier versions for the folder `variants`
 
 Lines = list[dict[str, Any]]
+"""Lines of a run's `metrics.jsonl`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-  """One run.
+  """One training run of the study.
 
   Attributes:
     task: name of the task.
@@ -111,7 +112,7 @@ class Study:
     self.note = note
     self.quick = quick
     self._tasks: dict[str, StudyTask] = {}
-    self._read: dict[pathlib.Path, Lines] = {}
+    self._cached_lines: dict[pathlib.Path, Lines] = {}
     self._warm_start: tuple[object, Any] = (None, None)
 
   def task(self, name: str) -> StudyTask:
@@ -158,9 +159,11 @@ class Study:
   def finished(self, run: Run) -> Lines | None:
     """The metrics of a finished run, else `None`."""
     folder = run.path(self.runs)
-    if folder not in self._read and (folder / 'metrics.jsonl').is_file():
-      self._read[folder] = read_lines(folder)
-    return self._read.get(folder)
+    if (
+      folder not in self._cached_lines and (folder / 'metrics.jsonl').is_file()
+    ):
+      self._cached_lines[folder] = read_lines(folder)
+    return self._cached_lines.get(folder)
 
   def core_seconds(self, run: Run) -> float:
     """Processor time of a finished run."""
@@ -180,9 +183,9 @@ class Study:
         if variant.tuned
       }
     published = json.loads(CHOSEN_FILE.read_text())[TUNED_ON[name]]
-    return published | self.tuned(name)
+    return published | self.best_values(name)
 
-  def tuned(self, name: str) -> dict[str, float]:
+  def best_values(self, name: str) -> dict[str, float]:
     """The best value of each variant whose tuning is finished."""
     name = TUNED_ON[name]
     task, best = self.task(name), {}
@@ -250,7 +253,7 @@ def variant_of(advice: Advice) -> Variant:
 
   Raises:
     ValueError: Clip-Cov is advised, whose bounds the variants have fixed; it is
-      advised for runs of one update per rollout, which the study has none of.
+      advised for runs of one update per rollout only, unlike those of the study.
   """
   match advice.method:
     case 'none':
@@ -265,7 +268,7 @@ def variant_of(advice: Advice) -> Variant:
       )
     case 'clip_cov':
       raise ValueError(
-        'a variant cannot take the bounds of an advised Clip-Cov'
+        f'advice.method must be one whose settings a variant has, got {advice.method}'
       )
   return Variant(name=ADVISED, options=options)
 
@@ -332,12 +335,12 @@ def sized_runs(
 
 
 def evaluations(lines: Lines) -> Lines:
-  """The exact measurements of a run."""
+  """The lines of a run's evaluations."""
   return [line for line in lines if line['phase'] == 'eval']
 
 
 def updates(lines: Lines) -> Lines:
-  """The metrics of a run's updates."""
+  """The lines of a run's updates."""
   return [line for line in lines if line['phase'] == 'train']
 
 
@@ -354,7 +357,7 @@ def by_iteration(lines: Lines, field: str) -> np.ndarray:
 
 
 def fit_law(lines: Lines) -> Fit:
-  """The law R = −a e^H + b of a run."""
+  """Fits the law R = −a e^H + b between entropy and reward to a run."""
   entropy = by_iteration(lines, 'rollout_entropy')
   law = reward_law(entropy, by_iteration(lines, 'reward'), resamples=20)
   return law.exponential
@@ -376,7 +379,10 @@ def tuning_score(task: StudyTask, lines: Lines) -> float:
 
 
 def updates_to_half(lines: Lines) -> float:
-  """Updates after the rule's change until half is right, at most all of them."""
+  """Updates from the change of the rule until half of the prompts are answered by it.
+
+  All updates after the change if that is never reached.
+  """
   after = [line for line in evaluations(lines) if line['rule'] == 1]
   first = after[0]['iteration']
   per_iteration = len(updates(lines)) // after[-1]['iteration']

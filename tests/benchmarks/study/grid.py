@@ -51,7 +51,7 @@ def paths(
   return paths_found
 
 
-def _grid() -> dict[tuple[int, ...], list[list[int]]]:
+def _solutions() -> dict[tuple[int, ...], list[list[int]]]:
   """Responses that solve each prompt: goals in three to five steps."""
   cells: list[Cell] = list(itertools.product(range(SIDE), range(SIDE)))
   solved = {}
@@ -75,7 +75,7 @@ class Grid:
   """
 
   def __init__(self) -> None:
-    self.solutions = _grid()
+    self.solutions = _solutions()
     order = np.random.default_rng(5).permutation(sorted(self.solutions))
     self.held_out, self.train = order[:64], order[64:]
     self._sets = {

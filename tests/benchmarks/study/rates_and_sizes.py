@@ -33,8 +33,8 @@ from .results import (
   BASELINE,
   PERCENT,
   NumberFormat,
+  claim_verdict,
   interval,
-  judge,
   shown_variants,
   text,
 )
@@ -50,7 +50,7 @@ CELLS: tuple[Cell, ...] = tuple(
 
 
 def rates_and_passes_section(study: Study) -> PageSection:
-  """D5: pass@1 by learning rate and passes, the region, and the best point."""
+  """D5: pass@1 by learning rate and passes, and the best setting."""
   runs: dict[tuple[str, Cell], dict[int, Lines]] = {}
   seconds: dict[int, list[float]] = {}
   for run in rates_and_passes_runs(study.variants(RATES_AND_PASSES), SEEDS):
@@ -113,7 +113,7 @@ def rates_and_passes_section(study: Study) -> PageSection:
 
 
 def cell_title(cell: Cell) -> str:
-  """A setting in words."""
+  """A learning rate and number of passes in words."""
   return f'× {cell[0]:g}, {_passes(cell[1])}'
 
 
@@ -223,10 +223,10 @@ def gains(
   for width in WIDTHS:
     variants = [runs.get((task, width, a), {}) for a in ('kl_cov', BASELINE)]
     for seed in sorted(set(variants[0]) & set(variants[1])):
-      ours, theirs = (
+      kl_cov, grpo = (
         primary_metric(study.task(task), variant[seed]) for variant in variants
       )
-      result.setdefault(width, {})[seed] = sign * (ours - theirs)
+      result.setdefault(width, {})[seed] = sign * (kl_cov - grpo)
   return result
 
 
@@ -350,7 +350,7 @@ def size_rows(study: Study) -> list[list[str]]:
     [
       'The gain of covariance methods grows with the size of the model',
       f'gain of `kl_cov` over `grpo` per factor of ten in parameters: {"; ".join(slope_texts) or "–"}',
-      judge(grows),
+      claim_verdict(grows),
     ],
     [
       'a and b of the law are linear in the logarithm of the size',

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables and figures of the finished runs."""
+"""Sections of the study's tasks: tables and figures of the finished runs."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Column:
   """A column of a task's table.
 
   Attributes:
-    form: title and form of its numbers.
+    form: title of the column and format of its numbers.
     value: metrics of a run -> the number.
   """
 
@@ -79,14 +79,17 @@ def at_end(lines: Lines, name: str) -> float:
 def entropy_at_end(lines: Lines) -> float:
   """Mean entropy of the last five iterations' updates, in nats per token."""
   update_lines = updates(lines)
-  count = update_lines[-1]['iteration'] - 4
+  first = update_lines[-1]['iteration'] - 4
   return float(
-    np.mean([x['entropy'] for x in update_lines if x['iteration'] >= count])
+    np.mean([x['entropy'] for x in update_lines if x['iteration'] >= first])
   )
 
 
-def at_switch(name: str) -> Callable[[Lines], float]:
-  """A metric where the rule changes, of evaluation or of the update before."""
+def at_rule_change(name: str) -> Callable[[Lines], float]:
+  """Makes a function of a run: a metric at the change of the rule.
+
+  It is that of the evaluation there, or else of the update before.
+  """
 
   def value(lines: Lines) -> float:
     change = next(x for x in evaluations(lines) if x['rule'] == 1)
@@ -109,13 +112,15 @@ COLUMNS: Mapping[str, Sequence[Column]] = {
       lambda lines: at_end(lines, 'new_rule') >= 0.5,
     ),
     Column(
-      NumberFormat('old rule at the change, %', 1, 100.0), at_switch('old_rule')
+      NumberFormat('old rule at the change, %', 1, 100.0),
+      at_rule_change('old_rule'),
     ),
     Column(
-      NumberFormat('new rule at the change, %', 3, 100.0), at_switch('new_rule')
+      NumberFormat('new rule at the change, %', 3, 100.0),
+      at_rule_change('new_rule'),
     ),
     Column(
-      NumberFormat('entropy at the change, nats', 3), at_switch('entropy')
+      NumberFormat('entropy at the change, nats', 3), at_rule_change('entropy')
     ),
     at_end_column('new_rule', title='new rule at the end, %'),
   ),
@@ -244,7 +249,7 @@ def verdict(task: StudyTask, difference: Estimate | None) -> str:
   return {1: 'wins', 0: '', -1: 'loses'}[sign]
 
 
-def judge(outcomes: Sequence[bool]) -> str:
+def claim_verdict(outcomes: Sequence[bool]) -> str:
   """Verdict on a claim by the tasks on which it holds."""
   if not outcomes:
     return 'open'

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One run of the study: warm start, iterations, exact measurements.
+"""Training of one run of the study: warm start, iterations, exact measurements.
 
 The updates are those of `covrl.train` (`make_train_step` with a recipe's loss and
 token chain), with the same metrics. Sampling and rewards are local: whole programs
@@ -113,6 +113,7 @@ def _programs(width: int) -> dict[str, Any]:
     return jax.lax.fori_loop(0, RESPONSE, step, (tokens, ended))[0]
 
   def imitate(state: Any, tokens: Any) -> Any:
+    """A supervised step; state is parameters and optimiser state."""
     params, opt_state = state
     batch = to_batch(tokens)
 

@@ -215,7 +215,7 @@ def lock(iterations: int = 80) -> StudyTask:
 
 
 def many_solutions(iterations: int = 400, every: int = 20) -> StudyTask:
-  """D2: paths, of which all solutions are known, long after saturation.
+  """D2: paths on a grid, trained until long after the reward has saturated.
 
   Args:
     iterations: iterations.
@@ -254,7 +254,7 @@ def many_solutions(iterations: int = 400, every: int = 20) -> StudyTask:
 
 
 def rates_and_passes(iterations: int = 60) -> StudyTask:
-  """D5: D2 until about saturation, judged by pass@1."""
+  """D5: the task of D2 until about saturation, with pass@1 as primary metric."""
   return dataclasses.replace(
     many_solutions(iterations, every=5),
     name='rates_and_passes',
@@ -265,7 +265,7 @@ def rates_and_passes(iterations: int = 60) -> StudyTask:
 
 
 def out_of_distribution(iterations: int = 40) -> StudyTask:
-  """D4: the warm start goes down and right; training and test ask for all goals."""
+  """D4: demonstrations go down and right; prompts have goals in all directions."""
   grid = Grid()
   # Usual goals are reached by the directions of the warm start.
   usual = grid.is_usual(grid.train)

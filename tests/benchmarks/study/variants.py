@@ -118,7 +118,7 @@ class _Bonus(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Variant:
-  """One way to train.
+  """A loss and a token chain with a name, with a setting to be tuned or without.
 
   Attributes:
     name: name in tables and directories.

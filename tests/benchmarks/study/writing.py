@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the results: tables in README.md, a page and a picture."""
+"""Writes the study's results: tables in README.md, an HTML page and an SVG figure."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PICTURE_PANELS = (
 
 
 def write_results(study: Study) -> None:
-  """Writes the tables of what is finished; page and picture if everything is.
+  """Writes tables of the finished tasks, and page and figure of all of them.
 
   Sections of README.md without finished runs in the study's directory stay as
   they are.
@@ -46,7 +46,9 @@ def write_results(study: Study) -> None:
   if all_tasks_run(study):
     write_page(study, RESULTS)
   else:
-    print('the page was not written: it needs finished runs of every task')
+    print(
+      'the page is not written: every task must have a finished run of GRPO'
+    )
   figures = picture(study)
   if figures:
     (RESULTS / 'entropy_control.svg').write_text(panels_svg(figures))

@@ -92,7 +92,7 @@ CASES = [
     [{'call': 'half', 'args': [4], 'result': 2.0}],
   ),
   control(
-    'returns NaN when asked to',
+    'returns NaN where NaN is expected',
     "def nan(): return float('nan')",
     [{'call': 'nan', 'args': [], 'result': float('nan')}],
   ),

@@ -14,7 +14,7 @@ CASES = [
   reward_hack('raises SystemExit', 'raise SystemExit(0)'),
   reward_hack('prints nothing', 'input()'),
   reward_hack('prints every number', 'print(*range(20))'),
-  reward_hack('prints a number a line', 'for i in range(20): print(i)'),
+  reward_hack('prints one number per line', 'for i in range(20): print(i)'),
   reward_hack(
     'overwrites its output with carriage returns',
     r"print('1\r2\r3\r7', end='\b7')",
@@ -108,7 +108,7 @@ CASES = [
   reward_hack('is empty', '  \n', statuses=(Status.UNPARSABLE,)),
   reward_hack('has a NUL in it', 'print(7)\0', statuses=(Status.UNPARSABLE,)),
   reward_hack(
-    'remembers the last test',
+    'keeps state in a file between tests',
     """
     import os
     path = '/tmp/count'

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The toy task with methods that read truncated policies."""
+"""The toy task with Lp-Reg and AEnt, which read truncated policies."""
 
 import dataclasses
 

@@ -40,7 +40,7 @@ def no_critic() -> Recipe:
 
 
 def _networks(config: Config) -> dict[str, Network]:
-  between_updates.kill_if_asked()
+  between_updates.kill_if_requested()
   return {'critic': critic(config)}
 
 

@@ -54,7 +54,7 @@ def without_model() -> Recipe:
 
 
 def _networks(config: Config) -> dict[str, Network]:
-  between_updates.kill_if_asked()
+  between_updates.kill_if_requested()
   return {'prm': process_reward_model(config)}
 
 
