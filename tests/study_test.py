@@ -321,7 +321,7 @@ def test_advice_becomes_a_variant():
     variant_of(Advice(method='controlled_bonus', target=0.2)).options.target
     == 0.2
   )
-  with pytest.raises(ValueError, match='advice.method must be'):
+  with pytest.raises(ValueError, match=r'advice\.method must be'):
     variant_of(Advice(method='clip_cov'))
 
 

@@ -41,7 +41,7 @@ def uninterrupted_run(tmp_path_factory):
   return position, params, metrics
 
 
-def sends_at(stage, number, *signals):
+def send_signals_at(stage, number, *signals):
   """Returns a function that sends signals when a stage begins the `number`-th time."""
   count = 0
 
