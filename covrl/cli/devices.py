@@ -12,12 +12,62 @@ from typing import Literal
 
 from covrl.parallel import host_memory, xla_flags
 
+# Values of settings of JAX, or of its environment variables, that programs of covrl
+# run with. Others end in an error in their middle.
+_TRANSFERS = (None, 'allow', 'log', 'log_explicit')
+_ALLOWED: dict[str, tuple[object, ...]] = {
+  'jax_check_tracer_leaks': (False,),
+  'jax_debug_nans': (False,),
+  'jax_disable_jit': (False,),
+  'jax_no_execution': (False,),
+  'jax_numpy_dtype_promotion': ('standard',),
+  'jax_numpy_rank_promotion': ('allow', 'warn'),
+  'jax_transfer_guard_device_to_device': _TRANSFERS,
+  'jax_transfer_guard_device_to_host': _TRANSFERS,
+  'jax_transfer_guard_host_to_device': _TRANSFERS,
+}
 
-def prepare_to_run() -> None:
-  """Sets XLA flags and, on CPUs, the memory allocator, before JAX has threads."""
+# A run trains in at most 32 bits, and compiles its programs for that.
+_ALLOWED_IN_TRAINING = {'jax_enable_x64': (False,)}
+
+
+def prepare_to_run(*, trains: bool = False) -> None:
+  """Sets XLA flags and, on CPUs, the memory allocator, before JAX has threads.
+
+  Args:
+    trains: whether the command trains.
+
+  Raises:
+    ValueError: a setting of JAX is on that the command's programs do not run with.
+  """
+  check_settings(trains=trains)
   set_xla_flags()
   if xla_flags.attached_platform() == 'cpu':
     host_memory.keep_freed_memory()
+
+
+def check_settings(*, trains: bool = False) -> None:
+  """Refuses settings of JAX that end programs of covrl in an error.
+
+  Padding and masked tokens are NaN, types and ranks are promoted, and the loop
+  reads metrics and writes batches without explicit transfers.
+
+  Args:
+    trains: whether the command trains.
+
+  Raises:
+    ValueError: there is such a setting.
+  """
+  import jax
+
+  settings = _ALLOWED | (_ALLOWED_IN_TRAINING if trains else {})
+  for name, allowed in settings.items():
+    value = getattr(jax.config, name)
+    if value not in allowed:
+      raise ValueError(
+        f'{name.upper()} must be {" or ".join(map(str, allowed))} for programs of'
+        f' covrl, got {value}'
+      )
 
 
 def set_xla_flags() -> None:
@@ -29,9 +79,14 @@ def set_xla_flags() -> None:
 
 
 def set_compiler_flags(platform: Literal['tpu', 'gpu']) -> None:
-  """Sets the XLA flags to compile for devices that are not attached."""
+  """Sets the XLA flags to compile for devices that are not attached.
+
+  Raises:
+    ValueError: as `check_settings`.
+  """
   import jax
 
+  check_settings()
   xla_flags.apply(platform)
   if platform == 'tpu':
     _silence_libtpu()

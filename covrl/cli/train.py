@@ -89,7 +89,7 @@ def run(arguments: argparse.Namespace) -> None:
 
   # Recipes may print to standard output; no result of the command is written there.
   sys.stdout = streams.without_write_errors(sys.stdout)
-  devices.prepare_to_run()
+  devices.prepare_to_run(trains=True)
   recipe = config.load(arguments.config, arguments.overrides)
   if arguments.coordinator or distributed.in_cluster():
     if not supervisor.is_supervised():

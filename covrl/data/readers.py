@@ -312,6 +312,16 @@ def _shortest(value: Any, arrow_type: Any) -> Any:
   """Replaces narrow floats in a value of an Arrow type by shortest decimals."""
   import pyarrow.types as types
 
+  if types.is_map(arrow_type):
+    kinds = arrow_type.key_type, arrow_type.item_type
+    return value and [
+      tuple(
+        _shortest(item, kind) for item, kind in zip(pair, kinds, strict=True)
+      )
+      for pair in value
+    ]
+  if types.is_dictionary(arrow_type):  # Values that are stored once each.
+    return _shortest(value, arrow_type.value_type)
   if isinstance(value, list) and hasattr(arrow_type, 'value_type'):
     return [_shortest(item, arrow_type.value_type) for item in value]
   if isinstance(value, dict) and types.is_struct(arrow_type):

@@ -125,8 +125,10 @@ def adapt_coefficient(
     sequences: number of sequences of the measurement.
 
   Raises:
-    ValueError: the target or the horizon is not positive, or the horizon is so
-      short that the coefficient could become negative.
+    TypeError: an argument is not a number.
+    ValueError: the target or the horizon is not positive, the coefficient is
+      negative or the divergence not a scalar, or the horizon is so short that the
+      coefficient could become negative.
 
   >>> adapt_coefficient(jnp.float32(1.0), jnp.float32(0.2), target=0.1,
   ...                   horizon=1000.0, sequences=500.0).item()
@@ -136,6 +138,8 @@ def adapt_coefficient(
     Ziegler et al., Fine-Tuning Language Models from Human Preferences,
     arXiv:1909.08593, section 2.2.
   """
+  check_number('coefficient', coefficient, 0)
+  check_array('divergence', divergence, 'real', '')
   check_number('target', target, 0, is_open=True)
   check_number('horizon', horizon, 0, is_open=True)
   check_number('sequences', sequences, 0)

@@ -27,6 +27,7 @@ from jax.sharding import (
 )
 from jaxtyping import PyTree
 
+from covrl.array_checks import check_integer
 from covrl.config.divisors import divisors, hint, multiples, nearest
 from covrl.parallel import distributed
 
@@ -94,13 +95,18 @@ def make_mesh(
     A mesh with automatic axis types: XLA's partitioner inserts collectives.
 
   Raises:
-    ValueError: if the sizes do not multiply to the number of devices, or if
-      `data` is not a multiple of the number of slices.
+    TypeError: if a size is not an integer.
+    ValueError: if the sizes do not multiply to the number of devices, if `data` is
+      not a multiple of the number of slices, or if a device is there twice.
 
   >>> make_mesh().shape['tensor']
   1
   """
   devices = jax.devices() if devices is None else list(devices)
+  if not devices or len(set(devices)) < len(devices):
+    raise ValueError(
+      f'devices of a mesh must be different ones, got {devices!r:.200}'
+    )
   sizes = _axis_sizes(shape, len(devices))
   return Mesh(
     arrange(sizes, devices),
@@ -172,8 +178,13 @@ def _axis_sizes(
   shape: Sequence[int] | Mapping[str, int] | None, count: int
 ) -> tuple[int, ...]:
   """Resolves a mesh shape against the number of devices."""
+  check_integer('the number of devices', count, 1)
   if shape is None:
     shape = {'fsdp': -1}
+  if isinstance(shape, str) or not isinstance(shape, Mapping | Sequence):
+    raise TypeError(
+      f'a mesh shape must be sizes by name or in order, got {shape!r:.80}'
+    )
   if isinstance(shape, Mapping):
     unknown = set(shape) - set(MESH_AXES)
     if unknown:
@@ -183,6 +194,16 @@ def _axis_sizes(
     sizes = [shape.get(axis, 1) for axis in MESH_AXES]
   else:
     sizes = [*shape, *[1] * (len(MESH_AXES) - len(shape))]
+  for axis, size in zip(MESH_AXES, sizes, strict=False):
+    check_integer(f'the size of {axis}', size)
+    if size < 1 and size != -1:
+      raise ValueError(
+        f'the size of {axis} must be at least 1, or -1 for the rest, got {size}'
+      )
+  if sizes.count(-1) > 1:
+    raise ValueError(
+      f'sizes of a mesh must have at most one -1, got {sizes.count(-1)}'
+    )
   size_by_axis = dict(zip(MESH_AXES, sizes, strict=False))
   fixed = math.prod(size for size in sizes if size != -1)
   if sizes.count(-1) == 1 and fixed > 0 and count % fixed == 0:

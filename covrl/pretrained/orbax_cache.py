@@ -20,6 +20,7 @@ from covrl import storage
 from covrl.models import Policy
 from covrl.pretrained.atomic_dir import atomic_directory
 from covrl.pretrained.finite import check_finite
+from covrl.storage.orbax_errors import without_repeated_errors
 
 if TYPE_CHECKING:
   import orbax.checkpoint as ocp
@@ -76,7 +77,10 @@ def load_orbax(
     )
   path = storage.absolute(directory) / _NAME
   try:
-    with _checkpointer(abstract_params) as checkpointer:
+    with (
+      without_repeated_errors(),
+      _checkpointer(abstract_params) as checkpointer,
+    ):
       _check_shapes(checkpointer.metadata(path), abstract_params)
       params = checkpointer.restore(
         path,
@@ -105,6 +109,8 @@ def _check_shapes(metadata: Any, abstract_params: PyTree) -> None:
   Raises:
     ValueError: the copy has other parameters.
   """
+  if metadata.item_metadata is None:
+    raise ValueError('no names and shapes of weights that can be read')
   stored, expected = (
     {jax.tree_util.keystr(path): tuple(leaf.shape) for path, leaf in leaves}
     for leaves, _ in (

@@ -42,6 +42,8 @@ class Caching:
 
   def __post_init__(self) -> None:
     check_integer('chunk', self.chunk, 0)
+    if not isinstance(self.int8, bool):
+      raise TypeError(f'int8 must be True or False, got {self.int8!r:.80}')
 
   def prefill(
     self,

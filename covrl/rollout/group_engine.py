@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int, Key, PyTree
 
-from covrl.array_checks import check_array
+from covrl.array_checks import check_array, check_integer
 from covrl.models.policy import Policy
 from covrl.parallel import distributed
 from covrl.rollout.admission import Admission, Sizes
@@ -193,6 +193,7 @@ class GroupEngine:
       sampling: temperature and truncation.
     """
     self._rows, self._tokens = self._empty_rows(), []
+    self._numbers: set[int] = set()
     options = self._options(sampling)
     with self._programs.use_mesh():
       placed = self._place_params(params)
@@ -203,6 +204,7 @@ class GroupEngine:
     """Drops all requests and the cache."""
     self._running = self._state = None
     self._rows, self._tokens = self._empty_rows(), []
+    self._numbers = set()
 
   @property
   def has_room(self) -> bool:
@@ -224,7 +226,7 @@ class GroupEngine:
     """Adds a group; its prompt is processed by the next `run`.
 
     Args:
-      number: number of the group, unique since `begin`.
+      number: number of the group, unique since `begin`, of at least 0.
       prompt: token ids, padded on the left.
       prompt_mask: true for real tokens; at least one is.
       sequence_ids: one per response, unique within the iteration.
@@ -232,9 +234,16 @@ class GroupEngine:
     Raises:
       TypeError: an argument is of another type or dtype.
       ValueError: the prompt has no token, or is refused by `check_prompts`; or the
-        ids are not one per response, or not unique.
-      RuntimeError: there is no room.
+        ids are not one per response, or not unique; or the number is not.
+      RuntimeError: there is no room, or `begin` was not called.
     """
+    if self._running is None:
+      raise RuntimeError('begin must be called before add')
+    check_integer('number', number, 0, 2**63 - 1)
+    if number in self._numbers:
+      raise ValueError(
+        f'numbers of groups must be unique since begin, got {number} twice'
+      )
     width, size = self._sizes.width, self.group_size
     check_array('prompt', prompt, 'int', 'W', (width,))
     check_array('prompt_mask', prompt_mask, 'bool', 'W', (width,))
@@ -246,6 +255,7 @@ class GroupEngine:
         f'the prompt of group {number} must have at least one token, got 0'
       )
     self._rows.add(number, prompt, prompt_mask, sequence_ids)
+    self._numbers.add(int(number))
 
   def run(self) -> None:
     """Starts processing new prompts, and one segment of decoding.

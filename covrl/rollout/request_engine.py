@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, PyTree
 
+from covrl.array_checks import check_integer
 from covrl.models.policy import Policy
 from covrl.rollout.admission import Admission, Rows, Sizes, WaitingRequests
 from covrl.rollout.caching import EXACT, Caching
@@ -140,15 +141,25 @@ class RequestEngine:
       The request's number, which identifies it; numbers ascend.
 
     Raises:
+      TypeError: it is not a `Request`, or a part of it is of another type.
       ValueError: the request is not valid, see `Request.check`.
     """
+    given: object = request
+    if not isinstance(given, Request):
+      raise TypeError(f'request must be a Request, got {given!r:.80}')
     request.check(self.limits)
     self._count += 1
     self._waiting.add(self._count, request)
     return self._count
 
   def cancel(self, number: int) -> None:
-    """Removes a request; one that is finished is ignored."""
+    """Removes a request; one that is finished is ignored.
+
+    Raises:
+      TypeError: the number is not an integer.
+      ValueError: `submit` has not returned the number.
+    """
+    check_integer('number', number, 1, self._count)
     if self._waiting.remove(number):
       return
     shard_and_row = self._rows.find(number)

@@ -61,7 +61,7 @@ class Request:
     """Checks the request.
 
     Raises:
-      TypeError: a number is not an integer.
+      TypeError: a number is not an integer, or ids are not a tuple.
       ValueError: the prompt does not fit, there is no room for a response of
         this length, or an option is out of range.
     """
@@ -69,6 +69,10 @@ class Request:
       ('prompt', self.prompt),
       ('stop_token_ids', self.stop_ids),
     ):
+      if not isinstance(ids, tuple | list):
+        raise TypeError(
+          f'{name} must be a tuple of token ids, got a {type(ids).__name__}'
+        )
       for token in ids:
         check_integer(f'token ids of {name}', token)
         if not 0 <= token < limits.vocab_size:

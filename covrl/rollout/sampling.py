@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import P
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from covrl.array_checks import check_array, concrete
+from covrl.array_checks import check_array, concrete, concrete_number
 from covrl.parallel import sharding
 from covrl.rollout.truncation import Columns, Threshold, find_threshold
 
@@ -108,8 +108,16 @@ def check_sampling(
   """Checks sampling parameters, see `Sampling`.
 
   Raises:
+    TypeError: a value is not a number.
     ValueError: if a number is out of range.
   """
+  for name, value in (
+    ('temperature', temperature),
+    ('top_p', top_p),
+    ('top_k', top_k),
+    ('min_p', min_p),
+  ):
+    concrete_number(value, name, allow_schedule=False)
   if not 0.0 <= temperature < float('inf'):
     raise ValueError(
       f'temperature must be finite and at least 0, got {temperature}'

@@ -12,11 +12,8 @@ import ctypes
 import errno
 import hashlib
 import json
-import logging
 import os
-import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypedDict, TypeVar
 
@@ -27,6 +24,7 @@ from jaxtyping import PyTree
 
 from covrl import storage
 from covrl.parallel import distributed
+from covrl.storage.orbax_errors import without_repeated_errors
 
 MANIFEST = 'manifest.json'
 _ARRAYS = 'arrays'
@@ -70,7 +68,7 @@ def write_arrays(path: epath.Path, arrays: PyTree) -> None:
   """Writes the arrays of a checkpoint, each process its own shards."""
   try:
     with (
-      _without_repeated_errors(),
+      without_repeated_errors(),
       ocp.StandardCheckpointer(**_multiprocess_options()) as checkpointer,
     ):
       checkpointer.save(path / _ARRAYS, leaves_by_path(arrays))
@@ -278,41 +276,6 @@ def _multiprocess_options() -> dict[str, Any]:
       primary_host=0, active_processes=set(range(jax.process_count()))
     )
   }
-
-
-@contextlib.contextmanager
-def _without_repeated_errors() -> Iterator[None]:
-  """Hides the tracebacks that Orbax prints of an error that it also raises.
-
-  Its threads log each failed file, TensorStore reports writes that end after
-  the first error has closed their event loop, and without descriptors there are
-  coroutines without a loop and loops without a pipe. They may do so after the
-  context, which therefore ends only without an error.
-  """
-  if os.environ.get('COVRL_TRACEBACK'):
-    yield
-    return
-  logger, hook = logging.getLogger('absl'), sys.unraisablehook
-
-  def is_own(record: logging.LogRecord) -> bool:
-    return f'{os.sep}orbax{os.sep}' not in record.pathname
-
-  def report(raised: Any) -> None:
-    text = str(raised.exc_value)
-    if text != 'Event loop is closed' and "no attribute '_ssock'" not in text:
-      hook(raised)
-
-  logger.addFilter(is_own)
-  sys.unraisablehook = report
-  warning_filters = warnings.catch_warnings()
-  warning_filters.__enter__()
-  warnings.filterwarnings(
-    'ignore', "coroutine '.*' was never awaited", RuntimeWarning
-  )
-  yield
-  warning_filters.__exit__(None, None, None)
-  sys.unraisablehook = hook
-  logger.removeFilter(is_own)
 
 
 def _digest(content: bytes) -> str:

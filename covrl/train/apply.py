@@ -37,7 +37,8 @@ def apply_gradients(
     lambda g, p: g.astype(p.dtype), gradients, state.trainable
   )
   updates, opt_state = tx.update(gradients, state.opt_state, state.trainable)
-  trainable = optax.apply_updates(state.trainable, updates)
+  check_state(state.opt_state, opt_state)
+  trainable = apply_updates(state.trainable, updates)
   is_valid = jnp.isfinite(loss) | ~has_tokens
   finite = is_valid & jnp.isfinite(norm) & all_finite(trainable)
   applied = finite & has_tokens
@@ -67,6 +68,57 @@ def apply_gradients(
     ),
     finite.astype(jnp.float32),
   )
+
+
+def apply_updates(params: PyTree, updates: PyTree) -> PyTree:
+  """Adds the updates of a parameter chain to parameters.
+
+  Args:
+    params: the parameters.
+    updates: an update for each, of its shape.
+
+  Raises:
+    TypeError: an update is missing, is of another shape, which would be broadcast,
+      or is not an array of floats.
+  """
+  named = jax.tree_util.tree_flatten_with_path(params)[0]
+  leaves, structure = jax.tree.flatten(updates)
+  if structure != jax.tree.structure(params):
+    raise TypeError(
+      'a parameter chain must return one update per parameter, got'
+      f' {structure!s:.80}'
+    )
+  for (path, param), update in zip(named, leaves, strict=True):
+    is_float = jnp.issubdtype(jnp.result_type(update), jnp.floating)
+    if jnp.shape(update) != param.shape or not is_float:
+      raise TypeError(
+        'updates of a parameter chain must be floats of the shape of their'
+        f' parameter, {jax.tree_util.keystr(path)} {param.shape}, got'
+        f' {jnp.result_type(update)} {jnp.shape(update)}'
+      )
+  return optax.apply_updates(params, updates)
+
+
+def check_state(before: PyTree, after: PyTree) -> None:
+  """Refuses a state of a parameter chain that belongs to other parameters.
+
+  Its arrays would be broadcast against those of the parameters.
+
+  Args:
+    before: the state that the chain was given.
+    after: the state that it returned.
+
+  Raises:
+    TypeError: an array has another shape.
+  """
+  given, _ = jax.tree_util.tree_flatten_with_path(before)
+  for (path, old), new in zip(given, jax.tree.leaves(after), strict=True):
+    if jnp.shape(old) != jnp.shape(new):
+      raise TypeError(
+        f"the parameter chain's state {jax.tree_util.keystr(path)} must keep its"
+        f' shape, {jnp.shape(old)}, got {jnp.shape(new)}; it belongs to other'
+        ' parameters'
+      )
 
 
 def all_finite(tree: PyTree) -> Bool[Array, '']:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Key, PyTree
 
@@ -53,12 +52,11 @@ def make_policy_of_size(recipe: Recipe, vocab_size: int) -> Policy:
     raise ConfigError(
       f"the recipe's model must return a ModelConfig, got {type(model).__name__}"
     )
-  if 'float64' in (model.dtype, model.param_dtype) and (
-    jnp.result_type(float) != jnp.float64
-  ):
-    raise ConfigError(
-      "JAX_ENABLE_X64 must be 1 for the recipe's model of float64, got 0"
-    )
+  for dtype in (model.dtype, model.param_dtype):
+    if dtype == 'float64':
+      raise ConfigError(
+        "the recipe's model must have floats of at most 32 bits, got float64"
+      )
   check_lengths(recipe.config)
   if recipe.config.train.routing_replay and model.experts is None:
     raise ConfigError(

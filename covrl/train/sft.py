@@ -35,7 +35,7 @@ from covrl.run.preemption import Stopped, StopSignal
 from covrl.run.progress import Progress
 from covrl.statistics import token_stats
 from covrl.tasks.task import Task
-from covrl.train.apply import all_finite
+from covrl.train.apply import all_finite, apply_updates
 from covrl.train.health import DivergedError
 from covrl.train.state_sharding import (
   abstract_opt_state,
@@ -134,7 +134,7 @@ def make_sft_step(
       state.params, batch
     )
     updates, opt_state = tx.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params = apply_updates(state.params, updates)
     norm = optax.tree.norm(gradients)
     finite = jnp.isfinite(norm) & all_finite(params)
     params, opt_state = jax.tree.map(

@@ -142,3 +142,38 @@ def test_invalid_settings_of_jax_are_one_sentence(monkeypatch, capsys):
     "covrl: settings of JAX must be valid, got: invalid truth value 'maybe' for"
     " environment 'JAX_ENABLE_X64'\n"
   )
+
+
+@pytest.mark.parametrize(
+  ('setting', 'sentence'),
+  [
+    (lambda: jax.debug_nans(True), 'JAX_DEBUG_NANS must be False'),
+    (lambda: jax.disable_jit(), 'JAX_DISABLE_JIT must be False'),
+    (lambda: jax.checking_leaks(), 'JAX_CHECK_TRACER_LEAKS must be False'),
+    (lambda: jax.enable_x64(True), 'JAX_ENABLE_X64 must be False'),
+    (
+      lambda: jax.numpy_rank_promotion('raise'),
+      'JAX_NUMPY_RANK_PROMOTION must be allow or warn',
+    ),
+    (
+      lambda: jax.numpy_dtype_promotion('strict'),
+      'JAX_NUMPY_DTYPE_PROMOTION must be standard',
+    ),
+    (
+      lambda: jax.transfer_guard_host_to_device('disallow'),
+      'JAX_TRANSFER_GUARD_HOST_TO_DEVICE must be None or allow',
+    ),
+  ],
+)
+def test_settings_that_programs_do_not_run_with_are_refused(setting, sentence):
+  devices.check_settings(trains=True)
+  with setting(), pytest.raises(ValueError, match=sentence) as caught:
+    devices.prepare_to_run(trains=True)
+  assert report_error(caught.value) == Exit.REFUSED
+
+
+def test_floats_of_64_bits_are_refused_in_training_only():
+  with jax.enable_x64(True):
+    devices.check_settings()
+    with pytest.raises(ValueError, match='JAX_ENABLE_X64 must be False'):
+      devices.check_settings(trains=True)

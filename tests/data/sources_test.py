@@ -149,6 +149,12 @@ def test_narrow_numbers_of_parquet_files_have_their_shortest_decimals(tmp_path):
         [[{'x': 0.1}], None],
         pyarrow.list_(pyarrow.struct([('x', pyarrow.float32())])),
       ),
+      'map': pyarrow.array(
+        [[('a', 0.1)], None], pyarrow.map_(pyarrow.string(), pyarrow.float32())
+      ),
+      'stored_once': pyarrow.array(
+        np.array([0.1, 0.1], np.float32)
+      ).dictionary_encode(),
     }
   )
   pyarrow.parquet.write_table(table, path)
@@ -156,6 +162,8 @@ def test_narrow_numbers_of_parquet_files_have_their_shortest_decimals(tmp_path):
   assert [source[0].reference, source[1].reference] == ['0.1', '7']
   assert records[0]['half'] == 0.1
   assert records[0]['parts'] == [{'x': 0.1}]
+  assert [record['map'] for record in records] == [[('a', 0.1)], None]
+  assert records[1]['stored_once'] == 0.1
   assert list(records) == [records[0], records[1]]
 
 

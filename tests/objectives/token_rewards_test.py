@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rewards of tokens and coefficients of penalties against worked numbers."""
 
+from typing import Any
+
 import hypothesis
 import hypothesis.extra.numpy as hnp
 import jax
@@ -116,3 +118,25 @@ def test_a_target_of_zero_is_refused():
     ValueError, match=r'horizon must be above 20, 0\.2 of the'
   ):
     adapt_coefficient(one, one, target=0.1, horizon=20.0, sequences=100)
+
+
+@pytest.mark.usefixtures('no_annotation_checks')
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'coefficient': jnp.float32(-1)},
+    {'coefficient': jnp.float32(jnp.nan)},
+    {'coefficient': jnp.ones(3)},
+    {'coefficient': '1'},
+    {'divergence': jnp.ones(3)},
+  ],
+)
+def test_a_coefficient_is_a_number_of_at_least_0(changes):
+  one: dict[str, Any] = {
+    'coefficient': jnp.float32(1),
+    'divergence': jnp.float32(1),
+  }
+  with pytest.raises((TypeError, ValueError), match='must'):
+    adapt_coefficient(
+      **one | changes, target=0.1, horizon=1000.0, sequences=100
+    )

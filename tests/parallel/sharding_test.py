@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mesh shapes, sharding rules and the sharding of batches."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -38,19 +40,39 @@ def test_makes_a_mesh_of_some_devices():
   assert [device.id for device in mesh.devices.flat] == [2, 3]
 
 
+@pytest.mark.usefixtures('no_annotation_checks')
 @pytest.mark.parametrize(
   ('shape', 'reason'),
   [
     ({'model': 2}, r"mesh axes must be among .*, got \['model'\]"),
     ((3,), "multiply to the 8 devices there are, got {'data': 3, "),
     ((2, -1, 3), 'multiply to the 8 devices'),
-    ((-1, -1), 'multiply to the 8 devices'),
+    ((-1, -1), 'must have at most one -1, got 2'),
+    ({'data': -2, 'fsdp': -4}, 'the size of data must be at least 1, .* -2'),
+    ({'data': 0}, 'the size of data must be at least 1, .* got 0'),
+    ({'data': 8.0}, 'the size of data must be an integer, got 8.0'),
+    ({'data': True, 'fsdp': 8}, 'the size of data must be an integer, got Tr'),
+    (('8',), 'the size of data must be an integer'),
+    ('8', "sizes by name or in order, got '8'"),
+    (5, 'sizes by name or in order, got 5'),
     ((2, 2, 2, 1, 1, 1), 'multiply to the 8 devices'),
   ],
 )
 def test_refuses_invalid_mesh_shapes(shape, reason):
-  with pytest.raises(ValueError, match=reason):
+  with pytest.raises((TypeError, ValueError), match=reason):
     make_mesh(shape)
+
+
+@pytest.mark.usefixtures('no_annotation_checks')
+def test_refuses_devices_that_do_not_make_a_mesh():
+  with pytest.raises(ValueError, match='devices of a mesh must be different'):
+    make_mesh({'data': 2}, jax.devices()[:1] * 2)
+  with pytest.raises(ValueError, match='devices of a mesh must be different'):
+    make_mesh(None, [])
+  counts: tuple[Any, ...] = (-8, 0, 8.0, True)
+  for count in counts:
+    with pytest.raises((TypeError, ValueError), match='number of devices must'):
+      sharding.abstract_mesh({'data': -1}, count)
 
 
 def test_mesh_axis_shards_an_array_only_once():

@@ -252,6 +252,17 @@ def test_orbax_copies_of_another_config_are_refused(tmp_path):
     load_pretrained(tmp_path / 'out')
 
 
+def test_a_damaged_orbax_copy_is_one_sentence(tmp_path, capfd):
+  policy, params = loaded('mistral')
+  save_orbax(tmp_path / 'out', model_files(policy, params), params)
+  for file in (tmp_path / 'out' / 'orbax').rglob('d/*'):
+    file.write_bytes(file.read_bytes()[:-20])
+  capfd.readouterr()
+  with pytest.raises(ValueError, match='orbax must hold the weights'):
+    load_pretrained(tmp_path / 'out')
+  assert capfd.readouterr().err == ''
+
+
 def test_orbax_copies_that_are_not_finite_are_refused(tmp_path):
   policy, params = loaded('mistral')
   damaged = {**params, 'head': params['head'].at[0, 0].set(np.nan)}

@@ -122,3 +122,10 @@ def test_logprobs_of_an_int8_cache_are_those_of_the_sampler(full):
   np.testing.assert_array_equal(
     samples.sampler_logprobs[:, 0], full.sampler_logprobs[:, 0]
   )
+
+
+@pytest.mark.usefixtures('no_annotation_checks')
+@pytest.mark.parametrize('value', [1, 'int8', None, np.ones(2, bool)])
+def test_int8_is_a_bool(value):
+  with pytest.raises(TypeError, match='int8 must be True or False'):
+    Caching(int8=value)

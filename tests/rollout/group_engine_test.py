@@ -164,3 +164,17 @@ def test_refuses_prompts_without_tokens_or_without_room(engine):
   engine.end()
   with pytest.raises(RuntimeError, match='begin must be called before run'):
     engine._dispatch([], decodes=True)
+
+
+@pytest.mark.usefixtures('no_annotation_checks')
+def test_refuses_numbers_that_name_no_single_group(engine):
+  with pytest.raises(RuntimeError, match='begin must be called before add'):
+    engine.add(0, PROMPTS[0], MASK[0], IDS[:GROUP])
+  engine.begin(PARAMS, key=KEY, sampling=Sampling.make())
+  for number in (1.5, '3', True, -1, 2**70):
+    with pytest.raises((TypeError, ValueError), match='number must'):
+      engine.add(number, PROMPTS[0], MASK[0], IDS[:GROUP])
+  engine.add(0, PROMPTS[0], MASK[0], IDS[:GROUP])
+  with pytest.raises(ValueError, match='must be unique since begin, got 0 twi'):
+    engine.add(0, PROMPTS[1], MASK[1], IDS[GROUP : 2 * GROUP])
+  engine.end()

@@ -261,12 +261,35 @@ VALID: dict[str, Any] = {'prompt': (1, 2), 'max_tokens': 3, 'seed': 0}
     ({'prompt': (1.5, 2)}, 'token ids of prompt must be an integer, got 1.5'),
     ({'max_tokens': 2.5}, 'max_tokens must be an integer, got 2.5'),
     ({'seed': 1.5}, 'seed must be an integer, got 1.5'),
+    (
+      {'prompt': np.array([1, 2])},
+      'prompt must be a tuple of .* got a ndarray',
+    ),
+    ({'stop_ids': {4}}, 'stop_token_ids must be a tuple of .* got a set'),
+    ({'temperature': True}, 'temperature must be a number, got True'),
+    ({'temperature': '1'}, "temperature must be a number, got '1'"),
+    ({'temperature': None}, 'temperature must be a number, got None'),
+    ({'top_p': np.ones(2)}, 'top_p must be a scalar'),
+    ({'top_k': True}, 'top_k must be a number, got True'),
+    ({'min_p': True}, 'min_p must be a number, got True'),
   ],
 )
 def test_refuses_invalid_requests(engine, changes, sentence):
   with pytest.raises((TypeError, ValueError), match=sentence):
     engine.submit(Request(**{**VALID, **changes}))
   assert engine.waiting == 0
+
+
+@pytest.mark.usefixtures('no_annotation_checks')
+def test_refuses_what_is_not_a_request_or_a_number(engine):
+  with pytest.raises(
+    TypeError, match=r'request must be a Request, got \(1, 2\)'
+  ):
+    engine.submit((1, 2))
+  for number in ('1', 1.0, 0, 10**6):
+    with pytest.raises((TypeError, ValueError), match='number must'):
+      engine.cancel(number)
+  assert finish(engine, make_requests(2))
 
 
 def test_refuses_invalid_engines():

@@ -12,7 +12,7 @@ import warnings
 
 import pytest
 
-from covrl.run.checkpoint_files import _without_repeated_errors
+from covrl.storage.orbax_errors import without_repeated_errors
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_loops_and_coroutines_without_descriptors_are_not_reported(
 ):
   with (
     pytest.raises(OSError, match='Too many open files'),
-    _without_repeated_errors(),
+    without_repeated_errors(),
   ):
     fail_to_make_an_event_loop(monkeypatch)
   gc.collect()
@@ -67,7 +67,7 @@ def test_other_errors_are_reported_and_a_save_that_succeeds_changes_nothing(
       raise ValueError
 
   hook, filters_before = sys.unraisablehook, list(warnings.filters)
-  with _without_repeated_errors():
+  with without_repeated_errors():
     assert sys.unraisablehook is not hook
     Broken()
   gc.collect()

@@ -235,3 +235,26 @@ def test_a_recipe_that_lacks_its_critic_is_refused_before_anything_is_written(
   stderr = capsys.readouterr().err
   assert "must be among the recipe's networks, got none" in stderr
   assert not (tmp_path / 'run' / 'config.json').exists()
+
+
+@pytest.mark.usefixtures('no_annotation_checks')
+@pytest.mark.parametrize(
+  'update_ids',
+  [
+    np.full(SEQUENCES, 99, np.int32),
+    np.full(SEQUENCES, -1, np.int32),
+    np.zeros(1, np.int32),
+    np.zeros(SEQUENCES, np.float32),
+  ],
+)
+def test_refuses_updates_that_the_iteration_has_not(update_ids):
+  estimator = critic_advantages(make_config())
+  with pytest.raises((TypeError, ValueError), match='update_ids must'):
+    estimator.estimate(estimator.init(), inputs(update_ids=update_ids))
+
+
+def test_sequences_of_no_update_have_no_advantage():
+  credit_inputs = inputs(update_ids=np.full(SEQUENCES, 99, np.int32))
+  (advantages, _, _), _ = estimated(credit_inputs)
+  mask = credit_inputs.rows.loss_mask
+  np.testing.assert_array_equal(np.isnan(advantages), mask)

@@ -237,16 +237,67 @@ def test_a_critic_uses_a_causal_mask_alone_for_rows_of_one_sequence(
   assert bool(seen) == (first_column > 0)
 
 
+@pytest.mark.usefixtures('no_annotation_checks')
 def test_refuses_unknown_outputs_and_an_empty_initial_model():
   network = critic_network()
+  for wrong in (
+    {'weights': 'sum'},
+    {'weights': None},
+    {'loss': None},
+    {'loss': 'x'},
+    {'metrics': 3},
+    {'initial': ' '},
+    {'initial': 5},
+    {'initial': True},
+  ):
+    with pytest.raises(ValueError, match=f'{next(iter(wrong))} must be'):
+      dataclasses.replace(network, **wrong)
   with pytest.raises(
     ValueError, match=r"output must be one of .*, got 'logits'"
   ):
     dataclasses.replace(network, output='logits')
-  with pytest.raises(
-    ValueError, match=r'initial must be .*, got an empty text'
-  ):
+  with pytest.raises(ValueError, match=r"initial must be .*, got ''"):
     dataclasses.replace(network, initial='')
+
+
+@pytest.mark.parametrize(
+  ('update', 'sentence'),
+  [
+    (
+      lambda g: jax.tree.map(jnp.mean, g),
+      r'of the shape of .* got float32 \(\)',
+    ),
+    (lambda g: jax.tree.map(lambda x: x[None], g), 'of the shape of their par'),
+    (lambda g: jax.tree.map(jnp.int32, g), 'must be floats .* got int32'),
+    (lambda g: jax.tree.map(lambda x: None, g), 'one update per parameter'),
+    (lambda g: {}, 'one update per parameter'),
+  ],
+)
+def test_updates_that_would_be_broadcast_are_refused(update, sentence):
+  tx = optax.stateless(lambda gradients, params: update(gradients))
+  network = dataclasses.replace(critic_network(), tx=tx)
+  step = make_network_step(network, CRITIC, StepSettings(micro_batches=1))
+  params = initial_params('critic')
+  with pytest.raises(TypeError, match=sentence):
+    jax.eval_shape(
+      step,
+      NetworkState(params=params, opt_state=tx.init(params)),
+      with_targets(padded()),
+    )
+
+
+def test_optimiser_states_of_other_parameters_are_refused():
+  step = make_network_step(
+    critic_network(), CRITIC, StepSettings(micro_batches=1)
+  )
+  params = initial_params('critic')
+  other = jax.tree.map(lambda x: x[:1] if x.ndim else x, TX.init(params))
+  with pytest.raises(TypeError, match=r'state .* must keep its shape'):
+    jax.eval_shape(
+      step,
+      NetworkState(params=params, opt_state=other),
+      with_targets(padded()),
+    )
 
 
 def assert_close(actual, expected, tolerance):

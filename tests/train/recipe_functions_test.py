@@ -18,6 +18,7 @@ from covrl.config import Config, ConfigError, Recipe
 from covrl.data import Suite
 from covrl.data.packing import token_rows
 from covrl.entropy import update_signal
+from covrl.models import tiny
 from covrl.parallel import sharding
 from covrl.tasks.task import make_task
 from covrl.train import train
@@ -119,6 +120,10 @@ def test_suites_whose_results_would_replace_others_are_refused(names, message):
   [
     ({'task': None}, "recipe's task must return a Task, got NoneType"),
     ({'model': {}}, "recipe's model must return a ModelConfig, got dict"),
+    (
+      {'model': dataclasses.replace(tiny(15), param_dtype='float64')},
+      "recipe's model must have floats of at most 32 bits, got float64",
+    ),
     ({'advantages': None}, "recipe's advantages must return a function"),
     ({'loss': None}, "recipe's loss must return a function, got None"),
     ({'token_tx': len}, "recipe's token_tx must return an optax.Gradient"),

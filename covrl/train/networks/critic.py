@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from covrl.array_checks import check_array, concrete
 from covrl.config import Config
 from covrl.objectives import (
   adapt_coefficient,
@@ -160,12 +161,23 @@ def _whiten_updates(
   update_ids: Int[Array, ' S'],
   updates: int,
 ) -> Float[Array, 'S T']:
-  """Whitens advantages over the tokens of each optimiser batch."""
+  """Whitens advantages over the tokens of each optimiser batch.
+
+  Advantages of sequences that no update trains on are NaN.
+  """
+  check_array('update_ids', update_ids, 'int', 'S', mask.shape[:1])
+  ids = concrete(update_ids)
+  if ids is not None and ids.size and not 0 <= ids.min() <= ids.max() < updates:
+    wrong = ids[(ids < 0) | (ids >= updates)][0]
+    raise ValueError(f'update_ids must lie in [0, {updates}), got {wrong}')
 
   def whiten_update(update_id: Int[Array, ''], whitened: Array) -> Array:
     update_mask = mask & (update_ids == update_id)[:, None]
     return jnp.where(update_mask, whiten(advantages, update_mask), whitened)
 
   return jax.lax.fori_loop(
-    0, updates, whiten_update, jnp.zeros_like(advantages)
+    0,
+    updates,
+    whiten_update,
+    jnp.where(mask, jnp.nan, jnp.zeros_like(advantages)),
   )

@@ -48,8 +48,8 @@ class Network:
       the policy's update on the same rows.
 
   Raises:
-    ValueError: an option is unknown, `initial` is empty, or the parameter chain is
-      not an optax transformation.
+    ValueError: an option is unknown, `initial` is not a name, `loss` or `metrics`
+      is not a function, or the parameter chain is not an optax transformation.
   """
 
   output: Output
@@ -77,10 +77,17 @@ class Network:
       raise ValueError(
         f'tx must be an optax.GradientTransformation, got {self.tx!r}'
       )
-    if not self.initial:
+    if self.weights not in get_args(WeightMode):
       raise ValueError(
-        "initial must be 'policy', 'random' or a pretrained model, got an empty"
-        ' text'
+        f'weights must be one of {get_args(WeightMode)}, got {self.weights!r}'
+      )
+    for name, function in (('loss', self.loss), ('metrics', self.metrics)):
+      if not callable(function):
+        raise ValueError(f'{name} must be a function, got {function!r:.80}')
+    if not isinstance(self.initial, str) or not self.initial.strip():
+      raise ValueError(
+        "initial must be 'policy', 'random' or a pretrained model, got"
+        f' {self.initial!r:.80}'
       )
 
 

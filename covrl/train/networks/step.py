@@ -13,7 +13,13 @@ from jaxtyping import Array, Float, PyTree
 
 from covrl.array_checks import check_scalar
 from covrl.models import Policy
-from covrl.train.apply import accumulator_dtype, all_finite, to_device
+from covrl.train.apply import (
+  accumulator_dtype,
+  all_finite,
+  apply_updates,
+  check_state,
+  to_device,
+)
 from covrl.train.forward import Metrics, apply_token_weights
 from covrl.train.microbatch import over_micro_batches
 from covrl.train.networks.network import Network, network_output
@@ -89,7 +95,8 @@ def make_network_step(
     updates, next_opt_state = network.tx.update(
       gradients, opt_state, state.params
     )
-    params = optax.apply_updates(state.params, updates)
+    check_state(opt_state, next_opt_state)
+    params = apply_updates(state.params, updates)
     finite = jnp.isfinite(value) & jnp.isfinite(norm) & all_finite(params)
     kept = NetworkState(params=state.params, opt_state=opt_state)
     new = NetworkState(params=params, opt_state=next_opt_state)
