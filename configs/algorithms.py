@@ -149,6 +149,7 @@ def cispo() -> Recipe:
 
 
 def _task_with_length_penalty(config: Config) -> Task:
+  """Returns Countdown with DAPO's penalty of long responses."""
   task = countdown_task(config.countdown)
   penalty = Overlong(
     max_length=config.rollout.max_response_length,
@@ -162,6 +163,7 @@ def _whitened_rewards(
   group_ids: Int[Array, ' S'],
   mask: Bool[Array, 'S T'],
 ) -> Float[Array, 'S T']:
+  """Returns REINFORCE++'s advantages of all tokens."""
   del group_ids
   return covrl.advantages.reinforce_plus_plus(
     covrl.advantages.token_rewards(rewards, mask).rewards, mask

@@ -255,6 +255,7 @@ def _annealed(config: Config) -> optax.Schedule:
 
 
 def _tx(config: Config) -> optax.GradientTransformation:
+  """Returns Adam with clipped gradients."""
   return optax.chain(
     optax.clip_by_global_norm(config.train.max_gradient_norm),
     optax.adam(config.train.learning_rate, b2=0.95),
@@ -262,6 +263,7 @@ def _tx(config: Config) -> optax.GradientTransformation:
 
 
 def _warm_start_tx(config: Config) -> optax.GradientTransformation:
+  """Returns AdamW with warm-up and cosine decay."""
   steps = max(config.warm_start.steps, 2)  # a schedule needs two
   rate = optax.warmup_cosine_decay_schedule(
     0.0, config.warm_start.learning_rate, min(100, steps // 10 + 1), steps

@@ -84,6 +84,7 @@ def recipe_32b(pretrained: str) -> Recipe:
 
 
 def _model(config: Config, vocab_size: int) -> ModelConfig:
+  """Returns the config of the pretrained model, with float32 parameters."""
   del vocab_size  # the pretrained model has its own
   model = load_policy(config.pretrained, 'bfloat16').config
   # At these learning rates bfloat16 parameters would not change.
@@ -97,6 +98,7 @@ def unclipped(config: Config) -> Any:
 
 
 def _kl_cov(config: Config, **options: Any) -> optax.GradientTransformation:
+  """Returns KL-Cov with the numbers of a configuration."""
   return covrl.kl_cov(
     fraction=config.entropy.fraction,
     coefficient=config.entropy.coefficient,
@@ -106,6 +108,7 @@ def _kl_cov(config: Config, **options: Any) -> optax.GradientTransformation:
 
 
 def _clip_cov(config: Config, **options: Any) -> optax.GradientTransformation:
+  """Returns Clip-Cov with the numbers of a configuration."""
   return covrl.clip_cov(
     fraction=config.entropy.fraction,
     low=config.entropy.covariance_low,

@@ -119,5 +119,6 @@ def entropy_bonus() -> Recipe:
 
 
 def _model(config: Config, vocab_size: int) -> ModelConfig:
+  """Returns the config of the pretrained model, in float32."""
   del vocab_size  # the pretrained model has its own
   return load_policy(config.pretrained, 'float32').config

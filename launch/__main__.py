@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None, shell: Shell | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+  """Returns the parser, with a command per launcher."""
   raw = argparse.RawDescriptionHelpFormatter
   parser = argparse.ArgumentParser(
     prog='launch', description=launch.__doc__, formatter_class=raw

@@ -147,6 +147,7 @@ def _exists(path: pathlib.Path) -> bool:
 
 
 def _is_committed(name: str, root: pathlib.Path) -> bool:
+  """Returns whether a file is in the commit HEAD."""
   return bool(_git(root, 'ls-tree', '--name-only', 'HEAD', '--', name))
 
 

@@ -72,6 +72,7 @@ def run(job: Job, options: argparse.Namespace, shell: Shell) -> int:
 
 
 def _environment(job: Job) -> list[str]:
+  """Returns the words of `env` that set the variables of a job."""
   if not job.environment:
     return []
   return [
@@ -81,6 +82,7 @@ def _environment(job: Job) -> list[str]:
 
 
 def _commands(job: Job, options: argparse.Namespace) -> list[list[str]]:
+  """Returns the command of each process."""
   port = options.port or _free_port()
   return [
     [
@@ -94,6 +96,7 @@ def _commands(job: Job, options: argparse.Namespace) -> list[list[str]]:
 
 
 def _free_port() -> int:
+  """Returns a TCP port that is free now."""
   with socket.socket() as probe:
     probe.bind(('127.0.0.1', 0))
     return probe.getsockname()[1]
@@ -132,6 +135,7 @@ def _forwarded_signals(
   """Context in which SIGTERM and SIGINT end all processes with SIGTERM."""
 
   def forward(number: int, frame: object) -> None:
+    """Sends SIGTERM to all processes that run."""
     del number, frame
     for process in processes:
       if process.poll() is None:

@@ -124,15 +124,18 @@ class _Queued:
 
   @property
   def _nodes(self) -> list[str]:
+    """Names of the TPU nodes, one per slice."""
     if self.options.num_slices == 1:
       return [self.job.name]
     return [f'{self.job.name}-{n}' for n in range(self.options.num_slices)]
 
   @property
   def _location_options(self) -> list[str]:
+    """Options of gcloud that name project and zone."""
     return [f'--project={self.options.project}', f'--zone={self.options.zone}']
 
   def _command(self, verb: str, *arguments: str) -> list[str]:
+    """Returns a command of gcloud for the queued resource."""
     return [
       *('gcloud', 'compute', 'tpus', 'queued-resources', verb, self.job.name),
       *self._location_options,
@@ -202,6 +205,7 @@ class _Queued:
       self.shell.print(f'not available yet: {failed(command, completed)}')
 
   def _delete(self) -> None:
+    """Deletes the queued resource and its nodes."""
     self.shell.check_output(self._command('delete', '--force', '--quiet'))
 
   def _pack(self) -> None:
@@ -267,6 +271,7 @@ class _Queued:
     return combined_status(codes)
 
   def _ssh(self, node: str, command: str) -> list[str]:
+    """Returns a command that runs another one on all hosts of a node."""
     return [
       *('gcloud', 'compute', 'tpus', 'tpu-vm', 'ssh', node),
       *self._location_options,

@@ -166,6 +166,7 @@ def _unwritable(directory: pathlib.Path) -> str:
 
 
 def _warn(text: str) -> None:
+  """Prints a warning on standard error."""
   print(f'covrl: {text}', file=sys.stderr)
 
 

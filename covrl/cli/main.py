@@ -94,6 +94,7 @@ class _Parser(argparse.ArgumentParser):
   """Argument parser that reports errors as the usage and one sentence."""
 
   def error(self, message: str) -> NoReturn:
+    """Prints the usage and a message, and exits with status 2."""
     self.print_usage(sys.stderr)
     self.exit(Exit.REFUSED, f'covrl: {message}; see {self.prog} --help\n')
 
@@ -200,6 +201,7 @@ def _underscored(argument: str) -> str:
 
 
 def _version() -> str:
+  """Returns the name and version of the installed package."""
   try:
     return f'covrl {importlib.metadata.version("covrl")}'
   except importlib.metadata.PackageNotFoundError:

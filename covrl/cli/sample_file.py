@@ -245,6 +245,7 @@ def _output(path: epath.Path | None) -> Iterator[Callable[[str], object]]:
     stream = path.open('a' if path.exists() else 'w', encoding='utf-8')
 
   def write(line: str) -> None:
+    """Appends a line, and flushes it."""
     with storage.writing(path):
       stream.write(line)
       stream.flush()

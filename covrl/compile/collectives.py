@@ -240,8 +240,10 @@ def _ids(text: str) -> Int[np.ndarray, '...']:
 def _rows(
   groups: Int[np.ndarray, 'groups chips'],
 ) -> tuple[tuple[int, ...], ...]:
+  """Returns the rows of an array of device ids as tuples."""
   return tuple(tuple(row) for row in groups.tolist())
 
 
 def _numbers(text: str) -> tuple[int, ...]:
+  """Returns all non-negative integers in a text."""
   return tuple(int(number) for number in re.findall(r'\d+', text))

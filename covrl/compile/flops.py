@@ -129,6 +129,7 @@ class _Window:
     return cls({k: v.split('x') for k, v in fields.items()}, int(count))
 
   def _get(self, name: str, axis: int, default: str) -> str:
+    """Returns an entry of the window for an axis, or a default."""
     values = self.fields.get(name)
     return default if values is None else values[axis]
 

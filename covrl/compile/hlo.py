@@ -361,4 +361,5 @@ def shapes_of(text: str, platform: Platform = 'tpu') -> Iterator[Shape]:
 
 
 def _numbers(text: str) -> tuple[int, ...]:
+  """Returns all non-negative integers in a text."""
   return tuple(int(number) for number in re.findall(r'\d+', text))

@@ -162,6 +162,7 @@ class _Group(NamedTuple):
 
 
 def _train_step(work: Workload) -> dict[str, Program]:
+  """Compiles an optimiser update of the policy."""
   config = work.recipe.config
   rows, width = config.train.sequences_per_update, row_width(config)
   compiled = compile_program(work, work.programs.trace_update(_batch(work)))
@@ -176,6 +177,7 @@ def _train_step(work: Workload) -> dict[str, Program]:
 
 
 def _score(work: Workload) -> dict[str, Program]:
+  """Compiles a forward pass that scores an iteration's tokens."""
   config = work.recipe.config
   rows, width = config.sequences_per_iteration, row_width(config)
   compiled = compile_program(work, work.programs.trace_score(_batch(work)))
@@ -238,6 +240,7 @@ def _network_programs(work: Workload, name: str) -> dict[str, Program]:
 
 
 def _batch(work: Workload) -> TokenBatch:
+  """Returns the shapes of an iteration's token batch."""
   config = work.recipe.config
   return abstract_batch(
     config.sequences_per_iteration,

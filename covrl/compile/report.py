@@ -260,6 +260,7 @@ class Report:
 
   @property
   def _unit(self) -> str:
+    """Name of a device in the report."""
     return 'GPU' if isinstance(self.topology, GpuTopology) else 'chip'
 
   def _verdict(self) -> str:
@@ -355,4 +356,5 @@ def _percent(share: float) -> str:
 
 
 def _axes(mesh: dict[str, int]) -> str:
+  """Formats the axes of a mesh that have more than one device."""
   return ' × '.join(f'{axis} {size}' for axis, size in mesh.items() if size > 1)

@@ -180,6 +180,7 @@ def _weights(work: Workload) -> float:
   assert mesh is not None
 
   def on_chip(leaf: Any, axes: tuple[str, ...]) -> int:
+    """Returns the number of elements of a parameter on one chip."""
     shards = sharding.fitted_sharding(
       mesh, axes, leaf.shape, sharding.ROLLOUT_RULES
     )

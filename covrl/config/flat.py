@@ -20,6 +20,7 @@ def from_dict(fields: Mapping[str, Any]) -> Config:
   """
 
   def build(default: Any, values: Mapping[str, Any], prefix: str = '') -> Any:
+    """Returns a dataclass with values replaced, recursively."""
     changes = {}
     for name, value in values.items():
       before = getattr(default, name, None)
@@ -44,6 +45,7 @@ def unknown_fields(fields: Mapping[str, Any]) -> list[str]:
   """
 
   def names(default: Any, values: Mapping[str, Any], prefix: str) -> list[str]:
+    """Returns the dotted names of unknown fields, recursively."""
     result: list[str] = []
     for name, value in values.items():
       if not hasattr(default, name):
@@ -65,6 +67,7 @@ def missing_fields(fields: Mapping[str, Any]) -> list[str]:
   """
 
   def names(default: Any, values: Mapping[str, Any], prefix: str) -> list[str]:
+    """Returns the dotted names of missing fields, recursively."""
     result: list[str] = []
     for name in (field.name for field in dataclasses.fields(default)):
       if name not in values:

@@ -28,6 +28,7 @@ def field_help(config: Config) -> str:
 
 
 def _section(section: Section, values: dict[str, Any]) -> str:
+  """Returns the help of a section: its title, and an entry per field."""
   fields = [_field(field, values[field.name]) for field in section.fields]
   title = f'{section.name}: {section.title}'
   title = [textwrap.fill(title, _WIDTH)] if section.name else []
@@ -35,6 +36,7 @@ def _section(section: Section, values: dict[str, Any]) -> str:
 
 
 def _field(field: Field, value: object) -> str:
+  """Returns the help of a field: the override that sets it, and its meaning."""
   limits = f', {field.bounds}' if field.bounds else ''
   kind = ' | '.join(each or "''" for each in field.choices)
   meaning = field.meaning

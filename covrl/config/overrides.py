@@ -120,6 +120,7 @@ def _groups() -> dict[str, str]:
 
 
 def _description(group: str) -> str:
+  """Returns a sentence that lists the fields of a group."""
   return f'{group} is a group of config fields: {_groups()[group]}'
 
 
@@ -136,6 +137,7 @@ def _nearest(name: str) -> list[str]:
   group, _, leaf = name.rpartition('.')
 
   def similarity(known: str) -> tuple[float, float]:
+    """Returns the similarities of the last part and of the group of a name."""
     known_group, _, known_leaf = known.rpartition('.')
     is_part = f'_{leaf}_' in f'_{known_leaf}_'
     similarity_of_leaves = _similarity(leaf, known_leaf)
@@ -170,6 +172,7 @@ def _similarity(name: str, known: str) -> float:
 
 
 def _parse(field: Field, text: str | None) -> bool | int | float | str:
+  """Returns the value of a field from the text of an override."""
   if text is None:
     if field.kind is bool:
       return True

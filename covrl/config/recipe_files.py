@@ -145,6 +145,7 @@ class RecipeFiles:
 
     @functools.wraps(make_task)
     def resolved(config: Any) -> Any:
+      """Builds the task, and replaces names of score functions by functions."""
       with self.importable():
         task = make_task(config)
       if not dataclasses.is_dataclass(task) or isinstance(task, type):

@@ -52,6 +52,7 @@ def _recording(kind: type, prefix: str, read: set[str]) -> type:
   )
 
   def get(self: Any, name: str) -> Any:
+    """Returns an attribute, and records it if it is a field."""
     if name == '__class__':
       return kind
     if name in plain:
@@ -59,6 +60,7 @@ def _recording(kind: type, prefix: str, read: set[str]) -> type:
     return object.__getattribute__(self, name)
 
   def reduce(self: Any, protocol: int) -> tuple[Any, ...]:
+    """Pickles an instance of the plain class."""
     make, _, *rest = object.__reduce_ex__(self, protocol)
     return make, (kind,), *rest
 

@@ -133,6 +133,7 @@ def fields_by_name() -> dict[str, Field]:
 
 
 def _section(name: str, kind: Any) -> Section:
+  """Returns the section of a dataclass."""
   title, meanings = _documentation(kind.__doc__ or '')
   return Section(name, title, tuple(_fields(name, kind, meanings)))
 

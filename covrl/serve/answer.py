@@ -78,6 +78,7 @@ class Answer:
     return chunk
 
   def _usage(self) -> dict[str, int]:
+    """Returns the numbers of tokens in OpenAI's form."""
     prompt = self.completion.prompt_tokens
     sampled = sum(len(choice.tokens) for choice in self._choices)
     return {

@@ -80,6 +80,7 @@ def make_app(
 
   @contextlib.asynccontextmanager
   async def lifespan(app: Starlette) -> AsyncIterator[None]:
+    """Runs the worker while the application runs."""
     worker.start()
     try:
       yield
@@ -119,6 +120,7 @@ class _Server:
     """Returns a handler that requires the token or, without one, a loopback name."""
 
     async def guarded(request: Request) -> Response:
+      """Handles a request, or refuses it."""
       if self._token is None:
         host = request.headers.get('host', '')
         if not is_loopback(_host_name(host)):
@@ -179,9 +181,11 @@ class _Server:
     return await self._wait_for_answer(request, answer, submission, updates)
 
   def _submit(self, completion: Completion, updates: Updates) -> Submission:
+    """Submits the requests; their deltas are put into `updates`."""
     loop = asyncio.get_running_loop()
 
     def on_delta(index: int, delta: Delta | Exception) -> None:
+      """Puts an update into the queue, from the thread of the worker."""
       # The loop is closed if the server ends before the engine.
       with contextlib.suppress(RuntimeError):
         loop.call_soon_threadsafe(updates.put_nowait, (index, delta))
@@ -265,6 +269,7 @@ class _Server:
     )
 
   def _error(self, status: int, message: str) -> Response:
+    """Returns an error response, and counts it."""
     self._count(status)
     headers = {'Retry-After': _RETRY_AFTER} if status == 429 else None
     if status == 401:
@@ -272,6 +277,7 @@ class _Server:
     return JSONResponse(_error_body(status, message), status, headers)
 
   def _count(self, status: int) -> None:
+    """Counts a response by its status."""
     self._metrics.add('requests_total', label=f'status="{status}"')
 
 
@@ -361,6 +367,7 @@ def _host_name(header: str) -> str:
 
 
 def _event(body: dict[str, Any]) -> str:
+  """Formats a server-sent event."""
   text = json.dumps(body, ensure_ascii=False, separators=(',', ':'))
   return f'data: {text}\n\n'
 

@@ -90,6 +90,7 @@ class _Line:
 
   @property
   def is_finished(self) -> bool:
+    """Whether all responses are finished; true for an invalid line."""
     return all(choice.finish_reason is not None for choice in self.choices)
 
   def result(self) -> dict[str, Any]:
@@ -135,6 +136,7 @@ class _Batch:
       line.error = str(error)
 
   def _submit(self, line: _Line, number: int, text: bytes) -> None:
+    """Parses a line and submits its requests."""
     fields = parse_json(text, 'a line')
     if not isinstance(fields, dict):
       raise ValueError(f'a line must be an object, got {type_name(fields)}')

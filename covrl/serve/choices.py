@@ -66,6 +66,7 @@ class Choice:
     }
 
   def _logprobs(self, delta: Delta) -> dict[str, Any]:
+    """Returns tokens and log-probabilities in OpenAI's form."""
     return {
       'tokens': [self._tokenizer.decode([token]) for token in delta.tokens],
       'token_logprobs': delta.policy_logprobs,

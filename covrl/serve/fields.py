@@ -175,6 +175,7 @@ def _prompts(
 
 
 def _is_ids(value: object) -> TypeGuard[list[int]]:
+  """Returns whether a value is a non-empty list of integers."""
   return (
     isinstance(value, list)
     and bool(value)
@@ -183,6 +184,7 @@ def _is_ids(value: object) -> TypeGuard[list[int]]:
 
 
 def _stop_ids(value: object) -> tuple[int, ...]:
+  """Returns the field `stop_token_ids` without duplicates."""
   if value is None or value == []:
     return ()
   if not _is_ids(value):
@@ -193,6 +195,7 @@ def _stop_ids(value: object) -> tuple[int, ...]:
 
 
 def _stop_strings(value: object, tokenizer: Tokenizer) -> tuple[str, ...]:
+  """Returns the field `stop` as a tuple."""
   if value is None:
     return ()
   strings: Sequence[object] = value if isinstance(value, list) else [value]
@@ -210,6 +213,7 @@ def _stop_strings(value: object, tokenizer: Tokenizer) -> tuple[str, ...]:
 
 
 def _logprobs(fields: Mapping[str, Any]) -> bool:
+  """Returns whether the field `logprobs` requests log-probabilities."""
   value = fields.get('logprobs')
   if value is None or value is False:
     return False
@@ -222,6 +226,7 @@ def _logprobs(fields: Mapping[str, Any]) -> bool:
 
 
 def _include_usage(value: object, stream: bool) -> bool:
+  """Returns whether the field `stream_options` requests numbers of tokens."""
   if value is None:
     return False
   if not stream:
@@ -235,6 +240,7 @@ def _include_usage(value: object, stream: bool) -> bool:
 
 
 def _integer(fields: Mapping[str, Any], name: str, default: int) -> int:
+  """Returns an integer field, or its default."""
   value = fields.get(name)
   if value is None:
     return default
@@ -244,6 +250,7 @@ def _integer(fields: Mapping[str, Any], name: str, default: int) -> int:
 
 
 def _number(fields: Mapping[str, Any], name: str, default: float) -> float:
+  """Returns a field that is a finite number, or its default."""
   value = fields.get(name)
   if value is None:
     return default
@@ -258,6 +265,7 @@ def _number(fields: Mapping[str, Any], name: str, default: float) -> float:
 
 
 def _boolean(fields: Mapping[str, Any], name: str) -> bool:
+  """Returns a field that is true or false; false if absent."""
   value = fields.get(name)
   if value is not None and type(value) is not bool:
     raise ValueError(f'{name} must be true or false, got {_shown(value)}')
@@ -265,6 +273,7 @@ def _boolean(fields: Mapping[str, Any], name: str) -> bool:
 
 
 def _text(fields: Mapping[str, Any], name: str) -> str | None:
+  """Returns a text field; `None` if absent."""
   value = fields.get(name)
   if value is not None and not isinstance(value, str):
     raise ValueError(f'{name} must be text, got {_shown(value)}')
@@ -272,4 +281,5 @@ def _text(fields: Mapping[str, Any], name: str) -> str | None:
 
 
 def _shown(value: object) -> str:
+  """Formats a value for an error, in at most 100 characters."""
   return repr(value)[:100]

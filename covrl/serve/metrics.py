@@ -75,6 +75,7 @@ class Metrics:
       return '\n'.join(self._lines()) + '\n'
 
   def _lines(self) -> Iterator[str]:
+    """Yields the lines of the text format."""
     for name, kind, text in _METRICS:
       yield f'# HELP covrl_{name} {text}'
       yield f'# TYPE covrl_{name} {kind}'

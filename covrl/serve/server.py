@@ -109,6 +109,7 @@ def serve(
   metrics, failures = Metrics(), list[BaseException]()
 
   def on_failure(error: BaseException) -> None:
+    """Records an error of the engine, and ends the server."""
     failures.append(error)
     server.should_exit = True
 

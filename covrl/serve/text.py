@@ -144,6 +144,7 @@ class ResponseText:
     end: int,
     reason: Literal['stop', 'length'] | None,
   ) -> Delta:
+    """Returns the first `count` new tokens with the text up to `end`."""
     text = self._text.text[self._emitted : end]
     self._emitted = max(self._emitted, end)
     return Delta(

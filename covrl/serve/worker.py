@@ -196,6 +196,7 @@ class Worker:
     return True
 
   def _add(self, submission: Submission) -> None:
+    """Submits the requests of a submission to the engine."""
     self._numbers[submission] = []
     for index, request in enumerate(submission.requests):
       number = self.engine.submit(request)
@@ -205,6 +206,7 @@ class Worker:
       )
 
   def _remove(self, submission: Submission) -> None:
+    """Cancels the unfinished responses of a submission."""
     for number in self._numbers.get(submission, ()):
       if number in self._responses:
         self.engine.cancel(number)
@@ -223,10 +225,12 @@ class Worker:
     self._set_gauges()
 
   def _set_gauges(self) -> None:
+    """Sets the metrics of running and waiting responses."""
     self._metrics.set('waiting', self.engine.waiting)
     self._metrics.set('running', self.engine.running)
 
   def _deliver(self, number: int, new: NewTokens) -> None:
+    """Passes new tokens of a response to its submission."""
     response = self._responses[number]
     try:
       delta = response.text.append(new)
