@@ -35,6 +35,7 @@ NAMESPACES = ('losses', 'advantages', 'selectors', 'controllers')
 
 
 def package_of(file: pathlib.Path) -> str:
+  """Returns the name of the package or module that contains a file."""
   return file.relative_to(ROOT / 'covrl').parts[0].removesuffix('.py')
 
 

@@ -40,16 +40,20 @@ class Bucket:
     self._numbers = itertools.count(1)
 
   def put(self, name, content):
+    """Stores an object under a new generation."""
     with self.lock:
       self.objects[name] = content, next(self._numbers)
 
   def text(self, name):
+    """Returns the content of an object as text."""
     return self.objects[name][0].decode()
 
   def names(self, prefix=''):
+    """Returns the sorted names of objects with a prefix."""
     return sorted(name for name in self.objects if name.startswith(prefix))
 
   def number(self):
+    """Returns a number that was not used before."""
     return next(self._numbers)
 
 
@@ -134,6 +138,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     pass
 
   def _request(self):
+    """Returns the path and query of a request, or fails it if it is to fail."""
     if self.bucket.failing_requests > 0:
       self.bucket.failing_requests -= 1
       self.close_connection = True
@@ -142,10 +147,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
     return parts.path, dict(urllib.parse.parse_qsl(parts.query))
 
   def _object(self, path):
+    """Returns the name of the object in a path; empty if absent."""
     match = re.fullmatch(rf'(?:/download)?/storage/v1/b/{NAME}/o/(.+)', path)
     return urllib.parse.unquote(match[1]) if match else ''
 
   def _multipart(self, body):
+    """Returns the name and content of a multipart upload."""
     boundary = re.search(
       r'boundary=[\'"]?([^\'";]+)', self.headers['Content-Type']
     )
@@ -162,6 +169,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     return name, content.removesuffix(end)
 
   def _list(self, query):
+    """Answers with the objects that have a prefix."""
     prefix, delimiter = query.get('prefix', ''), query.get('delimiter')
     items, prefixes = [], set()
     with self.bucket.lock:
@@ -178,6 +186,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     self._answer({'items': items, 'prefixes': sorted(prefixes)})
 
   def _metadata(self, name):
+    """Returns the description of an object."""
     content, generation = self.bucket.objects[name]
     checksum = struct.pack('>I', google_crc32c.value(content))
     return {
@@ -193,6 +202,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     }
 
   def _read(self, name, query):
+    """Answers with an object, a range of its bytes, or its metadata."""
     with self.bucket.lock:
       if name not in self.bucket.objects:
         return self._not_found(name)
@@ -220,6 +230,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     return self.wfile.write(part)
 
   def _write(self, name, content, query):
+    """Stores an object, or answers with an error."""
     with self.bucket.lock:
       if re.search(self.bucket.refused, name):
         error = {'code': 403, 'message': f'{name} must not be written'}
@@ -230,6 +241,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
       return self._answer(self._metadata(name))
 
   def _copy(self, source, target):
+    """Copies an object."""
     with self.bucket.lock:
       if source not in self.bucket.objects:
         return self._not_found(source)
@@ -257,10 +269,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
     return False
 
   def _not_found(self, name):
+    """Answers with status 404."""
     error = {'code': 404, 'message': f'No such object: {name}'}
     return self._answer({'error': error}, {}, 404)
 
   def _answer(self, content, headers=None, status=200):
+    """Sends a JSON answer."""
     text = json.dumps(content).encode()
     self.send_response(status)
     for key, value in (headers or {}).items():
@@ -272,6 +286,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 class Server(http.server.ThreadingHTTPServer):
+  """HTTP server that ignores connections closed by clients."""
+
   daemon_threads = True
 
   def handle_error(self, request, client_address):

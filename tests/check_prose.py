@@ -98,6 +98,7 @@ def _phrases(
 
 
 def _docstrings(text: str) -> Iterator[tuple[int, str]]:
+  """Yields the line and text of every docstring."""
   kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
   for node in ast.walk(ast.parse(text)):
     if isinstance(node, kinds) and (docstring := ast.get_docstring(node)):

@@ -53,6 +53,7 @@ class Case:
 
 
 def pad(x):
+  """Pads an array with zeros to `[16]` or `[16, 64]`."""
   if x.ndim == 2:
     return np.pad(x, ((0, ROWS - x.shape[0]), (0, LENGTH - x.shape[1])))
   if x.ndim == 1:
@@ -104,4 +105,5 @@ def assert_close(actual, expected, relative, message):
 
 @pytest.fixture
 def close():
+  """The function `assert_close`."""
   return assert_close

@@ -95,6 +95,7 @@ def _classes() -> Iterator[type]:
 
 
 def _parameters(class_: type) -> list[str]:
+  """Returns the names of a constructor's parameters."""
   return list(inspect.signature(class_).parameters)
 
 

@@ -13,6 +13,7 @@ PYPROJECT = pathlib.Path(__file__).parents[1] / 'pyproject.toml'
 
 
 def project():
+  """Returns the table `project` of pyproject.toml."""
   return tomllib.loads(PYPROJECT.read_text())['project']
 
 

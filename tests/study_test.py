@@ -210,6 +210,7 @@ def test_annealed_coefficients_fall_to_0():
 
 
 def metric_lines(new_rule):
+  """Returns metrics with the accuracy by the new rule at six evaluations."""
   evaluations = [
     {'phase': 'eval', 'iteration': i, 'rule': int(i >= 4), 'new_rule': value}
     for i, value in zip(range(0, 12, 2), new_rule, strict=True)
@@ -240,6 +241,7 @@ def test_a_win_is_an_interval_on_the_better_side():
 
 
 def accuracies(*values):
+  """Returns evaluations with the given accuracies."""
   return [
     {'phase': 'eval', 'iteration': 5 * i, 'rule': 0, 'accuracy': value}
     for i, value in enumerate(values)

@@ -31,6 +31,7 @@ def set_up(workdir, *overrides):
 
 @pytest.fixture(scope='module')
 def untrained_run(tmp_path_factory):
+  """A run directory that was set up, shared by the tests of this file."""
   workdir = tmp_path_factory.mktemp('original') / 'run'
   set_up(workdir)
   return workdir

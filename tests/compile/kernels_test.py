@@ -67,6 +67,7 @@ def test_visible_blocks_of_a_window_equal_a_count_by_hand():
 
 
 def attention(target, mask, kv='bf16[3,256,2,64]'):
+  """Parses a call of cuDNN's attention."""
   return parse_gpu_lines(
     '%q = bf16[3,256,4,64] parameter(0)',
     f'%k = {kv} parameter(1)',

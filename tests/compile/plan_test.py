@@ -31,11 +31,13 @@ RECIPE = RECIPES / 'toy_solved.py'
 
 @pytest.fixture(scope='module')
 def recipe():
+  """The toy recipe with a reference policy."""
   return load(str(RECIPE), ['--config.train.keep_reference=True'])
 
 
 @pytest.fixture(scope='module')
 def policy(recipe):
+  """The policy of the recipe."""
   task = recipe.task(recipe.config)
   return Policy(recipe.model(recipe.config, task.tokenizer.vocab_size))
 

@@ -48,6 +48,7 @@ def compile_report(topology, *overrides, level='O0', **settings):
 
 
 def collectives_of(module):
+  """Returns the collective instructions of a program."""
   return [
     instruction
     for computation in module.computations.values()

@@ -67,6 +67,7 @@ def test_recipes_differ_in_the_published_settings(name):
 
 
 def advantages_of(name):
+  """Returns the advantages of a recipe on `REWARDS`."""
   recipe = load(f'algorithms:{name}')
   function = token_advantages(recipe.advantages(recipe.config))
   return np.asarray(function(REWARDS, GROUPS, MASK))

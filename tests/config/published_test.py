@@ -84,6 +84,7 @@ def test_settings_are_those_published(name):
 
 @pytest.fixture
 def batch():
+  """Random statistics and context of 64 × 40 tokens."""
   rng = np.random.default_rng(0)
   shape = 64, 40
   old = -rng.exponential(size=shape)
@@ -104,6 +105,7 @@ def batch():
 
 @functools.partial(jax.jit, static_argnames=('loss', 'token_tx'))
 def signal_and_edited(loss, token_tx, stats, context):
+  """Returns the loss's cotangents of log π before and after a token chain."""
   (_, aux), signal = jax.value_and_grad(loss, has_aux=True)(stats, **context)
   context = context | aux.for_selection
   state = token_tx.init(TokenStats.template())
@@ -112,10 +114,12 @@ def signal_and_edited(loss, token_tx, stats, context):
 
 
 def loss_and_chain(recipe):
+  """Returns the loss and the token chain of a recipe."""
   return recipe.loss(recipe.config), recipe.token_tx(recipe.config)
 
 
 def covariance(stats, context):
+  """Returns the covariance of each token."""
   logp, advantages = np.asarray(stats.logprobs), context['advantages']
   return (logp - logp.mean()) * (advantages - np.mean(advantages))
 

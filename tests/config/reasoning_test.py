@@ -106,6 +106,7 @@ def model(tmp_path_factory):
 
 
 def overrides(model, **settings):
+  """Returns overrides that name the model, golden data and settings."""
   return [
     f'--config.pretrained={model}',
     f'--config.data.train={DATA / "dapo_math_17k.parquet"}',
@@ -231,6 +232,7 @@ SIZES = {
 
 @pytest.fixture(scope='module')
 def trained_run(model, tmp_path_factory):
+  """A finished run of KL-Cov with reduced sizes."""
   workdir = tmp_path_factory.mktemp('runs') / 'kl_cov'
   subprocess.run(
     [

@@ -58,6 +58,7 @@ HELPER_FILE = """
 
 
 def write(directory, name, text):
+  """Writes a Python file with dedented text."""
   file = directory / f'{name}.py'
   file.write_text(textwrap.dedent(text))
   return file

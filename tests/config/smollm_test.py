@@ -48,6 +48,7 @@ def model(tmp_path_factory):
 
 
 def overrides(model, **settings):
+  """Returns overrides that name the model and settings."""
   # The tokenizer has one token per byte.
   settings = {'rollout__max_prompt_length': 64, **settings}
   return [

@@ -29,6 +29,7 @@ tx = optax.adam(0.1)
 
 @jax.jit
 def iteration(logits, opt_state, token_state, key):
+  """One rollout and its two updates; returns the state, mean reward and entropy."""
   prompts = jnp.repeat(jnp.arange(PROMPTS), GROUP)
   tokens = jax.random.categorical(key, logits[prompts])
   correct = (prompts[:, None] + jnp.arange(LENGTH)) % VOCABULARY
@@ -54,6 +55,7 @@ def iteration(logits, opt_state, token_state, key):
 
 
 def main(iterations=100):
+  """Trains; returns the mean reward and entropy of each iteration."""
   logits = jnp.zeros((PROMPTS, LENGTH, VOCABULARY))
   token_state = token_tx.init(covrl.TokenStats.template())
   carry, history = (logits, tx.init(logits), token_state), []

@@ -19,6 +19,8 @@ TARGET_ENTROPY = optax.linear_schedule(2.0, 1.0, 400)
 
 
 class Policy(nnx.Module):
+  """A policy of the prompt, the previous token and the position."""
+
   def __init__(self, rngs):
     self.prompt = nnx.Embed(PROMPTS, WIDTH, rngs=rngs)
     self.position = nnx.Embed(LENGTH, WIDTH, rngs=rngs)
@@ -31,6 +33,7 @@ class Policy(nnx.Module):
     return jnp.tanh(self.mix(total + self.previous(previous)))
 
   def sample(self, prompts, key):
+    """Samples a response to each prompt, `[B, LENGTH]`."""
     previous, tokens = jnp.full_like(prompts, VOCABULARY), []
     for position in range(LENGTH):
       states = self(prompts, previous, jnp.full_like(prompts, position))
@@ -40,6 +43,7 @@ class Policy(nnx.Module):
     return jnp.stack(tokens, axis=1)
 
   def stats(self, prompts, tokens):
+    """Returns statistics and moments of responses."""
     start = jnp.full_like(tokens[:, :1], VOCABULARY)
     previous = jnp.concatenate([start, tokens[:, :-1]], axis=1)
     positions = jnp.broadcast_to(jnp.arange(LENGTH), tokens.shape)
@@ -56,6 +60,7 @@ controlled_loss = covrl.as_loss(covrl.policy_gradient, token_tx)
 
 @nnx.jit
 def iteration(policy, optimizer, token_state, step, key):
+  """One rollout and its update; returns the token state, reward and entropy."""
   prompts = jnp.repeat(jnp.arange(PROMPTS), GROUP)
   tokens = policy.sample(prompts, key)
   targets = (prompts[:, None] + jnp.arange(LENGTH)) % VOCABULARY
@@ -82,6 +87,7 @@ def iteration(policy, optimizer, token_state, step, key):
 
 
 def main(iterations=400):
+  """Trains; returns the mean reward and entropy of each iteration."""
   policy = Policy(nnx.Rngs(0))
   optimizer = nnx.Optimizer(policy, optax.adam(3e-3), wrt=nnx.Param)
   token_state, history = token_tx.init(covrl.TokenStats.template()), []

@@ -42,6 +42,7 @@ controlled = covrl.as_loss(clipped, token_tx)
 
 @function_registry.register_policy_loss_fn('covrl')
 def covrl_loss(model, train_example, algo_config, pad_id, eos_id, **_):
+  """Returns covrl's loss of a micro-batch, and metrics."""
   tokens, mask = train_example.completion_ids, train_example.completion_mask
   _, logits = common.compute_per_token_logps(
     *nnx.split(model),
@@ -93,11 +94,13 @@ class Letters:
 
 
 def rewards(prompts, completions, **_):
+  """Returns the share of letters a in each completion."""
   del prompts
   return [text.count('a') / 16 for text in completions]
 
 
 def make_learner(micro_batch):
+  """Returns Tunix's learner for a micro-batch size."""
   mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ('fsdp', 'tp'))
   config: Any = qwen2.ModelConfig(
     num_layers=2,
@@ -149,6 +152,7 @@ def make_learner(micro_batch):
 
 
 def main():
+  """Trains with whole and with divided mini-batches."""
   for micro_batch in (8, 2):
     print(f'train_micro_batch_size={micro_batch} of mini_batch_size=8')
     learner = make_learner(micro_batch)

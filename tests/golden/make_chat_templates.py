@@ -155,6 +155,7 @@ class Clock(datetime.datetime):
 
 
 def main():
+  """Writes the file."""
   vars(chat_utils)['datetime'] = Clock
   words = tokenizers.models.WordLevel({'a': 0}, unk_token='a')
   tokenizer = transformers.PreTrainedTokenizerFast(

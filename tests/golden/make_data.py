@@ -52,6 +52,7 @@ COUNTS = [
 
 
 def write_jsonl(name, rows):
+  """Writes rows as JSON lines."""
   path = OUTPUT / f'{name}.jsonl'
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text(
@@ -60,11 +61,13 @@ def write_jsonl(name, rows):
 
 
 def write_parquet(name, rows):
+  """Writes rows as a Parquet file."""
   table = pyarrow.Table.from_pylist(rows)
   pyarrow.parquet.write_table(table, OUTPUT / f'{name}.parquet')
 
 
 def verl_row(data_source, question, answer, index, *, ability='math'):
+  """Returns a row in verl's schema."""
   return {
     'data_source': data_source,
     'prompt': [{'role': 'user', 'content': question}],
@@ -75,6 +78,7 @@ def verl_row(data_source, question, answer, index, *, ability='math'):
 
 
 def make_math_files():
+  """Writes the files of math problems."""
   write_jsonl('plain', [{'question': q, 'answer': a} for q, a, _ in SUMS])
   write_jsonl(
     'math',
@@ -104,6 +108,7 @@ def make_math_files():
 
 
 def make_code_files():
+  """Writes the files of programming problems."""
   sums = json.dumps(
     {'inputs': ['1 2\n', '30 12\n'], 'outputs': ['3\n', '42\n']}
   )
@@ -161,6 +166,7 @@ def make_code_files():
 
 
 def make_suites():
+  """Writes the evaluation suites."""
   write_jsonl(
     'suites/math500',
     [

@@ -96,6 +96,7 @@ def random_tensors(name, config, generator):
 
 
 def load(file):
+  """Loads a GGUF file with transformers, in float32."""
   return transformers.AutoModelForCausalLM.from_pretrained(
     file.parent, gguf_file=file.name, dtype=torch.float32
   ).eval()

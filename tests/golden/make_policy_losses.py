@@ -55,6 +55,7 @@ def is_kept(key: str, arrays: dict[str, np.ndarray]) -> bool:
 
 
 def main(source: str) -> None:
+  """Writes the subset of a file of vectors."""
   with np.load(source) as file:
     arrays = {key: file[key] for key in file.files}
   meta = json.loads(str(arrays.pop('meta')))

@@ -49,6 +49,7 @@ TEMPLATE = """\
 
 
 def make_bytes():
+  """Writes the byte-level tokenizer."""
   tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
   tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
     add_prefix_space=False
@@ -89,6 +90,7 @@ def make_bytes():
 
 
 def make_pieces():
+  """Writes the sentencepiece tokenizer."""
   model = io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(
     sentence_iterator=iter(CORPUS),
@@ -111,6 +113,7 @@ def make_pieces():
 
 
 def write(directory, name, content):
+  """Writes a JSON file."""
   text = json.dumps(content, ensure_ascii=False, indent=1)
   (OUTPUT / directory / name).write_text(text + '\n')
 

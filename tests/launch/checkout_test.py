@@ -21,6 +21,7 @@ def dry_run(config, *arguments, launcher=TPU):
 
 
 def error_of_launch(capsys, *arguments, **options):
+  """Returns the error of a dry run that is refused."""
   assert dry_run(*arguments, **options) == (2, '')
   error = capsys.readouterr().err
   assert error.count('\n') == 1

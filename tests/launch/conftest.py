@@ -73,12 +73,14 @@ def clone(committed, tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def in_checkout(committed, monkeypatch):
+  """Makes the committed checkout the launcher's and the current directory."""
   monkeypatch.setattr(checkout, 'ROOT', committed)
   monkeypatch.chdir(committed)
 
 
 @pytest.fixture
 def fakes(tmp_path, monkeypatch):
+  """Puts the replacements of external programs on PATH."""
   folder = tmp_path / 'fakes'
   folder.mkdir()
   for name in ('gcloud', 'kubectl', 'sbatch', 'scontrol', 'srun', 'xpk'):

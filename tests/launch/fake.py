@@ -15,6 +15,7 @@ import sys
 
 
 def main():
+  """Records the call and gives the next answer."""
   folder = pathlib.Path(os.environ['FAKE_FOLDER'])
   command = [pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]
   with (folder / 'lock').open('w') as lock:

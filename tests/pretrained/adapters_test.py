@@ -159,6 +159,7 @@ def test_merged_weights_have_the_dtype_of_the_source():
 
 
 def dtypes(tree):
+  """Returns the dtypes of the arrays of a tree."""
   return {str(leaf.dtype) for leaf in jax.tree.leaves(tree)}
 
 

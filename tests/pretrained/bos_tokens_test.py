@@ -41,6 +41,7 @@ TEXTS = {
 
 
 def tokenizer_file(processor):
+  """Returns a tokenizer.json with a post-processor."""
   tokenizer = tokenizers.Tokenizer(models.WordLevel(WORDS, unk_token='<unk>'))
   tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
   tokenizer.add_special_tokens(['<s>', '</s>'])
@@ -50,6 +51,7 @@ def tokenizer_file(processor):
 
 
 def write_model(folder, processor, chat='', **fields):
+  """Writes the tokenizer and chat template of a model."""
   (folder / 'tokenizer.json').write_text(tokenizer_file(processor))
   (folder / 'chat_template.jinja').write_text(
     chat + '{{ messages[0].content }} a'

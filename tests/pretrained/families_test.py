@@ -90,6 +90,7 @@ def test_sampler_continues_like_transformers(name):
 
 
 def logits_of(policy, params, tokens, mask):
+  """Returns the logits of rows with masked padding."""
   positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
   hidden = jax.jit(policy.hidden)(
     params, tokens, positions=positions, segment_ids=mask * 1

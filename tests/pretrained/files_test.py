@@ -33,6 +33,7 @@ GATE = 'model.layers.1.mlp.gate_proj.weight'
 
 
 def edit(directory, **fields):
+  """Replaces fields of a model's `config.json`."""
   file = directory / 'config.json'
   file.write_text(json.dumps(json.loads(file.read_text()) | fields))
 

@@ -62,6 +62,7 @@ def rewrite(directory, **tensors):
 
 
 def assert_trees_equal(a, b):
+  """Asserts that two trees have equal arrays."""
   jax.tree.map(np.testing.assert_array_equal, a, b)
 
 

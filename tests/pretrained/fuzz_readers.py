@@ -126,12 +126,14 @@ def load_everything(path):
 
 
 def load_configuration(path):
+  """Loads a policy without its parameters."""
   from covrl import pretrained
 
   pretrained.load_policy(path)
 
 
 def load_text_files(path):
+  """Loads a tokenizer, and encodes and decodes a text."""
   from covrl import pretrained
 
   tokenizer = pretrained.load_tokenizer(path)
@@ -254,6 +256,7 @@ def main(reader, seed, count):
 
 
 def time_is_up(number, frame):
+  """Raises an error when a file takes too long."""
   raise TimeoutError(f'more than {SECONDS} seconds')
 
 

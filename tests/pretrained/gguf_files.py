@@ -107,6 +107,7 @@ def write_gguf(file, config, tensors, *, types=None, fields=None):
 
 
 def _add_tensor(writer, name, tensor, types):
+  """Adds a tensor, quantised to the type of its name."""
   kind = next((k for part, k in types.items() if part in name), 'F32')
   kind = 'F32' if tensor.ndim == 1 else kind
   content = quantise(np.asarray(tensor), kind)
@@ -114,6 +115,7 @@ def _add_tensor(writer, name, tensor, types):
 
 
 def _add_field(writer, name, value):
+  """Adds a field of the type of its value."""
   if isinstance(value, list):
     writer.add_array(name, value)
   elif isinstance(value, bool):

@@ -12,15 +12,18 @@ GOLDEN = MODELS.with_name('gguf')
 
 
 def header_bytes(fields=b'', counts=(0, 0), version=3):
+  """Returns the beginning of a GGUF file: magic, version, counts, fields."""
   head = b'GGUF' + version.to_bytes(4, 'little')
   return head + b''.join(n.to_bytes(8, 'little') for n in counts) + fields
 
 
 def text_bytes(text):
+  """Returns a text with its length, as in a GGUF file."""
   return len(text).to_bytes(8, 'little') + text
 
 
 def tensor_bytes(name=b'w', sizes=(32,), kind=0, offset=0):
+  """Returns the entry of a tensor in a GGUF header."""
   parts = [text_bytes(name), len(sizes).to_bytes(4, 'little')]
   parts += [size.to_bytes(8, 'little') for size in sizes]
   parts += [kind.to_bytes(4, 'little'), offset.to_bytes(8, 'little')]

@@ -42,11 +42,13 @@ PROMPT = 8
 
 @functools.cache
 def load_gguf(name):
+  """Loads a golden model, once per session."""
   return load_pretrained(GOLDEN / f'{name}.gguf')
 
 
 @functools.cache
 def golden(name):
+  """Arrays that transformers computed with a golden model, by name."""
   with np.load(GOLDEN / f'{name}.npz') as file:
     return dict(file)
 

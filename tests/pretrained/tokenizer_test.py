@@ -19,14 +19,17 @@ LOADED = {
 
 
 def golden(kind):
+  """Texts and ids of a golden tokenizer."""
   return json.loads((TOKENIZERS / kind / 'golden.json').read_text())
 
 
 def copy_of(kind, tmp_path):
+  """Copies a golden tokenizer, to be modified."""
   return pathlib.Path(shutil.copytree(TOKENIZERS / kind, tmp_path / kind))
 
 
 def edit(file, **fields):
+  """Replaces fields of a JSON file, or creates it."""
   known = json.loads(file.read_text()) if file.exists() else {}
   file.write_text(json.dumps(known | fields))
 

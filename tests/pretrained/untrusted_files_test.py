@@ -30,6 +30,7 @@ NORM = 'model.norm.weight'
 
 
 def header_of(file):
+  """Returns the header and the data of a safetensors file."""
   content = file.read_bytes()
   size = int.from_bytes(content[:8], 'little')
   return json.loads(content[8 : 8 + size]), content[8 + size :]

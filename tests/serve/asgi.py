@@ -14,6 +14,7 @@ class Answer:
 
   @property
   def json(self):
+    """The body, decoded from JSON."""
     return json.loads(self.body)
 
   @property

@@ -119,10 +119,12 @@ def test_only_a_part_of_a_file_is_in_memory(engine):
 
 
 def run_command(*arguments):
+  """Runs a command with arguments of any type."""
   main([str(argument) for argument in arguments])
 
 
 def error_of_command(capsys, *arguments):
+  """Returns the error of a command that is refused."""
   with pytest.raises(SystemExit) as ended:
     run_command(*arguments)
   assert ended.value.code == 2

@@ -17,6 +17,7 @@ POLICY = Policy(tiny(TOKENIZER.vocab_size))
 
 @pytest.fixture(scope='module')
 def engine():
+  """An engine of four slots with a random policy."""
   return RequestEngine(
     POLICY,
     POLICY.init(jax.random.key(0)),

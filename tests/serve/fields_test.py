@@ -8,6 +8,7 @@ from covrl.serve.fields import parse_completion
 
 
 def parse(**fields):
+  """Parses a request with a prompt and other fields."""
   return parse_completion({'prompt': 'ab', **fields}, TOKENIZER)
 
 

@@ -33,6 +33,7 @@ TEXTS = [
 
 
 def new_tokens(ids, reason=None):
+  """Returns tokens with log-probabilities of −1 and −2."""
   return NewTokens(list(ids), [-1.0] * len(ids), [-2.0] * len(ids), reason)
 
 
@@ -46,6 +47,7 @@ def chunks(ids, sizes):
 
 
 def encodings():
+  """Yields names of tokenizers with the ids of texts that they can encode."""
   for name, tokenizer in TOKENIZERS.items():
     for text in TEXTS:
       try:

@@ -12,6 +12,7 @@ from covrl.train import Task
 
 
 def small():
+  """Returns the recipe."""
   recipe = toy.recipe(task=_task, model=_model)
   config = recipe.config
   config.mesh.data = 2
@@ -28,12 +29,14 @@ def small():
 
 
 def _task(config: Config) -> Task:
+  """Returns the toy task with a vocabulary of 4,096 words."""
   # With four special tokens, 4,096 in all.
   words = train_sentencepiece(map(str, range(4092)))
   return dataclasses.replace(toy.make_task(config), tokenizer=words)
 
 
 def _model(config: Config, vocab_size: int) -> ModelConfig:
+  """Returns a model whose sizes are multiples of 128."""
   del config
   return ModelConfig(
     vocab_size=vocab_size,

@@ -11,6 +11,7 @@ SMALL = str(pathlib.Path(__file__).with_name('small.py'))
 
 
 def ppo():
+  """Returns the recipe."""
   return dataclasses.replace(
     config.load(SMALL),
     networks=lambda config: {'critic': critic(config)},
