@@ -40,6 +40,7 @@ from covrl.train.algorithm import Algorithm
 from covrl.train.effects import (
   config_warnings,
   direction_warnings,
+  gradient_warnings,
   without_effect,
 )
 from covrl.train.initial_policy import make_policy
@@ -89,6 +90,7 @@ def plan(
     *without_effect(recipe, read, task, policy.config),
     *config_warnings(config, algorithm, task.rewards),
     *direction_warnings(policy, tx=algorithm.tx),
+    *gradient_warnings(algorithm),
   ):
     yield f'warning: {text}'
   yield from _example_lines(config, task)

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
+from covrl.array_checks import check_integer
+
 
 @runtime_checkable
 class Tokenizer(Protocol):
@@ -89,8 +91,15 @@ def check_token_ids(
     name: what the ids are of, for the error.
 
   Raises:
+    TypeError: the ids are not a list of integers.
     ValueError: an id is not in the vocabulary.
   """
+  if not isinstance(ids, list | tuple):
+    raise TypeError(
+      f'{name} must have a list of token ids, got a {type(ids).__name__}'
+    )
+  for token in ids:
+    check_integer(f'token ids of {name}', token)
   size = tokenizer.vocab_size
   if ids and not 0 <= min(ids) <= max(ids) < size:
     wrong = next(token for token in ids if not 0 <= token < size)

@@ -332,7 +332,13 @@ def upload(
     source: the local directory.
     target: the directory to copy to, local or in a bucket.
     last: names of files that are copied after all others.
+
+  Raises:
+    StorageError: a file cannot be written.
+    NotADirectoryError: the source is not a directory.
   """
+  if not source.is_dir():
+    raise NotADirectoryError(f'{source} must be a directory, got none')
   files = sorted(source.rglob('*'), key=lambda file: (file.name in last, file))
   for file in files:
     if file.is_file():

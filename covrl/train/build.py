@@ -26,7 +26,11 @@ from covrl.tasks.task import Task, make_task
 from covrl.tasks.verify import check_references, check_scores
 from covrl.train.algorithm import Algorithm, warm_start_transformation
 from covrl.train.compiled import CompiledPrograms
-from covrl.train.effects import config_warnings, direction_warnings
+from covrl.train.effects import (
+  config_warnings,
+  direction_warnings,
+  gradient_warnings,
+)
 from covrl.train.initial_policy import make_policy
 from covrl.train.rollout_batch import (
   EVALUATE_STREAM,
@@ -118,6 +122,7 @@ def build(
   for text in (
     *config_warnings(config, algorithm, task.rewards),
     *direction_warnings(policy, **chains),
+    *gradient_warnings(algorithm),
   ):
     note(f'warning: {text}')
   engine = make_engine(

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.extend.core import Var
 from jaxtyping import PyTree
 
 from covrl.config import Config, Recipe, flatten
@@ -219,6 +220,44 @@ def _ascends(tx: optax.GradientTransformation, params: PyTree) -> bool:
     return any(jax.jit(run)())
   except Exception:
     return False
+
+
+def gradient_warnings(algorithm: Algorithm) -> Iterator[str]:
+  """Yields a sentence if loss and token chain train nothing.
+
+  They are traced on a single token and not computed; what cannot be traced there
+  is not judged.
+  """
+  stats, context = single_token()
+  given_by_loss = ('score_weight', 'clipped')
+  values: dict[str, Any] = {
+    name: value for name, value in context.items() if name not in given_by_loss
+  }
+
+  def run(stats: TokenStats, advantages: Any, weights: Any) -> PyTree:
+    read = values | {'advantages': advantages, 'weights': weights}
+    (_, aux), signal = jax.value_and_grad(algorithm.loss, has_aux=True)(
+      stats, **read
+    )
+    state = algorithm.token_tx.init(stats.template())
+    context = read | aux.for_selection
+    return update_signal(algorithm.token_tx, signal, state, stats, **context)[0]
+
+  try:
+    traced = jax.make_jaxpr(run)(stats, values['advantages'], values['weights'])
+  except Exception:
+    return
+  dependent = set(traced.jaxpr.invars)
+  for eqn in traced.eqns:
+    if any(x in dependent for x in eqn.invars if isinstance(x, Var)):
+      dependent.update(eqn.outvars)
+  if not any(
+    x in dependent for x in traced.jaxpr.outvars if isinstance(x, Var)
+  ):
+    yield (
+      "the recipe's loss and token chain have no gradient: no token trains the"
+      ' policy, whatever its advantage'
+    )
 
 
 def reads_reference(algorithm: Algorithm) -> bool:

@@ -101,3 +101,9 @@ def test_a_file_that_two_processes_write_has_the_content_of_one(
   storage.write_atomically(file, 'a page')
   assert file.read_text() == 'a page'
   assert os.listdir(tmp_path) == ['report.html']
+
+
+def test_a_directory_that_is_not_there_is_not_uploaded(tmp_path):
+  with pytest.raises(NotADirectoryError, match='none must be a directory'):
+    storage.upload(tmp_path / 'none', epath.Path(tmp_path / 'copy'))
+  assert not (tmp_path / 'copy').exists()

@@ -20,6 +20,7 @@ from covrl.train.build import build
 from covrl.train.effects import (
   config_warnings,
   direction_warnings,
+  gradient_warnings,
   reads_moments,
   reads_reference,
   without_effect,
@@ -190,3 +191,40 @@ def test_recorded_reads_leave_the_configuration_as_it_was():
 def test_chains_that_move_along_the_gradient_are_reported(tx, ascends):
   warnings = [*direction_warnings(Policy(tiny(8)), tx=tx)]
   assert bool(warnings) is ascends
+
+
+def algorithm_of(loss, token_tx=None):
+  recipe = load(str(RECIPES / 'toy_kl_cov.py'))
+  algorithm = Algorithm.from_recipe(recipe)
+  return dataclasses.replace(
+    algorithm, loss=loss, token_tx=token_tx or optax.identity()
+  )
+
+
+def with_value(edit):
+  """Policy gradient with an edited value."""
+
+  def loss(stats, **context):
+    value, aux = covrl.losses.policy_gradient(stats, **context)
+    return edit(value), aux
+
+  return loss
+
+
+@pytest.mark.parametrize(
+  ('loss', 'token_tx', 'trains'),
+  [
+    (with_value(lambda value: value), None, True),
+    (with_value(lambda value: -value), None, True),
+    (with_value(jax.lax.stop_gradient), None, False),
+    (with_value(lambda value: 0.0 * jax.lax.stop_gradient(value)), None, False),
+    (with_value(jax.lax.stop_gradient), covrl.entropy_bonus(0.1), True),
+    (covrl.losses.clipped_surrogate, None, True),
+    (covrl.losses.gspo, None, True),
+    (covrl.losses.cispo, covrl.kl_cov(0.01, 1.0), True),
+    (covrl.losses.policy_gradient, optax.set_to_zero(), False),
+  ],
+)
+def test_losses_without_a_gradient_are_reported(loss, token_tx, trains):
+  warnings = [*gradient_warnings(algorithm_of(loss, token_tx))]
+  assert bool(warnings) is not trains
