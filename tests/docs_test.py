@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The API reference builds; links and commands of the documentation exist."""
 
+import os
 import pathlib
 import re
 import subprocess
@@ -35,6 +36,9 @@ PAGES = sorted(
 def test_pages_are_built_without_a_warning(tmp_path):
   completed = subprocess.run(
     [sys.executable, str(SCRIPT), str(tmp_path)],
+    # These sources, also where another checkout is installed.
+    env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    cwd=ROOT,
     capture_output=True,
     text=True,
     check=False,
