@@ -72,7 +72,7 @@ class Shell:
     """
     completed = self.run(command)
     if completed.returncode:
-      raise failed(command, completed)
+      raise command_error(command, completed)
     return completed.stdout
 
   def follow(self, commands: Sequence[Sequence[str]]) -> list[tuple[int, str]]:
@@ -120,7 +120,7 @@ class Shell:
         self.print(line.rstrip('\n'))
 
 
-def failed(
+def command_error(
   command: Sequence[str], completed: subprocess.CompletedProcess[str]
 ) -> LaunchError:
   """Returns the error for a command that failed, as one sentence."""

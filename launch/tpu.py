@@ -20,7 +20,7 @@ import tempfile
 from covrl.exit_codes import Exit, combined_status, means_restart
 from launch import checkout
 from launch.job import Job, LaunchError, render
-from launch.shell import Shell, failed
+from launch.shell import Shell, command_error
 from launch.slices import Slice, find_slice
 
 # States of a queued resource that will not become active again.
@@ -175,7 +175,7 @@ class _Queued:
       return completed.stdout.strip()
     if re.search('NOT_FOUND|not found', completed.stderr):
       return None
-    raise failed(command, completed)
+    raise command_error(command, completed)
 
   def _create(self) -> None:
     """Requests the slice; a lack of quota or capacity is not an error."""
@@ -200,9 +200,11 @@ class _Queued:
     )
     completed = self.shell.run(command)
     if completed.returncode and not _SCARCE.search(completed.stderr):
-      raise failed(command, completed)
+      raise command_error(command, completed)
     if completed.returncode:
-      self.shell.print(f'not available yet: {failed(command, completed)}')
+      self.shell.print(
+        f'not available yet: {command_error(command, completed)}'
+      )
 
   def _delete(self) -> None:
     """Deletes the queued resource and its nodes."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The study of entropy control: tasks, variants as one program, statistics."""
+"""The study of entropy control: tasks, variants, statistics and tables."""
 
 import functools
 from typing import Any

@@ -12,8 +12,8 @@ from typing import Literal
 
 from covrl.parallel import host_memory, xla_flags
 
-# Values of settings of JAX, or of its environment variables, that programs of covrl
-# run with. Others end in an error in their middle.
+# Allowed values of settings of JAX, or of its environment variables. With other
+# values programs of covrl end in an error while they run.
 _TRANSFERS = (None, 'allow', 'log', 'log_explicit')
 _ALLOWED: dict[str, tuple[object, ...]] = {
   'jax_check_tracer_leaks': (False,),
@@ -38,7 +38,7 @@ def prepare_to_run(*, trains: bool = False) -> None:
     trains: whether the command trains.
 
   Raises:
-    ValueError: a setting of JAX is on that the command's programs do not run with.
+    ValueError: a setting of JAX has a value with which the programs would fail.
   """
   check_settings(trains=trains)
   set_xla_flags()
@@ -56,7 +56,7 @@ def check_settings(*, trains: bool = False) -> None:
     trains: whether the command trains.
 
   Raises:
-    ValueError: there is such a setting.
+    ValueError: a setting has such a value.
   """
   import jax
 
@@ -82,7 +82,7 @@ def set_compiler_flags(platform: Literal['tpu', 'gpu']) -> None:
   """Sets the XLA flags to compile for devices that are not attached.
 
   Raises:
-    ValueError: as `check_settings`.
+    ValueError: a setting of JAX is not allowed, see `check_settings`.
   """
   import jax
 

@@ -260,7 +260,7 @@ def _output(path: epath.Path | None) -> Iterator[Callable[[str], object]]:
 
 
 def _lock(stream: IO[str], path: epath.Path) -> None:
-  """Locks an output; two commands would mix their lines.
+  """Locks an output, so that two commands do not mix their lines.
 
   Raises:
     ValueError: another command writes it.
@@ -269,7 +269,7 @@ def _lock(stream: IO[str], path: epath.Path) -> None:
     fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError:
     raise ValueError(
-      f'--output must be the file of one command, another one writes {path}'
+      f'--output must be the file of one command, got {path}, which another writes'
     ) from None
   except OSError:
     return  # A file system without locks.

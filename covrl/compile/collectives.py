@@ -13,7 +13,7 @@ from jaxtyping import Int
 
 from covrl.compile.hlo import Instruction, Module, Shape
 
-OPCODES = (
+COLLECTIVE_OPCODES = (
   'all-reduce',
   'all-reduce-start',
   'all-gather',
@@ -33,7 +33,7 @@ OPCODES = (
 # Opcodes whose result is a tuple of arguments, results and context values.
 _WITH_ARGUMENTS = frozenset(
   opcode
-  for opcode in OPCODES
+  for opcode in COLLECTIVE_OPCODES
   if opcode.endswith('-start') and opcode != 'all-reduce-start'
 )
 
@@ -78,7 +78,7 @@ def collectives_in(
   module: Module, instruction: Instruction
 ) -> Iterator[Collective]:
   """Yields the collectives of an instruction and of its fused computation."""
-  if instruction.opcode in OPCODES:
+  if instruction.opcode in COLLECTIVE_OPCODES:
     yield _collective(instruction, instruction.opcode.removesuffix('-start'))
   elif (
     instruction.opcode == 'send' and 'xla_megascale_runtime' in instruction.text
@@ -100,7 +100,7 @@ def collectives_in(
 def _collective(instruction: Instruction, kind: str) -> Collective:
   """Parses one collective instruction."""
   groups = groups_of(instruction.text)
-  size = sum(shape.size for shape in results(instruction))
+  size = sum(shape.size for shape in written_arrays(instruction))
   count = len(groups[0]) if groups else 1
   if kind == 'reduce-scatter':
     size *= count
@@ -125,7 +125,7 @@ def begins_collective(instruction: Instruction) -> bool:
   )
 
 
-def results(instruction: Instruction) -> list[Shape]:
+def written_arrays(instruction: Instruction) -> list[Shape]:
   """Returns the arrays that a collective writes."""
   if instruction.opcode not in _WITH_ARGUMENTS:
     return [shape for shape in instruction.shapes if shape.elements]

@@ -18,9 +18,9 @@ from covrl.compile.collectives import (
   collectives_in,
 )
 from covrl.compile.flops import flops_of
-from covrl.compile.gpu_kernels import gpu_kernel, kernel_names
+from covrl.compile.gpu_kernels import gpu_kernel_cost, kernel_names
 from covrl.compile.hlo import Computation, Instruction, Module
-from covrl.compile.kernels import kernel_of
+from covrl.compile.kernels import pallas_kernel_cost
 from covrl.compile.traffic import traffic_of
 
 # Assumed trips of a loop whose number depends on data and is not stated by its
@@ -160,7 +160,9 @@ def _cost_of_one(
   cost.collectives = [
     (collective, 1) for collective in collectives_in(module, instruction)
   ]
-  kernel_cost = gpu_kernel if module.platform == 'gpu' else kernel_of
+  kernel_cost = (
+    gpu_kernel_cost if module.platform == 'gpu' else pallas_kernel_cost
+  )
   kernel = kernel_cost(instruction, computation)
   if kernel is not None:
     cost.flops += kernel.flops

@@ -161,7 +161,7 @@ def iteration_time(
   chips = topology.chips * num_slices
   rate = topology.chip.flops * chips * FLOPS_SHARE
   bandwidth = topology.chip.bandwidth * chips * BANDWIDTH_SHARE
-  sequences, width = config.sequences_per_iteration, tokens_read(config)
+  sequences, width = config.sequences_per_iteration, max_input_tokens(config)
   scoring = scoring_flops(policy.config, sequences, width)
   step = (memory.params + memory.cache / 2) / bandwidth
   steps = config.rollout.max_response_length * config.rollout.max_draws
@@ -252,7 +252,7 @@ def read_compiled(
   return compiled
 
 
-def tokens_read(config: Config) -> int:
+def max_input_tokens(config: Config) -> int:
   """Returns the maximal number of tokens of a sequence that are input."""
   rollout = config.rollout
   return rollout.max_prompt_length + rollout.max_response_length - 1

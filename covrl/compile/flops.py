@@ -6,12 +6,12 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from covrl.compile.collectives import OPCODES
+from covrl.compile.collectives import COLLECTIVE_OPCODES
 from covrl.compile.hlo import Computation, Instruction, Module
-from covrl.compile.traffic import FREE
+from covrl.compile.traffic import FREE_OPCODES
 
 # Opcodes that compute nothing, or whose operations are counted elsewhere.
-_UNCOUNTED = FREE | {
+_UNCOUNTED = FREE_OPCODES | {
   'copy',
   'reshape',
   'transpose',
@@ -38,8 +38,8 @@ _UNCOUNTED = FREE | {
   'send-done',
   'recv',
   'recv-done',
-  *OPCODES,
-  *(each.replace('-start', '-done') for each in OPCODES),
+  *COLLECTIVE_OPCODES,
+  *(each.replace('-start', '-done') for each in COLLECTIVE_OPCODES),
 }
 
 

@@ -12,7 +12,7 @@ import math
 import re
 
 from covrl.compile.hlo import Computation, Instruction, Module
-from covrl.compile.kernels import Kernel, blocks
+from covrl.compile.kernels import KernelCost, visible_block_pairs
 
 # Number of matrix products of size queries × keys × width in cuDNN's attention:
 # two forward; five backward, one of which computes the scores again.
@@ -22,17 +22,17 @@ _FORWARD, _BACKWARD = 2, 5
 _BLOCK = 128
 
 
-def gpu_kernel(
+def gpu_kernel_cost(
   instruction: Instruction, computation: Computation
-) -> Kernel | None:
+) -> KernelCost | None:
   """Returns the cost of a library call; `None` for other instructions."""
   target = target_of(instruction)
   if target.startswith('__cudnn$fmha'):
-    return _attention(instruction, computation)
+    return _attention_cost(instruction, computation)
   if target.startswith('__cublas$'):
-    return Kernel(_product(instruction, computation), 0.0)
+    return KernelCost(_product_flops(instruction, computation), 0.0)
   if target in ('__gpu$xla.gpu.triton', 'triton_kernel_call'):
-    return Kernel(0.0, 0.0, known=False)
+    return KernelCost(0.0, 0.0, known=False)
   return None
 
 
@@ -44,7 +44,9 @@ def target_of(instruction: Instruction) -> str:
   return match[1] if match else ''
 
 
-def _attention(instruction: Instruction, computation: Computation) -> Kernel:
+def _attention_cost(
+  instruction: Instruction, computation: Computation
+) -> KernelCost:
   """Returns the cost of cuDNN's fused attention, whose scores stay on chip.
 
   Queries, keys and values are read once; blocks that causality masks are
@@ -55,20 +57,20 @@ def _attention(instruction: Instruction, computation: Computation) -> Kernel:
     instruction.text,
   )
   if dims is None:
-    return Kernel(0.0, 0.0, known=False)
+    return KernelCost(0.0, 0.0, known=False)
   rows, heads, queries, keys = map(int, re.findall(r'\d+', dims[1]))
   first = next(computation.operands(instruction))
   width = first.shapes[0].dims[-1]
   pairs = queries * keys
   if 'CAUSAL' in instruction.text and queries == keys and keys % _BLOCK == 0:
     window = re.search(r'"sliding_window_length": ?"?(\d+)', instruction.text)
-    visible = blocks(keys, _BLOCK, int(window[1]) if window else 0)
+    visible = visible_block_pairs(keys, _BLOCK, int(window[1]) if window else 0)
     pairs = visible * _BLOCK**2
   products = _BACKWARD if 'Backward' in target_of(instruction) else _FORWARD
-  return Kernel(2.0 * products * rows * heads * pairs * width, 0.0)
+  return KernelCost(2.0 * products * rows * heads * pairs * width, 0.0)
 
 
-def _product(instruction: Instruction, computation: Computation) -> float:
+def _product_flops(instruction: Instruction, computation: Computation) -> float:
   """Returns the operations of a matrix product of cuBLAS."""
   left, right = list(computation.operands(instruction))[:2]
   contracted = re.search(
@@ -109,7 +111,7 @@ def kernel_names(
       return 'cuDNN attention', kind
     return ('cuDNN' if target.startswith('__cudnn$') else 'cuBLAS'), kind
   if instruction.opcode == 'dot':
-    return 'loops', _factors(computation, instruction)
+    return 'loops', _factor_type(computation, instruction)
   if instruction.opcode == 'fusion':
     factor_type = _product_in(module, instruction)
     if factor_type is not None:
@@ -124,7 +126,7 @@ def _product_in(module: Module, instruction: Instruction) -> str | None:
   for called in module.called(instruction):
     for inner in called.instructions.values():
       if inner.opcode == 'dot':
-        return _factors(called, inner)
+        return _factor_type(called, inner)
       if inner.opcode == 'fusion':
         factor_type = _product_in(module, inner)
         if factor_type is not None:
@@ -132,7 +134,7 @@ def _product_in(module: Module, instruction: Instruction) -> str | None:
   return None
 
 
-def _factors(computation: Computation, dot: Instruction) -> str:
+def _factor_type(computation: Computation, dot: Instruction) -> str:
   """Returns the type of a product's factors; 'f32 highest' for exact float32."""
   kind = computation.instructions[dot.operands[0]].shapes[0].kind
   exact = 'highest' in dot.text or 'algorithm=dot_f32_f32_f32' in dot.text

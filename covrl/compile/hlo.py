@@ -207,11 +207,11 @@ class Module:
     if counter_and_bound is None:
       return None
     counter, bound = counter_and_bound
-    start = _part(computation, loop.operands[0], counter)
+    start = _tuple_element(computation, loop.operands[0], counter)
     if start is None or start.opcode != 'constant':
       return None
     body = self.computations[loop.attribute('body') or '']
-    step = self._step(body, _part(body, body.root.name, counter))
+    step = self._step(body, _tuple_element(body, body.root.name, counter))
     return None if step is None else -((int(start.argument) - bound) // step)
 
   def _bound(self, condition: Computation) -> tuple[int, int] | None:
@@ -249,7 +249,7 @@ class Module:
     return steps[0] if len(steps) == 1 and steps[0] > 0 else None
 
 
-def _part(
+def _tuple_element(
   computation: Computation, name: str, index: int
 ) -> Instruction | None:
   """Returns the instruction behind one element of a tuple, through copies."""

@@ -16,8 +16,8 @@ from covrl.compile.hlo import Computation, Instruction
 _PRODUCTS = {'fwd': 2, 'dkv': 5, 'dq': 3}
 
 
-class Kernel(NamedTuple):
-  """The cost of one call.
+class KernelCost(NamedTuple):
+  """The cost of one call of a kernel.
 
   Attributes:
     flops: arithmetic operations.
@@ -33,9 +33,9 @@ class Kernel(NamedTuple):
   stated: bool = False
 
 
-def kernel_of(
+def pallas_kernel_cost(
   instruction: Instruction, computation: Computation
-) -> Kernel | None:
+) -> KernelCost | None:
   """Returns the cost of a Pallas kernel; `None` for other instructions."""
   if 'custom_call_target="tpu_custom_call"' not in instruction.text:
     return None
@@ -44,16 +44,16 @@ def kernel_of(
     instruction.text,
   )
   if stated and int(stated[1]):
-    return Kernel(float(stated[1]), float(stated[2]), stated=True)
+    return KernelCost(float(stated[1]), float(stated[2]), stated=True)
   phase = re.match(r'splash_mha_(fwd|dkv|dq)', instruction.name)
   if phase:
-    return _splash(instruction, computation, phase[1])
-  return Kernel(0.0, 0.0, known=False)
+    return _splash_cost(instruction, computation, phase[1])
+  return KernelCost(0.0, 0.0, known=False)
 
 
-def _splash(
+def _splash_cost(
   instruction: Instruction, computation: Computation, phase: str
-) -> Kernel:
+) -> KernelCost:
   """Returns the cost of the visible query–key blocks of splash attention.
 
   Keys and values are read once per block of queries (forward), queries and
@@ -74,22 +74,22 @@ def _splash(
     int(size) for size in re.findall(r'block_q\w*\W+(\d+)', instruction.text)
   ]
   block = sizes[0] if sizes else 512
-  visible = blocks(length, block, int(window[1]) if window else 0)
+  visible = visible_block_pairs(length, block, int(window[1]) if window else 0)
   pairs = num_heads * visible * block * block
   flops = 2.0 * _PRODUCTS[phase] * pairs * width
   item = keys.bits // 8
   # Forward: keys and values per block of queries; backward: queries and gradients
   # per block of keys.
   moved_bytes = 2.0 * num_heads * visible * block * width * item
-  return Kernel(
+  return KernelCost(
     flops, moved_bytes + sum(s.padded_size for s in instruction.shapes)
   )
 
 
-def blocks(length: int, block: int, window: int) -> int:
+def visible_block_pairs(length: int, block: int, window: int) -> int:
   """Returns the number of visible pairs of query and key blocks.
 
-  >>> blocks(1024, 256, 0), blocks(1024, 256, 256)
+  >>> visible_block_pairs(1024, 256, 0), visible_block_pairs(1024, 256, 256)
   (10, 7)
   """
   count = length // block

@@ -52,7 +52,7 @@ class Network:
       return max(self._seconds_of_gpus(self.topology, collective))
     if collective.network == 'dcn':
       return collective.sent / self.topology.chip.dcn
-    links = self._links(self.topology, collective)
+    links = self._num_links(self.topology, collective)
     return collective.sent / (links * self.topology.chip.link) if links else 0.0
 
   def busy_seconds(self, collective: Collective) -> dict[str, float]:
@@ -101,7 +101,7 @@ class Network:
     assert isinstance(self.topology, GpuTopology)
     return [self.topology.host(self.devices[i].id) for i in group]
 
-  def _links(self, topology: Topology, collective: Collective) -> int:
+  def _num_links(self, topology: Topology, collective: Collective) -> int:
     """Returns the number of links from a chip to others of its group."""
     if not collective.groups:
       return 0

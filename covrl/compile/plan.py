@@ -21,10 +21,10 @@ from covrl.compile.estimate import (
   IterationTime,
   StateMemory,
   iteration_time,
+  max_input_tokens,
   network_models,
   read_compiled,
   state_memory,
-  tokens_read,
 )
 from covrl.compile.units import bytes_text, time_text
 from covrl.config import Config, ConfigError, Recipe, recorded_reads
@@ -180,7 +180,7 @@ def _batch_lines(config: Config) -> Iterator[str]:
     if rollout.admission == 'slots':
       yield 'prompts of further draws are sampled one by one, as many as are needed'
   yield (
-    f'an update: at most {config.train.sequences_per_update * tokens_read(config):,}'
+    f'an update: at most {config.train.sequences_per_update * max_input_tokens(config):,}'
     f' tokens, {response:,} of them in responses (up to '
     f'{rollout.max_prompt_length:,} + {rollout.max_response_length:,})'
   )

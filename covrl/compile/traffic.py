@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from covrl.compile.collectives import OPCODES, results
+from covrl.compile.collectives import COLLECTIVE_OPCODES, written_arrays
 from covrl.compile.hlo import Computation, Instruction, Module, Shape
 
 # Opcodes of instructions without a cost of their own.
-FREE = frozenset(
+FREE_OPCODES = frozenset(
   (
     'parameter',
     'constant',
@@ -31,7 +31,7 @@ def traffic_of(
   module: Module, computation: Computation, instruction: Instruction
 ) -> tuple[float, float]:
   """Returns the bytes to and from HBM, and to and from the host."""
-  if instruction.opcode in FREE or instruction.opcode.endswith(
+  if instruction.opcode in FREE_OPCODES or instruction.opcode.endswith(
     ('-done', '-update')
   ):
     return 0.0, 0.0
@@ -41,10 +41,10 @@ def traffic_of(
     *_read(module, computation, instruction),
     *_written(module, instruction),
   ]
-  if module.platform == 'gpu' and instruction.opcode in OPCODES:
+  if module.platform == 'gpu' and instruction.opcode in COLLECTIVE_OPCODES:
     moved_shapes = [
       *_read(module, computation, instruction),
-      *results(instruction),
+      *written_arrays(instruction),
     ]
   if instruction.opcode == 'dynamic-update-slice':
     update = computation.instructions[instruction.operands[1]].shapes[0]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times and sizes with units that keep the numbers short."""
+"""Formats times and numbers of bytes with units that keep the numbers short."""
 
 from __future__ import annotations
 

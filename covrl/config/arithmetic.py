@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Config section of generated sums."""
+"""Config section of generated arithmetic problems."""
 
 import dataclasses
 from typing import Annotated

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sizes that divide evenly, for errors that name the nearest ones."""
+"""Divisors and multiples, for errors that name the nearest valid values."""
 
 from collections.abc import Iterable, Sequence
 

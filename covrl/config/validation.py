@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of a configuration."""
+"""Checks that the fields of a configuration are valid and do not conflict."""
 
 from covrl.config.bounds import MAX_MAGNITUDES
 from covrl.config.divisors import check_divides

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Server and batch sampling of text, with sampling options for each request.
+"""HTTP server of completions, and sampling of files of prompts.
 
 `covrl.serve.app` needs the packages of `covrl[serve]`.
 """

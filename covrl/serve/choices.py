@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Choices of a completion in OpenAI's form."""
+"""One choice of a completion, collected from its parts, in OpenAI's form."""
 
 from __future__ import annotations
 

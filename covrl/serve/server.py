@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the HTTP server of an engine."""
+"""Runs the HTTP server of a sampling engine: address, token, signals."""
 
 from __future__ import annotations
 

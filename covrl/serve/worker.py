@@ -89,10 +89,12 @@ class Worker:
     self._tokenizer, self._metrics = tokenizer, metrics
     self._on_failure = on_failure
     self._condition = threading.Condition()
+    # Work for the thread, guarded by the condition.
     self._new: list[Submission] = []
     self._cancelled: list[Submission] = []
     self._unfinished = 0
     self._stopped: BaseException | None = None
+    # Unfinished responses by their number in the engine, and these numbers.
     self._responses: dict[int, _Response] = {}
     self._numbers: dict[Submission, list[int]] = {}
     self._thread = threading.Thread(

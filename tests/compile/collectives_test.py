@@ -4,7 +4,7 @@
 import pytest
 from compile.hlo_text import parse_gpu_lines, parse_lines
 
-from covrl.compile.collectives import collectives_in, groups_of, results
+from covrl.compile.collectives import collectives_in, groups_of, written_arrays
 from covrl.compile.cost import cost_of
 from covrl.compile.hlo import parse
 
@@ -163,4 +163,4 @@ def test_asynchronous_collectives_of_gpus_count_once(operation, kind, sent):
   # Read and written once each; waiting for the end moves nothing.
   first = module.entry.instructions['started']
   read = 4 * 8 * len(first.operands)
-  assert cost.bytes == read + sum(s.size for s in results(first))
+  assert cost.bytes == read + sum(s.size for s in written_arrays(first))

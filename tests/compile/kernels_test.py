@@ -6,7 +6,7 @@ from compile.hlo_text import parse_gpu_lines, parse_lines
 
 from covrl.compile.cost import cost_of
 from covrl.compile.hlo import parse
-from covrl.compile.kernels import blocks, kernel_of
+from covrl.compile.kernels import pallas_kernel_cost, visible_block_pairs
 
 
 # More and fewer bytes than the arguments have.
@@ -48,7 +48,7 @@ def test_splash_attention_counts_visible_blocks(phase, products):
     '{kernel_metadata={"xprof_metadata":"{\\"block_q\\": 512}"}}, '
     'metadata={op_name="jit(f)/window_0/splash"}',
   )
-  kernel = kernel_of(module.entry.root, module.entry)
+  kernel = pallas_kernel_cost(module.entry.root, module.entry)
   assert kernel is not None
   visible = 3  # of four pairs of blocks
   size = 3 * 28 * visible * 512 * 512 * 128
@@ -63,7 +63,7 @@ def test_visible_blocks_of_a_window_equal_a_count_by_hand():
       for k in range(q + 1)
       if q - k < window
     }
-    assert blocks(512, 128, window) == len(seen)
+    assert visible_block_pairs(512, 128, window) == len(seen)
 
 
 def attention(target, mask, kv='bf16[3,256,2,64]'):

@@ -15,7 +15,7 @@ import pytest
 from covrl import config
 from covrl.cli import main
 from covrl.compile import PROGRAM_NAMES, compile_recipe, compiling, programs
-from covrl.compile.collectives import OPCODES
+from covrl.compile.collectives import COLLECTIVE_OPCODES
 from covrl.compile.hlo import parse
 from covrl.parallel import topologies
 
@@ -53,7 +53,7 @@ def collectives_of(module):
     instruction
     for computation in module.computations.values()
     for instruction in computation.instructions.values()
-    if instruction.opcode in OPCODES
+    if instruction.opcode in COLLECTIVE_OPCODES
   ]
 
 

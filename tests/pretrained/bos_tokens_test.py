@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Begin tokens of prompts: one if the tokenizer or the template adds one."""
+"""BOS tokens of prompts: exactly one if the tokenizer or the template adds one."""
 
 import dataclasses
 import itertools
@@ -77,7 +77,7 @@ def first_prompt(folder, template):
 @pytest.mark.parametrize('uses_chat', [False, True])
 @pytest.mark.parametrize('processor', PROCESSORS)
 @pytest.mark.parametrize('text', TEXTS)
-def test_prompts_have_one_begin_token_if_the_tokenizer_or_template_adds_one(
+def test_prompts_have_one_bos_token_if_the_tokenizer_or_template_adds_one(
   uses_chat, processor, text, tmp_path
 ):
   library_tokenizer = tokenizers.Tokenizer.from_str(tokenizer_file(processor))

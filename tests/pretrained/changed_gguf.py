@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GGUF files with changed fields and tensors."""
+"""Writes GGUF files with changed fields and tensors."""
 
 import gguf
 from pretrained.fixtures import MODELS

@@ -180,7 +180,8 @@ def test_two_commands_do_not_write_one_output(tmp_path, capsys):
     options = (f'--file={file}', f'--output={output}', '--resume')
     error = error_of_command(capsys, 'sample', 'no_model', *options)
     assert error == (
-      f'--output must be the file of one command, another one writes {output}'
+      f'--output must be the file of one command, got {output}, which another'
+      ' writes'
     )
     assert output.read_text() == '{"line": 1, '
 
