@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cost of an update with diagnostics at intervals, relative to every update.
+"""Cost of an update with diagnostics at intervals, relative to each time.
 
   python tests/benchmarks/diagnostics.py [--rounds=9] [--vocabulary=32000]
 

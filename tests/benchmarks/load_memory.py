@@ -5,7 +5,7 @@
   python tests/benchmarks/load_memory.py --directory=/tmp/large --mesh=1,2,4
 
 The first run writes a random model of about 4 GB (bfloat16, two files) and an
-Orbax copy of it. Each reading takes place in a separate process, with fake CPU
+Orbax copy of it. Each reading is done in a separate process, with fake CPU
 devices for a mesh. On a CPU the arrays count as the process's memory, unlike on
 an accelerator; the bound is on the rest:
 

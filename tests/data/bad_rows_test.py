@@ -98,7 +98,7 @@ def test_references_of_custom_schemas_must_be_finite_json(tmp_path):
     FileSource(file, schema=schema)
 
 
-def test_a_solution_does_not_stand_in_for_a_missing_answer(tmp_path):
+def test_a_solution_does_not_replace_a_missing_answer(tmp_path):
   row = GOOD | {'solution': 'We add.'}
   message = error_of(tmp_path, row, row | {'answer': None})
   assert message.startswith(

@@ -65,6 +65,7 @@ BROKEN = {
 
 
 def error_of(source, chat=CHAT):
+  """The error of a template from a.jinja, in one line."""
   with pytest.raises(ValueError) as caught:
     ChatTemplate(source, file='a.jinja').render(chat)
   message = str(caught.value)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sources that are joined, mixed and restricted."""
+"""Problem sources that are concatenated, mixed and restricted to a subset."""
 
 from typing import Any
 
@@ -18,6 +18,7 @@ from covrl.data import (
 
 
 def list_source(name, count=3):
+  """A source of numbered problems with a name."""
   return ListSource(
     [
       Problem(prompt=f'{name}{n}', reference=n, source=name)

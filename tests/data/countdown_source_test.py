@@ -47,10 +47,12 @@ HELD_OUT = pytest.mark.parametrize(
 
 
 def keys(problems):
+  """Keys of problems, equal for the same numbers and target."""
   return {problem_key(problem) for problem in problems}
 
 
 def in_bounds(problem, config):
+  """Whether numbers and target are within the bounds of a config."""
   numbers, target = problem.reference['numbers'], problem.reference['target']
   return (
     config.min_numbers <= len(numbers) <= config.max_numbers

@@ -20,6 +20,7 @@ SMALL = CountdownConfig(held_out=24, size=1000)
 
 @pytest.fixture(scope='module')
 def generator():
+  """reasoning-gym's Countdown, for its scorer."""
   return reasoning_gym.create_dataset('countdown', seed=0, size=1)
 
 
@@ -33,7 +34,7 @@ def test_every_solution_is_correct(generator):
     assert score == 1.0, problem
 
 
-def test_narrow_bounds_are_redrawn_where_the_generator_gives_up(monkeypatch):
+def test_narrow_bounds_are_redrawn_where_the_generator_fails(monkeypatch):
   """A hundred random expressions of the default numbers often miss the value 24."""
   config = CountdownConfig(min_target=24, max_target=24, held_out=4, size=8)
   source = CountdownSource(config)

@@ -27,6 +27,7 @@ LONG = 'one two three four five six seven eight nine ten eleven twelve thirteen'
 
 
 def problem(question, reference='1', **fields):
+  """A problem with the key of its question."""
   return Problem(
     prompt=question,
     reference=reference,
@@ -38,10 +39,12 @@ def problem(question, reference='1', **fields):
 
 
 def source(*questions):
+  """A source of problems with these questions."""
   return ListSource([problem(question) for question in questions])
 
 
 def prompts(filtered):
+  """Prompts of the problems that a filter keeps."""
   return [filtered.source[n].prompt for n in range(len(filtered.source))]
 
 

@@ -27,6 +27,7 @@ PROBLEM = Problem(
 
 
 def write(file, answers):
+  """Writes a file of problems with these answers."""
   rows = [{'question': f'{n} + 1', 'answer': a} for n, a in enumerate(answers)]
   file.write_text('\n'.join(map(json.dumps, rows)))
   return file

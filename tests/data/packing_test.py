@@ -29,6 +29,7 @@ def problem(prompt, solution):
 
 
 def text(ids):
+  """Text of token ids."""
   return TOKENIZER.decode(np.asarray(ids).tolist())
 
 
@@ -121,6 +122,7 @@ def test_refuses_missing_and_long_solutions():
 
 
 def random_rows(lengths, width, seed=0):
+  """One sequence per row, of these lengths, with random tokens."""
   rng = np.random.default_rng(seed)
   shape = len(lengths), width
   real = np.arange(width) < np.array(lengths, int)[:, None]

@@ -28,6 +28,7 @@ TOKENIZER = train_sentencepiece([' '.join(map(str, range(64)))])
 
 
 def number_source(count, name='numbers'):
+  """A source whose n-th problem has the reference n."""
   return ListSource(
     [
       Problem(prompt=f'{n} {n}', reference=n, source=name, solution=f'{n}')
@@ -37,6 +38,7 @@ def number_source(count, name='numbers'):
 
 
 def stream(source=None, **settings):
+  """A stream of four prompts per draw; settings replace its arguments."""
   return PromptStream(
     number_source(10) if source is None else source,
     **{
@@ -50,16 +52,19 @@ def stream(source=None, **settings):
 
 
 def references_of(batches):
+  """References of all problems of some draws."""
   return [problem.reference for batch in batches for problem in batch.problems]
 
 
 def take_draws(prompts, draws):
+  """The next draws of a stream, which is then closed."""
   draws_taken = [next(prompts) for _ in range(draws)]
   prompts.close()
   return draws_taken
 
 
 def are_equal(batches, others):
+  """Whether two lists of draws are equal."""
   return all(
     a.problems == b.problems
     and a.draw == b.draw
@@ -128,7 +133,7 @@ def test_resumed_streams_equal_uninterrupted_ones(prefetch):
   assert are_equal([*begun, *take_draws(second, 4)], whole)
 
 
-def test_streams_can_go_back():
+def test_streams_can_be_set_to_an_earlier_state():
   prompts = stream()
   start = prompts.get_state()
   first = [next(prompts) for _ in range(2)]

@@ -33,6 +33,7 @@ FILES = {
 
 
 def read(*rows, schema=None, tmp_path):
+  """The source of a file of these rows, and its problems."""
   path = tmp_path / 'rows.jsonl'
   path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
   source = FileSource(path, schema=schema)
@@ -40,6 +41,7 @@ def read(*rows, schema=None, tmp_path):
 
 
 def error_of(*rows, tmp_path, schema=None):
+  """The error of a file of these rows, with FILE for its path."""
   with pytest.raises(ValueError) as caught:
     read(*rows, schema=schema, tmp_path=tmp_path)
   return str(caught.value).replace(str(tmp_path / 'rows.jsonl'), 'FILE')

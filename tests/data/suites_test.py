@@ -12,6 +12,7 @@ DIRECTORY = pathlib.Path(__file__).parents[1] / 'golden' / 'data' / 'suites'
 
 
 def error_of(names, directory=DIRECTORY):
+  """The error of loading suites by these names."""
   with pytest.raises(ValueError) as caught:
     load_suites(names, directory)
   return str(caught.value)

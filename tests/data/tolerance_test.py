@@ -11,6 +11,7 @@ from covrl.rewards.sandbox.test_formats import parse_tests
 
 
 def _row(**fields) -> Row:
+  """A row whose answer is JSON with these fields."""
   return Row({'answer': json.dumps(fields)}, 'row 1')
 
 

@@ -87,6 +87,7 @@ def size_of(type_: str) -> int:
 
 
 def _arrays(type_: str) -> list[tuple[str, list[int]]]:
+  """Type and dimensions of each array in an HLO type."""
   return [
     (kind, [int(size) for size in dims.split(',') if size])
     for kind, dims in re.findall(r'([a-z]+\d*)\[([\d,]*)\]', type_)
@@ -94,6 +95,7 @@ def _arrays(type_: str) -> list[tuple[str, list[int]]]:
 
 
 def _called(line: str) -> list[str]:
+  """Names of the computations that an instruction calls."""
   names = _CALLED.findall(line)
   for branches in _BRANCHES.findall(line):
     names += [name.strip().lstrip('%') for name in branches.split(',')]

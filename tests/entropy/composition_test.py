@@ -78,6 +78,7 @@ def batch():
 
 
 def table_schedule(values):
+  """A schedule with these values at steps 0, 1, 2."""
   table = jnp.asarray(values)
   return lambda step: table[step]
 
@@ -140,6 +141,7 @@ def edits_by_number(batch):
 
 
 def check_equal(edits, expected):
+  """Asserts equal edits, which differ between the first and last step."""
   for step in range(STEPS):
     for name in SCHEDULED:
       for actual, expected_leaf in zip(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decisions are taken once per batch, and returned to every micro-batch."""
+"""Selections and predictions are made once per batch and read by micro-batches."""
 
 from typing import Any
 

@@ -35,6 +35,7 @@ def make_problem(x64):
 
 
 def entropy(statistics, params, mask):
+  """Mean entropy of the tokens in the mask."""
   return float(np.asarray(statistics(params).entropy)[np.asarray(mask)].mean())
 
 

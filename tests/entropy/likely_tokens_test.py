@@ -36,6 +36,7 @@ def case():
 
 
 def take_targets(log_pi, targets):
+  """Log-probabilities of the targets."""
   return np.take_along_axis(log_pi, targets[..., None], -1)[..., 0]
 
 
@@ -125,7 +126,7 @@ def test_lp_reg_is_the_gradient_of_its_penalty(case, proxy, source):
   assert not edited.entropy.any()
 
 
-def test_lp_reg_leaves_a_penalty_above_ten_alone(case):
+def test_lp_reg_has_no_gradient_where_its_penalty_is_above_ten(case):
   old, _, targets, advantages = case
   # The log-probabilities of sampled tokens have fallen by up to five nats.
   fall = np.random.default_rng(1).uniform(0, 5, (ROWS, LENGTH, 1))

@@ -55,6 +55,7 @@ def test_traced_fractions_outside_their_range_are_clamped(fraction, expected):
 
 @jax.jit
 def top_of_ones(fraction):
+  """Selects a fraction of forty tokens of equal score."""
   return covrl.select_top(jnp.ones(SHAPE), ONES, fraction=fraction)
 
 
@@ -70,6 +71,7 @@ def test_scheduled_fractions_are_clamped_and_counted(batch, fraction, quota):
 
 @jax.jit
 def select_fraction(fraction, stats, context):
+  """Selects a traced fraction of the tokens by their score."""
   return top_score(lambda step: fraction)(stats, **context)
 
 
@@ -133,6 +135,7 @@ def long_chain():
 
 @jax.jit
 def step_with_long_chain(stats, context):
+  """Value, state and gradient of the loss with `long_chain`."""
   loss = covrl.as_loss(covrl.policy_gradient, long_chain())
   state = long_chain().init(TokenStats.template())
   value_and_grad = jax.value_and_grad(loss, has_aux=True)

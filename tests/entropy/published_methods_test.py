@@ -76,6 +76,7 @@ def check_forms(loss, make_tx, options, stats, context, **loss_options):
 
 
 def kl_cov_as_published(fraction, coefficient):
+  """KL-Cov with the published code's options."""
   return covrl.kl_cov(
     fraction,
     coefficient,
@@ -87,6 +88,7 @@ def kl_cov_as_published(fraction, coefficient):
 
 
 def penalty_on(chosen, coefficient):
+  """KL penalty on given tokens."""
   return covrl.token_masked(
     covrl.add_divergence_penalty(coefficient, dead_zone=0.0),
     lambda stats, **_: chosen,
@@ -94,6 +96,7 @@ def penalty_on(chosen, coefficient):
 
 
 def check_kl_cov(golden, close, dtype, relative):
+  """Compares KL-Cov with every published vector."""
   for case in golden('kl_cov'):
     stats, context = context_of(case, dtype)
     beta = jnp.asarray(case.options['ppo_kl_coef'], dtype)
@@ -131,6 +134,7 @@ def test_kl_cov_equals_the_published_code_in_float64(golden, close, x64):
 
 
 def clip_cov_as_published(fraction, low, high):
+  """Clip-Cov with the published code's options."""
   return covrl.token_masked(
     optax.set_to_zero(),
     covrl.selectors.random_in_band(
@@ -145,16 +149,19 @@ def clip_cov_as_published(fraction, low, high):
 
 
 def detach(chosen):
+  """Detaches given tokens."""
   return covrl.token_masked(optax.set_to_zero(), lambda stats, **_: chosen)
 
 
 def published_clip(stats, *, low, high, **context):
+  """The published clipped loss, without a bound on the log ratio."""
   return covrl.clipped_surrogate(
     stats, low=low, high=high, max_log_ratio=None, **context
   )
 
 
 def check_clip_cov(golden, close, dtype, relative):
+  """Compares Clip-Cov with every published vector."""
   for case in golden('clip_cov'):
     stats, context = context_of(case, dtype)
     options = {

@@ -81,6 +81,7 @@ def rows_of(stats, context, part):
 
 
 def check(token_tx, expected, values=None):
+  """Asserts that a transform multiplies by the expected factors."""
   after = factors(token_tx, *batch_of(values or arrays()))
   np.testing.assert_array_equal(after.logprobs, after.entropy)
   np.testing.assert_allclose(after.logprobs[MASK], expected[MASK], rtol=1e-5)

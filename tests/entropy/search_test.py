@@ -23,6 +23,7 @@ keys = hnp.arrays(
 
 
 def as_ranked(tokens):
+  """Tokens that are ranked by two keys."""
   eligible, first, second = tokens
   return RankedTokens(eligible=eligible, keys=(first, second))
 

@@ -53,7 +53,7 @@ def test_entropy_shaped_adds_to_advantages(batch):
   check_rescaled(batch, covrl.entropy_shaped(), a['advantages'] + added)
 
 
-def test_sample_weights_by_the_sign_of_the_advantage(batch):
+def test_sample_weights_multiply_advantages_by_their_sign(batch):
   a = as_numpy(batch)['advantages']
   expected = np.where(a > 0, 0.1 * a, 1.5 * a)
   check_rescaled(batch, covrl.sample_weights(0.1, 1.5), expected)
@@ -80,6 +80,7 @@ def test_entrocraft_keeps_samples_that_move_entropy_into_the_band(batch):
 
 
 def entropy_change(a):
+  """STEER's estimate of each token's change of the entropy."""
   p = np.exp(a['logprobs'])
   return np.abs(
     a['advantages']

@@ -28,6 +28,7 @@ LAYOUTS = {
 
 
 def selected_top(scores, mask, sequence_ids, positions):
+  """The top 0.2 % of the tokens by score."""
   return select_top(
     scores,
     mask,
@@ -38,6 +39,7 @@ def selected_top(scores, mask, sequence_ids, positions):
 
 
 def selected_random(scores, mask, sequence_ids, positions):
+  """A random 0.2 % of the tokens."""
   del scores
   return select_random(
     mask,
@@ -79,6 +81,7 @@ def compiled_text(function, mesh, layout, tokens):
 
 
 def check_selection(text, devices):
+  """Asserts that a program exchanges few bytes and sorts nothing."""
   bytes_by_kind = collective_bytes(text, ROUNDS)
   assert set(bytes_by_kind) <= {'all-reduce', 'all-gather'}
   assert sum(bytes_by_kind.values()) < LIMIT
@@ -90,6 +93,7 @@ def check_selection(text, devices):
 
 
 def check_sums(text, tokens):
+  """Asserts that sums over sequences exchange few bytes, without a sort."""
   bytes_by_kind = collective_bytes(text, ROUNDS)
   assert 4 <= sum(bytes_by_kind.values()) < LIMIT
   # Eight segment boundaries per row, of the rows of a device.

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every attack and control program gets the expected outcome; no process or file
-remains."""
+"""Every attack and control program gets the expected outcome and leaves nothing."""
 
 import collections
 import concurrent.futures
@@ -26,6 +25,7 @@ def judge():
 
 @pytest.fixture(autouse=True)
 def _secret(monkeypatch):
+  """Sets a variable of the environment that no program may read."""
   monkeypatch.setenv('COVRL_CANARY', CANARY)
 
 

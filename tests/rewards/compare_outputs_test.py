@@ -167,7 +167,7 @@ def test_any_bytes_give_an_outcome():
     assert answer.score == 1.0
 
 
-def test_deep_values_are_wrong():
+def test_deeply_nested_values_score_zero():
   deep = b'{"result": ' + b'[' * 900 + b']' * 900 + b'}'
   outcome = compare_answer(deep, CallTest('f', b'', [[1]], 5))
   assert outcome is None or outcome.score == 0.0

@@ -14,6 +14,7 @@ REFERENCE = {'numbers': [3, 7, 12, 5], 'target': 115}
 
 @pytest.fixture(scope='module')
 def library():
+  """reasoning-gym's Countdown, for its scorer."""
   return reasoning_gym.create_dataset('countdown', seed=0, size=1)
 
 
@@ -106,6 +107,7 @@ def test_agrees_with_the_scorer_on_every_expression(library, case, target):
 
 
 def _value(text: str) -> int:
+  """Rounded value of an expression; 1 where it divides by 0."""
   try:
     return round(eval(text))
   except ZeroDivisionError:

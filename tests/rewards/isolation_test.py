@@ -69,6 +69,7 @@ def wait_until_gone(seconds: float = 10.0) -> set[int]:
 
 @pytest.fixture(autouse=True)
 def _marked(monkeypatch):
+  """Sets a variable by which processes of this test are found."""
   monkeypatch.setenv('COVRL_MARK', str(os.getpid()))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Grading of any text, and of all pairs of answers of the battery."""
+"""Grading of random texts, and of all pairs of answers of the battery."""
 
 import itertools
 import random
@@ -52,6 +52,7 @@ def outcome_of(response: str, reference: str, rule: str) -> Outcome | str:
 
 
 def check_random_texts(seed: int, count: int) -> None:
+  """Grades random texts by random rules, within limits of time and memory."""
   generator = random.Random(seed)
   answers = [pair.reference for pair in math_battery.pairs()]
   before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

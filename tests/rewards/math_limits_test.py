@@ -135,6 +135,7 @@ def test_time_limit_interrupts_regular_expressions():
 
 
 def compute(seconds):
+  """Uses CPU time."""
   ends = time.process_time() + seconds
   while time.process_time() < ends:
     pass

@@ -241,7 +241,7 @@ def test_evaluation_is_exact_and_bounded():
     ('1/0', '1/0', None),
   ],
 )
-def test_equality_of_expressions(one, other, verdict):
+def test_expressions_are_equal_if_they_have_equal_values(one, other, verdict):
   assert (
     equal(parse(normalize_tex(one)), parse(normalize_tex(other))) is verdict
   )

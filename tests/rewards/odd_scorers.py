@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A scorer with odd results, errors and side effects, imported by workers."""
+"""A scorer with invalid results, errors and side effects, imported by workers."""
 
 from __future__ import annotations
 

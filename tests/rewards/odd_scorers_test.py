@@ -15,6 +15,7 @@ INVALID, CRASH = Status.INVALID, Status.CRASH
 
 @pytest.fixture(scope='module')
 def pool():
+  """A pool whose scorer does what a response names."""
   with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(str(HERE))
     import odd_scorers
@@ -25,6 +26,7 @@ def pool():
 
 
 def score_all(pool, *responses, reference=None):
+  """Outcomes of some responses."""
   references = [reference] * len(responses)
   return pool.submit(list(responses), references).result(timeout=60)
 

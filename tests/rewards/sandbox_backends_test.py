@@ -29,6 +29,7 @@ SUM = [{'stdin': '3 4', 'stdout': '7'}]
 
 @pytest.fixture(scope='module')
 def landlock():
+  """A function that judges a program in Landlock's sandbox."""
   # Root stays root: its interpreter may be in a directory that other users cannot
   # read, and Landlock restricts root, too.
   launcher = landlock_backend.Landlock(
@@ -43,7 +44,7 @@ def landlock():
   return check
 
 
-def test_landlock_runs_honest_programs(landlock):
+def test_landlock_runs_control_programs(landlock):
   assert landlock(ADD).status is Status.SCORED
   assert landlock('import json, re\n' + ADD).status is Status.SCORED
   threads = """
@@ -54,7 +55,7 @@ def test_landlock_runs_honest_programs(landlock):
   assert landlock(threads).status is Status.SCORED
 
 
-def test_landlock_contains_hostile_programs(landlock, tmp_path):
+def test_landlock_contains_attacks(landlock, tmp_path):
   secret = tmp_path / 'secret'
   secret.write_text('7')
   refused = {
@@ -160,7 +161,7 @@ def test_unreachable_server_gives_no_score():
   assert 'http://127.0.0.1:9/run_code did not answer' in outcome.detail
 
 
-def test_runs_unsandboxed_only_on_request():
+def test_an_unsandboxed_judge_scores_programs_and_ends_them():
   judge = Judge(backend='unsandboxed')
   assert judge.backend == 'unsandboxed'
   assert judge.judge(ADD, SUM).status is Status.SCORED

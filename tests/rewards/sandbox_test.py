@@ -23,7 +23,7 @@ ADD = 'print(sum(map(int, input().split())))'
 SUM = [{'stdin': '3 4', 'stdout': '7'}]
 
 
-def test_works_in_a_plain_script(tmp_path):
+def test_judging_works_in_a_plain_script(tmp_path):
   script = tmp_path / 'script.py'
   script.write_text(
     textwrap.dedent("""

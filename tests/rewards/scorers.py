@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scorers with all kinds of behaviour, imported by workers."""
+"""Scorers that return, raise, hang, exit or fork, imported by reward workers."""
 
 from __future__ import annotations
 

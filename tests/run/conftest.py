@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A recipe and a directory of its run."""
+"""Fixtures: a recipe, and the directory of a run of it."""
 
 import pytest
 

@@ -52,6 +52,7 @@ def processes(monkeypatch):
 
 
 def make_check(recipe, workdir='runs/a'):
+  """A check of one process, for a recipe whose sizes divide by three."""
   # Eight prompts do not divide among three processes.
   config = dataclasses.replace(
     recipe.config,

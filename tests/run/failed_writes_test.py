@@ -17,6 +17,8 @@ from covrl.storage import StorageError, first_storage_error, paths
 
 
 def make_failing(number):
+  """A function that raises an OSError with an error number."""
+
   def fail(*_, **__):
     raise OSError(number, os.strerror(number))
 

@@ -22,6 +22,7 @@ Event = vars(event_pb2)['Event']
 
 
 def open_writer(directory, saved=None, notes=None):
+  """A writer of metrics in a directory."""
   return MetricsWriter(
     directory / 'metrics.jsonl',
     LoggingConfig(),
@@ -236,7 +237,7 @@ def test_events_of_another_file_are_set_aside(saved, tmp_path, repeated):
   assert len(notes) == 1
 
 
-def test_events_after_the_checkpoint_are_no_damage(saved, tmp_path):
+def test_events_after_the_checkpoint_are_not_damage(saved, tmp_path):
   notes = []
   writer = open_writer(tmp_path, saved, notes)
   writer.write(step=9, iteration=0, phase='warm_start', loss=1.0)

@@ -25,6 +25,7 @@ class Clock:
 
 
 def output_of(run, *, terminal=False, **options):
+  """Text that a progress display prints while `run` updates it."""
   stream = io.StringIO()
   console = rich.console.Console(
     file=stream, width=100, force_terminal=terminal
@@ -49,7 +50,7 @@ def test_plain_lines_come_at_intervals_and_include_the_last_step():
   assert lines[-1] == 'train 100/100 · reward 1.000'
 
 
-def test_the_end_comes_after_the_last_step():
+def test_the_final_message_is_printed_after_the_last_step():
   def run(progress, clock):
     progress.stage('train', 2)
     progress.update(2, reward=0.5)
@@ -171,6 +172,7 @@ def test_terminal_shows_the_last_step_once():
 
 
 def count_problems(progress, clock):
+  """Counts 30 problems in three steps of eight seconds."""
   progress.stage('evaluating')
   count = progress.counter('problems')
   for done in range(10, 31, 10):

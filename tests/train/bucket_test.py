@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run in a bucket equals the same run on a disk."""
+"""A run in a storage bucket equals the same run on a local disk."""
 
 import json
 import signal
@@ -26,6 +26,7 @@ def lines(content):
 
 
 def command(**settings):
+  """Command that trains in the bucket."""
   return process.arguments('toy_kl_cov', WORKDIR, **{**SMALL, **settings})
 
 

@@ -53,7 +53,9 @@ def test_an_edited_module_of_a_score_function_has_another_fingerprint(
   assert after['code of one_scorer'] != before['code of one_scorer']
 
 
-def test_packages_that_a_recipe_imports_are_among_them(fingerprints, tmp_path):
+def test_packages_that_a_recipe_imports_have_a_fingerprint(
+  fingerprints, tmp_path
+):
   """Every file of a package counts; the standard library does not."""
   package = tmp_path / 'own_package'
   package.mkdir()
@@ -76,7 +78,7 @@ def task():
   assert fingerprints(source=source) != before
 
 
-def test_partial_functions_are_those_of_their_modules(fingerprints):
+def test_partial_functions_have_the_fingerprint_of_their_module(fingerprints):
   score: Any = functools.partial(np.mean)
   reward = Reward(name='a', score=score)
   assert set(fingerprints(reward)) == {'code of covrl', 'code of numpy'}

@@ -90,6 +90,7 @@ POLICY = Policy(tiny(TASK.tokenizer.vocab_size))
 
 
 def make_engine(length, slots=0, policy=POLICY, **options):
+  """A sampling engine of the toy task."""
   return SamplingEngine(
     policy,
     end_ids=TASK.tokenizer.end_ids,
@@ -114,6 +115,7 @@ STATES = [state_after(step) for step in range(4)]
 
 
 def make_collector(scoring=None, engine=ENGINE, **rollout):
+  """A rollout collector; options are fields of `rollout`."""
   programs: Any = Programs()
   return RolloutCollector(
     TASK,
@@ -126,6 +128,7 @@ def make_collector(scoring=None, engine=ENGINE, **rollout):
 
 
 def assert_same(actual, expected):
+  """Asserts equal arrays of two rollout batches, metrics aside."""
   actual.metrics.clear()
   expected.metrics.clear()
   jax.tree.map(

@@ -29,6 +29,7 @@ POLICY = Policy(dataclasses.replace(tiny(16), tied_embeddings=False))
 
 
 def init_critic(initial, policy, params, mesh):
+  """Model and initial parameters of a critic of a policy."""
   config = make_config(initial=initial)
   model = network_model('critic', critic(config), policy)
   return model, initial_params(initial, model, policy, params, config, mesh, 0)

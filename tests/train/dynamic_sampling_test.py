@@ -122,6 +122,7 @@ POLICY = Policy(tiny(TASK.tokenizer.vocab_size))
 
 @functools.cache
 def engines():
+  """An engine for whole draws of prompts and one for groups by slots."""
   rollout, tokenizer = make_config().rollout, TASK.tokenizer
   settings: dict[str, Any] = {
     'end_ids': tokenizer.end_ids,
@@ -189,7 +190,7 @@ def assert_close(ours, theirs):
 
 
 @pytest.mark.parametrize('rollout', FILTERS)
-def test_trains_on_the_same_groups_as_whole_draws(rollout):
+def test_sampling_by_slots_trains_on_the_same_groups_as_by_draws(rollout):
   draw_scoring, slot_scoring = OddLengths(), OddLengths()
   by_draws = collect(draw_scoring, **rollout)
   by_slots = collect(slot_scoring, **SLOTS, **rollout)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Overridden fields that have no effect are reported."""
+"""Overridden config fields that have no effect are reported."""
 
 import contextlib
 import copy

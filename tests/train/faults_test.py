@@ -53,6 +53,7 @@ def error_messages(text):
 
 
 def position(workdir):
+  """Updates before the newest checkpoint, which must be whole."""
   saved = CheckpointStore(workdir / 'checkpoints', keep=1).latest()
   assert saved is not None
   assert saved.damage() is None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Token statistics of gathered tokens, and without moments."""
+"""Statistics of the loss's tokens alone, or without moments, are unchanged."""
 
 import jax
 import numpy as np

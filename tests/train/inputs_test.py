@@ -55,6 +55,7 @@ class SourceWithoutFingerprint:
 
 
 def task(**changes):
+  """A task with these changes of its fields."""
   sums = ListSource(SUMS)
   whole = Task(
     tokenizer=TOKENIZER, train=sums, solved=sums, held_out=SUMS, rewards=[]
@@ -63,6 +64,7 @@ def task(**changes):
 
 
 def inputs(config=None, policy=None, **changes):
+  """Fingerprints of the inputs of a run, by name."""
   policy = policy or Policy(tiny(TOKENIZER.vocab_size))
   return input_fingerprints(config or Config(), task(**changes), policy, None)
 
@@ -78,6 +80,7 @@ def saved(fingerprints):
 
 
 def inputs_error(fingerprints, before):
+  """Message with which a run with other inputs is refused."""
   with pytest.raises(ConfigError) as caught:
     check_inputs(Config(), fingerprints, saved(before), pytest.fail)
   return str(caught.value)

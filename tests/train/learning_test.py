@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training raises the accuracy on held-out problems, with any number of updates."""
+"""Training raises the accuracy on held-out problems, with one or more updates per rollout."""
 
 import json
 

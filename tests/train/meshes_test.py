@@ -42,6 +42,7 @@ def train_steps(shape, state, steps, micro_batches=2, offload=False):
 
 @functools.cache
 def train_on_mesh(shape):
+  """State and losses after `STEPS` updates from an initial state."""
   return train_steps(shape, fresh_state('kl_cov_and_bonus', **METHOD), STEPS)
 
 

@@ -78,6 +78,7 @@ def initial_params(kind):
 
 @functools.cache
 def program(kind, shape, micro_batches):
+  """A network's compiled update, its mesh, and the shardings of its state."""
   make, model = NETWORKS[kind]
   network, mesh = make(), sharding.make_mesh(shape)
   settings = StepSettings(temperature=0.8, micro_batches=micro_batches)

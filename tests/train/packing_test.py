@@ -21,6 +21,7 @@ WIDTH = prompt_width(toy.get_config().rollout.max_prompt_length) + RESPONSE
 
 
 def programs(packed_rows):
+  """Compiled programs of the toy recipe with a number of packed rows."""
   config = toy.get_config()
   config.rollout.temperature = 0.8
   config.rollout.prompts_per_iteration = SEQUENCES // 4

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Groups that are carried over to the next iteration."""
+"""Groups of unfinished responses that are carried over to the next iteration."""
 
 import dataclasses
 import functools

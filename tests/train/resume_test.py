@@ -21,6 +21,7 @@ RECIPE = RECIPES / 'toy_kl_cov.py'
 
 
 def start(workdir):
+  """Starts a run."""
   return subprocess.Popen(
     arguments('toy_kl_cov', workdir),
     env=ENVIRONMENT,
@@ -56,12 +57,14 @@ def kill_at(workdir, phase, step):
 
 
 def latest(workdir):
+  """Newest checkpoint of a run."""
   saved = CheckpointStore(workdir / 'checkpoints', keep=1).latest()
   assert saved is not None
   return saved
 
 
 def arrays(workdir):
+  """Newest checkpoint of a run, and its arrays by name."""
   saved = latest(workdir)
   with ocp.StandardCheckpointer() as checkpointer:
     return saved, checkpointer.restore(saved.path / 'arrays')
@@ -78,7 +81,7 @@ def test_killed_and_resumed_run_equals_the_uninterrupted_one(
 ):
   workdir = tmp_path / 'killed'
   kill_at(workdir, 'warm_start', 20)
-  # In the middle of an iteration of four updates, and once more later.
+  # In the middle of an iteration of four updates, and again later.
   before = kill_at(workdir, 'train', 6)
   assert before[-1]['step'] % 4 != 0 or before[-1]['phase'] == 'train'
   kill_at(workdir, 'train', 11)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Selection of groups, outcomes, and runs with a reference policy."""
+"""Informative groups, counts of outcomes, and runs with a reference policy."""
 
 import dataclasses
 from concurrent.futures import Future

@@ -50,6 +50,7 @@ ENGINE = make_engine()
 
 
 def make_prompts():
+  """Random prompts padded on the left, and their mask."""
   rng = np.random.default_rng(0)
   prompts = rng.integers(0, 16, (PROMPTS, WIDTH)).astype(np.int32)
   lengths = 1 + rng.integers(0, WIDTH, (PROMPTS, 1))
@@ -57,6 +58,7 @@ def make_prompts():
 
 
 def sample(params, engine=ENGINE, **options):
+  """Samples responses to the prompts."""
   return jax.device_get(
     engine.sample(
       params,
@@ -101,6 +103,7 @@ def own_experts(params, rows):
 
 
 def logprobs(params, rows):
+  """Log-probabilities by the trainer's forward pass."""
   return np.asarray(run(params, rows).stats.logprobs)
 
 

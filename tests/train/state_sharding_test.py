@@ -24,6 +24,7 @@ MODEL = tiny(16)  # width 32, 4 query heads, 2 KV heads, 64 hidden units
 
 
 def mesh_error(shape, model=MODEL, **settings):
+  """Message with which a mesh is refused for a model and settings."""
   config = toy.get_config()
   for name, value in settings.items():
     part, _, field = name.partition('__')

@@ -40,6 +40,7 @@ from covrl.types import TokenMoments
 
 
 def gradients(state):
+  """Gradients of an update, which the optimiser's first state holds."""
   return jax.tree.leaves(state.opt_state[0].trace)
 
 
@@ -122,6 +123,7 @@ def test_methods_change_the_gradient():
 
 
 def run_composed(program, batch, method, **others):
+  """One update by the composed chain with a method switched on."""
   options = COMPOSED_METHODS[method] | COMMON_OPTIONS | others
   shape, micro_batches = program
   return run(shape, micro_batches, batch, chain='composed', **options)

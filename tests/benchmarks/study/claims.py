@@ -90,6 +90,7 @@ def fall_correlation(lines: Lines) -> float:
 
 
 def _correlation(runs_by_task: Mapping[str, RunsByVariant]) -> Row:
+  """Row of the claim that −ΔH and the covariance correlate."""
   means, text = _over_tasks(runs_by_task, fall_correlation)
   holds = min(means) > 0.92
   return [
@@ -109,6 +110,7 @@ def tail_ratio(lines: Lines) -> float:
 
 
 def _sparsity(runs_by_task: Mapping[str, RunsByVariant]) -> Row:
+  """Row of the claim that few tokens hold most of the covariance."""
   means, text = _over_tasks(runs_by_task, tail_ratio, 1)
   sparse = min(means) > 10
   return [
@@ -122,6 +124,7 @@ def _sparsity(runs_by_task: Mapping[str, RunsByVariant]) -> Row:
 
 
 def _late_entropy(runs_by_task: Mapping[str, RunsByVariant]) -> Row:
+  """Row of the claim that covariance methods keep the entropy."""
   parts, ratios = [], []
   for name, variants in runs_by_task.items():
     shared = sorted(set(variants['grpo']) & set(variants['kl_cov']))
@@ -143,6 +146,7 @@ def _late_entropy(runs_by_task: Mapping[str, RunsByVariant]) -> Row:
 def _sensitivity(
   study: Study, runs_by_task: Mapping[str, RunsByVariant]
 ) -> Row:
+  """Row of the claim that an entropy bonus is sensitive to α."""
   parts, narrow = [], []
   for name, variants in runs_by_task.items():
     task = study.task(name)
@@ -164,6 +168,7 @@ def _sensitivity(
 
 
 def _annealed(study: Study, runs_by_task: Mapping[str, RunsByVariant]) -> Row:
+  """Row of the claim that annealed KL-Cov has the best result."""
   parts, best = [], []
   for name, variants in runs_by_task.items():
     task = study.task(name)
@@ -195,6 +200,7 @@ def law_fit(lines: Lines) -> tuple[float, float]:
 
 
 def _law(runs_by_task: Mapping[str, RunsByVariant]) -> Row:
+  """Row of the claim that reward follows from entropy."""
   parts, good = [], []
   for name, variants in runs_by_task.items():
     fits = np.array([law_fit(lines) for lines in variants['grpo'].values()])

@@ -14,14 +14,17 @@ Cell = tuple[int, int]
 
 
 def _cell(token: int) -> Cell:
+  """Row and column of the cell that a token stands for."""
   return divmod(token - FIRST_SYMBOL, SIDE)
 
 
 def _token(cell: Cell) -> int:
+  """Token of a cell."""
   return FIRST_SYMBOL + SIDE * cell[0] + cell[1]
 
 
 def _neighbours(cell: Cell, wall: Cell) -> list[Cell]:
+  """Cells beside a cell, without those outside the grid and the wall."""
   row, column = cell
   neighbours = (
     (row + 1, column),

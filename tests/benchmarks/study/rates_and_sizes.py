@@ -118,10 +118,12 @@ def cell_title(cell: Cell) -> str:
 
 
 def _passes(count: int) -> str:
+  """Number of passes in words."""
   return f'{count} pass{"es" * (count > 1)}'
 
 
 def _final(lines: Lines) -> float:
+  """pass@1 at the end of a run."""
   return evaluations(lines)[-1]['accuracy']
 
 

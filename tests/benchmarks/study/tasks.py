@@ -83,6 +83,7 @@ def _digits_answer(prompts: Prompts, mode: Int[np.ndarray, ' n']) -> Rows:
 
 
 def _digit_prompts(rng: np.random.Generator, count: int) -> Prompts:
+  """Prompts of three random digits."""
   digits = FIRST_SYMBOL + rng.integers(_DIGITS, size=(count, 3))
   return np.concatenate([digits, np.full((count, 1), ASK)], axis=1)
 
@@ -142,16 +143,19 @@ QUIT_SHARE = 0.2  # of the demonstrations
 
 
 def _lock_prompts(depths: Int[np.ndarray, ' n']) -> Prompts:
+  """Prompts that name the depth of a lock."""
   fixed = np.full(len(depths), NONE), np.full(len(depths), ASK)
   return np.stack([FIRST_SYMBOL + depths, fixed[0], *fixed], axis=1)
 
 
 def _key(depth: int) -> list[int]:
+  """Key of the lock of a depth, as tokens."""
   rng = np.random.default_rng(depth)
   return [int(FIRST_SYMBOL + k) for k in rng.integers(KEY_SYMBOLS, size=depth)]
 
 
 def _lock_answers(prompts: Prompts) -> Rows:
+  """Responses that enter the right key of each prompt."""
   return np.array(
     [response(GO, *_key(int(row[0]) - FIRST_SYMBOL)) for row in prompts]
   )

@@ -9,8 +9,8 @@ from jaxtyping import Float, Int
 # Tokens of a prompt and of a response.
 PROMPT, RESPONSE = 4, 6
 VOCABULARY = 24
-# Padding, the end of a response, the last token of a prompt that asks for an
-# answer, and an unused position of a prompt.
+# Padding, the end of a response, the last token of a prompt, and an unused
+# position of a prompt.
 PAD, END, ASK, NONE = range(4)
 FIRST_SYMBOL = 4  # sixteen symbols: digits, or cells of a grid
 # First token of a response: digits are copied forwards, or in reverse; the response
