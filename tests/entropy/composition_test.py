@@ -330,6 +330,8 @@ def test_as_loss_has_the_gradient_of_the_explicit_form(batch):
       np.testing.assert_allclose(
         gradient[name], explicit_gradient[name], rtol=1e-5, atol=1e-9
       )
-    for ours, theirs in zip(*map(jax.tree.leaves, states), strict=True):
-      np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    for actual_leaf, expected_leaf in zip(
+      *map(jax.tree.leaves, states), strict=True
+    ):
+      np.testing.assert_allclose(actual_leaf, expected_leaf, rtol=1e-6)
     assert bool(gradient['b'] != 0) == (step > 0)

@@ -64,10 +64,10 @@ def test_replay_applies_the_recorded_masks():
 
   part, part_state = replay(signal, stats, rows, half)
   np.testing.assert_array_equal(part.logprobs, whole.logprobs[:4])
-  for ours, theirs in zip(
+  for actual_leaf, expected_leaf in zip(
     jax.tree.leaves(part_state), jax.tree.leaves(new_state), strict=True
   ):
-    np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_array_equal(actual_leaf, expected_leaf)
 
 
 def test_summaries_of_micro_batch_scope_sum_to_the_batch():

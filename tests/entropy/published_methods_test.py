@@ -172,7 +172,7 @@ def check_clip_cov(golden, close, dtype, relative):
       name: jnp.asarray(case.options[f'clip_ratio_{name}'], dtype)
       for name in ('low', 'high')
     }
-    ours, selection = check_forms(
+    own_signal, selection = check_forms(
       published_clip,
       clip_cov_as_published,
       options,
@@ -205,7 +205,7 @@ def check_clip_cov(golden, close, dtype, relative):
     expected = case.expected('grad_log_prob')
     close(signal.logprobs, expected, relative, case.name)
     if case.options['deterministic']:
-      close(ours.logprobs, expected, relative, case.name)
+      close(own_signal.logprobs, expected, relative, case.name)
 
 
 def test_clip_cov_equals_the_published_code_in_float32(golden, close):

@@ -226,8 +226,10 @@ def test_composes_with_covariance_methods_and_controllers():
   signal = jax.grad(lambda s: covrl.policy_gradient(s, **context)[0])(stats)
   context |= {'clipped': jnp.zeros(MASK.shape, bool)}
   (plain, before), (after, (*_, state)) = run_without_and_with()
-  for ours, theirs in zip(*map(jax.tree.leaves, (before, state)), strict=True):
-    np.testing.assert_array_equal(ours, theirs)
+  for actual_leaf, expected_leaf in zip(
+    *map(jax.tree.leaves, (before, state)), strict=True
+  ):
+    np.testing.assert_array_equal(actual_leaf, expected_leaf)
   assert (after.logprobs != plain.logprobs)[MASK].any()
   np.testing.assert_array_equal(after.entropy[MASK], plain.entropy[MASK])
 

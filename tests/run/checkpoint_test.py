@@ -67,12 +67,14 @@ def abstract_on_mesh(mesh, arrays):
 
 def assert_same(actual, expected):
   assert jax.tree.structure(actual) == jax.tree.structure(expected)
-  for ours, theirs in zip(
+  for actual_leaf, expected_leaf in zip(
     jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True
   ):
-    assert ours.dtype == theirs.dtype
-    assert ours.shape == theirs.shape
-    assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
+    assert actual_leaf.dtype == expected_leaf.dtype
+    assert actual_leaf.shape == expected_leaf.shape
+    assert (
+      np.asarray(actual_leaf).tobytes() == np.asarray(expected_leaf).tobytes()
+    )
 
 
 @pytest.fixture(scope='module')

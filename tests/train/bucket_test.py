@@ -68,7 +68,9 @@ def test_a_stopped_run_in_a_bucket_is_resumed(tmp_path_factory, monkeypatch):
     assert content.names('run/tb/train/')
     assert content.names('run/rollouts/')
     assert content.names('run/evaluation/')
-    ours = lines(content)
+    actual_lines = lines(content)
   expected = runs.finished_run(tmp_path_factory, 'toy_kl_cov', **SMALL)
-  theirs = process.metric_lines(expected)
-  assert [without_clock(x) for x in ours] == [without_clock(x) for x in theirs]
+  expected_lines = process.metric_lines(expected)
+  assert [without_clock(x) for x in actual_lines] == [
+    without_clock(x) for x in expected_lines
+  ]

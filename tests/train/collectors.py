@@ -62,7 +62,7 @@ class LengthScoring(Scoring):
 
 
 class Programs:
-  """The programs that a run with one update per iteration needs."""
+  """Replaces the compiled programs: the advantage of a token is the reward."""
 
   networks = types.SimpleNamespace(estimates_advantages=False)
 
@@ -111,6 +111,7 @@ def state_after(step) -> Any:
   return types.SimpleNamespace(params=params, step=jnp.asarray(step))
 
 
+# States before iterations 0 to 3.
 STATES = [state_after(step) for step in range(4)]
 
 

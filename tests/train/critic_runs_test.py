@@ -176,12 +176,16 @@ def test_a_run_killed_between_the_updates_of_both_networks_resumes_bit_for_bit(
   assert killed.returncode == -signal.SIGKILL, killed.stderr
   assert len(process.metric_lines(workdir, 'train')) == 4
   process.train('toy_ppo:ppo', workdir)
-  saved, ours = arrays(workdir)
-  expected, theirs = arrays(finished_run)
+  saved, actual_arrays = arrays(workdir)
+  expected, expected_arrays = arrays(finished_run)
   assert saved.position == expected.position == 6
-  assert ours.keys() == theirs.keys()
-  names = [name for name in ours if name.startswith('state.networks.critic.')]
+  assert actual_arrays.keys() == expected_arrays.keys()
+  names = [
+    name for name in actual_arrays if name.startswith('state.networks.critic.')
+  ]
   assert any('opt_state' in name for name in names)
-  for name, leaf in theirs.items():
-    assert np.asarray(ours[name]).tobytes() == np.asarray(leaf).tobytes(), name
+  for name, leaf in expected_arrays.items():
+    assert (
+      np.asarray(actual_arrays[name]).tobytes() == np.asarray(leaf).tobytes()
+    ), name
   runs.assert_same_metrics(workdir, finished_run)

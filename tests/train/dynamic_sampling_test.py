@@ -82,7 +82,7 @@ class OddLengths(Scoring):
 
 
 class Programs:
-  """The programs that a run with one update per iteration needs."""
+  """Replaces the compiled programs: statistics are 0, advantages the rewards."""
 
   networks = types.SimpleNamespace(estimates_advantages=False)
 
@@ -179,13 +179,13 @@ SLOTS: dict[str, Any] = {'admission': 'slots'}
 FILTERS = [{}, {'fill_groups': True, 'max_draws': 2}]
 
 
-def assert_close(ours, theirs):
+def assert_close(actual, expected):
   """Asserts equality up to rounding, the trainer's statistics aside."""
-  ours, theirs = ours.arrays(), theirs.arrays()
+  actual, expected = actual.arrays(), expected.arrays()
   for name in ('old_logprobs', 'old_entropy', 'old_moments'):
-    object.__setattr__(ours['batch'], name, None)
-    object.__setattr__(theirs['batch'], name, None)
-  for a, b in zip(*map(jax.tree.leaves, (ours, theirs)), strict=True):
+    object.__setattr__(actual['batch'], name, None)
+    object.__setattr__(expected['batch'], name, None)
+  for a, b in zip(*map(jax.tree.leaves, (actual, expected)), strict=True):
     np.testing.assert_allclose(a, b, atol=1e-5)
 
 
@@ -194,22 +194,22 @@ def test_sampling_by_slots_trains_on_the_same_groups_as_by_draws(rollout):
   draw_scoring, slot_scoring = OddLengths(), OddLengths()
   by_draws = collect(draw_scoring, **rollout)
   by_slots = collect(slot_scoring, **SLOTS, **rollout)
-  for (ours, draw), (theirs, other) in zip(by_slots, by_draws, strict=True):
-    assert_close(ours, theirs)
+  for (actual, draw), (expected, other) in zip(by_slots, by_draws, strict=True):
+    assert_close(actual, expected)
     assert draw == other
     for name in ('draws', 'groups/filled', 'groups/masked'):
-      assert ours.metrics[name] == theirs.metrics[name]
-    passed = ours.metrics['groups/passed']
-    assert passed == min(PROMPTS, theirs.metrics['groups/passed'])
-    assert ours.metrics['groups/drawn'] <= theirs.metrics['groups/drawn']
+      assert actual.metrics[name] == expected.metrics[name]
+    passed = actual.metrics['groups/passed']
+    assert passed == min(PROMPTS, expected.metrics['groups/passed'])
+    assert actual.metrics['groups/drawn'] <= expected.metrics['groups/drawn']
   assert max(batch.metrics['draws'] for batch, _ in by_draws) > 1
   # Groups that are not needed any more are cancelled.
   drawn = sum(int(batch.metrics['groups/drawn']) for batch, _ in by_slots)
   assert slot_scoring.cancelled == slot_scoring.begun - drawn
 
 
-def assert_same(ours, theirs):
-  for (a, draw), (b, other) in zip(ours, theirs, strict=True):
+def assert_same(actual, expected):
+  for (a, draw), (b, other) in zip(actual, expected, strict=True):
     assert draw == other
     jax.tree.map(np.testing.assert_array_equal, a.arrays(), b.arrays())
     assert runs.without_clock(a.metrics) == runs.without_clock(b.metrics)

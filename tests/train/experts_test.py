@@ -68,11 +68,13 @@ def update(shape, micro_batches, balance):
 
 
 def assert_close(actual, expected):
-  for ours, theirs in zip(
+  for actual_leaf, expected_leaf in zip(
     jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True
   ):
-    scale = np.abs(theirs).max()
-    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * scale)
+    scale = np.abs(expected_leaf).max()
+    np.testing.assert_allclose(
+      actual_leaf, expected_leaf, rtol=1e-4, atol=1e-4 * scale
+    )
 
 
 def test_meshes_and_micro_batches_do_not_change_an_update_of_experts():

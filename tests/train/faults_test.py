@@ -60,10 +60,10 @@ def position(workdir):
   return saved.position
 
 
-def assert_same_arrays(ours, theirs):
+def assert_same_arrays(workdir, expected_workdir):
   (position, leaves), (expected, others) = (
-    checkpoint_arrays(ours),
-    checkpoint_arrays(theirs),
+    checkpoint_arrays(workdir),
+    checkpoint_arrays(expected_workdir),
   )
   assert position == expected
   assert leaves.keys() == others.keys()
@@ -151,9 +151,9 @@ def test_a_run_keeps_what_is_left_of_its_metrics(tmp_path, tmp_path_factory):
   assert (workdir / 'metrics.damaged_1.jsonl').stat().st_size == len(text)
   assert_same_arrays(workdir, uninterrupted)
   expected = [without_clock(line) for line in metric_lines(uninterrupted)]
-  ours = [without_clock(line) for line in metric_lines(workdir)]
-  assert 0 < len(ours) < len(expected)
-  assert all(line in expected for line in ours)
+  actual = [without_clock(line) for line in metric_lines(workdir)]
+  assert 0 < len(actual) < len(expected)
+  assert all(line in expected for line in actual)
 
 
 @pytest.mark.parametrize('content', ['truncated', 'noise', 'a file'])

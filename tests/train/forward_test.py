@@ -33,13 +33,15 @@ def test_gathered_update_equals_one_with_whole_logits(monkeypatch):
   program.cache_clear()
   new_state, metrics = update(*setup, rows, state, chain='kl_cov_and_bonus')
   program.cache_clear()
-  for ours, theirs in zip(
+  for actual_leaf, expected_leaf in zip(
     jax.tree.leaves(new_state.opt_state[0].trace),
     jax.tree.leaves(expected.opt_state[0].trace),
     strict=True,
   ):
-    scale = np.abs(theirs).max()
-    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5 * scale)
+    scale = np.abs(expected_leaf).max()
+    np.testing.assert_allclose(
+      actual_leaf, expected_leaf, rtol=1e-5, atol=1e-5 * scale
+    )
   assert expected_metrics['selected'] > 0
   for name in ('selected', 'threshold', 'tokens', 'skipped'):
     assert metrics[name] == expected_metrics[name], name
@@ -65,9 +67,9 @@ def test_scores_without_moments_are_equal():
       POLICY, params, rows, 0.8, 0, moments=False
     )
   )(parameters(), rows)
-  for ours, theirs in zip(
+  for actual_leaf, expected_leaf in zip(
     jax.tree.leaves(stats), jax.tree.leaves(expected), strict=True
   ):
-    np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(actual_leaf, expected_leaf, rtol=1e-6, atol=1e-6)
   for leaf in jax.tree.leaves(moments):
     assert np.isnan(leaf).all()

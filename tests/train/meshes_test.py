@@ -47,12 +47,12 @@ def train_on_mesh(shape):
 
 
 def assert_same_policy(actual, expected):
-  for ours, theirs in zip(
+  for actual_leaf, expected_leaf in zip(
     jax.tree.leaves(actual.trainable),
     jax.tree.leaves(expected.trainable),
     strict=True,
   ):
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(actual_leaf, expected_leaf, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize('shape', MESHES[1:])

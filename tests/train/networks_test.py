@@ -302,7 +302,9 @@ def test_optimiser_states_of_other_parameters_are_refused():
 
 
 def assert_close(actual, expected, tolerance):
-  for ours, theirs in zip(
+  for actual_leaf, expected_leaf in zip(
     *map(jax.tree.leaves, (actual, expected)), strict=True
   ):
-    np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(
+      actual_leaf, expected_leaf, rtol=tolerance, atol=tolerance
+    )

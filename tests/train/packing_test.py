@@ -77,10 +77,10 @@ def test_packed_rows_give_the_same_update(packed_and_unpacked):
     np.testing.assert_allclose(
       metrics[name], value, rtol=1e-4, atol=1e-5, err_msg=name
     )
-  for ours, theirs in zip(
+  for actual_leaf, expected_leaf in zip(
     *map(jax.tree.leaves, (trained, expected)), strict=True
   ):
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(actual_leaf, expected_leaf, rtol=0, atol=2e-5)
 
 
 def test_rows_that_do_not_fit_are_not_packed(packed_and_unpacked):

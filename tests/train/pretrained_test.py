@@ -108,10 +108,12 @@ def test_a_resumed_run_equals_the_uninterrupted_one(
   settings = {'pretrained': model, 'logging__samples': 0, **LORA}
   train(RECIPE, workdir, train__iterations=1, **settings)
   train(RECIPE, workdir, **settings)
-  ours, theirs = arrays(workdir), arrays(adapter_run)
-  assert ours.keys() == theirs.keys()
-  for name, leaf in theirs.items():
-    assert np.asarray(ours[name]).tobytes() == np.asarray(leaf).tobytes(), name
+  actual_arrays, expected_arrays = arrays(workdir), arrays(adapter_run)
+  assert actual_arrays.keys() == expected_arrays.keys()
+  for name, leaf in expected_arrays.items():
+    assert (
+      np.asarray(actual_arrays[name]).tobytes() == np.asarray(leaf).tobytes()
+    ), name
 
 
 def test_converts_a_run_to_a_model(full_run, model, tmp_path, capsys):

@@ -332,12 +332,16 @@ def test_a_run_logs_its_model_and_resumes_bit_for_bit(
   assert killed.returncode == -signal.SIGKILL, killed.stderr
   assert len(process.metric_lines(workdir, 'train')) == step
   process.train(f'toy_prime:{name}', workdir)
-  saved, ours = arrays(workdir)
-  expected, theirs = arrays(finished)
+  saved, actual_arrays = arrays(workdir)
+  expected, expected_arrays = arrays(finished)
   assert saved.position == expected.position == 6
-  assert ours.keys() == theirs.keys()
-  names = [name for name in ours if name.startswith('state.networks.prm.')]
+  assert actual_arrays.keys() == expected_arrays.keys()
+  names = [
+    name for name in actual_arrays if name.startswith('state.networks.prm.')
+  ]
   assert any('opt_state' in name for name in names)
-  for name, leaf in theirs.items():
-    assert np.asarray(ours[name]).tobytes() == np.asarray(leaf).tobytes(), name
+  for name, leaf in expected_arrays.items():
+    assert (
+      np.asarray(actual_arrays[name]).tobytes() == np.asarray(leaf).tobytes()
+    ), name
   runs.assert_same_metrics(workdir, finished)

@@ -125,9 +125,9 @@ def checkpoint_arrays(workdir):
     return saved.position, checkpointer.restore(saved.path / 'arrays', like)
 
 
-def assert_same_run(ours, theirs):
+def assert_same_run(workdir, expected_workdir):
   """Asserts equal selections, and numbers equal up to rounding of sums."""
-  logged, expected = metric_lines(ours), metric_lines(theirs)
+  logged, expected = metric_lines(workdir), metric_lines(expected_workdir)
   assert [(x['phase'], x['step']) for x in logged] == [
     (x['phase'], x['step']) for x in expected
   ]
@@ -139,8 +139,8 @@ def assert_same_run(ours, theirs):
     for name in ('selected', 'reward', 'tokens'):
       assert line.get(name) == other.get(name)
   assert any(line.get('selected', 0) > 0 for line in logged)
-  position, leaves = checkpoint_arrays(ours)
-  expected_position, others = checkpoint_arrays(theirs)
+  position, leaves = checkpoint_arrays(workdir)
+  expected_position, others = checkpoint_arrays(expected_workdir)
   assert position == expected_position
   assert leaves.keys() == others.keys()
   for name, leaf in others.items():

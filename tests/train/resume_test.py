@@ -87,13 +87,15 @@ def test_killed_and_resumed_run_equals_the_uninterrupted_one(
   kill_at(workdir, 'train', 11)
   assert 'resuming at iteration' in finish(workdir)
 
-  saved, ours = arrays(workdir)
-  expected, theirs = arrays(uninterrupted)
+  saved, actual_arrays = arrays(workdir)
+  expected, expected_arrays = arrays(uninterrupted)
   assert saved.position == expected.position == 16
   assert saved.notes['position'] == expected.notes['position']
-  assert ours.keys() == theirs.keys()
-  for name, leaf in theirs.items():
-    assert np.asarray(ours[name]).tobytes() == np.asarray(leaf).tobytes(), name
+  assert actual_arrays.keys() == expected_arrays.keys()
+  for name, leaf in expected_arrays.items():
+    assert (
+      np.asarray(actual_arrays[name]).tobytes() == np.asarray(leaf).tobytes()
+    ), name
 
   runs.assert_same_metrics(workdir, uninterrupted)
   # There are rewards and selected tokens before and after every kill.

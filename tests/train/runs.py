@@ -51,8 +51,13 @@ def finished_run(tmp_path_factory, recipe, **settings):
 
 def assert_same_metrics(workdir, expected):
   """Asserts that two runs have logged the same values, clocks aside."""
-  ours, theirs = process.metric_lines(workdir), process.metric_lines(expected)
-  assert [without_clock(x) for x in ours] == [without_clock(x) for x in theirs]
+  actual_lines, expected_lines = (
+    process.metric_lines(workdir),
+    process.metric_lines(expected),
+  )
+  assert [without_clock(x) for x in actual_lines] == [
+    without_clock(x) for x in expected_lines
+  ]
 
 
 def without_clock(line):

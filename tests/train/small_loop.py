@@ -78,7 +78,7 @@ def abstract_array(array):
 
 
 class Programs:
-  """Adds each update's rows to the parameters."""
+  """Replaces the compiled programs: an update adds its rows to the parameters."""
 
   def __init__(self, on_stage):
     self.on_stage = on_stage
@@ -109,7 +109,7 @@ class Programs:
 
 
 class Collector:
-  """Draws 32 random rows per iteration."""
+  """Replaces the rollout collector: 32 random rows per iteration."""
 
   def __init__(self, on_stage):
     self.on_stage = on_stage
@@ -148,7 +148,7 @@ class Collector:
 
 
 class Evaluator:
-  """Scores every response as correct."""
+  """Replaces the evaluator: every response is correct."""
 
   def __init__(self, on_stage):
     self.on_stage = on_stage

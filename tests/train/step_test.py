@@ -54,16 +54,18 @@ def assert_same_update(actual, expected, *, rtol=0.0):
       different shapes have computed; the selected tokens are the same.
   """
   (state, metrics), (expected_state, expected_metrics) = actual, expected
-  for ours, theirs in zip(
+  for actual_leaf, expected_leaf in zip(
     gradients(state), gradients(expected_state), strict=True
   ):
-    scale = np.abs(theirs).max()
-    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5 * scale)
+    scale = np.abs(expected_leaf).max()
+    np.testing.assert_allclose(
+      actual_leaf, expected_leaf, rtol=1e-5, atol=1e-5 * scale
+    )
   jax.tree.map(
-    lambda ours, theirs: (
-      np.testing.assert_allclose(ours, theirs, rtol=rtol)
-      if np.issubdtype(theirs.dtype, np.floating)
-      else assert_same_bits(ours, theirs)
+    lambda actual_leaf, expected_leaf: (
+      np.testing.assert_allclose(actual_leaf, expected_leaf, rtol=rtol)
+      if np.issubdtype(expected_leaf.dtype, np.floating)
+      else assert_same_bits(actual_leaf, expected_leaf)
     ),
     state.token_state,
     expected_state.token_state,
@@ -303,9 +305,14 @@ def test_the_only_update_of_a_rollout_needs_no_scores(micro_batches):
     chain='kl_cov_and_bonus',
     has_old_stats=False,
   )
-  for ours, theirs in zip(gradients(updated), gradients(expected), strict=True):
+  for actual_leaf, expected_leaf in zip(
+    gradients(updated), gradients(expected), strict=True
+  ):
     np.testing.assert_allclose(
-      ours, theirs, rtol=1e-5, atol=1e-5 * np.abs(theirs).max()
+      actual_leaf,
+      expected_leaf,
+      rtol=1e-5,
+      atol=1e-5 * np.abs(expected_leaf).max(),
     )
   mask = batch.loss_mask
   ratio = (scored_batch.old_logprobs - batch.sampler_logprobs)[mask]

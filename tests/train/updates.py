@@ -243,8 +243,10 @@ def run(
 
 
 def assert_same_bits(actual, expected):
-  for ours, theirs in zip(
+  for actual_leaf, expected_leaf in zip(
     jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True
   ):
-    assert ours.dtype == theirs.dtype
-    assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
+    assert actual_leaf.dtype == expected_leaf.dtype
+    assert (
+      np.asarray(actual_leaf).tobytes() == np.asarray(expected_leaf).tobytes()
+    )

@@ -170,7 +170,7 @@ class Study:
     config = (run.path(self.runs) / 'config.json').read_text()
     return float(json.loads(config)['core_seconds'])
 
-  def chosen(self, name: str) -> dict[str, float]:
+  def chosen(self, task_name: str) -> dict[str, float]:
     """The value of each tuned variant: the best of the finished tuning runs.
 
     Variants whose tuning is not finished have the value of the published results,
@@ -182,20 +182,20 @@ class Study:
         for variant in VARIANTS.values()
         if variant.tuned
       }
-    published = json.loads(CHOSEN_FILE.read_text())[TUNED_ON[name]]
-    return published | self.best_values(name)
+    published = json.loads(CHOSEN_FILE.read_text())[TUNED_ON[task_name]]
+    return published | self.best_values(task_name)
 
-  def best_values(self, name: str) -> dict[str, float]:
+  def best_values(self, task_name: str) -> dict[str, float]:
     """The best value of each variant whose tuning is finished."""
-    name = TUNED_ON[name]
-    task, best = self.task(name), {}
+    task_name = TUNED_ON[task_name]
+    task, best = self.task(task_name), {}
     for variant in VARIANTS.values():
       scores = []
       for choice in variant.choices:
         runs = [
           self.finished(
             Run(
-              task=name,
+              task=task_name,
               variant=variant.with_value(choice),
               seed=s,
               group='tuning',
@@ -210,25 +210,25 @@ class Study:
         best[variant.name] = max(scores)[1]
     return best
 
-  def advised(self, name: str) -> Variant | None:
+  def advised(self, task_name: str) -> Variant | None:
     """The variant that `covrl advise` recommends after a tuning seed's GRPO run."""
-    folder = advice_source(name).path(self.runs)
+    folder = advice_source(task_name).path(self.runs)
     if not (folder / 'metrics.jsonl').is_file():
       return None
     return variant_of(advise(read(load_run(folder))))
 
-  def variants(self, name: str) -> list[Variant]:
+  def variants(self, task_name: str) -> list[Variant]:
     """All variants with their chosen values, and the advised one.
 
     The advised variant is missing until the run that it depends on is finished, and if
     it equals another variant.
     """
-    best = self.chosen(name)
+    best = self.chosen(task_name)
     variants = [
       variant.with_value(best[variant.name]) if variant.tuned else variant
       for variant in VARIANTS.values()
     ]
-    advised = self.advised(name)
+    advised = self.advised(task_name)
     is_new = advised and advised.options not in [
       variant.options for variant in variants
     ]
@@ -241,10 +241,13 @@ def read_lines(folder: pathlib.Path) -> Lines:
   return [json.loads(line) for line in text.splitlines()]
 
 
-def advice_source(name: str) -> Run:
+def advice_source(task_name: str) -> Run:
   """The run from whose metrics the advice for a task is made."""
   return Run(
-    task=name, variant=VARIANTS['grpo'], seed=TUNING_SEEDS[0], group='tuning'
+    task=task_name,
+    variant=VARIANTS['grpo'],
+    seed=TUNING_SEEDS[0],
+    group='tuning',
   )
 
 
@@ -273,13 +276,13 @@ def variant_of(advice: Advice) -> Variant:
   return Variant(name=ADVISED, options=options)
 
 
-def tuning_runs(name: str) -> Iterator[Run]:
+def tuning_runs(task_name: str) -> Iterator[Run]:
   """Runs that choose each variant's own setting: three values, two seeds."""
   for seed in TUNING_SEEDS:
     for variant in VARIANTS.values():
       for choice in variant.choices:
         yield Run(
-          task=name,
+          task=task_name,
           variant=variant.with_value(choice),
           seed=seed,
           group='tuning',

@@ -153,31 +153,31 @@ PRIMARY: Mapping[str, NumberFormat] = {
 
 
 def finished_runs(
-  study: Study, name: str, seeds: Sequence[int] = SEEDS
+  study: Study, task_name: str, seeds: Sequence[int] = SEEDS
 ) -> RunsByVariant:
   """Metrics of the finished runs of a task, by variant and seed."""
   runs_by_variant: RunsByVariant = {}
-  variants = {variant.name: variant for variant in study.variants(name)}
+  variants = {variant.name: variant for variant in study.variants(task_name)}
   for variant_name in (*VARIANTS, ADVISED):
     runs_by_variant[variant_name] = {}
     if variant_name in variants:
       for seed in seeds:
         lines = study.finished(
-          Run(task=name, variant=variants[variant_name], seed=seed)
+          Run(task=task_name, variant=variants[variant_name], seed=seed)
         )
         if lines:
           runs_by_variant[variant_name][seed] = lines
   return runs_by_variant
 
 
-def advice_text(study: Study, name: str) -> str:
+def advice_text(study: Study, task_name: str) -> str:
   """The recommendation of `covrl advise` for a task, and which variant that is."""
-  advised = study.advised(name)
+  advised = study.advised(task_name)
   if advised is None:
     return ''
   same = [
     variant.name
-    for variant in study.variants(name)
+    for variant in study.variants(task_name)
     if variant.options == advised.options
   ]
   which = (
@@ -260,12 +260,12 @@ def claim_verdict(outcomes: Sequence[bool]) -> str:
   )
 
 
-def task_section(study: Study, name: str) -> PageSection:
+def task_section(study: Study, task_name: str) -> PageSection:
   """Table and curves of one task; every variant has a row."""
-  task, runs_by_variant = study.task(name), finished_runs(study, name)
-  chosen, primary = study.chosen(name), PRIMARY[name]
+  task, runs_by_variant = study.task(task_name), finished_runs(study, task_name)
+  chosen, primary = study.chosen(task_name), PRIMARY[task_name]
   rows = []
-  for variant_name in shown_variants(study, name):
+  for variant_name in shown_variants(study, task_name):
     runs = runs_by_variant[variant_name]
     difference = (
       None
@@ -284,17 +284,17 @@ def task_section(study: Study, name: str) -> PageSection:
         verdict(task, difference),
         *(
           text(interval([float(c.value(x)) for x in runs.values()]), c.form)
-          for c in COLUMNS[name]
+          for c in COLUMNS[task_name]
         ),
       ]
     )
   if not any(runs_by_variant.values()):
     texts = [
-      tuning_text(study, name),
-      *(tabular_texts(task) if name == 'lock' else ()),
+      tuning_text(study, task_name),
+      *(tabular_texts(task) if task_name == 'lock' else ()),
     ]
     return PageSection(title=task.title, texts=texts)
-  extra = tabular_texts(task) if name == 'lock' else ()
+  extra = tabular_texts(task) if task_name == 'lock' else ()
   return PageSection(
     title=task.title,
     texts=(
@@ -302,7 +302,7 @@ def task_section(study: Study, name: str) -> PageSection:
       f'{"more" if task.higher_is_better else "fewer"} is better. Mean over seeds ±'
       ' half width of the 95 % t interval; Δ is paired by seed with grpo. In'
       ' parentheses the value chosen on other seeds.',
-      *filter(None, [advice_text(study, name)]),
+      *filter(None, [advice_text(study, task_name)]),
       *extra,
     ),
     columns=[
@@ -311,23 +311,23 @@ def task_section(study: Study, name: str) -> PageSection:
       primary.title,
       'Δ',
       '',
-      *(c.form.title for c in COLUMNS[name]),
+      *(c.form.title for c in COLUMNS[task_name]),
     ],
     rows=rows,
     all_figures=curves(task, runs_by_variant),
   )
 
 
-def shown_variants(study: Study, name: str) -> list[str]:
+def shown_variants(study: Study, task_name: str) -> list[str]:
   """Names of a task's rows; `advised` if it differs from all other variants."""
-  names = [variant.name for variant in study.variants(name)]
+  names = [variant.name for variant in study.variants(task_name)]
   return [*VARIANTS, *([ADVISED] if ADVISED in names else [])]
 
 
-def tuning_text(study: Study, name: str) -> str:
+def tuning_text(study: Study, task_name: str) -> str:
   """Progress of the tuning runs, for a task whose variants have not been run."""
-  task, primary = study.task(name), PRIMARY[name]
-  runs = [study.finished(run) for run in tuning_runs(name)]
+  task, primary = study.task(task_name), PRIMARY[task_name]
+  runs = [study.finished(run) for run in tuning_runs(task_name)]
   values = [primary_metric(task, lines) for lines in runs if lines]
   if not values:
     return 'Not run yet.'
