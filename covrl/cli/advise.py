@@ -25,7 +25,7 @@ def run(arguments: argparse.Namespace) -> None:
   from covrl.report.run_data import load_run
 
   data = load_run(arguments.workdir)
-  result = advice.advise(advice.read(data))
+  result = advice.advise(advice.read_inputs(data))
   for sentence in data.unreadable.sentences():
     print(f'covrl: {sentence}', file=sys.stderr)
   print(result.recommendation)

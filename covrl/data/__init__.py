@@ -12,7 +12,7 @@ from covrl.data.countdown import CountdownConfig as CountdownConfig
 from covrl.data.countdown import CountdownSource as CountdownSource
 from covrl.data.countdown import SolvedCountdownSource as SolvedCountdownSource
 from covrl.data.countdown import countdown_tokenizer as countdown_tokenizer
-from covrl.data.countdown import held_out as held_out
+from covrl.data.countdown import held_out_countdown as held_out_countdown
 from covrl.data.countdown_steps import (
   CountdownStepsSource as CountdownStepsSource,
 )
@@ -28,7 +28,6 @@ from covrl.data.filters import filter_sources as filter_sources
 from covrl.data.json_tokenizer import JsonTokenizer as JsonTokenizer
 from covrl.data.mazes import ExploredMazeSource as ExploredMazeSource
 from covrl.data.mazes import MazeSource as MazeSource
-from covrl.data.mazes import column_name as column_name
 from covrl.data.mazes import held_out_mazes as held_out_mazes
 from covrl.data.mazes import maze_tokenizer as maze_tokenizer
 from covrl.data.mazes import solve_maze as solve_maze

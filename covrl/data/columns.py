@@ -86,14 +86,14 @@ class Row:
     if not isinstance(value, str):
       raise self.error(name, 'hold text')
     if not value.strip():
-      raise self.error(name, 'hold some text')
+      raise self.error(name, 'hold text that is not blank')
     return value
 
   def check_encodable(self, name: str) -> None:
     """Checks that no text in a column has a lone surrogate.
 
     Raises:
-      ValueError: there is one, or the value is nested too deeply to tell.
+      ValueError: there is one, or the value is nested too deeply to be checked.
     """
     value = self.value(name)
     try:
@@ -125,6 +125,7 @@ class Row:
     )
 
   def _is_null(self, name: str) -> bool:
+    """Whether a column is present, with the value null."""
     outer, _, inner = name.rpartition('.')
     parent = self.value(outer) if outer else self.columns
     return isinstance(parent, Mapping) and inner in parent

@@ -19,12 +19,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from covrl.config import CountdownConfig
-from covrl.data._arithmetic import random_expression
-from covrl.data.countdown_source import (
+from covrl.data.countdown_problem import (
   countdown_problem,
   problem_key,
   vocabulary,
 )
+from covrl.data.expressions import random_expression
 from covrl.data.generated import (
   MAX_REDRAWS,
   GeneratedSource,
@@ -65,7 +65,7 @@ def _generate_held_out(config: CountdownConfig) -> Iterator[Problem]:
       raise too_few_problems(config)
 
 
-held_out = HeldOut[CountdownConfig](
+held_out_countdown = HeldOut[CountdownConfig](
   generate=_generate_held_out, key=problem_key
 )
 """Generates the evaluation problems, in about 5 ms each; see `HeldOut`."""
@@ -80,7 +80,7 @@ class CountdownSource(GeneratedSource[CountdownConfig]):
 
   names = (SOURCE_NAME,)
   seed_name = 'countdown train'
-  excluded = held_out
+  excluded = held_out_countdown
 
   @property
   def generator(self) -> str:
@@ -109,7 +109,7 @@ class SolvedCountdownSource(GeneratedSource[CountdownConfig]):
 
   names = (SOURCE_NAME,)
   seed_name = 'countdown solved'
-  excluded = held_out
+  excluded = held_out_countdown
 
   @property
   def generator(self) -> str:
@@ -151,7 +151,7 @@ def _generate(
   try:
     metadata = generator[position]['metadata']
   except ValueError:
-    # Its draws of a hundred expressions had other targets.
+    # None of the hundred expressions that the generator draws has a valid target.
     return None
   return countdown_problem(
     metadata['numbers'], metadata['target'], source=SOURCE_NAME
@@ -160,6 +160,7 @@ def _generate(
 
 @functools.lru_cache(maxsize=8)
 def _generator(**settings: int) -> Any:
+  """reasoning-gym's generator with these settings."""
   import reasoning_gym
 
   return reasoning_gym.create_dataset(SOURCE_NAME, size=1, **settings)

@@ -16,7 +16,7 @@ import random
 from collections.abc import Iterator
 
 from covrl.config import CountdownConfig
-from covrl.data.countdown_source import (
+from covrl.data.countdown_problem import (
   countdown_problem,
   problem_key,
   vocabulary,

@@ -24,7 +24,7 @@ class NgramIndex:
 
   Args:
     sets: evaluation problems by the name of the set.
-    words: n.
+    words: n, the number of words of an n-gram.
 
   Raises:
     ValueError: n is not positive.

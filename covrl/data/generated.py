@@ -64,6 +64,7 @@ class HeldOut(Generic[GeneratorConfig]):
 def _problems(
   held_out: HeldOut[Any], kind: type[Any], /, **bounds: int
 ) -> tuple[Problem, ...]:
+  """Generates the problems of `HeldOut`; cached per task and bounds."""
   config = kind(**bounds)
   kept: dict[Hashable, Problem] = {}
   problems = held_out.generate(config)
@@ -81,6 +82,7 @@ def _problems(
 def _keys(
   held_out: HeldOut[Any], kind: type[Any], /, **bounds: int
 ) -> frozenset[Hashable]:
+  """Keys of the problems of `HeldOut`; cached per task and bounds."""
   return frozenset(map(held_out.key, _problems(held_out, kind, **bounds)))
 
 

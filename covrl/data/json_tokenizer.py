@@ -15,7 +15,8 @@ from typing import Any
 # the embedding to a round number adds a few per cent.
 _MIN_USED_FRACTION = 0.9
 
-# Tokens of the vocabulary that are tried as a text, to see what is added to it.
+# Tokens of the vocabulary that are encoded as texts, at most, to find the tokens
+# that the post-processor puts before a text.
 _MAX_PROBES = 100
 
 
@@ -130,6 +131,7 @@ class JsonTokenizer:
     return other
 
   def _id(self, token: str | int) -> int:
+    """Id of a token, which may be given by its text."""
     if isinstance(token, int):
       token_id = token if 0 <= token < self.vocab_size else None
     else:
@@ -201,7 +203,7 @@ def _parse(file: bytes) -> Any:
   try:
     tokenizer = tokenizers.Tokenizer.from_str(file.decode())
   except BaseException as error:
-    # The library raises plain `Exception`; its panics are not even that.
+    # The library raises plain `Exception`, and panics that are not an `Exception`.
     if isinstance(error, KeyboardInterrupt | SystemExit):
       raise
     raise ValueError(
@@ -216,7 +218,7 @@ def _parse(file: bytes) -> Any:
 
 
 def _check_added_ids(file: bytes, tokenizer: Any) -> None:
-  """Refuses added tokens that the library renumbers, with a log line at most."""
+  """Refuses added tokens that the library renumbers without an error."""
   for token in json.loads(file).get('added_tokens') or ():
     actual = tokenizer.token_to_id(token['content'])
     if actual != token['id']:

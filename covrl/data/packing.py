@@ -263,6 +263,7 @@ def _copy_to_slots(
 
 
 def _num_rows(slots: Sequence[_Slot]) -> int:
+  """Number of packed rows that the slots need."""
   return 1 + max((row for row, _, _ in slots), default=-1)
 
 
@@ -319,6 +320,7 @@ def _first_fit(lengths: Sequence[int], width: int) -> list[_Slot]:
 
 
 def _response_ids(problem: Problem, tokenizer: Tokenizer) -> list[int]:
+  """Tokens of the solution, with the end-of-sequence token."""
   solution: object = problem.solution or ''
   if not isinstance(solution, str):
     raise TypeError(

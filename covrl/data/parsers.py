@@ -24,12 +24,13 @@ _DAPO_INSTRUCTION = re.compile(
 )
 
 
-# Floats from here on do not tell neighbouring integers apart, and keep 15 digits.
+# From 2⁵³ on, floats cannot represent every integer; they keep 15 decimal digits.
 _MAX_EXACT = 2**53
 _EXACT_DIGITS = 15
 
-# Control characters, and those that begin the rest of a frequent TeX command:
-# a file has one backslash where JSON needs two.
+# Control characters that a TeX command became because a file has one backslash
+# where JSON needs two: `\f` of `\frac`; tabs and line breaks only before the rest of a
+# frequent command, such as `ext` of `\text`.
 _BROKEN_TEX = re.compile(
   r'[\x00-\x08\x0b\x0c\x0e-\x1f]'
   r'|\t(?=ext|imes|heta|frac|riangle|(?:an|au|o)\b)'
@@ -40,7 +41,8 @@ _BROKEN_TEX = re.compile(
 def plain_answer(row: Row, column: str) -> str:
   """The answer as text; whole numbers lose their decimal point.
 
-  Floats from 2⁵³ with more than 15 digits are refused: others may be lost.
+  Floats from 2⁵³ with more than 15 digits are refused, since further digits may
+  have been lost.
 
   >>> plain_answer(Row({'answer': 142.0}, 'row 1'), 'answer')
   '142'
@@ -81,7 +83,7 @@ def answer_list(row: Row, column: str) -> str:
     raise row.error(column, 'list at least one answer of text')
   answers = [_answer_text(item, row, column).strip('$') for item in items]
   if not all(map(str.strip, answers)):
-    raise row.error(column, 'list answers of some text')
+    raise row.error(column, 'list answers that are not blank')
   return ', '.join(answers)
 
 

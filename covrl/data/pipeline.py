@@ -157,6 +157,7 @@ class _Stream(Generic[Batch], Iterator[Batch]):
       self._iterator = None
 
   def _start(self) -> grain.DatasetIterator[Batch]:
+    """Starts an iterator at the next draw, with its background thread."""
     import grain
 
     # One thread: draws are made in order, and sources in pure Python do not

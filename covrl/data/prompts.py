@@ -88,6 +88,7 @@ class PromptFormat:
     return kind
 
   def _messages(self, problem: Problem) -> list[Mapping[str, str]]:
+    """Messages of the formatted conversation."""
     messages: list[Mapping[str, str]] = []
     if not self.question_only:
       messages.extend(problem.messages)

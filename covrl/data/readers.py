@@ -280,6 +280,7 @@ _READERS = {
 
 
 def _require_file(path: epath.PathLike) -> epath.Path:
+  """Returns the path of a regular file; refuses others."""
   path = storage.as_path(path)
   # `epath` takes pipes and devices for files, which never end.
   is_local = not storage.is_bucket(path)
@@ -295,6 +296,7 @@ def _require_rows(records: Records) -> None:
 
 
 def _read(file: epath.Path) -> bytes:
+  """Reads a whole file."""
   try:
     return file.read_bytes()
   except OSError as error:

@@ -110,7 +110,7 @@ def global_order(
     return _epochs(source, seed, shuffle)
   import grain
 
-  # With one seed, sources of equal length would be shuffled alike.
+  # With one seed, sources of equal length would be shuffled in the same order.
   seeds = np.random.SeedSequence(seed).generate_state(len(source.sources))
   orders = [
     _epochs(part, int(part_seed), shuffle)
@@ -122,6 +122,7 @@ def global_order(
 def _epochs(
   source: ProblemSource, seed: int, shuffle: bool
 ) -> grain.MapDataset[tuple[int, Problem]]:
+  """Endless epochs of one source, as (index in the source, problem)."""
   import grain
 
   if len(source) == 0:

@@ -17,7 +17,7 @@ from covrl.data import parsers
 from covrl.data.columns import Row, type_name
 from covrl.data.problems import Problem, question_key
 
-# How data frames write that a value is missing.
+# Texts that data frames write for a missing value.
 _MISSING = frozenset(('nan', 'nat', '<na>', 'null'))
 
 _PASS_RATE_COLUMNS = (
@@ -35,15 +35,15 @@ class Schema:
   Attributes:
     name: name in configurations.
     prompt_columns: possible columns of the question, as text or as a
-      conversation; the first that is present counts.
+      conversation; the first that is present is used.
     answer_columns: possible columns of the reference.
     marker_columns: further columns that a matching row must have.
     condition: predicate that the first row of a file must also meet.
-    parse_reference: from the row and the answer column to the reference.
-    parse_question: from the prompt's text and the row to the bare question.
+    parse_reference: returns the reference, given the row and the answer column.
+    parse_question: returns the bare question, given the prompt's text and the row.
     context_columns: columns that `parse_question` reads besides the prompt.
     solution_column: column of a correct response, or empty.
-    kind: `Problem.kind`, or a function from the row to it.
+    kind: `Problem.kind`, or a function that returns it for a row.
   """
 
   name: str
@@ -132,14 +132,17 @@ def custom_schema(
 
 
 def _is_conversation(row: Row) -> bool:
+  """Whether the prompt is a list of messages."""
   return isinstance(row.value('prompt'), list)
 
 
 def _is_code(row: Row) -> bool:
+  """Whether a row in the format of verl is a programming problem."""
   return row.value('ability') == 'code'
 
 
 def _is_dapo(row: Row) -> bool:
+  """Whether a row in the format of verl is from DAPO-Math-17k."""
   return str(row.value('data_source')).startswith('math_dapo')
 
 
@@ -151,6 +154,7 @@ def _verl_kind(row: Row) -> str:
 
 
 def _verl_reference(row: Row, column: str) -> Any:
+  """Reference of a row: tests of a program, or an answer."""
   parse = parsers.code_tests if _is_code(row) else parsers.plain_answer
   return parse(row, column)
 
@@ -332,7 +336,7 @@ def _own_source(row: Row) -> str:
 
 
 def _reference(row: Row, column: str, parse: Callable[[Row, str], Any]) -> Any:
-  """The reference, which a missing value never becomes."""
+  """The parsed reference; refuses marks of missing values, such as 'nan'."""
   reference = parse(row, column)
   if isinstance(reference, str) and reference.lower() in _MISSING:
     raise row.error(column, 'hold an answer')
@@ -346,6 +350,7 @@ def _reference(row: Row, column: str, parse: Callable[[Row, str], Any]) -> Any:
 
 
 def _pass_rate(row: Row) -> float | None:
+  """Pass rate in the first column for one that is present, if any."""
   for column in _PASS_RATE_COLUMNS:
     value = row.value(column)
     if value is None:

@@ -197,8 +197,10 @@ def train_sentencepiece(
 
 
 def _id_or_none(piece: int) -> int | None:
+  """The id; `None` for the negative id of an absent token."""
   return None if piece < 0 else piece
 
 
 def _abbreviate(text: str, length: int = 80) -> str:
+  """A quoted text of limited length, for errors."""
   return repr(text if len(text) <= length else f'{text[:length]}…')

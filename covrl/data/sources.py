@@ -71,6 +71,7 @@ class FileSource:
     return problems_fingerprint(self)
 
   def _row(self, index: int, columns: object) -> Row:
+    """The parsed row with its location."""
     return Row(columns, self._records.location(index))
 
   def _validate(self) -> dict[str, str]:
@@ -85,8 +86,8 @@ class FileSource:
         kinds,
         problem.source,
         (problem.kind, row.location),
-        f'the source {problem.source!r} must be of one kind of problems, which'
-        " a column 'data_source' may tell apart",
+        f'the source {problem.source!r} must be of one kind of problems (a column'
+        " 'data_source' divides a file into sources)",
       )
       column_names = self.schema.columns(row)
       for part, column in zip(

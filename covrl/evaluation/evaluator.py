@@ -72,7 +72,7 @@ class Evaluator:
 
     Args:
       engine: the sampler.
-      scoring: the rewards; shaping rewards do not count.
+      scoring: the rewards; shaping rewards are ignored.
       tokenizer: the policy's tokenizer.
       suites: the problems, and how each suite is sampled.
       max_prompt_length: tokens of a prompt, at most.
@@ -389,7 +389,7 @@ class Evaluator:
     if count > self._max_failures * total:
       ((reason, _),) = Counter(failures).most_common(1)
       raise EvaluationError(
-        f'at most {self._max_failures:.0%} of the responses of an evaluation may'
-        f' fail to be scored (rewards.max_failures), {count} of {total} did, most'
-        f' often so: {reason}'
+        f'at most {self._max_failures:.0%} of the responses of an evaluation must be'
+        f' without a score (rewards.max_failures), got {count} of {total}; the most'
+        f' frequent reason: {reason}'
       )

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from covrl.array_checks import check_integer, check_number
 
 _Z = 1.959964  # .975 quantile of the normal distribution
-_MANY_DEGREES = 1000  # of freedom, from which on t's quantile is expanded
+_MANY_DEGREES = 1000  # degrees of freedom beyond which t's quantile is a series
 
 
 @dataclasses.dataclass(frozen=True)

@@ -157,6 +157,7 @@ def _majority(
   answers: Sequence[Hashable | None],
   correctness: Bool[np.ndarray, ' n'] | Float[np.ndarray, ' n'],
 ) -> float:
+  """The value of `majority_vote` for one problem."""
   if np.isnan(correctness).any():
     return float('nan')
   votes = Counter(

@@ -86,9 +86,9 @@ class SuiteResult:
   def metrics(self) -> Metrics:
     """Returns all metrics per problem.
 
-    greedy; with k samples mean@k, and pass@j for k and all smaller powers of 2;
-    with answers maj@k. Unscored responses are left out; a problem of which too
-    few others are left has the value NaN.
+    These are greedy; with k samples mean@k, and pass@j for j = k and all smaller
+    powers of 2; with answers maj@k. Unscored responses are left out; a problem with
+    too few scored responses has the value NaN.
     """
     metrics = {'greedy': self.greedy.astype(float)}
     samples = self.suite.samples
@@ -240,7 +240,7 @@ class Evaluation:
 
 
 def _shape(rows: Sequence[Sequence[Any]], width: int) -> tuple[int, int]:
-  """Number and length of rows; the length of the first other one, if any."""
+  """Number of rows, and `width` or the first length of a row that differs from it."""
   others = [len(row) for row in rows if len(row) != width]
   return len(rows), others[0] if others else width
 
@@ -254,7 +254,7 @@ def _estimate(suites: Sequence[Float[np.ndarray, ' N']]) -> Estimate:
 
 
 def _widened(estimate: Estimate, low: Estimate, high: Estimate) -> Estimate:
-  """Returns an estimate whose interval includes two others, and its value."""
+  """Returns the estimate with an interval that includes those of all three."""
   ends = [
     end
     for source in (estimate, low, high)

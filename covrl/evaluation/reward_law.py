@@ -183,6 +183,7 @@ def _fit_line(x: Numbers, y: Numbers) -> Pair:
 
 
 def _line_at(coefficients: Pair, x: Numbers) -> Numbers:
+  """Values of the line b − a x."""
   return coefficients[1] - coefficients[0] * x
 
 

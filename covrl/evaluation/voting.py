@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers that are equal although they are written differently, for votes."""
+"""Merges answers that are equal but written differently, for majority votes."""
 
 from __future__ import annotations
 

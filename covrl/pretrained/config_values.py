@@ -76,7 +76,7 @@ _LAYER_TYPES = ('full_attention', 'sliding_attention')
 
 
 def check_values(fields: Mapping[str, Any]) -> None:
-  """Checks the fields that are read; `None` counts as absent.
+  """Checks the fields that are read; `None` is treated as absent.
 
   Args:
     fields: the fields of a config.json or adapter_config.json.

@@ -45,7 +45,8 @@ class Family:
     tied: default of `tie_word_embeddings`.
     theta: default of `rope_theta`.
     norm_eps: default of `rms_norm_eps`.
-    defaults: other fields that an absent one has a value of; null has none.
+    defaults: values of other fields if they are absent; a field that is null has no
+      value.
     activation: field of the activation; the other one is not read.
   """
 
@@ -90,7 +91,7 @@ def model_config(fields: Fields, dtype: DTypeLike, file: str) -> ModelConfig:
 
 
 def _check_model_type(fields: Fields, family: Family) -> None:
-  """Refuses another family's `model_type`, by which transformers would read."""
+  """Refuses another family's `model_type`, which decides how transformers reads."""
   given = fields.get('model_type')
   if given is not None and given != family.model_type:
     raise ValueError(
@@ -151,14 +152,14 @@ def config_fields(config: ModelConfig) -> dict[str, Any]:
 
 
 def _read_common(fields: Fields, family: Family) -> dict[str, Any]:
-  """The fields of a `ModelConfig` that all families state alike."""
+  """The fields of a `ModelConfig` that are read in the same way for all families."""
   heads, dim = fields['num_attention_heads'], fields['hidden_size']
   for bias in ('attention_bias', 'mlp_bias'):
     if fields.get(bias):
       raise ValueError(
         f'{bias} must be false for a {family.architecture}, got true'
       )
-  # Embedding models are families of these without a causal mask.
+  # Embedding models of the same architectures have no causal mask.
   for mask, causal in (
     ('is_causal', True),
     ('use_bidirectional_attention', False),

@@ -32,6 +32,7 @@ def _window(config: ModelConfig) -> int | None:
 
 
 def _layer_types(config: ModelConfig) -> list[str]:
+  """Type of attention of each layer."""
   windows = config.windows or (0,) * config.num_layers
   return ['sliding_attention' if w else 'full_attention' for w in windows]
 
@@ -149,6 +150,7 @@ def write_qwen3_moe(config: ModelConfig) -> dict[str, Any]:
 
 
 def _write_experts(config: ModelConfig) -> dict[str, Any]:
+  """Fields of a mixture of experts; a dense model is a mixture of one."""
   if config.experts is None:
     return {'num_local_experts': 1, 'num_experts_per_tok': 1}
   return {

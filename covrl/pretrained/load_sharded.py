@@ -45,7 +45,7 @@ def load_arrays(
 
   Raises:
     ValueError: a tensor is missing, has another shape, or is unknown, or a file
-      has changed meanwhile.
+      has changed while it was read.
   """
   params = list(map_params(abstract_params, names))
   for param in params:
@@ -56,13 +56,13 @@ def load_arrays(
     for param in params
     for index in param.stack_indices
   }
-  _check_no_others(tensors, known | set(redundant), owner)
+  _check_no_unknown_tensors(tensors, known | set(redundant), owner)
   leaves = [_load_param(param, tensors) for param in params]
   tensors.check_unchanged()
   return jax.tree.unflatten(jax.tree.structure(abstract_params), leaves)
 
 
-def _check_no_others(
+def _check_no_unknown_tensors(
   tensors: Tensors,
   known: Collection[str],
   owner: str,

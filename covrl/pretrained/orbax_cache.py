@@ -104,7 +104,8 @@ def load_orbax(
 def _check_shapes(metadata: Any, abstract_params: PyTree) -> None:
   """Checks names and shapes of stored parameters before they are read.
 
-  Orbax would find another shape while it reads, and leave the other reads.
+  Orbax would find a wrong shape only while it reads, without cancelling its other
+  reads.
 
   Raises:
     ValueError: the copy has other parameters.

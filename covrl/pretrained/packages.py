@@ -67,4 +67,7 @@ def package_path(name: epath.PathLike) -> epath.Path:
     path = epath.Path(directory) / file
     if path.exists():
       return path
-  raise ValueError(f'{text}: the Python package {package} has no file {file!r}')
+  raise ValueError(
+    f'{text} must be a file of the Python package {package}, got {file!r}, which is'
+    ' absent'
+  )

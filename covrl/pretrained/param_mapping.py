@@ -72,8 +72,8 @@ class MappedParam(NamedTuple):
     for group in groups:
       if any(group[1:]):
         raise ValueError(
-          f'of the axes of {self.path} that are one in its tensor only the first'
-          f' may be split over a mesh, got {spec}'
+          f'axes of {self.path} that are merged into one axis of its tensor must be'
+          f' partitioned along the first of them only, got {spec}'
         )
     return PartitionSpec(*entries[:depth], *(group[0] for group in groups))
 

@@ -12,11 +12,11 @@ from covrl.pretrained.json_files import read_json
 
 
 def max_positions(directory: epath.PathLike) -> int | None:
-  """Returns the tokens of the longest sequence that a model is made for.
+  """Returns the length in tokens of the longest sequence that a model supports.
 
   That is `max_position_embeddings`, or the length to which YaRN or linear
-  scaling extends it. Files differ in whether they count linear scaling already;
-  it is taken as not counted, so that no sequence is refused wrongly.
+  scaling extends it. In some files it already includes linear scaling; it is taken
+  as not included, so that no sequence is refused wrongly.
 
   Args:
     directory: see `load_pretrained`.

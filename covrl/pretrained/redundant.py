@@ -16,7 +16,7 @@ from covrl.pretrained.orbax_cache import has_orbax
 from covrl.pretrained.tensors import Tensors
 from covrl.pretrained.weight_files import has_tensors, open_tensors
 
-# Relative difference of frequencies that are stored in bfloat16.
+# Largest relative rounding error of frequencies that are stored in bfloat16.
 _TOLERANCE = 2**-7
 
 

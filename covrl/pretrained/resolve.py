@@ -73,8 +73,8 @@ def resolve(directory: epath.PathLike) -> epath.Path:
     # The rest of the message is advice for users of huggingface_hub.
     reason = str(error).partition('. ')[0].partition('\n')[0]
     raise ValueError(
-      f'there is no directory {directory}, and no model of that name could be'
-      f' fetched from the hub: {reason}'
+      f'{directory} must be a directory or a model of the Hugging Face hub, got no'
+      f' directory, and the model cannot be fetched from the hub: {reason}'
     ) from None
 
 

@@ -32,7 +32,7 @@ DTYPES = {
 }
 # Tensors of one file, at most; the largest published files have some thousands.
 MAX_TENSORS = 2**17
-# First bytes of the text that stands for a file which was not downloaded.
+# First bytes of a Git LFS pointer, the text in place of a file that is not downloaded.
 _LFS_POINTER = b'version '
 
 
@@ -119,7 +119,9 @@ def _check_entry(owner: str, entry: Any) -> _Entry:
     entry: the decoded JSON.
   """
   if not isinstance(entry, Mapping):
-    raise ValueError(f'{owner} must have dtype, shape and data_offsets')
+    raise ValueError(
+      f'{owner} must have dtype, shape and data_offsets, got {str(entry)[:80]}'
+    )
   dtype, shape = entry.get('dtype'), entry.get('shape')
   offsets = entry.get('data_offsets')
   if not isinstance(dtype, str) or dtype not in DTYPES:

@@ -58,7 +58,8 @@ class Tensors(abc.ABC):
   def check_unchanged(self) -> None:
     """Checks that no file has changed since its header was read.
 
-    Tensors of another file, read at the positions of this one, may be finite.
+    If a file is replaced while it is read, numbers at the positions in the old
+    header belong to other tensors, and may be finite, so that no other check fails.
 
     Raises:
       ValueError: a file has changed.
@@ -66,11 +67,11 @@ class Tensors(abc.ABC):
     for file, version in self._versions.items():
       if storage.file_version(file) != version:
         raise ValueError(
-          f'{file} must stay as it is while it is read, and has changed'
+          f'{file} must stay as it is while it is read, got one that has changed'
         )
 
   def _begin(self, file: epath.Path) -> None:
-    """Notes the version of a file whose header is going to be read."""
+    """Stores the version of a file whose header is going to be read."""
     self._versions[file] = storage.file_version(file)
 
   def check(self, name: str, shape: tuple[int, ...]) -> None:
@@ -82,8 +83,8 @@ class Tensors(abc.ABC):
     if name not in self.files:
       files = ', '.join(sorted({file.name for file in self.files.values()}))
       raise ValueError(
-        f'{self.path}: the checkpoint must hold {name} of shape {shape}, and it'
-        f' is not in {files or "it"}'
+        f'{self.path}: the checkpoint must hold {name} of shape {shape}, got'
+        f' {files or "no weight file"} without it'
       )
     if self.shape(name) != shape:
       raise ValueError(
@@ -167,7 +168,7 @@ class SafetensorsFiles(Tensors):
       for tensor, entry in read_header(file).items():
         if tensor in files:
           raise ValueError(
-            f'{file} must not hold {tensor}, which {files[tensor]} holds'
+            f'{file} must not hold {tensor}, got it there and in {files[tensor]}'
           )
         files[tensor], self._tensors[tensor] = file, entry
     for tensor, file_name in indexed.items():
@@ -203,7 +204,7 @@ def _check_finite(
 ) -> None:
   """Checks that numbers are finite, and stay so in another dtype."""
   if not np.isfinite(block).all():
-    raise ValueError(f'{owner} must be finite, got {_first_bad(block)}')
+    raise ValueError(f'{owner} must be finite, got {_first_not_finite(block)}')
   if jnp.finfo(dtype).max < jnp.finfo(block.dtype).max:
     with np.errstate(over='ignore'):
       narrow = block.astype(dtype)
@@ -215,11 +216,13 @@ def _check_finite(
       )
 
 
-def _first_bad(block: Shaped[np.ndarray, '...']) -> float:
+def _first_not_finite(block: Shaped[np.ndarray, '...']) -> float:
+  """The first number that is NaN or infinite."""
   return float(block[~np.isfinite(block)][0])
 
 
 def _index_name(name: str) -> str:
+  """Name of the index of a checkpoint with several files."""
   return f'{name}.safetensors.index.json'
 
 
@@ -238,7 +241,7 @@ def _indexed_files(directory: epath.Path, name: str) -> dict[str, str]:
     return {'': single.name}
   if not index.exists():
     raise ValueError(
-      f'{directory} must hold {single.name} or {index.name}, and holds neither'
+      f'{directory} must hold {single.name} or {index.name}, got neither'
     )
   files = read_json(index)[0].get('weight_map')
   if not isinstance(files, dict) or not files:

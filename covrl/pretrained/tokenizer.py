@@ -32,7 +32,8 @@ _SPECIAL_TOKENS = (
   'cls_token',
   'mask_token',
 )
-# A conversation that shows how a chat template ends a turn of the model.
+# A conversation by which the token is found that a chat template writes after a turn
+# of the model.
 _ANSWER = 'The sum is 42.'
 _TURNS = (
   {'role': 'user', 'content': 'What is 12 + 30?'},
@@ -117,8 +118,7 @@ def _open_tokenizer(
   file = directory / 'tokenizer.model'
   if not file.is_file():
     raise ValueError(
-      f'{directory} must hold tokenizer.json or tokenizer.model, and holds'
-      ' neither'
+      f'{directory} must hold tokenizer.json or tokenizer.model, got neither'
     )
   config = _read_fields(directory, 'tokenizer_config.json')
   adds_bos = config.get('add_bos_token')
@@ -167,14 +167,14 @@ def _stated_template(directory: epath.Path) -> str:
       for entry in source
     ):
       raise ValueError(
-        f'{file}: chat_template must list templates with name and template,'
-        ' got others'
+        f'{file}: chat_template must list templates with name and template, got'
+        f' {str(source)[:80]}'
       )
     templates = {str(entry['name']): entry['template'] for entry in source}
     source = templates.get('default')
   if source is None:
     raise ValueError(
-      f'{file} must have a chat_template for conversations, and has none'
+      f'{file} must have a chat_template for conversations, got none'
     )
   if not isinstance(source, str):
     raise ValueError(
@@ -205,8 +205,8 @@ def _end_tokens(
     return list(dict.fromkeys(ids))
   if 'eos_token' not in special:
     raise ValueError(
-      f'{directory} must name the token that ends a response: an eos_token_id in'
-      ' generation_config.json or an eos_token in tokenizer_config.json'
+      f'{directory} must name the token that ends a response, by eos_token_id in'
+      ' generation_config.json or eos_token in tokenizer_config.json, got neither'
     )
   return [special['eos_token']]
 

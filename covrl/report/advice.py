@@ -20,20 +20,20 @@ import numpy as np
 from jaxtyping import Float
 
 from covrl.report import formats
+from covrl.report.advice_inputs import WIDEST_TAIL, AdviceInputs
 from covrl.report.phase_metrics import PhaseMetrics, check_possible
-from covrl.report.readings import WIDEST_TAIL, Readings
 from covrl.report.run_data import RunData
 
 Method = Literal['none', 'controlled_bonus', 'kl_cov', 'clip_cov']
 
 TAILS = (0.0002, 0.002, WIDEST_TAIL)
-"""Shares of the tokens of highest covariance whose mean covariance a run logs.
+"""Shares of tokens; a run logs the mean covariance of the top tokens by each share.
 
-In an update of few tokens small shares hold none.
+In an update of few tokens a small share is less than one token, and is not logged.
 """
 
 AT_INTERVALS = (f'covariance_top/{WIDEST_TAIL:g}', 'covariance_quantile/0.99')
-"""Metrics of updates that a run may measure at intervals only."""
+"""Metrics of updates that a run may measure only every few iterations."""
 
 REQUIRED = (
   'entropy',
@@ -43,15 +43,21 @@ REQUIRED = (
   'reward',
   'equal_reward_groups',
 )
-"""Metrics of updates that the adviser reads, besides `iteration`."""
+"""Metrics of updates that the advice depends on, besides `iteration`."""
 
-MIN_ITERATIONS = 5  # that a run needs for a recommendation
-SMALL_LOSS = 0.2  # share of the entropy below whose loss no control is advised
-SPARSE = 0.25  # share of all positive covariance in the top 2\u202f% of tokens
-MOST_MISSING = 0.1  # share of the iterations that may lack a metric
-SATURATED = 0.9  # share of groups with equal rewards
-MIN_SELECTED = 4  # tokens per update
-MAX_FRACTION = 0.05  # of the tokens, that is recommended to select
+# Fewest iterations with which a recommendation is given.
+MIN_ITERATIONS = 5
+# No control is recommended if the entropy falls by a smaller share.
+SMALL_DECREASE = 0.2
+# All tokens are controlled if the top 2\u202f% hold a smaller share of the covariance.
+SPARSE = 0.25
+# Largest share of the iterations that may lack a metric.
+MOST_MISSING = 0.1
+# Share of groups with equal rewards from which the coefficient may be annealed.
+SATURATED = 0.9
+# Fewest tokens per update, and largest share of them, that are recommended to select.
+MIN_SELECTED = 4
+MAX_FRACTION = 0.05
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,7 +66,7 @@ class Advice:
 
   Attributes:
     method: entropy control; 'none' keeps the run's loss and token chain.
-    fraction: share of the tokens of an update, k; 0 without a selection.
+    fraction: share of the tokens of an update to select, k; 0 without a selection.
     coefficient: coefficient of KL-Cov's penalty, β; 0 without one.
     low: Clip-Cov's lower bound of the covariance; 0 without it.
     high: Clip-Cov's upper bound; infinite for none.
@@ -102,14 +108,14 @@ class Advice:
         return f'Clip-Cov: k = {self.fraction:.2g}, covariances {bounds}'
 
 
-def read(run: RunData) -> Readings:
+def read_inputs(run: RunData) -> AdviceInputs:
   """Reads the numbers that the advice depends on.
 
   Raises:
     ValueError: metrics are impossible, or missing, in the whole run, in more than
       a tenth of its iterations or, where they are measured at intervals, in its
-      first third, the run has fewer than five iterations with updates, or it
-      has no tokens or no entropy to lose.
+      first third; the run has fewer than five iterations with updates; its updates
+      have no tokens; or its entropy is 0 at the start.
   """
   train, name = run.train, run.path.name
   check_possible(train, name)
@@ -177,7 +183,7 @@ def read(run: RunData) -> Readings:
       f'updates of {name} must have at least one token, got {tokens:g}'
     )
   halved = common[entropy <= start / 2]
-  return Readings(
+  return AdviceInputs(
     iterations=count,
     planned=None if run.finished else run.iterations[1],
     updates_per_iteration=_updates_per_iteration(train),
@@ -198,49 +204,49 @@ def read(run: RunData) -> Readings:
   )
 
 
-def advise(readings: Readings) -> Advice:
+def advise(inputs: AdviceInputs) -> Advice:
   """Recommends method, share of tokens, bounds and schedule."""
-  loss_text = (
-    f'entropy went from {formats.number(readings.entropy_start)} to'
-    f' {formats.number(readings.entropy_end)} nats per token in'
-    f' {readings.iterations:,} iterations'
+  change_text = (
+    f'entropy went from {formats.number(inputs.entropy_start)} to'
+    f' {formats.number(inputs.entropy_end)} nats per token in'
+    f' {inputs.iterations:,} iterations'
   )
-  if readings.planned is not None:
-    loss_text += f' of {readings.planned:,}, the run is not finished'
-  if readings.selected > 0:
-    loss_text += (
-      f', with control of {readings.selected:,.0f} of {readings.tokens:,.0f} tokens'
+  if inputs.planned is not None:
+    change_text += f' of {inputs.planned:,}, the run is not finished'
+  if inputs.selected > 0:
+    change_text += (
+      f', with control of {inputs.selected:,.0f} of {inputs.tokens:,.0f} tokens'
       ' per update by the token chain'
     )
-  if readings.lost < SMALL_LOSS:
+  if inputs.lost < SMALL_DECREASE:
     change = (
-      f'less than {formats.percent(SMALL_LOSS, 0)} is lost'
-      if readings.lost > -SMALL_LOSS
-      else f'it rose by {formats.percent(-readings.lost, 0)}'
+      f'less than {formats.percent(SMALL_DECREASE, 0)} is lost'
+      if inputs.lost > -SMALL_DECREASE
+      else f'it rose by {formats.percent(-inputs.lost, 0)}'
     )
     return Advice(
-      method='none', reasons=[f'{loss_text}: {change}, there is no collapse']
+      method='none', reasons=[f'{change_text}: {change}, there is no collapse']
     )
-  reasons = [f'{loss_text}: {formats.percent(readings.lost, 0)} is lost']
-  if readings.halving is not None:
-    reasons.append(f'half of it after {readings.halving:,.0f} iterations')
-  if readings.tail_share < SPARSE:
+  reasons = [f'{change_text}: {formats.percent(inputs.lost, 0)} is lost']
+  if inputs.halving is not None:
+    reasons.append(f'half of it after {inputs.halving:,.0f} iterations')
+  if inputs.tail_share < SPARSE:
     reasons.append(
-      f'the top 2\u202f% of the tokens hold {formats.percent(readings.tail_share, 0)} of the covariance,'
-      f' less than {formats.percent(SPARSE, 0)}: a few tokens do not decide, so all are controlled'
+      f'the top 2\u202f% of the tokens hold {formats.percent(inputs.tail_share, 0)} of the covariance,'
+      f' less than {formats.percent(SPARSE, 0)}: many tokens contribute to it, so all are controlled'
     )
     return Advice(
       method='controlled_bonus',
-      target=readings.entropy_start / 2,
+      target=inputs.entropy_start / 2,
       reasons=[*reasons, 'the target is half of the entropy at the start'],
     )
   reasons.append(
-    f'the top 2\u202f% of the tokens hold {formats.percent(readings.tail_share, 0)} of the covariance'
+    f'the top 2\u202f% of the tokens hold {formats.percent(inputs.tail_share, 0)} of the covariance'
   )
-  fraction, text = _fraction(readings)
+  fraction, text = _fraction(inputs)
   reasons.append(text)
-  if readings.updates_per_iteration < 1.5:
-    low, high, text = _bounds(readings)
+  if inputs.updates_per_iteration < 1.5:
+    low, high, text = _bounds(inputs)
     return Advice(
       method='clip_cov',
       fraction=fraction,
@@ -252,19 +258,19 @@ def advise(readings: Readings) -> Advice:
         text,
       ],
     )
-  is_saturated = readings.equal_groups >= SATURATED
-  rewards = f'{formats.percent(readings.equal_groups, 0)} of the groups have equal rewards at the end'
+  is_saturated = inputs.equal_groups >= SATURATED
+  rewards = f'{formats.percent(inputs.equal_groups, 0)} of the groups have equal rewards at the end'
   reasons.append(
     f'{rewards}: nothing is left to explore, β may fall to 0'
-    if is_saturated and readings.reward > 0.5
+    if is_saturated and inputs.reward > 0.5
     else f'{rewards}: exploration is needed to the end, β stays'
   )
-  coefficient, text = _coefficient(readings)
+  coefficient, text = _coefficient(inputs)
   return Advice(
     method='kl_cov',
     fraction=fraction,
     coefficient=coefficient,
-    annealed=is_saturated and readings.reward > 0.5,
+    annealed=is_saturated and inputs.reward > 0.5,
     reasons=[*reasons, text],
   )
 
@@ -272,18 +278,18 @@ def advise(readings: Readings) -> Advice:
 def advice_text(run: RunData) -> str:
   """Recommendation and reasons as one text; empty if metrics are missing."""
   try:
-    advice = advise(read(run))
+    advice = advise(read_inputs(run))
   except ValueError:
     return ''
   return f'{advice.recommendation}. Because {"; ".join(advice.reasons)}.'
 
 
-def _fraction(readings: Readings) -> tuple[float, str]:
+def _fraction(inputs: AdviceInputs) -> tuple[float, str]:
   """The smallest logged share of tokens that holds half of the tail."""
-  tails = readings.tails
+  tails = inputs.tails
   half_of_tail = WIDEST_TAIL * tails[WIDEST_TAIL] / 2
   share = min(share for share in tails if share * tails[share] >= half_of_tail)
-  min_share = MIN_SELECTED / max(readings.tokens, 1.0)
+  min_share = MIN_SELECTED / max(inputs.tokens, 1.0)
   # Rounded to the two digits that are printed; the numbers are no more precise.
   fraction = float(f'{min(max(share, min_share), MAX_FRACTION):.2g}')
   text = (
@@ -293,16 +299,16 @@ def _fraction(readings: Readings) -> tuple[float, str]:
   )
   if fraction != share:
     text += (
-      f'; k is {fraction:.2g}, {MIN_SELECTED} of the {readings.tokens:,.0f} tokens'
+      f'; k is {fraction:.2g}, {MIN_SELECTED} of the {inputs.tokens:,.0f} tokens'
       f' of an update but at most {MAX_FRACTION:g}'
     )
   return fraction, text
 
 
-def _bounds(readings: Readings) -> tuple[float, float, str]:
+def _bounds(inputs: AdviceInputs) -> tuple[float, float, str]:
   """Clip-Cov's bounds: the tail, without tokens far out in it."""
-  low, smallest = max(readings.high_quantile, 0.0), min(readings.tails)
-  high = readings.tails[smallest]
+  low, smallest = max(inputs.high_quantile, 0.0), min(inputs.tails)
+  high = inputs.tails[smallest]
   text = 'the lower bound is the .99 quantile of the covariance'
   if smallest < WIDEST_TAIL and high > low:
     text += (
@@ -315,15 +321,15 @@ def _bounds(readings: Readings) -> tuple[float, float, str]:
     low,
     high,
     f'{text}; 1 to 5 times the mean, as published, would be'
-    f' {formats.number(readings.covariance)} to'
-    f' {formats.number(5 * readings.covariance)}, where ordinary tokens are',
+    f' {formats.number(inputs.covariance)} to'
+    f' {formats.number(5 * inputs.covariance)}, where ordinary tokens are',
   )
 
 
-def _coefficient(readings: Readings) -> tuple[float, str]:
+def _coefficient(inputs: AdviceInputs) -> tuple[float, str]:
   """KL-Cov's coefficient: larger where entropy falls fast."""
   is_fast = (
-    readings.halving is not None and readings.halving <= readings.iterations / 5
+    inputs.halving is not None and inputs.halving <= inputs.iterations / 5
   )
   if is_fast:
     return 3.0, 'entropy halves within a fifth of the run: β = 3'

@@ -260,7 +260,7 @@ def _marks(series: Series, x: Axis, y: Axis) -> list[Mark]:
     if series.kind == 'bars':
       return [Mark('bar', series.color, _bars(across, low, high, x))]
     if series.kind == 'points':
-      marks.append(Mark('error', series.color, _errors(across, low, high)))
+      marks.append(Mark('error', series.color, _error_bars(across, low, high)))
     else:
       edge = _pixels(across, high) + _pixels(across[::-1], low[::-1])
       marks.append(Mark('band', series.color, _path(edge) + 'Z'))
@@ -282,7 +282,7 @@ def _bars(across: Numbers, low: Numbers, high: Numbers, x: Axis) -> str:
   )
 
 
-def _errors(across: Numbers, low: Numbers, high: Numbers) -> str:
+def _error_bars(across: Numbers, low: Numbers, high: Numbers) -> str:
   """Vertical error bars, as one path."""
   return ''.join(
     f'M{x:.1f},{bottom:.1f}V{top:.1f}'

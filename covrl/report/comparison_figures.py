@@ -157,6 +157,7 @@ def display_scale(metric: str) -> tuple[float, int]:
 
 
 def _unit(metric: str) -> str:
+  """Unit of differences of a metric."""
   return 'nats' if metric == 'entropy' else 'points'
 
 

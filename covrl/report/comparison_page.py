@@ -67,7 +67,7 @@ def write_comparison(
       for name in comparison.metrics
       if (text := _differences(comparison, name))
     ],
-    statistics=_statistics(comparison),
+    table_note=_table_note(comparison),
     rows=_rows(comparison),
     figures=comparison_figures(comparison),
     difference_plots=[
@@ -120,7 +120,7 @@ def comparison_table(workdirs: Sequence[epath.PathLike]) -> str:
   ]
   for name, cells in _rows(comparison):
     lines.append(f'| {" | ".join([name, *cells])} |')
-  note = _statistics(comparison)
+  note = _table_note(comparison)
   if len(comparison.groups) > 1:
     note += f' Δ: difference to {comparison.baseline.name}, paired by seed.'
   return '\n'.join([*lines, '', note, ''])
@@ -148,7 +148,7 @@ def comparison_svg(workdirs: Sequence[epath.PathLike]) -> str:
   return render(
     'comparison.svg.j2',
     panels=panels,
-    pitch=440,
+    pitch=440,  # distance between the left edges of two panels
     legend=legend_entries(
       [group.short_name for group in comparison.groups], 860
     ),
@@ -201,7 +201,7 @@ def _cell(
   return f'{text}{half}'
 
 
-def _statistics(comparison: Comparison) -> str:
+def _table_note(comparison: Comparison) -> str:
   """Explanation of the table: seeds, intervals, unfinished runs, recipes."""
   counts = {len(group.runs) for group in comparison.groups}
   fewest, most = min(counts), max(counts)

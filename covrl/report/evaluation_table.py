@@ -8,8 +8,7 @@ are paired by problem, and seeds of a configuration are averaged per problem.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -105,7 +104,7 @@ def evaluation_table(
     for column in columns
     if column.recipe in PUBLISHED
   }
-  titles = ['problems', 'by', baseline.name]
+  titles = ['problems', 'metric', baseline.name]
   for other in others:
     titles += [other.name, f'Δ {other.name}']
   titles += [f'paper: {row.name}' for row in published.values()]
@@ -235,11 +234,13 @@ def _unmatched(column: _Column, baseline: _Column, name: str) -> str:
   )
 
 
-def _text(estimate: Estimate, form: Any) -> str:
-  """Percent with the 95 % interval."""
+def _text(
+  estimate: Estimate, number_format: Callable[[float, int], str]
+) -> str:
+  """An estimate in percent with its 95 % interval."""
   low, high = (
     formats.fixed(100 * end, 1)
     for end in (estimate.low, estimate.high)
     if end is not None
   )
-  return f'{form(100 * estimate.value, 1)} ({low} to {high})'
+  return f'{number_format(100 * estimate.value, 1)} ({low} to {high})'

@@ -7,8 +7,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from covrl.report.reading import finite_number, short_text
 from covrl.report.run_data import RunData
+from covrl.report.run_json import finite_number, short_text
 
 _MAX_EXAMPLES = 8
 _MAX_CHARACTERS = 600
@@ -76,6 +76,7 @@ def example_table(run: RunData) -> ExampleTable | None:
 
 
 def _answer(record: Mapping[str, Any]) -> Answer:
+  """The greedy response in a record of results."""
   score = finite_number(record.get('greedy'))
   right = None if score is None else score > 0
   return Answer(short_text(record['response'], _MAX_CHARACTERS), right)

@@ -6,8 +6,8 @@ from __future__ import annotations
 from covrl.report import formats
 from covrl.report.chart import SMALL, Figure, FigureLayout
 from covrl.report.phase_metrics import PhaseMetrics
-from covrl.report.reading import short_text
 from covrl.report.run_data import RunData
+from covrl.report.run_json import short_text
 from covrl.report.series import (
   BLUE,
   GREEN,
@@ -99,7 +99,7 @@ def _update_figures(train: PhaseMetrics) -> list[Figure]:
       'Drift of entropy',
       'nats per update',
       {'entropy_drift': 'measured'},
-      caption='Between consecutive batches.',
+      caption='Change of the mean entropy between consecutive batches.',
       unit='nats',
       includes_zero=True,
     ),
@@ -116,6 +116,7 @@ def _update_figures(train: PhaseMetrics) -> list[Figure]:
 
 
 def _predicted_entropy_change(train: PhaseMetrics) -> Figure:
+  """Figure of the first-order predictions of the change of entropy."""
   fields = train.names('predicted_entropy_change')
   names = {field: short_text(field.rpartition('/')[2], 40) for field in fields}
   if list(names) == ['predicted_entropy_change']:
@@ -148,7 +149,7 @@ def _rollout_figures(train: PhaseMetrics) -> list[Figure]:
     metric_figure(
       train,
       'endings',
-      'Ends of responses, and groups without a signal',
+      'Ends of responses, and groups of equal reward',
       'of responses or groups, %',
       {
         'end_fraction': 'ended by the policy',

@@ -11,8 +11,8 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float
 
-from covrl.report.possible import is_possible, possible_range
-from covrl.report.reading import (
+from covrl.report.metric_ranges import is_possible, possible_range
+from covrl.report.run_json import (
   IMPOSSIBLE,
   REPEATED,
   Unreadable,
@@ -28,7 +28,7 @@ _PHASES = ('warm_start', 'train', 'eval')
 _TEXT_FIELDS = ('phase',)
 # Names that `PhaseMetrics.names` returns, at most.
 _MAX_NAMES = 100
-# Metrics whose impossible values leave a run without advice.
+# Metrics of which a single impossible value makes advice impossible.
 _CHECKED = ('entropy', 'tokens', 'equal_reward_groups', 'selected')
 
 
@@ -59,7 +59,7 @@ class PhaseMetrics:
     return len(self.records)
 
   def column(self, field: str) -> Float[np.ndarray, ' n']:
-    """The values of a field as floats, NaN where a line has no possible one."""
+    """The values of a field as floats, NaN where one is missing or impossible."""
     numbers = (_number(field, record) for record in self.records)
     return np.array([math.nan if n is None else n for n in numbers], float)
 
@@ -91,8 +91,9 @@ class PhaseMetrics:
   def seconds_per_iteration(self, field: str) -> float | None:
     """Mean seconds per iteration of a time field, `None` without values.
 
-    All lines of an iteration repeat the times of its rollout, and have
-    different times of updates, so distinct numbers are added.
+    Each line is an update. All lines of an iteration repeat the time of a phase of
+    its rollout, and differ in the time of a phase of updates, so that the sum of the
+    distinct numbers is the iteration's time.
     """
     spent: dict[float, set[float]] = {}
     for iteration, number in zip(
@@ -110,7 +111,7 @@ class PhaseMetrics:
     return float(finite.mean()) if finite.size else None
 
   def value_at(self, index: int, field: str) -> float | None:
-    """The number in a field of one line, `None` without a possible one."""
+    """The number in a field of one line, `None` if it is missing or impossible."""
     return _number(field, self.records[index])
 
 
@@ -135,7 +136,7 @@ def check_possible(metrics: PhaseMetrics, name: str) -> None:
 
 
 def _number(field: str, record: Mapping[str, Any]) -> float | None:
-  """The number in a field of a line, `None` without a possible one."""
+  """The number in a field of a line, `None` if it is missing or impossible."""
   number = finite_number(record.get(field))
   if number is None or not is_possible(field, number):
     return None
@@ -152,7 +153,7 @@ def read_metrics(
 
   Args:
     path: the file, which may be missing.
-    unreadable: gets the numbers of unreadable lines and values.
+    unreadable: receives the counts of unreadable lines and values.
   """
   records: dict[Any, dict[str, Any]] = {}
   lines = values = impossible = repeated = 0

@@ -8,8 +8,8 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float
 
-from covrl.report.reading import short_text
 from covrl.report.run_data import RunData
+from covrl.report.run_json import short_text
 
 _PREFIX = 'predicted_entropy_change/'
 _MIN_MEASUREMENTS = 5
@@ -59,6 +59,7 @@ def _compare(
   predicted: Float[np.ndarray, ' n'],
   realised: Float[np.ndarray, ' n'],
 ) -> Predictor:
+  """Correlation and slope of measured changes against predicted ones."""
   x, y = predicted - predicted.mean(), realised - realised.mean()
   # Scaled, since squares of tiny numbers are 0.
   x_size, y_size = np.abs(x).max(), np.abs(y).max() or 1.0

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from etils import epath
 
-from covrl.report.reading import (
+from covrl.report.run_json import (
   Unreadable,
   finite_number,
   read_objects,
@@ -30,7 +30,7 @@ def read_results(
 
   Args:
     files: files of the directory `evaluation` of a run.
-    unreadable: gets the numbers of unreadable lines and results.
+    unreadable: receives the counts of unreadable lines and results.
   """
   results: Problems = {}
   for file in files:

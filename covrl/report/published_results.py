@@ -50,6 +50,7 @@ class PublishedRow:
 
 
 def _row(name: str, *accuracies: float) -> PublishedRow:
+  """A row of the table: method, accuracies of `_SETS`, and printed average."""
   *suite_accuracies, printed = accuracies
   return PublishedRow(
     name, dict(zip(_SETS, suite_accuracies, strict=True)), printed

@@ -20,7 +20,7 @@ COLUMNS = (
   'R² with e^H',
   'R² with H',
   'forecast error with e^H, points',
-  'with H',
+  'forecast error with H, points',
 )
 _LARGEST_ENTROPY = 50.0  # nats; that of 10²¹ tokens
 _MIN_ITERATIONS = 9  # a forecast then uses at least three
@@ -67,6 +67,7 @@ def fit_run(run: RunData) -> RewardLaw | None:
 
 
 def _cells(law: RewardLaw) -> list[str]:
+  """Cells of `COLUMNS` after configuration and seed."""
   fit = law.exponential
   return [
     _interval(fit.a),
@@ -83,6 +84,7 @@ def _share(share: float) -> str:
 
 
 def _interval(estimate: Interval) -> str:
+  """An estimate with its interval, as text."""
   ends = (
     f'{formats.fixed(estimate.low, 2)} to {formats.fixed(estimate.high, 2)}'
   )

@@ -3,8 +3,8 @@
 
 Everything may be missing or incomplete, because the run may just have started
 or may have been killed during a write, and files may be damaged. A missing file
-reads as empty. What is unreadable is skipped and counted, see `reading`; the
-page states the numbers.
+reads as empty. What is unreadable is skipped and counted, see `run_json`; the
+page states the counts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from covrl import storage
 from covrl.evaluation.results import HELD_OUT
 from covrl.report.phase_metrics import PhaseMetrics, read_metrics
 from covrl.report.problem_results import Problems, read_results
-from covrl.report.reading import (
+from covrl.report.run_json import (
   MISSING_SEED,
   Unreadable,
   is_count,
@@ -32,6 +32,7 @@ from covrl.report.reading import (
   short_text,
 )
 
+# Suffix with the seed in the name of a run directory.
 _SEED = re.compile(r'(^|[-_.])(seed|s)?[-_=]?\d+$')
 
 
@@ -51,7 +52,7 @@ class RunData:
     warm_start: metrics of the warm start.
     train: metrics of training iterations.
     evals: metrics of evaluations after the warm start.
-    unreadable: numbers of unreadable parts of the files read so far.
+    unreadable: counts of unreadable parts of the files read so far.
   """
 
   path: epath.Path
@@ -130,7 +131,7 @@ class RunData:
 
   @functools.cached_property
   def recipe_files(self) -> tuple[tuple[str, bytes], ...]:
-    """Names and contents of the recipe's files, sorted; unreadable ones missing."""
+    """Names and contents of the recipe's files, sorted, without unreadable ones."""
     files = []
     for file in _files(self.path / 'recipe', '*.py'):
       with contextlib.suppress(OSError):
@@ -200,7 +201,7 @@ class RunData:
   def _is_old(
     self, file: epath.Path, evaluation_files: Sequence[epath.Path]
   ) -> bool:
-    """Whether the run has evaluated its held-out problems since a file's."""
+    """Whether a file's results on held-out problems are older than the run's own."""
     if not evaluation_files or file.stem != HELD_OUT:
       return False
     name = 'evaluation/summary.json'

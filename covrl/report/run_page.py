@@ -23,15 +23,15 @@ from covrl.report import (
 from covrl.report.advice import advice_text
 from covrl.report.evaluation_table import evaluation_table
 from covrl.report.predictors import predictors
-from covrl.report.reading import flatten_config, short_text
 from covrl.report.rendering import check_output, render, write_page
 from covrl.report.run_data import RunData, load_run
+from covrl.report.run_json import flatten_config, short_text
 from covrl.report.summary import Finding, Summary, health_warnings, summarize
 
 # Maximum number of characters of the recipe's source.
-_SOURCE = 100_000
+_MAX_SOURCE_CHARACTERS = 100_000
 # Maximum number of rows of the table of evaluations: the first and the last ones.
-_EVALUATIONS = 200
+_MAX_EVALUATION_ROWS = 200
 
 
 def write_report(
@@ -73,7 +73,7 @@ def write_report(
     tables=samples.sample_tables(run),
     settings=flatten_config(run.config),
     overrides=_texts(run.settings.get('overrides'), 200),
-    source=short_text(run.settings.get('source') or '', _SOURCE),
+    source=short_text(run.settings.get('source') or '', _MAX_SOURCE_CHARACTERS),
     identity=short_text(run.settings.get('identity') or ''),
     unreadable=run.unreadable.sentences(),
   )
@@ -115,7 +115,7 @@ def _facts(run: RunData) -> list[str]:
 def _evaluation_rows(run: RunData) -> list[list[str]]:
   """Rows of evaluations: iteration, accuracies ± half width, entropy."""
   rows = []
-  count, half = len(run.evals), _EVALUATIONS // 2
+  count, half = len(run.evals), _MAX_EVALUATION_ROWS // 2
   for index in range(count):
     if half <= index < count - half:
       if index == half:

@@ -15,14 +15,15 @@ from typing import Any
 import numpy as np
 
 from covrl.report import formats
-from covrl.report.reading import finite_number, short_text
 from covrl.report.run_data import RunData
+from covrl.report.run_json import finite_number, short_text
 
 STEPS = 9  # shades of positive, and of negative, covariances
-_RESPONSES = 12  # per table
-_TOKENS = 2_000  # per page
-_CHARACTERS = 120  # per token
-_PROMPT = 600  # characters
+_MAX_RESPONSES = 12  # per table
+_MAX_TOKENS = 2_000  # per page
+_MAX_TOKEN_CHARACTERS = 120
+_MAX_PROMPT_CHARACTERS = 600
+# Displayed signs for white space, and for the blank of sentencepiece.
 _VISIBLE = str.maketrans({'\n': '⏎', '\t': '⇥', '\u2581': ' '})
 
 
@@ -87,7 +88,7 @@ def sample_tables(run: RunData) -> list[SampleTable]:
   """Tables of the latest and of the first saved samples."""
   files = run.rollout_files
   chosen = [files[-1], files[0]] if len(files) > 1 else files
-  tables = [_table(run.samples(path), _TOKENS // 2) for path in chosen]
+  tables = [_table(run.samples(path), _MAX_TOKENS // 2) for path in chosen]
   return [table for table in tables if table.responses]
 
 
@@ -95,7 +96,7 @@ def _table(content: Mapping[str, Any], budget: int) -> SampleTable:
   """Table of the responses in one file, with at most `budget` tokens."""
   samples = list(content['samples'])
   samples.sort(key=lambda sample: -sum(map(bool, _list(sample, 'selected'))))
-  samples, total = samples[:_RESPONSES], len(samples)
+  samples, total = samples[:_MAX_RESPONSES], len(samples)
   scale = _scale(samples)
   limit = max(budget // max(len(samples), 1), 1)
   return SampleTable(
@@ -127,7 +128,7 @@ def _response(sample: Mapping[str, Any], scale: float, limit: int) -> Response:
   ]
   tokens = [
     Token(
-      text=short_text(text, _CHARACTERS).translate(_VISIBLE) or '∅',
+      text=short_text(text, _MAX_TOKEN_CHARACTERS).translate(_VISIBLE) or '∅',
       shade=_shade(finite_number(covariance), scale),
       selected=bool(is_chosen),
       note=_note(finite_number(logprob), finite_number(covariance), is_chosen),
@@ -139,7 +140,9 @@ def _response(sample: Mapping[str, Any], scale: float, limit: int) -> Response:
   reward = finite_number(sample.get('reward'))
   advantage = finite_number(sample.get('advantage'))
   return Response(
-    prompt=short_text(sample.get('prompt') or '', _PROMPT).strip(),
+    prompt=short_text(
+      sample.get('prompt') or '', _MAX_PROMPT_CHARACTERS
+    ).strip(),
     tokens=tokens,
     hidden=max(size - limit, 0),
     reward='–' if reward is None else formats.number(reward),
@@ -172,6 +175,7 @@ def _note(
 
 
 def _list(sample: Mapping[str, Any], name: str) -> list[Any]:
+  """A field that is a list; empty if it is missing or something else."""
   value = sample.get(name)
   return list(value) if isinstance(value, list) else []
 

@@ -4,7 +4,8 @@
 A problem's kind (`Problem.kind`) is determined by its file's schema:
 
   math        the last `\\boxed{}` is compared with the reference
-  math_dapo   the text after the last `Answer:`, as DAPO-Math-17k asks for it
+  math_dapo   the text after the last `Answer:`, as DAPO-Math-17k's
+              instruction requires
   code        the fraction of the reference's tests that the response's program
               passes; a response is correct if all pass
 """
@@ -77,7 +78,7 @@ def make_rewards(
     else:
       raise ValueError(
         f'problems must be of a kind that can be graded ({", ".join(_EXTRACTION_RULES)},'
-        f' code), those of {", ".join(names)} are {kind!r}'
+        f' code), got {kind!r} for those of {", ".join(names)}'
       )
   return rewards, notes
 

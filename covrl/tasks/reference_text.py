@@ -41,7 +41,7 @@ def written_answer(reference: str) -> str:
     text = text[label.end() :].rstrip('. \n')
   single = re.search(r'(?<!\\)\\(?!\\)', text)
   if single is None and re.search(r'\\\\[a-zA-Z]', text):
-    # Each backslash is doubled; a line break of TeX stands among single ones.
+    # Each backslash is doubled; a line break of TeX occurs with single ones.
     text = text.replace('\\\\', '\\')
   return text
 
@@ -67,6 +67,7 @@ def _quoted_items(text: str) -> list[str]:
 
 
 def _texts(value: Any) -> Iterator[str]:
+  """Yields the items of nested lists and objects as text."""
   if isinstance(value, Mapping):
     value = list(value.values())
   if isinstance(value, list | tuple | set):

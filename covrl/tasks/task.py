@@ -189,7 +189,7 @@ def _evaluated_in_training(task: Task) -> Iterator[str]:
     if count:
       yield (
         f'{count} of {len(problems)} {name} are trained on, too: their results'
-        ' do not show how the policy does on new problems'
+        ' do not measure accuracy on new problems'
       )
 
 
@@ -228,7 +228,7 @@ def countdown_task(config: CountdownConfig) -> Task:
     CountdownSource,
     SolvedCountdownSource,
     countdown_tokenizer,
-    held_out,
+    held_out_countdown,
   )
   from covrl.rewards import COUNTDOWN_EXAMPLE, Reward, score_countdown
 
@@ -236,7 +236,7 @@ def countdown_task(config: CountdownConfig) -> Task:
     tokenizer=countdown_tokenizer(config),
     train=CountdownSource(config),
     solved=SolvedCountdownSource(config),
-    held_out=held_out(config),
+    held_out=held_out_countdown(config),
     rewards=[
       Reward(name='countdown', score=score_countdown, example=COUNTDOWN_EXAMPLE)
     ],
@@ -290,11 +290,11 @@ def maze_task(config: MazeConfig) -> Task:
   from covrl.data import (
     ExploredMazeSource,
     MazeSource,
-    column_name,
     held_out_mazes,
     maze_tokenizer,
     solve_maze,
   )
+  from covrl.data.mazes import column_name
   from covrl.rewards import MAZE_EXAMPLE, Reward, score_maze
 
   return Task(
@@ -320,5 +320,6 @@ def maze_task(config: MazeConfig) -> Task:
 def _source_names(
   names: Iterable[str], *problem_groups: Iterable[Problem]
 ) -> tuple[str, ...]:
+  """Given names and the source names of problems, each once."""
   others = (problem.source for group in problem_groups for problem in group)
   return tuple(dict.fromkeys((*names, *others)))

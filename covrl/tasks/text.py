@@ -113,8 +113,8 @@ def prompt_format(config: Config) -> PromptFormat:
   if data.template:
     if data.template_variables:
       raise ConfigError(
-        'data.template_variables are for a chat template, which data.template'
-        f' replaces, got both: {data.template_variables!r} and'
+        'data.template_variables must be absent with data.template, which replaces'
+        f' the chat template, got {data.template_variables!r} and'
         f' {data.template!r}'
       )
     return PromptFormat(
@@ -158,8 +158,8 @@ def _check_template(
   for subject, content in contents.items():
     if content not in prompt:
       raise ConfigError(
-        f'{subject} must be written by the chat template, and'
-        f' {template.file or "it"} leaves it out'
+        f'{subject} must be written by the chat template, got'
+        f' {template.file or "one"}, which leaves it out'
       )
 
 
@@ -243,8 +243,7 @@ def _training(
     _merge_kinds(kinds, source_kinds, source.file)
   prompts = [FormattedSource(each.source, prompt_format) for each in filtered]
   weights = [weight for _, weight in files]
-  known = [weight for weight in weights if weight is not None]
-  if not known:
+  if all(weight is None for weight in weights):
     return ConcatenatedSource(prompts), kinds, notes
   shares = [1.0 if weight is None else weight for weight in weights]
   return MixtureSource(prompts, shares), kinds, notes
@@ -256,7 +255,7 @@ def _files(names: str) -> list[tuple[str, float | None]]:
   >>> _files('tfds:gsm8k/train=2, b.jsonl')
   [('tfds:gsm8k/train', 2.0), ('b.jsonl', None)]
   """
-  matches_and_shares: list[tuple[str, float | None]] = []
+  weighted_files: list[tuple[str, float | None]] = []
   for entry in filter(None, map(str.strip, names.split(','))):
     name, equals, text = entry.rpartition('=')
     try:
@@ -273,8 +272,8 @@ def _files(names: str) -> list[tuple[str, float | None]]:
       matches = _matching(matches[0])
     # The shards of a pattern share its weight.
     share = None if weight is None else weight / len(matches)
-    matches_and_shares += [(match, share) for match in matches]
-  return matches_and_shares
+    weighted_files += [(match, share) for match in matches]
+  return weighted_files
 
 
 def _matching(pattern: str) -> list[str]:
@@ -282,13 +281,16 @@ def _matching(pattern: str) -> list[str]:
   path = storage.as_path(pattern)
   matches = sorted(map(str, path.parent.glob(path.name)))
   if not matches:
-    raise ConfigError(f'data.train must name files, no file matches {pattern}')
+    raise ConfigError(
+      f'data.train must name files, got {pattern}, which matches none'
+    )
   return matches
 
 
 def _evaluation_ngrams(
   data: DataConfig, suites: Sequence[Suite]
 ) -> NgramIndex | None:
+  """Returns the n-grams of the evaluation suites; `None` if they are not compared."""
   if not data.overlap_words:
     return None
   return NgramIndex(

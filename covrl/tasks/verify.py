@@ -19,8 +19,9 @@ from covrl.tasks.task import Task
 MAX_WRONG_FRACTION = 0.01
 """Fraction of references that may be graded as wrong."""
 
-# Wrong references that a message names, and references that are graded together.
+# Number of wrong references that a message names.
 _EXAMPLES = 3
+# Number of references that are graded together.
 _BATCH = 4096
 # The first training problems, of which one of each source is scored.
 _FIRST_PROBLEMS = 16
@@ -52,16 +53,17 @@ def check_references(
     wrong = _wrong_references(task, scoring, known)
     if not wrong:
       continue
-    text = (
-      f'{len(wrong)} of {len(known):,} reference answers of {name} are not'
-      f' judged right when they are given: {"; ".join(wrong[:_EXAMPLES])}'
-    )
+    examples = '; '.join(wrong[:_EXAMPLES])
     if len(wrong) > MAX_WRONG_FRACTION * len(known):
       raise ValueError(
-        f'at most {MAX_WRONG_FRACTION:.0%} of the reference answers of a source may'
-        f' fail to be judged right, {text}'
+        f'at least {1 - MAX_WRONG_FRACTION:.0%} of the reference answers of a source'
+        f' must be graded as correct, got {len(known) - len(wrong):,} of'
+        f' {len(known):,} of {name}; wrong: {examples}'
       )
-    notes.append(text)
+    notes.append(
+      f'{len(wrong)} of {len(known):,} reference answers of {name} are graded as'
+      f' wrong when they are the responses: {examples}'
+    )
   return notes
 
 

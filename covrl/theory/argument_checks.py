@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of arguments: probabilities, logits and numbers; traced arrays pass."""
+"""Argument checks: probabilities, logits, numbers; traced arrays are not checked."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def check_finite(
 
   Args:
     name: the argument's name, for errors.
-    value: an array or a number of Python.
+    value: an array or a Python number.
     axes: names of its axes; `'...'` for any.
     shape: required sizes; `None` for any.
 

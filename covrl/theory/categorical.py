@@ -135,15 +135,16 @@ def random_logits(
 def power_law_exponent(x: Float[Array, ' n'], y: Float[Array, ' n']) -> float:
   """The exponent p of y ∝ x^p, by least squares in logarithms.
 
-  NaN, which passes no check, if some y is not positive or not finite.
+  NaN if some y is not positive or not finite; a `Check` of NaN does not pass.
 
   Args:
     x: two or more different positive numbers.
-    y: as many numbers.
+    y: as many numbers as x.
 
   Raises:
-    TypeError: they are not arrays of numbers.
-    ValueError: x is something else, or has another shape.
+    TypeError: x or y is not an array of numbers.
+    ValueError: x is not two or more different positive numbers, or y has another
+      shape.
 
   >>> round(power_law_exponent(np.array([1.0, 10.0]), np.array([3.0, 300.0])), 6)
   2.0

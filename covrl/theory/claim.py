@@ -54,8 +54,8 @@ class Settings:
 
   Attributes:
     quick: fewer trials, seeds and steps, for continuous integration.
-    seed: seed of all random numbers, in [0, 2³¹). Every claim starts from it anew, so that
-      a claim gives the same values alone and together with others.
+    seed: seed of all random numbers, in [0, 2³¹). Every claim makes its own generators
+      from it, so that its values do not depend on which claims run before it.
   """
 
   quick: bool = False

@@ -4,10 +4,11 @@
 The target falls linearly to 1.2 nats below the initial entropy and stays there.
 Without control, policy gradient falls well below it. Two of covrl's controllers
 set the coefficient of an entropy bonus by feedback, `target_entropy` by its
-first-order formula. Two methods predict each update by itself: it lowers entropy
-by η times the mean of c*. `bonus by c*` sets the coefficient of the bonus that
-compensates for it; `detach by c*` detaches tokens in descending order of c* until
-the prediction meets the target, the last of them in part.
+first-order formula. Two methods predict the entropy after each single update: it
+falls by η times the mean of c*, the exact token score (`covrl.exact_score`).
+`bonus by c*` sets the coefficient of the bonus that compensates for the decrease;
+`detach by c*` detaches tokens in descending order of c* until the predicted entropy
+equals the target, the last of them in part.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def run_controllers(settings: Settings) -> ControllerResults:
   target = first - TARGET_DROP * np.minimum(np.arange(steps) / (0.6 * steps), 1)
 
   def trace(name: str) -> tuple[Array, Array]:
-    # A target of −∞ gives no control without compiling another program.
+    # With a target of −∞ nothing is controlled, in the same compiled program.
     goal = target
     if name == 'none':
       name, goal = CONTROLLERS[-1], np.full(steps, -np.inf)
@@ -134,8 +135,9 @@ def predictive_control(
 
   Args:
     target: entropy after the update in nats, as a schedule of `step`.
-    edit: `(updates, effects, excess, stats, context) -> updates`, with the
-      entropy decrease of each token and the excess of their sum in nats.
+    edit: `(updates, effects, excess, stats, context) -> updates`; `effects` are
+      the entropy decreases by the tokens, and `excess` is the predicted shortfall
+      of the entropy below the target, in nats.
   """
 
   def update(
@@ -160,7 +162,7 @@ def detach_tokens(
   stats: covrl.TokenStats,
   context: dict[str, Any],
 ) -> covrl.TokenStats:
-  """Detaches the tokens of largest effect that add up to the excess."""
+  """Detaches the tokens with the largest effects, whose sum is the excess."""
   del stats, context
   order = jnp.argsort(-effects)
   ordered = jnp.maximum(effects[order], 0)
@@ -179,7 +181,7 @@ def add_restoring_bonus(
   stats: covrl.TokenStats,
   context: dict[str, Any],
 ) -> covrl.TokenStats:
-  """Adds an entropy bonus that restores the excess: α η Σ π² f² per token."""
+  """Adds an entropy bonus that raises entropy by the excess: α η Σ π² f² per token."""
   del effects
   h, moments = stats.entropy, context['moments']
   restored = moments.square_log_square + h * (

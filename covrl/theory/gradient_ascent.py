@@ -21,7 +21,7 @@ from covrl.theory.argument_checks import check_finite
 from covrl.theory.claim import Settings
 
 Vectors = Float[np.ndarray, '*n K']
-BANDITS = 40  # of `random_bandits`
+BANDITS = 40  # number of bandits that `random_bandits` returns
 
 
 def random_bandits(settings: Settings) -> tuple[Vectors, Vectors]:
@@ -151,6 +151,7 @@ class ScheduleRuns(NamedTuple):
 
 
 BOUNDED_SCHEDULES = ('none', 'linear', 'exponential', '1/t', '1/√t')
+"""Schedules of `run_schedules`, whose coefficients are at most 0.3."""
 
 
 @functools.cache

@@ -55,6 +55,7 @@ def sample_bandit_batch(settings: Settings) -> Batch:
 def _sample(
   tree: trees.Tree, logits: jax.Array, key: jax.Array
 ) -> tuple[tabular.Tokens, jax.Array, jax.Array]:
+  """Samples tokens and computes their scores, compiled."""
   noise = tabular.gumbel_noise(key, tree=tree, responses=64)
   tokens = tabular.sample_tokens(tree, logits, noise)
   stats = tabular.token_statistics(logits, tokens)
@@ -81,6 +82,7 @@ def top_tokens(
 
 @jax.jit
 def _top_tokens(scores: jax.Array, fraction: jax.Array) -> jax.Array:
+  """Selects the tokens with the highest scores, compiled."""
   mask = jnp.ones(scores.shape, bool)
   return covrl.select_top(scores, mask, fraction=fraction)
 
@@ -119,6 +121,7 @@ def _draw_clip_cov(
   low: jax.Array,
   high: jax.Array,
 ) -> tuple[covrl.Selection, jax.Array]:
+  """Selections and updated logits of `draw_clip_cov`, compiled."""
   chain = covrl.clip_cov(0.1, low, high, allow_large=True)
 
   def draw(index: jax.Array) -> tuple[covrl.Selection, jax.Array]:
@@ -160,6 +163,7 @@ def updated_logits(
 
 @jax.jit
 def _updated_logits(logits: jax.Array, tokens: tabular.Tokens) -> jax.Array:
+  """Logits after an update on weighted tokens, compiled."""
   return tabular.update(
     logits, tokens, optax.identity(), learning_rate=LEARNING_RATE
   ).logits
@@ -170,8 +174,8 @@ def entropy_decrease(
 ) -> float:
   """−ΔH/η of the same update, summed over prompts.
 
-  Every prompt has its part of the tokens' total weight, so the prediction of
-  this sum is the mean 1/N Σ c* over tokens.
+  The tokens' weights sum to 1 over all prompts together, so the prediction of this
+  sum is the mean 1/N Σ c* over tokens.
   """
   before = categorical.softmax(np.asarray(batch.logits)[:, 0])
   after = categorical.softmax(updated_logits(batch, kept))

@@ -34,6 +34,9 @@ from covrl.theory.evidence import Table
 
 ROWS, LENGTH, VOCABULARY, GROUP = 48, 12, 32, 8
 FRACTIONS = (0.01, 0.05, 0.2)
+# Token scores: the published covariance over the batch and its absolute value, the
+# state score (`state_score`), c* (`exact_score`), the decrease of the mean entropy
+# (`jvp_score`), and random numbers.
 SCORES = ('batch', '|batch|', 'state', 'exact', 'jvp', 'random')
 POLICIES = ('table', 'MLP', 'transformer')
 OPTIMISERS = ('SGD', 'Adam')
@@ -45,7 +48,8 @@ class SavedEntropy(NamedTuple):
 
   Attributes:
     saved: entropy saved by score and fraction, mean over seeds.
-    predicted: mean of the JVP scores, by seed.
+    predicted: predicted −ΔH/η of the plain update, the mean of the JVP scores, by
+      seed.
     actual: −ΔH/η of the plain update, by seed.
   """
 
@@ -114,7 +118,7 @@ class Update(NamedTuple):
   """A plain update and the scores of its tokens.
 
   Attributes:
-    preconditioner: diagonal of P as a flat vector.
+    preconditioner: diagonal of the preconditioner P, as a flat vector.
     learning_rate: η.
     effects: `jvp_score`, the decrease of the mean entropy by each token.
     scores: all scores in the order of `SCORES`.
@@ -192,6 +196,7 @@ def _sample_batch(
 
 
 def _statistics(policy: str, params: PyTree, batch: Batch) -> covrl.TokenStats:
+  """Token statistics of the batch under a policy."""
   logits = _LOGIT_FUNCTIONS[policy](params, batch.inputs)
   return token_stats_from_logits(logits, batch.targets)
 
@@ -301,6 +306,7 @@ def _initialise_transformer(
 
 
 def _network_logits(params: PyTree, features: Array) -> Array:
+  """Logits of the network with one hidden layer."""
   hidden, out = params
   return jnp.tanh(features @ hidden) @ out
 

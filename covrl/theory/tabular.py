@@ -7,7 +7,7 @@ every pair of state and action, weighted by ρ(s) π(a|s), with the policy's own
 advantages, so that the same chain computes exact expectations. `update` is the
 trainer's step without sharding: statistics, loss, token chain, pull-back.
 Arguments of another type, shape or range are refused with `TypeError` or
-`ValueError`; values of traced arrays are not known.
+`ValueError`; the values of traced arrays are not checked.
 """
 
 from __future__ import annotations
@@ -112,15 +112,15 @@ def sample_tokens(
     )
   prompts = jnp.repeat(jnp.arange(tree.prompts), responses)
   node = jnp.zeros_like(prompts)
-  alive = jnp.ones(prompts.shape, bool)
+  unfinished = jnp.ones(prompts.shape, bool)
   rewards = jnp.zeros(prompts.shape, logits.dtype)
   columns = []
   for level_noise in noise:
     action = jnp.argmax(logits[prompts, node] + level_noise, axis=-1)
-    columns.append((prompts * tree.nodes + node, action, alive))
-    rewards += jnp.where(alive, tree.rewards[prompts, node, action], 0)
-    alive &= ~tree.terminal[prompts, node, action]
-    node = jnp.where(alive, node * tree.actions + 1 + action, 0)
+    columns.append((prompts * tree.nodes + node, action, unfinished))
+    rewards += jnp.where(unfinished, tree.rewards[prompts, node, action], 0)
+    unfinished &= ~tree.terminal[prompts, node, action]
+    node = jnp.where(unfinished, node * tree.actions + 1 + action, 0)
   states, actions, mask = (
     jnp.stack(column, axis=1) for column in zip(*columns, strict=True)
   )

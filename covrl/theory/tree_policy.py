@@ -80,6 +80,7 @@ def single_state_policy(settings: Settings) -> TreePolicy:
 def _statistics(
   tree: trees.Tree, logits: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Probabilities, visit frequencies and advantages of a policy."""
   pi = jax.nn.softmax(logits)
   advantages = trees.advantages(tree, pi, tree.rewards)
   return pi, trees.visit_frequencies(tree, pi), advantages
@@ -146,4 +147,5 @@ def policy_gradient(policy: TreePolicy) -> Float[np.ndarray, 'P S K']:
 
 @jax.jit
 def _gradient(tree: trees.Tree, logits: jax.Array) -> jax.Array:
+  """∇J with respect to the logits, compiled."""
   return jax.grad(trees.objective, 1)(tree, logits)

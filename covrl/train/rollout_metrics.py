@@ -37,9 +37,9 @@ def outcome_metrics(
   if failed > max_failures:
     reasons = Counter(r for result in results for r in result.failures)
     raise RuntimeError(
-      f'at most {max_failures:.0%} of the responses may fail to be scored '
-      f'(rewards.max_failures), {failed:.0%} did in iteration {iteration}, most '
-      f'often so: {reasons.most_common(1)[0][0]}'
+      f'at most {max_failures:.0%} of the responses must be without a score '
+      f'(rewards.max_failures), got {failed:.0%} in iteration {iteration}; the most '
+      f'frequent reason: {reasons.most_common(1)[0][0]}'
     )
   counts: Counter[str] = Counter()
   for result in results:

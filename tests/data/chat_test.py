@@ -57,7 +57,7 @@ BROKEN = {
   'private code': ('{{ cycler.__init__.__globals__ }}', 'is unsafe'),
   'a reason of two lines': (
     '{{ raise_exception("a\nb") }}',
-    'refuses this: a b',
+    'got its refusal: a b',
   ),
   'no reason': ('{{ raise_exception() }}', 'TypeError'),
   'an unknown tag': ('{% generations %}', "unknown tag 'generations'"),

@@ -13,11 +13,11 @@ from covrl.data import (
   SolvedCountdownSource,
   SolvedCountdownStepsSource,
   countdown_tokenizer,
-  held_out,
+  held_out_countdown,
   held_out_steps,
   steps_tokenizer,
 )
-from covrl.data.countdown_source import problem_key
+from covrl.data.countdown_problem import problem_key
 
 SMALL = CountdownConfig(held_out=24, size=1000)
 STEPS = CountdownConfig(
@@ -34,15 +34,16 @@ ALL_SOURCES = pytest.mark.parametrize(
   [
     pytest.param(kind, config, make_held_out, id=kind.__name__)
     for kind, config, make_held_out in (
-      (CountdownSource, SMALL, held_out),
-      (SolvedCountdownSource, SMALL, held_out),
+      (CountdownSource, SMALL, held_out_countdown),
+      (SolvedCountdownSource, SMALL, held_out_countdown),
       (CountdownStepsSource, STEPS, held_out_steps),
       (SolvedCountdownStepsSource, STEPS, held_out_steps),
     )
   ],
 )
 HELD_OUT = pytest.mark.parametrize(
-  ('make_held_out', 'config'), [(held_out, SMALL), (held_out_steps, STEPS)]
+  ('make_held_out', 'config'),
+  [(held_out_countdown, SMALL), (held_out_steps, STEPS)],
 )
 
 
@@ -182,7 +183,7 @@ def test_refuses_impossible_bounds(settings, message):
 @pytest.mark.parametrize(
   ('make_held_out', 'kind'),
   [
-    (held_out, SolvedCountdownSource),
+    (held_out_countdown, SolvedCountdownSource),
     (held_out_steps, SolvedCountdownStepsSource),
   ],
 )

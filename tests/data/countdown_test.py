@@ -12,7 +12,7 @@ from covrl.data import (
   CountdownConfig,
   CountdownSource,
   SolvedCountdownSource,
-  held_out,
+  held_out_countdown,
 )
 
 SMALL = CountdownConfig(held_out=24, size=1000)
@@ -38,12 +38,12 @@ def test_narrow_bounds_are_redrawn_where_the_generator_fails(monkeypatch):
   """A hundred random expressions of the default numbers often miss the value 24."""
   config = CountdownConfig(min_target=24, max_target=24, held_out=4, size=8)
   source = CountdownSource(config)
-  problems = [*held_out(config), *(source[n] for n in range(8))]
+  problems = [*held_out_countdown(config), *(source[n] for n in range(8))]
   assert {problem.reference['target'] for problem in problems} == {24}
   monkeypatch.setattr('covrl.data.countdown.MAX_REDRAWS', 2)
   impossible = dataclasses.replace(config, min_target=10**5, max_target=10**5)
   with pytest.raises(ValueError, match='must allow more distinct problems'):
-    held_out(impossible)
+    held_out_countdown(impossible)
 
 
 def test_solutions_have_no_redundant_parentheses():

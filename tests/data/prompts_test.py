@@ -115,7 +115,8 @@ def test_template_errors_name_the_row(template):
     location='row 3 of a.jsonl',
   )
   with pytest.raises(
-    ValueError, match=r'row 3 of a\.jsonl: .* refuses this: no such role: tool'
+    ValueError,
+    match=r'row 3 of a\.jsonl: .* got its refusal: no such role: tool',
   ):
     PromptFormat(template=template)(problem)
 

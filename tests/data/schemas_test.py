@@ -227,7 +227,7 @@ INVALID_ROWS = {
   'an empty question': (
     {'problem': 'q', 'answer': '1'},
     {'problem': ' ', 'answer': '1'},
-    "column 'problem' of row 2 of FILE must hold some text, got ' '",
+    "column 'problem' of row 2 of FILE must hold text that is not blank, got ' '",
   ),
   'an answer that is a list': (
     {'problem': 'q', 'answer': '1'},

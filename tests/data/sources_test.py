@@ -205,8 +205,8 @@ def test_refuses_a_source_of_mixed_kinds(tmp_path):
   with pytest.raises(ValueError) as caught:
     FileSource(path)
   assert str(caught.value) == (
-    "the source 'mixed' must be of one kind of problems, which a column"
-    f" 'data_source' may tell apart, got math in row 1 of {path} and code in"
+    "the source 'mixed' must be of one kind of problems (a column 'data_source'"
+    f' divides a file into sources), got math in row 1 of {path} and code in'
     f' row 2 of {path}'
   )
 

@@ -34,6 +34,7 @@ SUITES = (
 
 @pytest.fixture(scope='module')
 def evaluator_parts():
+  """Task, sampling engine, scoring workers and parameters of a random policy."""
   task = toy.make_task(CONFIG)
   policy = Policy(toy.make_model(CONFIG, task.tokenizer.vocab_size))
   engine = SamplingEngine(
@@ -57,6 +58,7 @@ def evaluate(
   on_progress=None,
   **settings,
 ):
+  """Evaluates the random policy on suites."""
   task, engine, scoring, params = evaluator_parts
   evaluator = Evaluator(
     engine,
@@ -160,7 +162,7 @@ def test_unscored_responses_are_counted_up_to_the_limit(evaluator_parts):
     other = task, engine, scoring, params
     with pytest.raises(
       EvaluationError,
-      match=r'at most 5% .* \(rewards.max_failures\), .* most often so: partly ended',
+      match=r'at most 5% .* \(rewards.max_failures\), .* frequent reason: partly ended',
     ):
       evaluate(other, SUITES[:1])
     evaluation = evaluate(other, SUITES[:1], max_failures=1.0)
@@ -278,7 +280,7 @@ def _only_with_the_problems_reference(response, reference):
     ),
   ],
 )
-def test_refuses_other_settings(evaluator_parts, change, sentence):
+def test_refuses_invalid_settings(evaluator_parts, change, sentence):
   task, engine, scoring, _ = evaluator_parts
   settings = {
     'suites': [Suite(name='', problems=PROBLEMS[:1])],

@@ -21,7 +21,7 @@ from covrl.evaluation.intervals import (
 
 
 def unchecked(function: object) -> Any:
-  """A function that the type checker lets be called with anything."""
+  """The function as `Any`, so that the type checker accepts wrong arguments."""
   return function
 
 
@@ -105,7 +105,7 @@ def test_normal_difference_adds_variances():
 @pytest.mark.parametrize(
   ('low', 'high', 'sign'), [(0.1, 0.2, 1), (-0.2, -0.1, -1), (-0.1, 0.1, 0)]
 )
-def test_sign_needs_an_interval_off_zero(low, high, sign):
+def test_sign_is_0_if_the_interval_contains_0(low, high, sign):
   assert Estimate((low + high) / 2, low, high).sign == sign
   assert Estimate(0.5).sign == 0
 
@@ -128,7 +128,7 @@ def test_sign_needs_an_interval_off_zero(low, high, sign):
 @pytest.mark.parametrize(
   'estimate', [student_mean, bootstrap_mean, lambda v: bootstrap_sets([v])]
 )
-def test_refuses_values_that_have_no_mean(estimate, values):
+def test_refuses_values_without_a_mean(estimate, values):
   with pytest.raises((TypeError, ValueError), match='must'):
     estimate(values)
 
@@ -149,7 +149,7 @@ def test_refuses_values_that_have_no_mean(estimate, values):
     lambda: unchecked(normal_difference)('0', 1.0, 0.1, 0.1),
   ],
 )
-def test_refuses_other_numbers(call):
+def test_refuses_numbers_out_of_range_and_other_types(call):
   with pytest.raises((TypeError, ValueError), match='must'):
     call()
 
@@ -161,6 +161,6 @@ def test_student_quantile_of_many_degrees_is_that_of_the_normal():
   assert quantiles[-1] == pytest.approx(1.959964, abs=1e-6)
 
 
-def test_narrow_floats_have_the_mean_of_wide_ones():
+def test_means_of_float16_values_are_computed_in_float64():
   values = np.full(70_000, 0.1, np.float16)
   assert student_mean(values).value == pytest.approx(0.1, abs=1e-4)

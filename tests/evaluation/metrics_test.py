@@ -32,7 +32,7 @@ def test_pass_at_k_is_the_mean_over_all_subsets(row, k):
   assert chance == pytest.approx(np.mean(choices), abs=1e-12)
 
 
-def test_pass_at_k_of_many_responses():
+def test_pass_at_k_of_many_responses_does_not_underflow():
   correct = np.zeros((2, 1024), bool)
   correct[1, :3] = True
   # 1 - (1 - 3 / 1024) … : the product over 512 factors does not underflow.
@@ -52,7 +52,7 @@ def test_pass_at_k_refuses_k_out_of_range(k: Any):
 @pytest.mark.parametrize(
   'correctness', [np.array([[0.5, 1]]), np.array([1.0, 0.0])]
 )
-def test_correctness_is_one_row_of_0_1_and_nan_per_problem(correctness):
+def test_refuses_correctness_other_than_rows_of_0_1_and_nan(correctness):
   for metric in (
     mean_correct,
     lambda correctness: pass_at_k(correctness, 1),
@@ -76,12 +76,15 @@ def test_correctness_is_one_row_of_0_1_and_nan_per_problem(correctness):
     (['0.5', '1/2', '.50', r'\frac12', '3', '3'], [1, 1, 1, 1, 0, 0], 1),
   ],
 )
-def test_majority_vote_by_hand(answers, correct, expected):
+def test_majority_vote_equals_values_computed_by_hand(
+  answers, correct, expected
+):
   (share,) = majority_vote([answers], np.array([correct], bool))
   assert share == pytest.approx(expected)
 
 
 def result(name, greedy, correct, answers=None):
+  """A suite result in which the given responses are correct."""
   correct = np.array(correct, bool).reshape(len(greedy), -1)
   samples = correct.shape[1]
   return SuiteResult(
@@ -183,7 +186,7 @@ def test_a_metric_without_any_scored_problem_is_missing(tmp_path):
   assert written['a']['unscored'] == 2
 
 
-def test_metrics_of_a_suite():
+def test_a_suite_has_the_metrics_of_its_samples_and_answers():
   assert set(SAMPLED.metrics()) == {'greedy', 'mean@4', 'pass@2', 'pass@4'}
   assert set(GREEDY.metrics()) == {'greedy'}
   metrics = SAMPLED.metrics()
@@ -212,7 +215,7 @@ def test_suites_have_equal_weights_whatever_their_size():
     assert summary[f'{name}_low'] <= summary[name] <= summary[f'{name}_high']
 
 
-def test_standard_errors_of_a_mean_over_suites():
+def test_the_standard_error_over_suites_combines_those_of_the_suites():
   summary = Evaluation(results=(SAMPLED, GREEDY), entropy=0.5).summary()
   both = np.hypot(
     summary['aime24/greedy_stderr'], summary['math500/greedy_stderr']
@@ -235,7 +238,7 @@ def test_intervals_are_over_problems():
   assert estimate.high == pytest.approx(0.5 + 1.96 * 0.5 / 20, abs=0.006)
 
 
-def test_one_line_per_problem():
+def test_a_line_has_all_results_of_a_problem():
   voted = result('a', [1], [[1, 0]], [['1', None]])
   (line,) = voted.lines(responses=True)
   assert line == {
@@ -269,7 +272,7 @@ def test_the_lines_of_a_run_keep_a_few_greedy_responses():
     np.array([[1j, 0]]),
   ],
 )
-def test_correctness_has_plain_numbers(correctness):
+def test_refuses_correctness_that_is_not_plain_numbers(correctness):
   for metric in (
     mean_correct,
     lambda m: pass_at_k(m, 1),
@@ -283,7 +286,7 @@ def test_correctness_has_plain_numbers(correctness):
 @pytest.mark.parametrize(
   'answers', [['ab'], [['a']], [['a', 'b', 'c']], [['a', float('nan')]], []]
 )
-def test_votes_are_one_answer_per_mark(answers):
+def test_refuses_answers_that_are_not_one_per_mark(answers):
   with pytest.raises((TypeError, ValueError), match='answers must'):
     majority_vote(answers, np.array([[1.0, 0.0]]))
 
@@ -292,7 +295,7 @@ def test_votes_are_one_answer_per_mark(answers):
 @pytest.mark.parametrize(
   'equals', [[float('nan')], ['False'], [None], [1.0], [], [True, True]]
 )
-def test_comparisons_of_answers_are_one_bool_per_pair(equals):
+def test_refuses_comparisons_that_are_not_one_bool_per_pair(equals):
   with pytest.raises((TypeError, ValueError), match='are_equal must return'):
     merge_equal_answers([['a', 'b']], np.zeros((1, 2)), lambda pairs: equals)
 
@@ -311,6 +314,6 @@ def test_comparisons_of_answers_are_one_bool_per_pair(equals):
     {'answers': [['1'] * 3] * 2},
   ],
 )
-def test_results_are_one_per_problem_and_sample(change):
+def test_refuses_results_that_are_not_one_per_problem_and_sample(change):
   with pytest.raises(ValueError, match='must be'):
     dataclasses.replace(SAMPLED, **change)

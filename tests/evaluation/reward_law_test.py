@@ -10,6 +10,7 @@ from covrl.evaluation.reward_law import reward_law
 
 
 def noisy_run(size=300, noise=0.01, seed=1):
+  """Entropy and reward of a run that follows the law with a = 0.15, b = 0.9."""
   rng = np.random.default_rng(seed)
   entropy = 0.1 + 1.4 * np.exp(-3 * np.arange(size) / size)
   reward = 0.9 - 0.15 * np.exp(entropy) + noise * rng.normal(size=size)
@@ -49,11 +50,11 @@ def test_refuses_few_points_and_constant_entropies():
     reward_law(np.ones(30), np.ones(30))
   entropy, reward = noisy_run(30)
   for wrong in (np.nan, np.inf, 1e6, -0.5):
-    spoilt = np.where(entropy == entropy[3], wrong, entropy)
+    wrong_entropy = np.where(entropy == entropy[3], wrong, entropy)
     with pytest.raises(
       ValueError, match='rewards must be finite and entropies lie'
     ):
-      reward_law(spoilt, reward)
+      reward_law(wrong_entropy, reward)
 
 
 def test_constant_rewards_have_no_explained_variance():
@@ -72,6 +73,6 @@ def test_constant_rewards_have_no_explained_variance():
     (np.linspace(1, 0.1, 30), {'seed': -1}),
   ],
 )
-def test_refuses_other_arrays_and_options(entropy, options):
+def test_refuses_invalid_arrays_and_options(entropy, options):
   with pytest.raises((TypeError, ValueError), match='must'):
     reward_law(entropy, np.linspace(0.1, 1, 30), **options)

@@ -91,7 +91,7 @@ def test_chat_needs_a_template(model, tmp_path, capsys):
   (bare / 'tokenizer_config.json').write_text(json.dumps(settings))
   error = refused(capsys, 'sample', bare, 'What?', '--chat', '--max_length=2')
   assert error.endswith(
-    'must have a chat_template for conversations, and has none\n'
+    'must have a chat_template for conversations, got none\n'
   )
   main(['sample', str(bare), 'What?', '--max_length=2', '--count=1'])
   assert re.match(

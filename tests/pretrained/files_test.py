@@ -262,7 +262,7 @@ def test_refuses_unsupported_settings(tmp_path):
     ),
     (
       {'num_hidden_layers': 3},
-      r'must hold model\.layers\.2\.\S+ of shape .*not in model\.safetensors',
+      r'must hold model\.layers\.2\.\S+ of shape .*got model\.safetensors without it',
     ),
     (
       {'num_hidden_layers': 1},

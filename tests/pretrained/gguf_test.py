@@ -32,7 +32,7 @@ from covrl.pretrained import (
 )
 from covrl.pretrained.gguf.header import read_header
 from covrl.pretrained.gguf.tensors import GgufTensors
-from covrl.pretrained.gguf.tokenizer import _SPLITTINGS, _pre_tokenizer
+from covrl.pretrained.gguf.tokenizer import _PREPARATIONS, _pre_tokenizer
 from covrl.storage import as_path
 
 TOKENIZERS = MODELS.with_name('tokenizers')
@@ -218,7 +218,9 @@ def grown(file, tmp_path, size):
   ],
 )
 def test_pre_tokenizers_split_words_as_their_families_do(pre, words):
-  pieces = _pre_tokenizer(_SPLITTINGS[pre]).pre_tokenize_str("It's 12345!\n ok")
+  pieces = _pre_tokenizer(_PREPARATIONS[pre]).pre_tokenize_str(
+    "It's 12345!\n ok"
+  )
   assert [word for word, _ in pieces] == words
 
 

@@ -44,12 +44,12 @@ def test_loads_files_and_directories_of_a_package(package):
   [
     (
       f'package:{NAME}/absent.gguf',
-      f"package {NAME} has no file 'absent.gguf'",
+      f"package {NAME}, got 'absent.gguf', which is absent",
     ),
     (f'package:{NAME}', 'must be named package:NAME/FILE'),
     (f'package:{NAME}/../other/a.gguf', 'must be named package:NAME/FILE'),
     (f'package:{NAME}/..', 'must be named package:NAME/FILE'),
-    ('package:os/path', "the Python package os has no file 'path'"),
+    ('package:os/path', "a file of the Python package os, got 'path'"),
     (
       'package:absent_package_of_models/a.gguf',
       'which is not installed: pip install absent-package-of-models$',

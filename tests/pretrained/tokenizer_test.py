@@ -301,7 +301,7 @@ def test_renders_conversations_like_transformers(tmp_path):
 
 def test_refusals_by_templates_and_invalid_templates_are_errors(tmp_path):
   template = load_chat_template(TOKENIZERS / 'bytes')
-  with pytest.raises(ValueError, match='refuses this: no such role: tool'):
+  with pytest.raises(ValueError, match='got its refusal: no such role: tool'):
     template.render([{'role': 'tool', 'content': ''}])
   with pytest.raises(ValueError, match='must have a chat_template'):
     load_chat_template(TOKENIZERS / 'pieces')

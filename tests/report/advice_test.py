@@ -11,10 +11,16 @@ import pytest
 import covrl
 from covrl.cli import main
 from covrl.report import write_report
-from covrl.report.advice import MAX_FRACTION, REQUIRED, Readings, advise, read
+from covrl.report.advice import (
+  MAX_FRACTION,
+  REQUIRED,
+  AdviceInputs,
+  advise,
+  read_inputs,
+)
 from covrl.report.run_data import load_run
 
-COLLAPSE = Readings(
+COLLAPSE = AdviceInputs(
   iterations=100,
   updates_per_iteration=4.0,
   tokens=20_000.0,
@@ -29,7 +35,7 @@ COLLAPSE = Readings(
 )
 
 
-def test_no_collapse_needs_no_control():
+def test_without_a_collapse_no_control_is_recommended():
   advice = advise(dataclasses.replace(COLLAPSE, entropy_end=0.36))
   assert advice.method == 'none'
   assert '0.400 to 0.360' in advice.reasons[0]
@@ -64,7 +70,7 @@ def test_a_fast_collapse_has_a_larger_coefficient():
   assert advise(dataclasses.replace(COLLAPSE, halving=None)).coefficient == 1.0
 
 
-def test_beta_is_annealed_where_nothing_is_left_to_explore():
+def test_beta_is_annealed_if_most_groups_have_equal_high_rewards():
   saturated = dataclasses.replace(COLLAPSE, equal_groups=0.95)
   assert advise(saturated).annealed
   # Groups that are equal because nothing is solved need exploration most.
@@ -81,12 +87,14 @@ def test_one_update_per_rollout_leads_to_clip_cov_with_bounds_in_the_tail():
 @pytest.mark.parametrize(
   'case',
   [
-    {'tails': {0.02: 0.08}},  # a mean above which half of the tail lies
+    {
+      'tails': {0.02: 0.08}
+    },  # no smaller share has a mean to bound the tail with
     {'high_quantile': 6.0},
     {'high_quantile': 5.654},
   ],
 )
-def test_bounds_that_the_run_does_not_show_are_left_out(case):
+def test_an_upper_bound_without_a_measured_tail_is_left_out(case):
   advice = advise(
     dataclasses.replace(COLLAPSE, updates_per_iteration=1.0, **case)
   )
@@ -102,7 +110,7 @@ def test_the_lower_bound_excludes_negative_covariances():
   assert advice.low == 0
 
 
-def test_an_unfinished_run_and_a_rise_are_stated():
+def test_an_unfinished_run_and_a_rise_of_entropy_are_stated():
   advice = advise(dataclasses.replace(COLLAPSE, planned=500))
   assert '100 iterations of 500, the run is not finished' in advice.reasons[0]
   advice = advise(dataclasses.replace(COLLAPSE, entropy_end=0.8))
@@ -122,7 +130,7 @@ def test_covariance_of_many_tokens_leads_to_a_controlled_bonus():
   assert advice.target == 0.2
 
 
-def test_a_mean_covariance_below_its_tail_counts_as_sparse():
+def test_tail_share_is_1_if_the_mean_is_below_the_tail_and_0_without_a_tail():
   assert dataclasses.replace(COLLAPSE, covariance=-0.01).tail_share == 1.0
   no_tail = {0.0002: -1.0, 0.002: -1.0, 0.02: -1.0}
   assert dataclasses.replace(COLLAPSE, tails=no_tail).tail_share == 0.0
@@ -131,12 +139,13 @@ def test_a_mean_covariance_below_its_tail_counts_as_sparse():
 def test_an_update_of_few_tokens_has_no_small_tails(tmp_path):
   values = {'covariance': 0.001, 'covariance_top/0.02': 0.04, 'tokens': 300.0}
   run = write_run(tmp_path / 'grpo', np.linspace(1.0, 0.05, 20), values=values)
-  readings = read(load_run(run))
-  assert readings.tails == {0.02: pytest.approx(0.04)}
-  assert advise(readings).fraction == 0.02
+  inputs = read_inputs(load_run(run))
+  assert inputs.tails == {0.02: pytest.approx(0.04)}
+  assert advise(inputs).fraction == 0.02
 
 
 def write_run(path, entropy, *, updates=2, without=(), values=None):
+  """Writes a run with the given entropy by iteration and constant other metrics."""
   path.mkdir()
   values = dict.fromkeys(REQUIRED, 0.1) | {'tokens': 20.0} | (values or {})
   lines = [
@@ -152,19 +161,19 @@ def write_run(path, entropy, *, updates=2, without=(), values=None):
   return path
 
 
-def test_readings_of_a_run(tmp_path):
+def test_inputs_are_read_from_the_metrics_of_a_run(tmp_path):
   run = write_run(tmp_path / 'grpo', np.linspace(1.0, 0.05, 20))
-  readings = read(load_run(run))
-  assert readings.iterations == 20
-  assert readings.updates_per_iteration == 2
-  assert readings.entropy_start == pytest.approx(0.975)
-  assert readings.entropy_end == pytest.approx(0.075)
-  assert readings.halving == 11
+  inputs = read_inputs(load_run(run))
+  assert inputs.iterations == 20
+  assert inputs.updates_per_iteration == 2
+  assert inputs.entropy_start == pytest.approx(0.975)
+  assert inputs.entropy_end == pytest.approx(0.075)
+  assert inputs.halving == 11
 
 
-def test_entropy_that_was_never_halved(tmp_path):
+def test_entropy_that_was_never_halved_has_no_halving_time(tmp_path):
   run = write_run(tmp_path / 'grpo', np.linspace(1.0, 0.7, 20))
-  assert read(load_run(run)).halving is None
+  assert read_inputs(load_run(run)).halving is None
 
 
 def test_missing_metrics_are_named(tmp_path):
@@ -175,10 +184,10 @@ def test_missing_metrics_are_named(tmp_path):
     ValueError,
     match=r'must have the metrics covariance and tokens of updates, got none$',
   ):
-    read(load_run(run))
+    read_inputs(load_run(run))
   run = run_with_covariances_at(tmp_path / 'none', lambda *_: False)
   with pytest.raises(ValueError, match=r'logging\.diagnostics_every=0 leaves'):
-    read(run)
+    read_inputs(run)
 
 
 @pytest.mark.parametrize('missing', [slice(0, 6), slice(14, 20)])
@@ -199,7 +208,7 @@ def test_metrics_that_are_missing_in_a_part_of_the_run_are_named(
   with pytest.raises(
     ValueError, match=f'must have {name} in 90\u202f% .* 14 of 20'
   ):
-    read(load_run(run))
+    read_inputs(load_run(run))
 
 
 def run_with_covariances_at(path, is_measured):
@@ -223,7 +232,7 @@ def test_covariances_may_be_measured_at_intervals(tmp_path):
   run = run_with_covariances_at(
     tmp_path / 'a', lambda number, _: number % 10 == 0
   )
-  found = read(run)
+  found = read_inputs(run)
   assert found.high_quantile == found.tails[0.02] == pytest.approx(2.5)
   assert found.entropy_end == pytest.approx(0.075)
   assert found.halving == 11
@@ -231,20 +240,20 @@ def test_covariances_may_be_measured_at_intervals(tmp_path):
     tmp_path / 'b', lambda _, iteration: iteration > 5
   )
   with pytest.raises(ValueError, match=r'first third .* up to iteration 5'):
-    read(run)
+    read_inputs(run)
 
 
 def test_updates_without_tokens_are_refused(tmp_path):
   values = {'tokens': 0.0}
   run = write_run(tmp_path / 'grpo', np.linspace(1, 0.05, 9), values=values)
   with pytest.raises(ValueError, match='at least one token, got 0'):
-    read(load_run(run))
+    read_inputs(load_run(run))
 
 
 def test_a_short_run_is_refused(tmp_path):
   run = write_run(tmp_path / 'grpo', np.ones(4))
   with pytest.raises(ValueError, match=r'must have 5 iterations .* got 4'):
-    read(load_run(run))
+    read_inputs(load_run(run))
 
 
 def test_a_policy_without_entropy_is_refused(tmp_path):
@@ -252,10 +261,10 @@ def test_a_policy_without_entropy_is_refused(tmp_path):
   with pytest.raises(
     ValueError, match=r'must be above 0 at the start, got 0 nats'
   ):
-    read(load_run(run))
+    read_inputs(load_run(run))
 
 
-def test_command(tmp_path, capsys):
+def test_command_prints_recommendation_and_reasons(tmp_path, capsys):
   run = write_run(tmp_path / 'grpo', np.linspace(1.0, 0.05, 20))
   main(['advise', str(run)])
   out = capsys.readouterr().out
@@ -284,7 +293,7 @@ def test_the_report_has_the_recommendation(tmp_path):
   assert 'adaptive_bonus(0.4' in write_report(run).read_text()
 
 
-def test_a_report_without_the_metrics_has_none(tmp_path):
+def test_a_report_without_the_metrics_has_no_recommendation(tmp_path):
   run = write_run(tmp_path / 'grpo', np.ones(9), without=('reward',))
   assert 'Advice' not in write_report(run).read_text()
 
@@ -305,7 +314,7 @@ def test_impossible_metrics_are_refused(tmp_path, name, value, bounds):
   file.write_text('\n'.join([*lines, last, '']))
   message = f'{name} of grpo must lie in {bounds}, got {value:g}'
   with pytest.raises(ValueError, match=message):
-    read(load_run(run))
+    read_inputs(load_run(run))
 
 
 @pytest.mark.parametrize(
@@ -334,6 +343,6 @@ def test_impossible_metrics_are_refused(tmp_path, name, value, bounds):
     {'reward': '1'},
   ],
 )
-def test_refuses_readings_that_no_run_has(change):
+def test_refuses_impossible_inputs(change):
   with pytest.raises((TypeError, ValueError), match='must'):
     dataclasses.replace(COLLAPSE, **change)

@@ -45,6 +45,7 @@ function probe(frame) {
 
 
 def chromium(tmp_path, *arguments) -> subprocess.CompletedProcess:
+  """Runs a headless browser; fails if a page logs an error to the console."""
   completed = subprocess.run(
     [
       str(CHROMIUM),
@@ -78,6 +79,7 @@ def nonblank_fraction(png: bytes) -> float:
 
 
 def probe(tmp_path, page) -> dict:
+  """Texts of the tooltips of a page, and its width on a phone."""
   holder = tmp_path / 'probe.html'
   holder.write_text(PROBE.replace('PAGE', page.as_uri()))
   completed = chromium(tmp_path, '--dump-dom', holder.as_uri())

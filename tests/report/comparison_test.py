@@ -41,6 +41,7 @@ def study(make_run):
 
 
 def final_value(run, metric):
+  """A metric of the last evaluation in a run directory."""
   lines = (run / 'metrics.jsonl').read_text().splitlines()
   evals = [line for line in map(json.loads, lines) if line['phase'] == 'eval']
   return evals[-1][metric]
@@ -70,7 +71,7 @@ def test_differences_are_paired_by_seed(study, metric):
   assert estimate.high == pytest.approx(differences.mean() + half, abs=1e-6)
 
 
-def test_levels_are_means_over_seeds(study):
+def test_values_are_means_over_seeds(study):
   group = load_comparison(study).groups[1]
   values = np.array([final_value(run, 'pass@8') for run in study[3:]])
   estimate = group.mean('pass@8')
@@ -126,7 +127,7 @@ def test_one_seed_has_no_interval(study, tmp_path):
   assert '<b class="c' not in page
 
 
-def test_table_has_the_values(study):
+def test_table_has_means_half_widths_and_differences(study):
   rows = {
     row.split(' | ')[0].strip('| '): [
       cell.strip(' |') for cell in row.split(' | ')
@@ -147,7 +148,7 @@ def test_table_has_the_values(study):
   assert len(rows['countdown_kl']) == 8
 
 
-def test_first_evaluation_counts_once_per_seed(study):
+def test_first_evaluation_is_averaged_over_seeds_and_not_over_runs(study):
   comparison = load_comparison(study)
   estimate = comparison.first_evaluation('mean@8')
   assert estimate is not None

@@ -185,6 +185,7 @@ def _evaluate(
   difficulty: np.ndarray,
   rng: np.random.Generator,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+  """Metrics and results by problem of one evaluation."""
   level = -1.2 + 5.5 * gain * progress
   chances = 1 / (1 + np.exp(difficulty - level))
   correct = (rng.random((difficulty.size, 8)) < chances[:, None]).astype(int)
@@ -215,6 +216,7 @@ def _evaluate(
 def _samples(
   iteration: int, method: str, rng: np.random.Generator
 ) -> dict[str, Any]:
+  """Content of a file of sampled responses."""
   samples = []
   for index in range(24):
     a, b, c = (int(n) for n in rng.integers(2, 60, 3))

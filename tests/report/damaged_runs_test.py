@@ -12,7 +12,7 @@ from report.run_page_test import read
 
 from covrl.cli import main
 from covrl.report import write_comparison, write_report
-from covrl.report.possible import is_possible
+from covrl.report.metric_ranges import is_possible
 from covrl.report.run_data import load_run
 
 ODD_VALUES = [
@@ -241,7 +241,7 @@ def test_metrics_of_two_runs_in_one_file_are_noticed(run):
 
 
 @pytest.mark.parametrize('iteration', [2**53, 2**31, 1.5])
-def test_iterations_that_no_run_has_are_skipped(run, iteration):
+def test_impossible_iterations_are_skipped(run, iteration):
   file = run / 'metrics.jsonl'
   lines = list(map(json.loads, file.read_text().splitlines()))
   for line in lines[1::2]:
@@ -274,7 +274,7 @@ def test_iterations_that_no_run_has_are_skipped(run, iteration):
     ('train', 'gradient_norm', -1e-3),
   ],
 )
-def test_metrics_that_no_run_has_are_skipped(run, phase, name, value):
+def test_impossible_metrics_are_skipped(run, phase, name, value):
   file = run / 'metrics.jsonl'
   lines = list(map(json.loads, file.read_text().splitlines()))
   count = sum(line['phase'] == phase for line in lines)

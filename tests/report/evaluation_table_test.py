@@ -88,11 +88,13 @@ def test_the_latest_results_of_held_out_problems_are_read(
   assert [result['greedy'] for result in only] == [greedy]
 
 
-def half_widths(values):
+def half_width(values):
+  """Half width of the 95 % interval of a mean."""
   return 1.96 * np.std(values) / np.sqrt(len(values))
 
 
 def bounds(cell):
+  """Value and ends of the interval in a cell."""
   value, _, rest = cell.partition(' (')
   low, high = rest.rstrip(')').split(' to ')
   return [
@@ -101,7 +103,9 @@ def bounds(cell):
   ]
 
 
-def test_levels_and_paired_differences(make_results):
+def test_cells_are_accuracies_and_paired_differences_with_intervals(
+  make_results,
+):
   rng = np.random.default_rng(0)
   before = rng.integers(0, 9, 200) / 8
   after = np.clip(before + rng.integers(-1, 3, 200) / 8, 0, 1)
@@ -109,7 +113,7 @@ def test_levels_and_paired_differences(make_results):
     make_results('before', {'amc': results('amc', before, samples=8)}),
     make_results('after', {'amc': results('amc', after, samples=8)}),
   )
-  assert table.titles == ['problems', 'by', 'before', 'after', 'Δ after']
+  assert table.titles == ['problems', 'metric', 'before', 'after', 'Δ after']
   ((name, cells),) = table.rows
   assert (name, cells[:2]) == ('amc', ['200', 'mean@8'])
   for cell, values in (
@@ -119,7 +123,7 @@ def test_levels_and_paired_differences(make_results):
   ):
     value, low, high = bounds(cell)
     assert value == pytest.approx(100 * values.mean(), abs=0.06)
-    half = 100 * half_widths(values)
+    half = 100 * half_width(values)
     assert low == pytest.approx(value - half, abs=0.6)
     assert high == pytest.approx(value + half, abs=0.6)
   # The interval of a paired difference is narrow.
@@ -225,7 +229,7 @@ def test_published_results_are_shown(make_results):
     ('qwen2_5_32b_kl_cov', 51.6),
   ],
 )
-def test_printed_average_is_not_the_mean(name, mean):
+def test_the_average_in_the_paper_is_not_the_mean_of_its_sets(name, mean):
   row = PUBLISHED[name]
   assert len(row.accuracies) == 7
   plain = row.mean(row.accuracies)

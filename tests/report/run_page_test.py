@@ -55,6 +55,7 @@ class Page(html.parser.HTMLParser):
 
 
 def read(path) -> Page:
+  """The parsed page in a file."""
   return Page(path.read_text())
 
 

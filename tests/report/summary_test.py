@@ -23,16 +23,19 @@ from covrl.run.directory import RunDirectory
 
 
 def results(run, iteration):
+  """Results by problem of the evaluation at an iteration."""
   path = run / 'evaluation' / f'iteration_{iteration:06d}.jsonl'
   return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def lines(run):
+  """The lines of metrics.jsonl."""
   text = (run / 'metrics.jsonl').read_text()
   return [json.loads(line) for line in text.splitlines()]
 
 
 def rewrite(run, records):
+  """Replaces metrics.jsonl."""
   text = ''.join(json.dumps(record) + '\n' for record in records)
   (run / 'metrics.jsonl').write_text(text)
 
@@ -140,7 +143,7 @@ def test_evaluations_before_the_end_of_the_warm_start_are_ignored(make_run):
   assert accuracy_gain(load_run(path)) == expected
 
 
-def test_page_has_the_values(make_run):
+def test_page_states_the_gain_and_its_interval(make_run):
   path = make_run(problems=60)
   estimate = accuracy_gain(load_run(path))
   content = write_report(path).read_text().replace('\u2212', '-')
@@ -238,7 +241,7 @@ def test_cost_is_a_fraction_of_the_time(make_run):
   assert f'{100 * change:.1f}\u202f%' in text
 
 
-def test_times_of_updates_add_up_and_those_of_rollouts_count_once(make_run):
+def test_times_of_updates_are_added_and_those_of_rollouts_used_once(make_run):
   run = load_run(make_run(iterations=20))
   train = run.train.records
   first = [line for line in train if line['step'] % 2 == 1]

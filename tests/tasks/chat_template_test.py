@@ -23,12 +23,12 @@ GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
     (
       '{{ messages[-1].content }}',
       {'system': 'Be brief.'},
-      r'data\.system must be written by the chat template, and .* leaves it out',
+      r'data\.system must be written by the chat template, got .* leaves it out',
     ),
     (
       '{{ messages[0].content }}',
       {'system': 'Be brief.'},
-      'a question must be written by the chat template, and .* leaves it out',
+      'a question must be written by the chat template, got .* leaves it out',
     ),
     ('Hello', {}, 'a question must be written by the chat template'),
   ],

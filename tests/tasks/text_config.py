@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files and configurations of tasks of text."""
+"""Configurations of text tasks with the golden files."""
 
 import dataclasses
 import pathlib
@@ -12,7 +12,7 @@ MODEL = GOLDEN / 'tokenizers' / 'bytes'
 
 
 def config(train='', suites='', **data):
-  """A configuration with the golden files of these names."""
+  """A configuration whose `data.train` and suites are golden files."""
   result = Config(pretrained=str(MODEL))
   result.rollout.max_prompt_length = 1024
   result.data.train = ','.join(

@@ -58,7 +58,10 @@ def test_refuses_a_source_of_two_kinds(tmp_path):
   [
     ({'pretrained': ''}, 'pretrained must name a model'),
     ({'train': 'a.jsonl'}, r'a\.jsonl must be a file of problems'),
-    ({'train': 'a*.jsonl'}, r'must name files, no file matches .*a\*\.jsonl'),
+    (
+      {'train': 'a*.jsonl'},
+      r'must name files, got .*a\*\.jsonl, which matches none',
+    ),
     ({'train': 'a.jsonl=x'}, r"if it has a weight, got 'a\.jsonl=x'"),
     ({'train': 'a.jsonl=nan'}, r"if it has a weight, got 'a\.jsonl=nan'"),
     ({'train': 'a.jsonl=inf'}, r"if it has a weight, got 'a\.jsonl=inf'"),
@@ -112,8 +115,8 @@ def test_wrong_references_are_counted_and_located(tmp_path):
   with scoring(task) as scorer:
     (note,) = verify.check_references(task, scorer, programs=0)
   assert note.startswith(
-    '1 of 200 reference answers of a.jsonl are not judged right when they are'
-    f" given: column 'answer' of row 1 of {tmp_path}/a.jsonl, "
+    '1 of 200 reference answers of a.jsonl are graded as wrong when they are the'
+    f" responses: column 'answer' of row 1 of {tmp_path}/a.jsonl, "
   )
   assert 'unparsable' in note
 
@@ -123,8 +126,8 @@ def test_more_than_one_percent_wrong_references_are_refused(tmp_path):
   with scoring(task) as scorer, pytest.raises(ValueError) as caught:
     verify.check_references(task, scorer, programs=0)
   assert str(caught.value).startswith(
-    'at most 1% of the reference answers of a source may fail to be judged'
-    ' right, 3 of 200 reference answers of a.jsonl are not'
+    'at least 99% of the reference answers of a source must be graded as correct,'
+    ' got 197 of 200 of a.jsonl; wrong: '
   )
   assert '\n' not in str(caught.value)
 
@@ -151,7 +154,9 @@ def test_references_that_no_boxed_answer_equals_are_refused(answer, tmp_path):
   task = text_task(settings)
   with (
     scoring(task) as scorer,
-    pytest.raises(ValueError, match=r"1 of 1 .* column 'answer' of row 1 of"),
+    pytest.raises(
+      ValueError, match=r"got 0 of 1 .* column 'answer' of row 1 of"
+    ),
   ):
     verify.check_references(task, scorer, programs=1)
 
@@ -175,7 +180,7 @@ def test_template_variables_need_a_chat_template():
   settings = config(
     'plain.jsonl', template='{question}', template_variables='{"a": 1}'
   )
-  with pytest.raises(ConfigError, match=r'which data\.template replaces'):
+  with pytest.raises(ConfigError, match=r'must be absent with data\.template'):
     text_task(settings)
 
 
@@ -205,6 +210,6 @@ def test_a_reference_program_that_fails_its_tests_is_refused(tmp_path):
   task = text_task(settings)
   with (
     scoring(task) as scorer,
-    pytest.raises(ValueError, match=r"1 of 1 .* column 'test' of row 1 of"),
+    pytest.raises(ValueError, match=r"got 0 of 1 .* column 'test' of row 1 of"),
   ):
     verify.check_references(task, scorer, programs=1)

@@ -156,7 +156,7 @@ def test_long_prompts_are_dropped():
 def test_problems_are_filtered_by_pass_rate(tmp_path):
   settings = config('verl.parquet', min_pass_rate=0.2, max_pass_rate=0.8)
   assert len(text_task(settings).train) == 3
-  # Measured anew, by `covrl evaluate`.
+  # Pass rates that `covrl evaluate` has measured take precedence.
   keys = [text_task(config('verl.parquet')).train[n].key for n in range(5)]
   results = [
     # Responses without a score are left out.

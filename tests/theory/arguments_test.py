@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arguments that no distribution, tree or claim has are refused."""
+"""Invalid arguments of the theory package are refused."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ POLICY = tree_policy.random_tree_policy(SETTINGS, depth=2, actions=2)
 
 
 def unchecked(function: object) -> Any:
-  """A function that the type checker lets be called with anything."""
+  """The function as `Any`, so that the type checker accepts wrong arguments."""
   return function
 
 
@@ -61,7 +61,7 @@ def unchecked(function: object) -> Any:
     np.ma.array([0.5, 0.5], mask=[True, False]),
   ],
 )
-def test_refuses_what_is_not_probabilities(pi):
+def test_refuses_arrays_that_are_not_probabilities(pi):
   ones = np.ones(np.shape(pi))
   for call in (
     lambda: categorical.entropy(pi),
@@ -142,13 +142,13 @@ def test_probabilities_of_0_remain_probabilities():
     ),
   ],
 )
-def test_refuses_other_numbers_and_shapes(call):
+def test_refuses_invalid_numbers_and_shapes(call):
   with pytest.raises((TypeError, ValueError), match='must'):
     call()
 
 
 @pytest.mark.parametrize('fraction', [2, -1, math.nan, '0.5', True])
-def test_refuses_fractions_that_are_none(fraction):
+def test_refuses_invalid_fractions(fraction):
   with pytest.raises((TypeError, ValueError), match='fraction must'):
     trees.random_tree(RNG, prompts=1, depth=2, actions=2, end_fraction=fraction)
   with pytest.raises((TypeError, ValueError), match='fraction must'):
@@ -220,12 +220,12 @@ def test_refuses_fractions_that_are_none(fraction):
     lambda: score_study.measure(SETTINGS, 'mlp', 'Adam'),
   ],
 )
-def test_refuses_other_trees_policies_and_tokens(call):
+def test_refuses_invalid_trees_policies_and_tokens(call):
   with pytest.raises((TypeError, ValueError), match='must'):
     call()
 
 
-def test_traced_arguments_pass():
+def test_traced_arguments_are_not_refused():
   gradient = jax.jit(jax.grad(trees.objective, 1))(TREE, TABLE)
   assert gradient.shape == TABLE.shape
 
@@ -247,7 +247,7 @@ def test_infinite_values_and_bounds_pass_no_check():
     close_to('x', 0.0, 0.0, -1.0)
 
 
-def test_nothing_is_confirmed_without_a_check():
+def test_evidence_without_checks_and_runs_without_claims_are_refused():
   with pytest.raises(ValueError, match='printed must have at least one check'):
     Evidence(printed=[])
   with pytest.raises(ValueError, match='at least one claim'):
@@ -255,7 +255,7 @@ def test_nothing_is_confirmed_without_a_check():
 
 
 @pytest.mark.parametrize('verdict', ['holds if ', 'holdsome', 'failsafe', ''])
-def test_refuses_other_verdicts(verdict):
+def test_refuses_unknown_verdicts(verdict):
   claim = Section('a section').claim(
     'A', printed='', corrected='', verdict='holds', formula=lambda x: x
   )(lambda settings, formula: Evidence(printed=[at_most('x', 0, 1)]))
@@ -263,7 +263,7 @@ def test_refuses_other_verdicts(verdict):
     dataclasses.replace(claim, verdict=verdict)
 
 
-def test_refuses_other_settings():
+def test_refuses_invalid_settings():
   for wrong in ({'seed': -1}, {'seed': 2**31}, {'seed': 1.0}, {'quick': 1}):
     with pytest.raises((TypeError, ValueError), match='must'):
       unchecked(Settings)(**wrong)

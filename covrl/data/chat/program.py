@@ -29,7 +29,7 @@ import jinja2.parser
 import jinja2.sandbox
 
 _MAX_REASON = 200  # characters of the reason for which a template fails
-# Names of a message's reasoning; the first is the standard one.
+# Names of the field of a message with the model's reasoning; the first is standard.
 _REASONING = ('reasoning_content', 'thinking', 'reasoning')
 
 
@@ -38,7 +38,7 @@ class RefusalError(Exception):
 
 
 class OutputError(Exception):
-  """Raised when a template writes too much, or no valid Unicode."""
+  """Raised when a template writes too much text, or invalid Unicode."""
 
 
 class Generation(jinja2.ext.Extension):
@@ -106,6 +106,7 @@ def _limit(kind: int, value: int) -> None:
 
 @functools.lru_cache(maxsize=8)
 def _compiled(source: str) -> jinja2.Template:
+  """Compiles a template, in the dialect of transformers."""
   environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
     trim_blocks=True,
     lstrip_blocks=True,
@@ -129,6 +130,7 @@ def _messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _joined(pieces: Iterable[str], limit: int) -> str:
+  """The whole text of a rendered template, of at most `limit` characters."""
   parts: list[str] = []
   length = 0
   for piece in pieces:
@@ -145,10 +147,12 @@ def _joined(pieces: Iterable[str], limit: int) -> str:
 
 
 def _refuse(reason: Any) -> None:
+  """The function `raise_exception` of templates."""
   raise RefusalError(str(reason))
 
 
 def _strftime(now: str | None, format_string: str) -> str:
+  """The function `strftime_now` of templates; `now` is the time to format."""
   time_ = (
     datetime.datetime.now()
     if now is None
@@ -164,6 +168,7 @@ def _to_json(
   separators: tuple[str, str] | None = None,
   sort_keys: bool = False,
 ) -> str:
+  """The filter `tojson` of templates."""
   # The filter of jinja2 itself escapes characters for HTML.
   return json.dumps(
     value,

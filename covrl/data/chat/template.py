@@ -91,7 +91,8 @@ class ChatTemplate:
       ) from None
     if 'refused' in reply:
       raise TemplateRefusal(
-        f'{self._prefix}the chat template refuses this: {reply["refused"]}'
+        f'{self._prefix}the chat template must support the conversation, got its'
+        f' refusal: {reply["refused"]}'
       )
     if 'error' in reply:
       raise ValueError(

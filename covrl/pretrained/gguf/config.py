@@ -18,14 +18,14 @@ from covrl.pretrained.gguf.header import GgufTensor
 from covrl.pretrained.gguf.metadata import Metadata
 from covrl.pretrained.gguf.tensors import ROPE_FACTORS, read_vector
 
-# Architectures here, and their classes and short names in transformers.
+# Architectures in GGUF, with their classes and model types in transformers.
 _ARCHITECTURES: Mapping[str, tuple[str, str]] = {
   'llama': ('LlamaForCausalLM', 'llama'),
   'qwen2': ('Qwen2ForCausalLM', 'qwen2'),
   'qwen3': ('Qwen3ForCausalLM', 'qwen3'),
   'qwen3moe': ('Qwen3MoeForCausalLM', 'qwen3_moe'),
 }
-# Fields after the architecture's name that are read, or have no effect here.
+# Fields, without the prefix of the architecture's name, that are read or have no effect.
 _KNOWN_FIELDS = {
   'attention.head_count',
   'attention.head_count_kv',
@@ -51,7 +51,8 @@ _KNOWN_FIELDS = {
   'tensor_data_layout',
   'vocab_size',
 }
-# Ramp of Llama 3's scaling, which all its versions share.
+# `low_freq_factor` and `high_freq_factor` of Llama 3's scaling, between which it
+# interpolates linearly; the same in all versions.
 _LOW, _HIGH = 1.0, 4.0
 
 
@@ -224,7 +225,7 @@ def _llama3_scaling(
     head_dim: width of a head.
 
   Returns:
-    A `rope_scaling` for a config.json; `None` if the divisors are others.
+    A `rope_scaling` for a config.json; `None` if no scaling has these divisors.
   """
   plain = base_frequencies(theta, head_dim)
   if factors.shape != plain.shape or not np.isfinite(factors).all():
@@ -236,7 +237,7 @@ def _llama3_scaling(
   share = (1 / factors - 1 / factor) / (1 - 1 / factor)
   on_ramp = np.flatnonzero((share > 1e-3) & (share < 1 - 1e-3))
   lengths = 2 * np.pi / plain * (share * (_HIGH - _LOW) + _LOW)
-  # Without a pair on the ramp, any length between the ends will do.
+  # Without a frequency on the ramp, several lengths give the same divisors.
   edge = np.flatnonzero(factors == factor)[0]
   length = round(float(np.median(lengths[on_ramp if on_ramp.size else [edge]])))
   if length < 1:

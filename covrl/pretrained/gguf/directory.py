@@ -2,8 +2,7 @@
 """Presents a GGUF file as a directory in the format of transformers.
 
 The directory is temporary. It holds the configuration and tokenizer files, made
-from the file's metadata, and a link to the file, whose tensors are read where
-they are.
+from the file's metadata, and a link to the file, whose tensors are read in place.
 """
 
 from __future__ import annotations

@@ -90,6 +90,7 @@ class Metadata:
     is_valid: Callable[[Any], bool],
     default: tuple[Any, ...],
   ) -> Any:
+    """A field of a valid type; the default, if there is one, for an absent field."""
     if name not in self.fields and default:
       return default[0]
     if name not in self.fields or not is_valid(self.fields[name]):

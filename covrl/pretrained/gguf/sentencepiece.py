@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rebuilds a sentencepiece model from the metadata of a GGUF file.
 
-A sentencepiece model is a protocol buffer; what it needs of the format is
-written here.
+A sentencepiece model is a protocol buffer; this module encodes the few types of
+fields that it has.
 
 References:
   https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.proto
@@ -15,7 +15,7 @@ import struct
 from covrl.pretrained.gguf.metadata import Metadata
 
 _PREFIX = 'tokenizer.ggml'
-# Types of a token, 1 to 6; the last is a byte.
+# Type of a token that is a byte, the last of the types 1 to 6.
 _BYTE = 6
 # Field numbers of `ModelProto`; numbers below are those of its messages' fields.
 _PIECE, _TRAINER, _NORMALIZER = 1, 2, 3
@@ -97,18 +97,22 @@ def _normalizer(metadata: Metadata) -> bytes:
 
 
 def _integer(field: int, value: int) -> bytes:
+  """Encodes a field that is an integer of at least 0."""
   return _varint(field << 3) + _varint(value)
 
 
 def _float(field: int, value: float) -> bytes:
+  """Encodes a field that is a float32."""
   return _varint(field << 3 | 5) + struct.pack('<f', value)
 
 
 def _text(field: int, value: str) -> bytes:
+  """Encodes a field that is a string."""
   return _message(field, value.encode())
 
 
 def _message(field: int, content: bytes) -> bytes:
+  """Encodes a field that is an encoded message, or other bytes."""
   return _varint(field << 3 | 2) + _varint(len(content)) + content
 
 

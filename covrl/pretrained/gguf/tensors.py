@@ -3,7 +3,7 @@
 
 Tensors have the names, shapes and order of rows of transformers. Llama's query
 and key matrices are stored with the two halves of each head interleaved, since
-their programs rotate neighbouring rows; that is undone here.
+llama.cpp rotates neighbouring rows; this module restores the order.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ _PREFIX = 'tokenizer.ggml'
 # Types of tokens, as in sentencepiece: normal ones are 1, bytes are 6.
 _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 2, 3, 4, 5
 
-# How tokenizers split a text into words, in the notation of the library
-# tokenizers. They differ in the number of digits of a word.
+# Pattern of the words of a text, in the notation of the library tokenizers; `%s` is the
+# number of digits of a word, in which tokenizers differ.
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _WORDS = (
   rf'{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}%s'
@@ -32,7 +32,7 @@ _WORDS = (
 )
 
 
-class _Splitting(NamedTuple):
+class _TextPreparation(NamedTuple):
   """Preparation of texts by a family of byte-level tokenizers.
 
   Attributes:
@@ -50,15 +50,15 @@ class _Splitting(NamedTuple):
   adds_bos: bool = False
 
 
-_LLAMA3 = _Splitting(_WORDS % '{1,3}', whole_words=True, adds_bos=True)
-_SPLITTINGS: Mapping[str, _Splitting] = {
-  'gpt-2': _Splitting(),
+_LLAMA3 = _TextPreparation(_WORDS % '{1,3}', whole_words=True, adds_bos=True)
+_PREPARATIONS: Mapping[str, _TextPreparation] = {
+  'gpt-2': _TextPreparation(),
   'llama-bpe': _LLAMA3,
   'llama3': _LLAMA3,
   'llama-v3': _LLAMA3,
-  'qwen2': _Splitting(_WORDS % '', normalises=True),
-  'deepseek-r1-qwen': _Splitting(_WORDS % '', normalises=True),
-  'smollm': _Splitting(single_digits=True),
+  'qwen2': _TextPreparation(_WORDS % '', normalises=True),
+  'deepseek-r1-qwen': _TextPreparation(_WORDS % '', normalises=True),
+  'smollm': _TextPreparation(single_digits=True),
 }
 
 
@@ -84,7 +84,7 @@ def tokenizer_files(metadata: Metadata, vocab_size: int) -> dict[str, bytes]:
   if len(types) != len(tokens):
     raise metadata.error(f'{_PREFIX}.token_type', f'{len(tokens)} types')
   if kind == 'gpt2':
-    adds_bos = _adds_bos(metadata, _splitting(metadata).adds_bos)
+    adds_bos = _adds_bos(metadata, _text_preparation(metadata).adds_bos)
     tokenizer = _byte_level(metadata, tokens, types, adds_bos)
     files = {'tokenizer.json': tokenizer.to_str().encode()}
     class_name = 'PreTrainedTokenizerFast'
@@ -116,12 +116,12 @@ def _to_json(fields: Mapping[str, Any]) -> bytes:
   return f'{json.dumps(fields, indent=2, ensure_ascii=False)}\n'.encode()
 
 
-def _splitting(metadata: Metadata) -> _Splitting:
+def _text_preparation(metadata: Metadata) -> _TextPreparation:
   """Preparation of texts by the tokenizer of a file."""
   name = metadata.text(f'{_PREFIX}.pre')
-  if name not in _SPLITTINGS:
-    raise metadata.error(f'{_PREFIX}.pre', f'one of {", ".join(_SPLITTINGS)}')
-  return _SPLITTINGS[name]
+  if name not in _PREPARATIONS:
+    raise metadata.error(f'{_PREFIX}.pre', f'one of {", ".join(_PREPARATIONS)}')
+  return _PREPARATIONS[name]
 
 
 def _adds_bos(metadata: Metadata, default: bool) -> bool:
@@ -173,14 +173,15 @@ def _byte_level(
   metadata: Metadata, tokens: list[str], types: list[int], adds_bos: bool
 ) -> tokenizers.Tokenizer:
   """A byte-level BPE tokenizer, like those of GPT-2, Llama 3 and Qwen."""
-  splitting = _splitting(metadata)
+  preparation = _text_preparation(metadata)
   vocabulary: dict[str, int] = {}
   for token, text in enumerate(tokens):
-    # Unused tokens fill the embedding; they stand for no text.
+    # Unused tokens fill the embedding; they have no text.
     if types[token] != _UNUSED:
       if text in vocabulary:
-        raise metadata.error(
-          f'{_PREFIX}.tokens', f'without {text[:40]!r} twice'
+        raise ValueError(
+          f'{metadata.file}: {_PREFIX}.tokens must be distinct, got'
+          f' {text[:40]!r} twice'
         )
       vocabulary[text] = token
   model = tokenizers.models.BPE(
@@ -188,12 +189,12 @@ def _byte_level(
     _merges(metadata, vocabulary),
     fuse_unk=False,
     byte_fallback=False,
-    ignore_merges=splitting.whole_words,
+    ignore_merges=preparation.whole_words,
   )
   tokenizer = tokenizers.Tokenizer(model)
-  if splitting.normalises:
+  if preparation.normalises:
     tokenizer.normalizer = normalizers.NFC()
-  tokenizer.pre_tokenizer = _pre_tokenizer(splitting)
+  tokenizer.pre_tokenizer = _pre_tokenizer(preparation)
   tokenizer.decoder = tokenizers.decoders.ByteLevel()
   _add_special(tokenizer, tokens, types)
   byte_level = processors.ByteLevel(trim_offsets=False)
@@ -211,16 +212,18 @@ def _byte_level(
   return tokenizer
 
 
-def _pre_tokenizer(splitting: _Splitting) -> pre_tokenizers.PreTokenizer:
+def _pre_tokenizer(
+  preparation: _TextPreparation,
+) -> pre_tokenizers.PreTokenizer:
   """Splits a text into words, and writes words as bytes."""
   steps: list[Any] = []
-  if splitting.single_digits:
+  if preparation.single_digits:
     steps.append(pre_tokenizers.Digits(individual_digits=True))
-  if splitting.pattern:
-    steps.append(pre_tokenizers.Split(Regex(splitting.pattern), 'isolated'))
+  if preparation.pattern:
+    steps.append(pre_tokenizers.Split(Regex(preparation.pattern), 'isolated'))
   steps.append(
     pre_tokenizers.ByteLevel(
-      add_prefix_space=False, use_regex=not splitting.pattern
+      add_prefix_space=False, use_regex=not preparation.pattern
     )
   )
   return pre_tokenizers.Sequence(steps)

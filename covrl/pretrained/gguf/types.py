@@ -87,6 +87,7 @@ def _library() -> Any:
     import gguf
   except ModuleNotFoundError:
     raise ValueError(
-      "GGUF files need the library gguf: pip install 'covrl[gguf]'"
+      'GGUF files need the library gguf, which is not installed:'
+      " pip install 'covrl[gguf]'"
     ) from None
   return gguf

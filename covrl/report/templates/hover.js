@@ -1,3 +1,4 @@
+// Tooltips of the figures: the values at the x value nearest to the pointer.
 'use strict';
 (() => {
   const tip = document.getElementById('tip');

@@ -62,5 +62,5 @@ def find_claims(name: str) -> tuple[Claim, ...]:
   claims = tuple(claim for claim in CLAIMS if claim.matches(name))
   if not claims:
     names = ', '.join(claim.name for claim in CLAIMS)
-    raise ValueError(f'there is no claim {name!r}; there are: {names}')
+    raise ValueError(f'a claim must be one of {names}, got {name!r}')
   return claims

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from covrl.theory import categorical, method_study
+from covrl.theory import categorical
 from covrl.theory.claim import Formula, Section, Settings
 from covrl.theory.evidence import (
   Curve,
@@ -23,8 +23,6 @@ from covrl.theory.gradient_ascent import BOUNDED_SCHEDULES, run_schedules
 
 SECTION = Section('Cross terms and annealing')
 claim = SECTION.claim
-
-METHODS = list(method_study.METHODS)
 
 
 @claim(

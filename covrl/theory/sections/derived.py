@@ -49,7 +49,7 @@ claim = SECTION.claim
 )
 def token_score(settings: Settings, formula: Formula) -> Evidence:
   """Evaluates the score study."""
-  batch, size, state, exact, jvp, chance = range(len(score_study.SCORES))
+  batch, absolute, state, exact, jvp, random = range(len(score_study.SCORES))
   plain = score_study.measure(settings, 'table', 'SGD').saved
   studies = [
     score_study.measure(settings, policy, optimiser)
@@ -84,7 +84,7 @@ def token_score(settings: Settings, formula: Formula) -> Evidence:
       ),
       at_most(
         'saved by |batch score| minus random, divided by c*, table, top 20 %',
-        (plain[size, -1] - plain[chance, -1]) / plain[exact, -1],
+        (plain[absolute, -1] - plain[random, -1]) / plain[exact, -1],
         0.25,
       ),
     ],

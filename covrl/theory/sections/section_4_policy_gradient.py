@@ -79,6 +79,7 @@ def logit_update(settings: Settings, formula: Formula) -> Evidence:
 
 
 def _cosine(x: Float[np.ndarray, '...'], y: Float[np.ndarray, '...']) -> float:
+  """Cosine of the angle between two arrays, as flat vectors."""
   return float((x * y).sum() / np.sqrt((x**2).sum() * (y**2).sum()))
 
 
@@ -147,6 +148,7 @@ def entropy_dynamics(settings: Settings, formula: Formula) -> Evidence:
 def _as_printed(
   rho: Float[np.ndarray, 'P S'], covariance: Float[np.ndarray, 'P S']
 ) -> Float[np.ndarray, 'P S']:
+  """The printed prediction of ΔH/η, without ρ(s)."""
   del rho
   return -covariance
 
@@ -205,7 +207,9 @@ def calibrated_policies(settings: Settings, formula: Formula) -> Evidence:
     (_entropy_after(pi, rate, ordered) - categorical.entropy(pi)).max()
     for rate in (0.01, 1.0, 10.0, 100.0)
   ]
-  leaps = _entropy_after(pi, 100.0, any_order) > categorical.entropy(pi)
+  rises_in_large_step = _entropy_after(
+    pi, 100.0, any_order
+  ) > categorical.entropy(pi)
   return Evidence(
     printed=[
       at_most(
@@ -230,7 +234,7 @@ def calibrated_policies(settings: Settings, formula: Formula) -> Evidence:
       ),
       at_least(
         'fraction of entropy increases at η = 100 among positive covariances',
-        leaps[formula(pi, any_order) > 0].mean(),
+        rises_in_large_step[formula(pi, any_order) > 0].mean(),
         0.001,
       ),
     ],

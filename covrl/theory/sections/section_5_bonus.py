@@ -105,7 +105,7 @@ def regularised_gradient(settings: Settings, formula: Formula) -> Evidence:
 def _entropy_parts(
   policy: tree_policy.TreePolicy,
 ) -> tuple[Float[np.ndarray, 'P S K'], ...]:
-  """∇H by autodiff, and the advantages for future entropy and length."""
+  """The results of `_entropy_gradients` as NumPy arrays."""
   return tuple(map(np.asarray, _entropy_gradients(policy.tree, policy.logits)))
 
 
@@ -113,6 +113,7 @@ def _entropy_parts(
 def _entropy_gradients(
   tree: trees.Tree, logits: jax.Array
 ) -> tuple[jax.Array, ...]:
+  """∇H by autodiff, A^H for future entropy, and A^T for length."""
   pi = jax.nn.softmax(logits)
   rewards = trees.state_entropy(logits)[..., None] + 0 * pi
   return (

@@ -53,14 +53,14 @@ def token_covariance(settings: Settings, formula: Formula) -> Evidence:
     """One value for all actions of a state."""
     return jnp.broadcast_to(jnp.asarray(values)[:, None], pi.shape)
 
-  squares = TokenMoments(
+  moments = TokenMoments(
     square=per_token(categorical.expectation(pi, pi)),
     square_log=per_token(categorical.expectation(pi, pi * np.log(pi))),
     square_log_square=jnp.zeros(pi.shape),
   )
   entropy = per_token(categorical.entropy(pi))
   stats = covrl.TokenStats(logprobs=jnp.log(pi), entropy=entropy)
-  library_score = covrl.exact_score(stats, squares, jnp.asarray(advantages))
+  library_score = covrl.exact_score(stats, moments, jnp.asarray(advantages))
   return Evidence(
     printed=[
       at_most(

@@ -123,7 +123,7 @@ def _penalised(tree: trees.Tree, old: jax.Array, new: jax.Array) -> jax.Array:
 
 
 @claim(
-  'Thm VI.1, reading',
+  'Thm VI.1, interpretation',
   printed='That term opposes updates that would increase covariance.',
   corrected='It opposes every displacement, ⟨Δz, π − π_old⟩ ≥ 0, independently of '
   'the covariance; after some updates that increased the covariance it increases '

@@ -53,7 +53,7 @@ UPDATES = 4  # per rollout
   ),
 )
 def estimators(settings: Settings, formula: Formula) -> Evidence:
-  """Runs four updates of one rollout with each estimator of M in (20)."""
+  """Runs four updates of one rollout with each estimator of the penalty's KL."""
   rewards, logits = _random_bandit(settings)
   plain, *penalised = _entropy_changes(settings)
   relative = {

@@ -252,7 +252,7 @@ def preference(settings: Settings, formula: Formula) -> Evidence:
       ),
     ],
     plots=_method_plots(results),
-    tables=[method_study.summary_table(results, policy) for policy in (0, 1)],
+    tables=[method_study.summary_table(results, index) for index in (0, 1)],
   )
 
 

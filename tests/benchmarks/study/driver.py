@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from covrl.evaluation.reward_law import Fit, reward_law
-from covrl.report.advice import Advice, advise, read
+from covrl.report.advice import Advice, advise, read_inputs
 from covrl.report.run_data import load_run
 
 from . import runner
@@ -215,7 +215,7 @@ class Study:
     folder = advice_source(task_name).path(self.runs)
     if not (folder / 'metrics.jsonl').is_file():
       return None
-    return variant_of(advise(read(load_run(folder))))
+    return variant_of(advise(read_inputs(load_run(folder))))
 
   def variants(self, task_name: str) -> list[Variant]:
     """All variants with their chosen values, and the advised one.

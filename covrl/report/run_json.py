@@ -30,17 +30,17 @@ _MAX_DEPTH = 8
 
 
 IMPOSSIBLE = 'impossible number'
-"""Part of a file: numbers that the metrics of a run cannot have."""
+"""Kind of part, see `Unreadable.note`: values that a metric cannot have."""
 
 MISSING_SEED = 'seed'
-"""Part of a file: the seed of a run's configuration."""
+"""Kind of part: the seed of a run's configuration."""
 
 REPEATED = 'repeated line'
-"""Part of a file: lines with the step of a later line."""
+"""Kind of part: lines with the step of a later line."""
 
 
 class Unreadable:
-  """Numbers of unreadable parts of a run's files.
+  """Counts of the unreadable parts of a run's files.
 
   >>> unreadable = Unreadable()
   >>> unreadable.note('metrics.jsonl', 'line', 2)
@@ -52,7 +52,13 @@ class Unreadable:
     self._counts: dict[tuple[str, str], int] = {}
 
   def note(self, file: str, part: str, count: int = 1) -> None:
-    """Sets the number of unreadable parts of a file; `''` is the whole file."""
+    """Sets the number of unreadable parts of a file; `''` is the whole file.
+
+    Args:
+      file: name of the file within the run directory.
+      part: kind of the parts, in the singular, such as `'line'`.
+      count: number of these parts.
+    """
     if count:
       self._counts[file, part] = count
 
@@ -65,7 +71,7 @@ class Unreadable:
 
 
 def _sentence(file: str, part: str, count: int) -> str:
-  """Says which parts of a file were skipped."""
+  """Sentence about the parts of a file that were skipped."""
   if not part:
     return f'{file} is unreadable and was skipped.'
   was, ending = ('was', '') if count == 1 else ('were', 's')

@@ -7,13 +7,13 @@ import dataclasses
 import math
 
 from covrl.array_checks import check_integer, check_number
-from covrl.report.possible import possible_range
+from covrl.report.metric_ranges import possible_range
 
 WIDEST_TAIL = 0.02
 """Largest share of the tokens of highest covariance that is called the tail."""
 
-# Smallest and largest value of each number of `Readings`.
-_READINGS = (
+# Smallest and largest value of each number of `AdviceInputs`.
+_RANGES = (
   ('planned', 0, math.inf),
   ('updates_per_iteration', 0, math.inf),
   ('tokens', 0, math.inf),
@@ -29,7 +29,7 @@ _READINGS = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Readings:
+class AdviceInputs:
   """Numbers of a run that the advice depends on.
 
   Numbers of a part of the run (first tenth, first third, last tenth) are means over
@@ -37,8 +37,8 @@ class Readings:
 
   Attributes:
     iterations: iterations with updates.
-    planned: iterations that the run is to make; `None` if unknown, or if they
-      are finished.
+    planned: configured iterations of an unfinished run; `None` if they are unknown
+      or finished.
     updates_per_iteration: updates on each rollout.
     tokens: response tokens per update, mean.
     entropy_start: entropy of the first tenth of the iterations, nats per token.
@@ -75,7 +75,7 @@ class Readings:
 
   def __post_init__(self) -> None:
     check_integer('iterations', self.iterations, 1)
-    for name, low, high in _READINGS:
+    for name, low, high in _RANGES:
       value = getattr(self, name)
       if value is not None:
         check_number(name, value, low, high)

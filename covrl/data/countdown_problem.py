@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from covrl.config import CountdownConfig
-from covrl.data._arithmetic import OPERATORS
+from covrl.data.expressions import OPERATORS
 from covrl.data.problems import Problem
 
 Key: TypeAlias = tuple[tuple[int, ...], int]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values that a run's metrics can have.
+"""Ranges of the values that a run's metrics can have.
 
 Values outside these ranges come from damaged files or other programs. They are
 left out and counted like unreadable ones.
@@ -13,7 +13,7 @@ import re
 
 # Entropy of more tokens than any vocabulary has, in nats.
 _LARGEST_ENTROPY = 100.0
-# By this much rounding takes entropies below 0 and shares out of [0, 1].
+# Largest rounding errors, by which entropies are below 0 and shares outside [0, 1].
 _ROUNDING = {'entropy': 1e-3, 'share': 1e-6, 'amount': 0.0}
 _RANGES = {
   'entropy': (0.0, _LARGEST_ENTROPY),
@@ -40,7 +40,8 @@ def possible_range(field: str) -> tuple[float, float]:
   """The smallest and the largest value of a metric, without rounding errors.
 
   Args:
-    field: name of the metric; ones that are not covrl's own may have any value.
+    field: name of the metric; the values of metrics that covrl does not define
+      are not limited.
 
   >>> possible_range('aime24/mean@32'), possible_range('reward')
   ((0.0, 1.0), (-inf, inf))
@@ -50,7 +51,7 @@ def possible_range(field: str) -> tuple[float, float]:
 
 
 def is_possible(field: str, value: float) -> bool:
-  """Whether a metric can have a value, but for rounding errors.
+  """Whether a metric can have a value, up to rounding errors.
 
   >>> is_possible('greedy', 1.7), is_possible('entropy', -1e-7)
   (False, True)

@@ -111,6 +111,7 @@ def _swap_in_divisor(
 
 
 def _apply(operator: str, left: int, right: int) -> int:
+  """The result of one operation; divisions have no remainder."""
   match operator:
     case '+':
       return left + right
