@@ -3,6 +3,7 @@
 
 import ctypes
 import gc
+import importlib
 import os
 import pathlib
 import resource
@@ -42,17 +43,19 @@ jax.config.update('jax_compilation_cache_dir', str(ROOT / '.jax_cache'))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 # Shape annotations of these packages are checked on every call.
-install_import_hook(
-  [
-    'covrl.statistics',
-    'covrl.objectives',
-    'covrl.entropy',
-    'covrl.models',
-    'covrl.rollout',
-    'covrl.theory',
-  ],
-  'shape_checks.check',
+CHECKED = (
+  'covrl.statistics',
+  'covrl.objectives',
+  'covrl.entropy',
+  'covrl.models',
+  'covrl.rollout',
+  'covrl.theory',
 )
+install_import_hook(CHECKED, 'shape_checks.check')
+# Otherwise pytest imports a module with doctests a second time, whose classes are
+# not those that its annotations name.
+for package in CHECKED:
+  importlib.import_module(package)
 
 
 # Directories with the longest files, which run first so that workers end together.
