@@ -247,6 +247,6 @@ def _batch(work: Workload) -> TokenBatch:
     row_width(config),
     reference=config.train.keep_reference,
     credit=work.programs.networks.credit,
-    filtered=work.programs.reads_filtered,
+    filtered=work.programs.has_filtered_logprobs,
     experts=work.engine.experts,
   )

@@ -131,8 +131,9 @@ def _average_values(
 ) -> Float[Array, 'B K Q h']:
   """Averages values: softmax(scores) @ values, in the dtype of the scores.
 
-  Products are divided by the sums of the exponentials, rather than these before
-  the product: neither pass goes over the scores one more time, since
+  The product of exponentials and values is divided by the sum of the exponentials.
+  To divide the exponentials before the product would take one more pass over the
+  scores, forward and backward. With e the exponentials,
 
     y = Σ e v / Σ e,   dscore_c = e_c (dy · v_c − dy · y) / Σ e.
   """
@@ -289,7 +290,8 @@ class Attention(nnx.Module):
       )
     if mask.mask is None:
       raise TypeError(
-        'AttentionMask must have mask, segment_ids, cached, chunk or lengths'
+        'AttentionMask must have mask, segment_ids, cached, chunk or lengths, got'
+        ' none of them'
       )
     attended = attend_causal(
       query,

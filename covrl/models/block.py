@@ -79,7 +79,7 @@ class BlockOutputs(NamedTuple):
   Attributes:
     x: residual stream.
     keys: the tokens' keys and values.
-    routing: routing statistics, if they were asked for and there are experts.
+    routing: routing statistics, if they were requested and there are experts.
     record: record of the tokens' experts, see `ExpertRecord`; `None` without
       experts.
   """

@@ -37,7 +37,10 @@ def whole_tiles(shape: tuple[int, ...], dtype: Any) -> int:
 
 
 def written_in_turn(cache: Any) -> bool:
-  """Whether a device's part of a cache is larger than a TPU's VMEM, on TPUs."""
+  """Whether a cache is written row by row, as by `write_slots_in_turn`.
+
+  That is on TPUs, if a device's part of the cache is larger than VMEM.
+  """
   mesh = jax.sharding.get_abstract_mesh()
   shards = 1 if mesh.empty else mesh.size
   size = math.prod(cache.shape) * cache.dtype.itemsize // shards

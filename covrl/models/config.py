@@ -78,11 +78,11 @@ class Experts:
       )
 
 
-# Options of parts of the model, and their types.
+# Options of parts of the model, and their types, also in words.
 _PARTS = (
-  ('rope_scaling', RopeScaling),
-  ('experts', Experts),
-  ('lora', Lora),
+  ('rope_scaling', RopeScaling, 'a scaling of covrl.models.rope'),
+  ('experts', Experts, 'an Experts object'),
+  ('lora', Lora, 'a Lora object'),
 )
 
 
@@ -126,7 +126,7 @@ class ModelConfig:
     value_head: whether the model ends in one number per token, as a critic
       does, in place of the unembedding.
     dtype: dtype of activations and matrix products; softmax, norms and logits
-      are at least float32. Whatever `jnp.dtype` takes; stored as its name.
+      are at least float32. Any argument of `jnp.dtype`; stored as its name.
     param_dtype: dtype of the stored parameters, given and stored like `dtype`.
     remat: activations that the backward pass recomputes; see
       `covrl.models.remat`.
@@ -181,10 +181,10 @@ class ModelConfig:
         raise TypeError(
           f'{name} must be true or false, got {getattr(self, name)!r:.80}'
         )
-    for name, kind in _PARTS:
+    for name, kind, label in _PARTS:
       part = getattr(self, name)
       if part is not None and not isinstance(part, kind):
-        raise TypeError(f'{name} must be options or None, got {part!r:.80}')
+        raise TypeError(f'{name} must be {label} or None, got {part!r:.80}')
     if self.num_heads % self.num_kv_heads:
       raise ValueError(
         'num_heads must be a multiple of num_kv_heads, '
@@ -211,7 +211,7 @@ class ModelConfig:
       routed = {'gate', 'up', 'down'} & set(self.lora.targets)
       if routed:
         raise ValueError(
-          'adapters of a mixture of experts may be those of query, key, value'
+          'adapters of a mixture of experts must be those of query, key, value'
           f' and output only, got {sorted(routed)}'
         )
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""cuDNN's fused attention on GPUs, of rows of one sequence without a mask."""
+"""cuDNN's fused attention on GPUs, for rows of one sequence, without a mask."""
 
 from __future__ import annotations
 

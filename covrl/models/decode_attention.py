@@ -42,7 +42,7 @@ BLOCK_SLOTS, CPU_BLOCK_SLOTS = 64, 32
 # Bytes of prompts' keys that are read per step on CPUs, at most.
 PROMPT_BYTES = 1 << 21
 # JAX scopes of attention to the responses' own tokens, for `covrl.compile`, which
-# also takes from scopes how often loops run whose trip count depends on data.
+# also reads the trip counts of loops that depend on data from scopes.
 RESPONSES, RINGS = 'responses', 'rings'
 
 

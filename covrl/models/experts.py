@@ -33,9 +33,9 @@ from covrl.types import Scalar
 
 
 class ExpertRecord(NamedTuple):
-  """Form of the experts that tokens were routed to, as they are recorded.
+  """Shape and dtype of the record of experts that tokens were routed to.
 
-  An entry is the expert's index plus 1; 0 was not recorded.
+  An entry is the expert's index plus 1, or 0 if it was not recorded.
 
   Attributes:
     layers: number of layers.
@@ -49,7 +49,7 @@ class ExpertRecord(NamedTuple):
 
   @classmethod
   def of(cls, config: ModelConfig) -> ExpertRecord:
-    """The form for a model.
+    """Shape and dtype of the record for a model.
 
     Raises:
       ValueError: the model has no experts.
@@ -72,7 +72,7 @@ class ExpertRecord(NamedTuple):
     return *tokens, self.layers, self.per_token
 
   def empty(self, *tokens: int) -> np.ndarray:
-    """A record of tokens none of which was recorded."""
+    """A record of zeros: no token's experts were recorded."""
     return np.zeros(self.shape(*tokens), self.dtype)
 
   @property
@@ -151,8 +151,8 @@ class RoutedMLP(nnx.Module):
       p = softmax(x W_router),    y = Σ_e p_e expert_e(x) over the k likeliest
 
   With `Experts.normalised`, p is divided by its sum over these k. With routing
-  replay the k experts are those that the sampler recorded, whatever the router
-  prefers, and p is that of the router, which is trained as without replay.
+  replay the k experts are those that the sampler recorded, instead of the likeliest;
+  p is that of the router, which is trained as without replay.
 
   References:
     Shazeer et al., "Outrageously Large Neural Networks: The Sparsely-Gated

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of what a policy is given: parameters, token ids, positions, experts.
+"""Checks of a policy's inputs: parameters, token ids, positions, experts.
 
 Shapes are checked while a program is traced, values where they are known then,
 which is outside of `jax.jit`.
@@ -32,8 +32,8 @@ def check_params(
 ) -> None:
   """Checks that parameters are those of a policy, by names, shapes and dtypes.
 
-  Others may fit its modules: layers are scanned over whatever their number is,
-  and embeddings are looked up in as many rows as there are.
+  Other parameters may run without an error: the scan over layers accepts any
+  number of layers, and the lookup of embeddings any number of rows.
 
   Args:
     params: arrays, or their shapes and dtypes.

@@ -55,16 +55,16 @@ Vectors: TypeAlias = Any
 
 
 def as_stored(x: Float[Array, '*N h'], stored: Vectors) -> Vectors:
-  """Converts vectors to the form of others."""
+  """Converts vectors to the format of `stored`: an array or `Int8Vectors`."""
   return Int8Vectors.of(x) if isinstance(stored, Int8Vectors) else x
 
 
 def zeros_stored(shape: tuple[int, ...], stored: Vectors) -> Vectors:
-  """Vectors of zeros in the form of others.
+  """Creates vectors of zeros in the format of `stored`.
 
   Args:
     shape: shape of the vectors.
-    stored: the others.
+    stored: an array or `Int8Vectors`.
   """
   zeros = jnp.zeros(shape, stored.dtype)
   if isinstance(stored, Int8Vectors):

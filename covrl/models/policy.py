@@ -318,7 +318,7 @@ class Policy:
   def compute_params(self, params: PyTree) -> PyTree:
     """Casts matrices to `config.dtype`, once before a loop that reads them often.
 
-    All functions give the same results for these as for the parameters.
+    All functions give the same results with the cast parameters.
     """
     dtypes = self.compute_dtypes(params)
     return jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), params, dtypes)

@@ -209,8 +209,8 @@ def wait_until(ready: Callable[[], bool], *, excess: float = 1 / 16) -> None:
 
   Args:
     ready: the condition.
-    excess: share by which the wait may be longer than it has to be, from 0.2 to
-      5 ms; each poll takes time from programs that run on the CPU.
+    excess: time between two polls, as a share of the time waited so far and
+      within 0.2 to 5 ms; each poll takes time from programs that run on the CPU.
   """
   start = time.monotonic()
   while not ready():

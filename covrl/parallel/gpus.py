@@ -2,8 +2,7 @@
 """NVIDIA GPUs and hosts of them by name, with their specifications.
 
 `h100:8` is a host of eight H100, `h100:4x8` four such hosts. XLA's GPU compiler
-needs no GPU: it is given a description of one, and compiles for as many as
-asked for.
+needs no GPU: it takes a description of one, and compiles for any number of them.
 """
 
 from __future__ import annotations
@@ -281,8 +280,8 @@ def find_gpus(name: str) -> GpuTopology:
     if whole or (hosts == 1 and per_host in _GPUS_PER_HOST):
       return GpuTopology(gpu, hosts, per_host)
   raise ValueError(
-    f'the topology of GPUs must be one of {known_gpus()} (at most '
-    f'{_MAX_HOSTS}); got {name!r}'
+    f'the topology of GPUs must be one of {known_gpus()} (at most'
+    f' {_MAX_HOSTS}), got {name!r}'
   )
 
 
@@ -332,7 +331,7 @@ def check_compiler(installed: Mapping[str, str]) -> None:
       if installed.get(name) != jaxlib_version:
         raise ValueError(
           f'{name} must have the version of jaxlib, {jaxlib_version}, got '
-          f'{installed.get(name)}; {_INSTALL} installs what fits'
+          f'{installed.get(name)}; {_INSTALL} installs matching versions'
         )
 
 

@@ -97,7 +97,7 @@ def make_mesh(
   Raises:
     TypeError: if a size is not an integer.
     ValueError: if the sizes do not multiply to the number of devices, if `data` is
-      not a multiple of the number of slices, or if a device is there twice.
+      not a multiple of the number of slices, or if a device is given twice.
 
   >>> make_mesh().shape['tensor']
   1
@@ -105,7 +105,7 @@ def make_mesh(
   devices = jax.devices() if devices is None else list(devices)
   if not devices or len(set(devices)) < len(devices):
     raise ValueError(
-      f'devices of a mesh must be different ones, got {devices!r:.200}'
+      f'devices of a mesh must be one or more, each once, got {devices!r:.200}'
     )
   sizes = _axis_sizes(shape, len(devices))
   return Mesh(

@@ -35,7 +35,7 @@ def is_supervised() -> bool:
 
 
 def die_with_parent() -> None:
-  """Asks the kernel to kill this process when its parent ends (Linux)."""
+  """Lets the kernel kill this process when its parent ends (Linux)."""
   if sys.platform == 'linux':
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -85,7 +85,7 @@ def _watch(child: subprocess.Popen[str]) -> int:
   if lost and code in (Exit.FAILED, -signal.SIGABRT):
     # The child may have reported the loss itself before JAX aborted it.
     if not reported:
-      print(lost_line('it stopped answering'), file=sys.stderr, flush=True)
+      print(lost_line('it stopped responding'), file=sys.stderr, flush=True)
     return Exit.PEER_LOST
   return 128 - code if code < 0 else code
 

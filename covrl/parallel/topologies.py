@@ -240,10 +240,10 @@ def find_tpus(name: str) -> Topology:
 
 
 def check_num_slices(topology: AnyTopology | None, num_slices: int) -> None:
-  """Refuses a number of slices that a topology does not come in.
+  """Refuses a number of slices that a topology cannot have.
 
   Raises:
-    ValueError: the number is not in [1, 1024], or GPUs are asked for in slices.
+    ValueError: the number is not in [1, 1024], or not 1 for GPUs.
   """
   if not 1 <= num_slices <= MAX_SLICES:
     raise ValueError(
@@ -251,8 +251,8 @@ def check_num_slices(topology: AnyTopology | None, num_slices: int) -> None:
     )
   if isinstance(topology, GpuTopology) and num_slices > 1:
     raise ValueError(
-      'num_slices is for TPUs, and hosts of GPUs are part of the topology '
-      f'({topology.chip.name}:{num_slices}x8); it must be 1, got {num_slices}'
+      'num_slices must be 1 for GPUs, whose hosts are part of the topology '
+      f'({topology.chip.name}:{num_slices}x8), got {num_slices}'
     )
 
 

@@ -20,8 +20,8 @@ Platform = Literal['tpu', 'gpu', 'cpu']
 
 # Flags of libtpu, in LIBTPU_INIT_ARGS, the same for v5e, v5p and v6e. Fusing
 # all-gathers with matrix products is not among them: libtpu does so on v5e by
-# itself and calls it unsafe on others, for which libtpu 0.0.50 compiles nothing
-# under `xla_tpu_enable_async_collective_fusion_fuse_all_gather=true`.
+# default and reports it as unsafe on others, for which libtpu 0.0.50 compiles
+# nothing with `xla_tpu_enable_async_collective_fusion_fuse_all_gather=true`.
 TPU: Mapping[str, str] = {
   # Sums over replicas, and so over slices, wait for the end of a step and run
   # beside the optimiser, whatever their sizes.

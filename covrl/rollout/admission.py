@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Waiting requests, and the rows that they get on the device."""
+"""Admission of waiting requests to rows on the device."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ class Rows:
     )
 
   def admit(self, waiting: WaitingRequests) -> Admission | None:
-    """Gives free rows to requests of one width, the longest waiting first.
+    """Assigns free rows to requests of one width, the longest waiting first.
 
     Consecutive requests with the same prompt share its row.
 
@@ -258,7 +258,7 @@ class Rows:
 
 @dataclasses.dataclass
 class _Filling:
-  """The part of an admission that a shard has been given so far.
+  """Numbers of prompts and requests that a shard has in an admission so far.
 
   Attributes:
     prompts: number of prompts.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options of the KV cache, and the prefill that makes it."""
+"""Options of the KV cache and of the prefill that fills it."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Caching:
   def empty_prompts(
     self, policy: Policy, params: PyTree, shape: tuple[int, int]
   ) -> PromptCache:
-    """Creates the cache of prompts without tokens.
+    """Creates the cache of empty prompts.
 
     Args:
       policy: the model.
@@ -84,7 +84,7 @@ class Caching:
   def empty(
     self, policy: Policy, prompts: PromptCache, slots: int, size: int
   ) -> DecodeCache:
-    """Creates the cache of responses without tokens, all to the first prompt.
+    """Creates the cache of empty responses, each to the first prompt.
 
     Args:
       policy: the model.

@@ -40,7 +40,7 @@ def check_carried(
   """Refuses carried responses that no earlier call can have returned.
 
   Args:
-    carried: the responses; arrays of other hosts are not looked into.
+    carried: the responses; values of arrays on other hosts are not checked.
     exists: whether each row has a prompt.
     form: shapes and dtypes of the responses.
     vocab_size: number of token ids.
@@ -50,8 +50,9 @@ def check_carried(
   Raises:
     TypeError: the responses are not `Samples`, or an array is of another dtype.
     ValueError: shapes differ, a token is not in the vocabulary, a
-      log-probability is positive or NaN, a mask has a gap, a row without a prompt has tokens, or more responses of several tokens are
-      unfinished than there are slots.
+      log-probability is positive or NaN, a mask has a gap, a row without a prompt
+      has tokens, or more responses of several tokens are unfinished than there are
+      slots.
   """
   if not isinstance(carried, Samples):
     raise TypeError(f'carried must be Samples, got {type(carried).__name__}')

@@ -52,8 +52,8 @@ class SlotDecoder:
     pad_id: token that fills the rest of a row.
     max_length: maximum number of tokens of a response.
     policy_logprobs: whether to compute `Step.policy_logprob`.
-    experts: form of the experts to record, for routing replay; `None` records
-      none.
+    experts: shape and dtype of the record of experts, for routing replay; `None`
+      records none.
     caching: options of the KV cache and of prefill.
   """
 
@@ -180,7 +180,7 @@ class SlotDecoder:
   def empty(self, params: PyTree, sizes: Sizes, shards: int) -> State:
     """Creates a state without requests, for `admit`.
 
-    Responses are not stored but for their first tokens.
+    Of the responses only the first tokens are stored.
     """
     rows, requests = shards * sizes.prompts, shards * sizes.requests
     slots, dtype = shards * sizes.slots, self.policy.config.stats_dtype
@@ -219,7 +219,7 @@ class SlotDecoder:
     Args:
       params: parameters of the policy.
       state: rows of the new prompts and requests are not in use in it.
-      admission: the prompts and requests; options that are scalars of the state remain.
+      admission: the prompts and requests; scalar options of the state are kept.
       key: PRNG key that all requests' `member` is folded into, in place of one
         of their `seed`.
 

@@ -67,8 +67,8 @@ class SamplingEngine:
     max_response_length: maximum number of tokens of a response.
     slots: responses that are decoded together, at most; 0 for all.
     segment: tokens of each response that one compiled call decodes.
-    experts: form of the experts that are recorded with the responses, for
-      routing replay; `None` if they are not.
+    experts: shape and dtype of the record of experts, for routing replay; `None`
+      if experts are not recorded.
     caching: options of the KV cache and of prefill.
   """
 
@@ -147,8 +147,8 @@ class SamplingEngine:
       on_response: called with row and tokens of each response once it is
         finished, while the device decodes the next segment.
       carried: responses of an earlier call with `is_enough`, in the same rows,
-        to go on with; rows without tokens begin. Their tokens are processed
-        again, with the given parameters.
+        to continue; rows without tokens begin new ones. Their tokens are
+        processed again, with the given parameters.
       is_enough: called after `on_response`; the rest stays unfinished if it
         returns true.
 
@@ -353,7 +353,7 @@ def _read(status: Any, *, is_urgent: bool) -> tuple[int, int]:
 
   Args:
     status: the result of a call.
-    is_urgent: whether the device has nothing else to do.
+    is_urgent: whether no other program is queued on the device.
   """
   if distributed.process_count() == 1:
     excess = 1 / 16 if is_urgent else 1 / 4

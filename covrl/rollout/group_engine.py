@@ -233,8 +233,8 @@ class GroupEngine:
 
     Raises:
       TypeError: an argument is of another type or dtype.
-      ValueError: the prompt has no token, or is refused by `check_prompts`; or the
-        ids are not one per response, or not unique; or the number is not.
+      ValueError: the prompt has no token or is refused by `check_prompts`, the ids
+        are not one per response or not unique, or the number is not unique.
       RuntimeError: there is no room, or `begin` was not called.
     """
     if self._running is None:

@@ -84,8 +84,9 @@ class GroupRows:
   def choose(self) -> int | None:
     """The shard for the next group; `None` without room.
 
-    It has a free row for a prompt, and not more waiting responses than the prompts that
-    one program processes have: those fill its slots until the next ones are processed.
+    The shard has a free row for a prompt. With the new group, no more of its
+    responses wait for a slot than one admission has: these fill the slots until
+    the next admission.
     """
     max_unfinished = self._sizes.slots + (self._batch - 1) * self._size
     return min(
@@ -105,10 +106,12 @@ class GroupRows:
     prompt_mask: Bool[np.ndarray, ' W'],
     sequence_ids: Int[np.ndarray, ' G'],
   ) -> None:
-    """Gives rows to a group; see `GroupEngine.add`."""
+    """Assigns rows to a group; see `GroupEngine.add`."""
     shard = self.choose()
     if shard is None:
-      raise RuntimeError('a group must not be added without room')
+      raise RuntimeError(
+        'has_room must be true when a group is added, got no free row or slot'
+      )
     prompt_row = self._free[shard].pop()
     self._numbers[shard, prompt_row] = number
     self._unfinished[shard] += self._size

@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 from covrl.parallel import sharding
 from covrl.rollout.slots import State
 
-# Slots of a shard are not reduced below this number, nor to more sizes.
+# Least number of slots that a shard is reduced to, and largest number of sizes,
+# the first included.
 MIN_SLOTS = 8
 MAX_SIZES = 4
 
@@ -24,7 +25,8 @@ class Layout(NamedTuple):
   Attributes:
     copies: shards that process each prompt, each for a part of its group.
     shards: number of shards.
-    slots: numbers of slots per shard: at first, and to reduce it to.
+    slots: sizes of a shard in slots, in descending order: the first one, and
+      those that it is reduced to.
   """
 
   copies: int

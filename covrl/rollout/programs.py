@@ -30,8 +30,8 @@ class TracedPrograms(NamedTuple):
   """The engine's programs, traced without arrays.
 
   Attributes:
-    place: moves parameters to the sampler's mesh and type; `None` if they are
-      there.
+    place: casts and shards parameters for decoding; `None` if they already are in
+      these dtypes and shardings.
     start: prefill and first tokens.
     prompts: number of prompts that one call of `start` processes.
     run: one segment of decoding.

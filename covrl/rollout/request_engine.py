@@ -212,7 +212,9 @@ class RequestEngine:
     """Adds one token to those of a step; frees the row of a finished request."""
     row = self._rows.get(shard, row_index)
     if row is None:
-      raise RuntimeError(f'no request is in row {row_index} of shard {shard}')
+      raise RuntimeError(
+        f'row {row_index} of shard {shard} must have a request, got none'
+      )
     new = new_tokens.setdefault(row.number, NewTokens([], [], [], None))
     token = int(step.token[index])
     new.tokens.append(token)

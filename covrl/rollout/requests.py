@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests to sample one response each, with options of their own."""
+"""Requests, each to sample one response with its own options."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Limits(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-  """A prompt and how to sample a response to it.
+  """A prompt, and options of the response to sample.
 
   Token `t` is drawn with `fold_in(fold_in(key(seed), member), t)`, and so
   depends on no other request.

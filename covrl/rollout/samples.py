@@ -182,10 +182,10 @@ def check_prompts(
 ) -> None:
   """Refuses prompts that are not token ids, or not padded on the left.
 
-  A model would take the embedding of another token for an id that it lacks.
+  For an id outside the vocabulary a model would look up another token's embedding.
 
   Args:
-    prompts: token ids; arrays of other hosts are not looked into.
+    prompts: token ids; values of arrays on other hosts are not checked.
     prompt_mask: true for real tokens.
     vocab_size: number of token ids.
 
@@ -197,7 +197,7 @@ def check_prompts(
   shape = check_array('prompts', prompts, 'int', 'P T')
   check_array('prompt_mask', prompt_mask, 'bool', 'P T', shape)
   if not all(shape):
-    raise ValueError(f'prompts must be at least one of one token, got {shape}')
+    raise ValueError(f'prompts must not be an empty array, got {shape}')
   ids, mask = concrete(prompts), concrete(prompt_mask)
   if ids is None or mask is None:
     return
@@ -222,13 +222,13 @@ def check_sequence_ids(
   Responses of a group with the same id would be the same response.
 
   Args:
-    sequence_ids: ids of the responses; arrays of other hosts are not looked into.
+    sequence_ids: ids of the responses; values on other hosts are not checked.
     prompt_mask: true for real tokens; ids of rows without any are not compared.
     group_size: responses per prompt.
 
   Raises:
     TypeError: the ids are of another dtype.
-    ValueError: their number is another one, or a group has an id twice.
+    ValueError: there is not one id per response, or a group has an id twice.
   """
   count = len(prompt_mask) * group_size
   check_array('sequence_ids', sequence_ids, 'int', 'S', (count,))

@@ -26,9 +26,9 @@ BLOCK = 128
 # all else that drawing a token does.
 _LARGE = 32 * BLOCK
 # Temperatures outside this range overflow, or lose all logits, in float32.
-_COLDEST, _HOTTEST = 1e-6, 1e6
-# Truncation processes more logits in at most this many groups of rows, each of
-# several rows.
+_MIN_TEMPERATURE, _MAX_TEMPERATURE = 1e-6, 1e6
+# Above this number of logits, truncation processes rows in groups: at most
+# `_MAX_GROUPS`, each of at least `_MIN_ROWS` rows.
 _LARGE_TRUNCATION = 2**20
 _MAX_GROUPS, _MIN_ROWS = 8, 8
 # JAX scope of the work that only truncation causes.
@@ -122,10 +122,10 @@ def check_sampling(
     raise ValueError(
       f'temperature must be finite and at least 0, got {temperature}'
     )
-  if temperature and not _COLDEST <= temperature <= _HOTTEST:
+  if temperature and not _MIN_TEMPERATURE <= temperature <= _MAX_TEMPERATURE:
     raise ValueError(
-      f'temperature must be 0 or lie in [{_COLDEST:g}, {_HOTTEST:g}], got '
-      f'{temperature}'
+      f'temperature must be 0 or lie in [{_MIN_TEMPERATURE:g},'
+      f' {_MAX_TEMPERATURE:g}], got {temperature}'
     )
   if not 0.0 < top_p <= 1.0:
     raise ValueError(f'top_p must lie in (0, 1], got {top_p}')
@@ -149,7 +149,7 @@ def sample_token(
 
   Args:
     logits: logits of the next token, in float32 or wider. On a mesh, rows and
-      vocabulary may be split as `ROLLOUT_RULES` has it.
+      vocabulary may be split by `ROLLOUT_RULES`.
     keys: one PRNG key per row; a row's token does not depend on other rows.
     sampling: temperature and truncation.
 

@@ -38,7 +38,7 @@ class RequestOptions(NamedTuple):
 
 
 class Requests(NamedTuple):
-  """Requests.
+  """All requests of the engine, and queues of those that wait for a slot.
 
   Attributes:
     keys: PRNG key of each request.
@@ -124,7 +124,7 @@ class State(NamedTuple):
     )
 
   def with_slots(self, arrays: SlotArrays) -> State:
-    """The state with other slots."""
+    """The state with the slots of `arrays` in place of its own."""
     cache = self.cache._replace(
       prompt=arrays.prompt,
       keys=arrays.keys,
@@ -154,7 +154,7 @@ def shrink(state: State, *, slots: int) -> SlotArrays:
 
 
 def refill(state: State, free: Bool[Array, ' S']) -> State:
-  """Gives waiting requests to free slots; without any, the slots become idle."""
+  """Assigns waiting requests to free slots; without any, the slots become idle."""
   shards, requests = state.shards, state.requests
   free_by_shard = free.reshape(shards, -1)
   queue_index = state.taken[:, None] + jnp.cumsum(free_by_shard, axis=1) - 1

@@ -28,14 +28,14 @@ from covrl.parallel import distributed
 from covrl.run import checkpoint_files
 from covrl.run.checkpoint_files import MANIFEST
 
-# Names of a checkpoint and of a damaged one: ASCII digits, zeros in front.
+# Names of a checkpoint and of a damaged one: ASCII digits with leading zeros.
 _NAME = re.compile(r'([0-9]{8,})(\.damaged_[0-9]+)?')
 
 NO_RESTART = (
   'a run that has trained does not start again from the beginning by itself;'
   ' use another --workdir for that'
 )
-"""End of the error about a run whose checkpoints are all lost."""
+"""End of the errors about a run that has trained and lost all checkpoints."""
 
 
 class CheckpointError(ValueError):
@@ -119,8 +119,8 @@ class CheckpointStore:
   Args:
     directory: the parent of all checkpoints; created when needed.
     keep: number of checkpoints to keep.
-    before_write: called before anything is written, by process 0 only; raises
-      where the run must not write.
+    before_write: called before each write, by process 0 only; raises an error if
+      the run must not write.
 
   Attributes:
     position: position of the checkpoint that `latest` has returned or `save`
@@ -178,7 +178,9 @@ class CheckpointStore:
       except Exception:
         if storage.is_regular_file(saved.path / MANIFEST):
           raise
-    raise CheckpointError(f'{self._directory} has no finished checkpoint')
+    raise CheckpointError(
+      f'{self._directory} must have a finished checkpoint, got none'
+    )
 
   def newest_whole(
     self,
@@ -223,7 +225,8 @@ class CheckpointStore:
     if damaged:
       listed = '; '.join(f'{path.name}: {damage}' for path, damage in damaged)
       raise CheckpointError(
-        f'{self._directory} has no whole checkpoint ({listed}); {NO_RESTART}'
+        f'{self._directory} must have a whole checkpoint, got damaged ones'
+        f' ({listed}); {NO_RESTART}'
       )
     self._refuse_lost_checkpoints()
     return None
@@ -252,8 +255,8 @@ class CheckpointStore:
       match = _NAME.fullmatch(path.name)
       if match and match[2]:
         raise CheckpointError(
-          f'{self._directory} has no finished checkpoint left, only {path.name};'
-          f' {NO_RESTART}'
+          f'{self._directory} must have a finished checkpoint, got'
+          f' {path.name} only; {NO_RESTART}'
         )
 
   def save(self, position: int, arrays: PyTree, notes: dict[str, Any]) -> None:

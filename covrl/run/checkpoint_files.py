@@ -143,7 +143,7 @@ def _saved_leaves(checkpointer: Any, path: epath.Path) -> dict[str, Any]:
   """Returns the metadata of the saved arrays by path.
 
   Raises:
-    OSError: Orbax has not found any, as where the device fails.
+    OSError: Orbax has not found any, as on a failing device.
   """
   saved = checkpointer.metadata(path / _ARRAYS).item_metadata
   if saved is None:
@@ -153,9 +153,9 @@ def _saved_leaves(checkpointer: Any, path: epath.Path) -> dict[str, Any]:
 
 
 def _repeated_reading(path: epath.Path, read: Callable[[], T]) -> T:
-  """Calls a function that reads arrays, and again where the system fails.
+  """Calls a function that reads arrays, again if the file system fails.
 
-  Several processes read together, so that one cannot repeat it alone.
+  Several processes read together, so that none of them can repeat it alone.
   """
 
   def attempt() -> T:
@@ -246,7 +246,7 @@ def damaged_files(path: epath.Path, expected: Mapping[str, str]) -> str:
 
 
 def _repeated(read: Callable[[], T]) -> T:
-  """Calls a function that reads files, and again where the system fails."""
+  """Calls a function that reads files, again if the file system fails."""
   for _ in range(_ATTEMPTS - 1):
     try:
       return read()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Differences between the saved description of a recipe and a recipe."""
+"""Differences between a recipe and the `config.json` of a run directory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CHANGED_SOURCES = 'the config file has changed since'
 
 
 def difference(saved: Mapping[str, Any], recipe: Recipe) -> str:
-  """Describes the first difference that makes a recipe another run's.
+  """Describes the first difference for which a recipe cannot resume a run.
 
   Args:
     saved: the content of a valid `config.json`.
@@ -36,7 +36,7 @@ def difference(saved: Mapping[str, Any], recipe: Recipe) -> str:
 
 
 def describe_edit(saved: Mapping[str, Any] | None, recipe: Recipe) -> str:
-  """Describes how a recipe's own description was edited; empty if it was not.
+  """Describes how the `config.json` of a recipe was edited; empty if it was not.
 
   Args:
     saved: the content of `config.json`; `None` if it is not valid.

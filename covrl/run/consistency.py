@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks that all processes have the same code, config and data.
 
-Checks that the run can have this number of processes, too.
+It also checks that a run can have this number of processes.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from covrl.parallel import distributed, xla_flags
 
 # Libraries whose versions change the numbers of a run.
 _LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'grain')
-# Settings of JAX that do, which variables of the environment may set. Not every
-# version has all of them.
+# Settings of JAX that change them; environment variables may set these. Not every
+# version of JAX has all of them.
 _SETTINGS = (
   'jax_allow_f16_reductions',
   'jax_default_matmul_precision',
@@ -136,17 +136,17 @@ def _compare(subject: str, values: Sequence[str], names: Sequence[str]) -> None:
     if differing.size:
       name = names[differing[0]]
       raise ConfigError(
-        f'all processes must have the same {subject}, process {process} has '
-        f'another {name} than process 0'
+        f'all processes must have the same {subject}, got another {name} on'
+        f' process {process} than on process 0'
       )
 
 
 def versions() -> dict[str, str]:
-  """Returns the versions of Python, covrl and the libraries that compute.
+  """Returns the versions of Python, covrl and numerical libraries.
 
   The devices, the flags of XLA and the settings of JAX that change the numbers of
-  a run are among them. So are processor and threads where they compute: XLA
-  compiles for the instructions of the processor, and splits sums among threads.
+  a run are included. So are the processor and threads if it computes: XLA compiles
+  for the instructions of the processor, and splits sums among threads.
   """
   result = {'python': platform.python_version(), 'covrl': ''}
   # A checkout of covrl need not be installed.
@@ -185,7 +185,7 @@ def _cpu_threads() -> int:
 def check_versions(
   notes: Mapping[str, Any] | None, warn: Callable[[str], object]
 ) -> None:
-  """Warns if a checkpoint was written by other versions than these.
+  """Warns if a checkpoint was written by versions other than the installed ones.
 
   Args:
     notes: metadata of the checkpoint to resume from; `None` without one.

@@ -46,10 +46,10 @@ _FILES = (
 )
 _RESULTS = ('rollouts/', 'evaluation/')
 RECIPE = 'recipe'
-"""Name of the recipe's identity among the inputs that a checkpoint names."""
+"""Name of the recipe's identity among the inputs recorded in checkpoints."""
 
-# Orbax searches for a checkpoint's metadata by a pattern made of its path: a run
-# in such a directory could not be resumed.
+# Characters of glob patterns. Orbax searches for a checkpoint's metadata by a
+# pattern made of its path: a run whose path has one could not be resumed.
 _PATTERNS = ('*', '?', '[', '\\')
 
 
@@ -147,12 +147,12 @@ class RunDirectory:
     for name in _FOLDERS:
       folder = self.path / name
       if folder.exists() and not storage.is_directory(folder):
-        raise ConfigError(f'{folder} must be a directory, it is a file')
+        raise ConfigError(f'{folder} must be a directory, got a file')
     for name in _FILES:
       file = self.path / name
       # Reading a pipe would wait for its writer.
       if file.exists() and not storage.is_regular_file(file):
-        raise ConfigError(f'{file} must be a file, it is something else')
+        raise ConfigError(f'{file} must be a file, got something else')
     try:
       self._check_config(recipe)
     except ConfigError:
@@ -175,12 +175,12 @@ class RunDirectory:
       for name in self._file_names()
     ):
       raise ConfigError(
-        f'--workdir must be a run directory or empty, {self.path} holds '
-        'other files'
+        '--workdir must be a run directory or empty, got other files in'
+        f' {self.path}'
       )
 
   def _recorded_identity(self) -> str | None:
-    """Returns the identity of the recipe that the newest checkpoint names."""
+    """Returns the identity of the recipe recorded in the newest checkpoint."""
     for folder in (self.checkpoints, self.path / 'warm_start'):
       with contextlib.suppress(CheckpointError):
         if saved := CheckpointStore(folder, keep=1).latest():
@@ -200,7 +200,7 @@ class RunDirectory:
       return
     for trace in self._traces_of_training():
       raise CheckpointError(
-        f'{self.path} has {trace}, but no finished checkpoint; {NO_RESTART}'
+        f'{self.path} must have a checkpoint beside {trace}, got none; {NO_RESTART}'
       )
 
   def _traces_of_training(self) -> Iterator[str]:
@@ -350,8 +350,8 @@ class RunDirectory:
     """Locks the directory against the processes of other runs.
 
     Raises:
-      ConfigError: another run has locked it, the path is a file, or it has
-        characters of patterns or is not Unicode.
+      ConfigError: another run has locked it, or the path is a file, has
+        characters of glob patterns or is not Unicode.
     """
     path = str(storage.absolute(self.path))
     if path.encode(errors='replace').decode() != path:
@@ -360,11 +360,11 @@ class RunDirectory:
       (pattern for pattern in _PATTERNS if pattern in path), ''
     ):
       raise ConfigError(
-        f'--workdir must be without {" ".join(_PATTERNS)}, which stand for patterns'
-        f' of names when a checkpoint is read, got {pattern} in {path}'
+        f'--workdir must be without {" ".join(_PATTERNS)}, which are read as glob'
+        f' patterns when a checkpoint is restored, got {pattern} in {path}'
       )
     if self.path.exists() and not storage.is_directory(self.path):
-      raise ConfigError(f'--workdir must be a directory, {self.path} is a file')
+      raise ConfigError(f'--workdir must be a directory, got {self.path}')
     if not self.writes:
       distributed.barrier('covrl/locked')
       yield

@@ -41,7 +41,7 @@ class EventFiles:
   Args:
     directory: directory of all phases.
     last_steps: last step of each phase at the checkpoint that is resumed.
-    saved: what `check_event_files` returns.
+    saved: states of the intact files, which `check_event_files` returns.
   """
 
   def __init__(
@@ -165,11 +165,10 @@ def check_event_files(
   states: Mapping[str, str],
   note: Callable[[str], object],
 ) -> dict[str, str]:
-  """Sets aside event files that are not what they were at the checkpoint.
+  """Sets aside event files that differ from those at the checkpoint.
 
-  They are shorter, torn, or begin with other events.
-
-  A file that is torn later is left as it is: TensorBoard reads whole records.
+  They are shorter, have a damaged record, or begin with other events. A record that
+  is damaged after the saved ones is left as it is: TensorBoard ignores it.
 
   Args:
     directory: directory of all phases.
@@ -177,7 +176,7 @@ def check_event_files(
     note: receives a sentence for each damaged file.
 
   Returns:
-    The states of files that are what they were.
+    The states of the files that do not differ.
   """
   intact: dict[str, str] = {}
   for name, state in states.items():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exclusive use of a run directory.
+"""Locks for the exclusive use of a run directory.
 
 On a disk the system locks a file for as long as the process lives. A bucket has
 no locks: there the owner renews a lease, an object that it rewrites at
@@ -37,7 +37,7 @@ _EXPIRY = 90.0
 
 
 class Lock(Protocol):
-  """An exclusive use of a run directory."""
+  """A lock on a run directory."""
 
   def check(self) -> None:
     """Checks that the directory is still this process's.
@@ -93,7 +93,7 @@ class _FileLock:
     with storage.writing(directory):
       if not _is_same(directory, self._directory):
         raise storage.StorageError(
-          f'{directory} cannot be written: it was {self._how_it_changed()} while the run'
+          f'{directory} cannot be written: it was {self._change()} while the run'
           ' used it'
         )
       if not _is_same(self._file, os.fstat(self._stream.fileno())):
@@ -105,8 +105,8 @@ class _FileLock:
     """Unlocks the directory."""
     self._stream.close()
 
-  def _how_it_changed(self) -> str:
-    """Returns what happened to the directory, as a participle."""
+  def _change(self) -> str:
+    """Describes the change of the directory, such as `'moved to DIRECTORY'`."""
     with contextlib.suppress(OSError):
       file = os.readlink(f'/proc/self/fd/{self._stream.fileno()}')
       directory = pathlib.Path(file).parent

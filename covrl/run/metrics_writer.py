@@ -59,11 +59,11 @@ class MetricsWriter:
       name: the run's name in Weights & Biases.
       saved: the metrics at the checkpoint that is resumed; what was written
         later is discarded. Files that differ are set aside.
-      note: receives a sentence for each such file, and one if Weights & Biases
-        takes no further metrics.
+      note: receives a sentence for each such file, and one if sending to Weights
+        & Biases has failed and ended.
       enabled: whether to write anything; only process 0 does.
-      before_write: called before a line is written; raises where the run must
-        not write.
+      before_write: called before a line is written; raises an error if the run
+        must not write.
 
     Raises:
       RuntimeError: Weights & Biases refuses the run, or cannot be reached.
@@ -174,7 +174,7 @@ class _WeightsAndBiases:
       self._run: Any = wandb.init(project=project, name=name)
     except Exception as error:
       raise RuntimeError(
-        f'Weights & Biases must take the project {project!r} of'
+        f'Weights & Biases must accept the project {project!r} of'
         f' logging.wandb_project, got: {_one_line(error)}'
       ) from error
 

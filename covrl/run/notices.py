@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Warnings that concern the results of a run, in `notices.jsonl`.
 
-Checkpoints store them, too: a file that was removed is written again.
+Checkpoints also store them, so that a file that was removed is written again.
 """
 
 from __future__ import annotations

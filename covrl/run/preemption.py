@@ -4,7 +4,7 @@
 A process that receives SIGTERM, SIGINT, SIGHUP (its terminal was closed; ignored
 under nohup) or a maintenance notice publishes how many updates it has begun;
 every other process then publishes its own number. All of them stop after the
-largest number, because an update needs all processes. Rollouts and evaluations
+update of the largest number, because an update needs all processes. Rollouts and evaluations
 change no state, so they are abandoned. Only the start of an update waits for the
 other processes' numbers.
 
@@ -99,7 +99,7 @@ class StopSignal:
   def handle_signals(self, *, ends_process: bool = False) -> Iterator[None]:
     """Turns SIGTERM, SIGINT and SIGHUP into requests to stop, within the context.
 
-    SIGHUP remains ignored where it is, as under nohup. A repeated signal is ignored.
+    SIGHUP remains ignored if it was ignored before, as under nohup. A repeated signal is ignored.
     The third within five seconds ends the process, even while native code runs.
 
     Args:
@@ -174,8 +174,8 @@ class StopSignal:
       now = self._clock()
       if now - began > self._timeout:
         raise RuntimeError(
-          'all processes must answer a request to stop, some did not within '
-          f'{self._timeout:g} s'
+          'all processes must answer a request to stop, got no answer from some'
+          f' within {self._timeout:g} s'
         )
       self._exchange(now)
     self.poll()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Standard streams that are closed, full, or pipes without a reader.
+"""Error handling of standard streams: closed, full, or pipes without a reader.
 
 A message that cannot be written does not end a command; a result that cannot be
 written does.
@@ -42,14 +42,14 @@ def prepare() -> None:
 
 
 def without_write_errors(stream: TextIO) -> TextIO:
-  """Returns a stream that drops what another one cannot write."""
+  """Wraps a text stream: text that cannot be written to it is dropped."""
   if isinstance(stream, _Messages):
     return stream
   return cast(TextIO, _Messages(stream))
 
 
 def discard_results() -> None:
-  """Discards what standard output holds, which Python would write at exit."""
+  """Discards the buffer of standard output, which Python would write at exit."""
   with contextlib.suppress(OSError, ValueError):
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -6,8 +6,8 @@ the lines are in numbered parts (`metrics/000000.jsonl`, … for `metrics.jsonl`
 the last part is replaced as it grows, and a new one is begun when it is large.
 The concatenated parts equal the local file.
 
-A checkpoint stores a `LogPosition`. A log that does not begin with what this
-describes is copied to another name and continued after its usable lines.
+A checkpoint stores a `LogPosition`. A log whose beginning differs from it is copied
+to another name and continued after its usable lines.
 """
 
 from __future__ import annotations
@@ -83,9 +83,9 @@ class AppendLog:
     """Goes on after a position.
 
     Args:
-      content: what is left of the log. If it does not begin with what the
-        position describes, the file is copied to another name, and the log goes
-        on after its usable lines.
+      content: the log as it is stored now. If its beginning differs from the
+        position, the file is copied to another name, and the log goes on after
+        its usable lines.
       position: the position to truncate the log at.
     """
     kept = content[: position['size']]
@@ -149,8 +149,8 @@ def open_log(
     file: path of the log; in a bucket it names the parts.
     position: what to keep; everything after it is discarded. `None` discards
       all lines.
-    is_usable: whether to keep a line of a log that does not begin with what
-      `position` describes.
+    is_usable: whether to keep a line of a log whose beginning differs from
+      `position`.
     note: receives a sentence about such a log, which is copied to another name.
 
   Raises:
@@ -181,7 +181,7 @@ def read_log(file: epath.Path, errors: str = 'strict') -> str | None:
 
 
 def _is_at(position: LogPosition, content: bytes) -> bool:
-  """Returns whether `content` is what a position describes."""
+  """Returns whether `content` has the length and digest of a position."""
   digest = hashlib.sha256(content).hexdigest()
   return len(content) == position['size'] and digest == position['sha256']
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors of files: a full or read-only disk, a failing one, a bucket that refuses."""
+"""Errors of files: a full, read-only or failing disk, a bucket that refuses writes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _CAUSES = {
     errno.EINTR,
   )
 }
-# Names that are wrong rather than storage that fails.
+# Causes that are a wrong path and not a failing device.
 _NAMES = {
   *(errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP),
   *(errno.ENAMETOOLONG, errno.ENXIO),
@@ -120,9 +120,9 @@ def _failure(error: BaseException | None) -> int | None:
 
 
 def failed_read(error: BaseException) -> str | None:
-  """Returns a sentence on a file that the system failed to read.
+  """Returns a sentence on a file that the system failed to read, else `None`.
 
-  Such as one on a failing device or without permission; `None` for other errors.
+  Examples are a failing device and a missing permission; a missing file is not one.
 
   >>> failed_read(OSError(errno.EIO, 'Input/output error', 'a.json'))
   'a.json cannot be read: input/output error'

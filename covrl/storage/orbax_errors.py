@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors of Orbax that it prints and raises, too."""
+"""Hides tracebacks of errors that Orbax both prints and raises."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from typing import Any
 def without_repeated_errors() -> Iterator[None]:
   """Hides the tracebacks that Orbax prints of an error that it also raises.
 
-  Its threads log each failed file, TensorStore reports reads and writes that end
-  after the first error has closed their event loop, and without descriptors there are
-  coroutines without a loop and loops without a pipe. They may do so after the
-  context, which therefore ends only without an error.
+  They are logged by its threads for each failed file, by TensorStore for reads and
+  writes that end after the event loop was closed, and, if no file descriptor is
+  left, for coroutines and event loops that could not start. Some are printed after
+  the context; after an error the filters therefore remain.
   """
   if os.environ.get('COVRL_TRACEBACK'):
     yield

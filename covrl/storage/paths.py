@@ -74,10 +74,10 @@ def is_bucket(path: epath.PathLike) -> bool:
 
 
 def is_regular_file(path: epath.Path) -> bool:
-  """Returns whether a path is a file; `epath` takes pipes and devices for files.
+  """Returns whether a path is a file; `epath` also accepts pipes and devices.
 
   Raises:
-    OSError: the system cannot tell, as on a failing device.
+    OSError: the status cannot be read, as on a failing device.
   """
   if is_bucket(path):
     return path.is_file()
@@ -86,10 +86,10 @@ def is_regular_file(path: epath.Path) -> bool:
 
 
 def is_directory(path: epath.Path) -> bool:
-  """Returns whether a path is a directory; `epath` takes an error for a no.
+  """Returns whether a path is a directory; `epath` returns false on errors.
 
   Raises:
-    OSError: the system cannot tell, as on a failing device.
+    OSError: the status cannot be read, as on a failing device.
   """
   if is_bucket(path):
     return path.is_dir()
@@ -98,7 +98,7 @@ def is_directory(path: epath.Path) -> bool:
 
 
 def _status(path: epath.Path) -> os.stat_result | None:
-  """Returns the status of what a local path names, `None` if it names nothing."""
+  """Returns the status of a local path, `None` if nothing exists there."""
   try:
     return os.stat(path)
   except (FileNotFoundError, NotADirectoryError):
@@ -209,7 +209,7 @@ def create_object(file: epath.Path, text: str) -> bool:
     Whether this call created the object.
 
   Raises:
-    ValueError: if the bucket cannot be written to; the message says why.
+    ValueError: if the bucket cannot be written to; the message gives the reason.
   """
   try:
     _buckets().pipe_file(os.fspath(file), text.encode(), mode='create')

@@ -45,7 +45,7 @@ class Algorithm:
     """Builds the algorithm of a recipe.
 
     Raises:
-      ConfigError: a function of the recipe returns something else.
+      ConfigError: a function of the recipe returns a value of another type.
     """
     config = recipe.config
     return cls(
@@ -62,13 +62,13 @@ def warm_start_transformation(recipe: Recipe) -> optax.GradientTransformation:
   """Returns the parameter chain of a recipe's warm start.
 
   Raises:
-    ConfigError: the recipe's function returns something else.
+    ConfigError: `warm_start_tx` does not return a gradient transformation.
   """
   return _transformation('warm_start_tx', recipe.warm_start_tx(recipe.config))
 
 
 def checked_loss(loss: Any) -> Loss:
-  """Returns a policy loss whose results are checked when it is traced.
+  """Wraps a policy loss with checks of its results, made when it is traced.
 
   Raises:
     ConfigError: it is not a function; or, when it is traced, does not return a
@@ -94,7 +94,7 @@ def checked_loss(loss: Any) -> Loss:
 
 
 def _function(name: str, value: Any) -> Any:
-  """Returns what a function of a recipe returns, if it is a function."""
+  """Returns `value`, which a recipe's `name` has returned; it must be callable."""
   if not callable(value):
     raise ConfigError(
       f"the recipe's {name} must return a function, got {value!r}"
@@ -103,7 +103,7 @@ def _function(name: str, value: Any) -> Any:
 
 
 def _transformation(name: str, value: Any) -> optax.GradientTransformation:
-  """Returns what a function of a recipe returns, if it is a transformation."""
+  """Returns `value`, which a recipe's `name` has returned, checking its type."""
   if not isinstance(value, optax.GradientTransformation):
     raise ConfigError(
       f"the recipe's {name} must return an optax.GradientTransformation, got"

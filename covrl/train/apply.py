@@ -25,9 +25,18 @@ def apply_gradients(
   """Applies the gradients, or keeps the state except for `step`.
 
   It is kept if the loss, a gradient or an updated parameter is not finite, and if
-  the batch has no token to train on: momentum and decay must not move parameters
-  for nothing. The loss counts because a token chain may detach a token whose
-  advantage or log-probability is not finite, which leaves no trace in gradients.
+  the batch has no token to train on: momentum and decay alone must not move
+  parameters. The loss counts because a token chain may detach a token whose
+  advantage or log-probability is not finite, so that gradients are finite.
+
+  Args:
+    tx: the parameter chain.
+    state: the training state before the update.
+    gradients: gradients of the trainable parameters.
+    token_state: state of the token chain after the update.
+    measured: measurements of the update, for the next one.
+    has_tokens: whether the batch has a token to train on.
+    loss: the loss.
 
   Returns:
     The state, and 1 if all numbers are finite, else 0.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds everything a run consists of, before anything is written."""
+"""Builds and checks the objects of a run, before any file is written."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Components:
     task: problems, rewards and tokenizer.
     policy: the model.
     programs: the jitted training programs.
-    collector: makes an iteration's training data.
+    collector: samples and scores an iteration's training data.
     scoring: the worker processes that compute rewards.
     evaluator: evaluates the policy; `None` without evaluation problems.
     warm_start_tx: the parameter chain of the warm start.
@@ -269,7 +269,7 @@ def make_evaluator(
   scoring: Scoring,
   suites: Sequence[Suite],
 ) -> Evaluator:
-  """Returns an evaluator of suites with a run's noise and batch sizes."""
+  """Returns an evaluator of suites with a run's PRNG key and batch sizes."""
   return Evaluator(
     engine,
     scoring,

@@ -29,9 +29,9 @@ _OWN = 'covrl'
 def code_fingerprints(recipe: Recipe, task: Task) -> dict[str, str]:
   """Returns versions or digests of packages by `code of PACKAGE`.
 
-  They are covrl, what the recipe's files import, and the modules of score functions.
-  Libraries whose versions every checkpoint has are among them. The standard library
-  is not.
+  The packages are covrl, those that the recipe's files import, and those of score
+  functions. Libraries whose versions checkpoints store anyway are included, the
+  standard library is not.
 
   Args:
     recipe: the recipe.
@@ -59,8 +59,8 @@ def check_code(
 
   Args:
     code: see `code_fingerprints`.
-    saved: the checkpoint to resume from, which has those of its run among its
-      inputs; `None` starts the run.
+    saved: the checkpoint to resume from, whose inputs include the fingerprints
+      of its run; `None` starts the run.
     warn: receives a sentence about the packages that differ.
   """
   before = {} if saved is None else saved.notes.get('inputs', {})
@@ -99,9 +99,10 @@ def _imported(text: str) -> Iterator[str]:
 
 @functools.cache
 def _fingerprint(name: str) -> str:
-  """Returns version or digest of a package; empty for one without files.
+  """Returns the version or digest of a package; empty for one without files.
 
-  A package of a checkout keeps its version when it is edited.
+  Packages outside of `site-packages` have a digest, since edits do not change their
+  version.
   """
   try:
     spec = importlib.util.find_spec(name)

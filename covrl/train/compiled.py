@@ -146,10 +146,10 @@ class CompiledPrograms:
     )
 
   @property
-  def reads_filtered(self) -> bool:
+  def has_filtered_logprobs(self) -> bool:
     """Whether scored rows have log-probabilities after a filter by min-p.
 
-    A rollout's only update computes them itself.
+    With one update per rollout, the update computes them instead.
     """
     return self.truncation.min_p is not None and self._config.scores_rollouts
 
@@ -369,7 +369,7 @@ class CompiledPrograms:
     return sharding.use_mesh(self._mesh, sharding.TRAIN_RULES)
 
   def _abstract(self, batch: TokenBatch) -> TokenBatch:
-    """Returns shapes and shardings of rows, as the policy's programs get them."""
+    """Returns shapes and shardings of rows, as arguments of the programs."""
     batch = dataclasses.replace(batch, credit={})
     return jax.tree.map(
       lambda leaf, leaf_sharding: jax.ShapeDtypeStruct(

@@ -64,7 +64,9 @@ def score_tokens(
   rollouts: Rollouts,
   state: TrainState,
 ) -> tuple[TokenBatch, PolicyStats | None]:
-  """Scores tokens by the policy and the reference, where they are read.
+  """Computes the statistics of tokens that the run reads.
+
+  They are those of the policy and of the reference policy.
 
   Args:
     programs: compute the statistics of the tokens.
@@ -77,7 +79,7 @@ def score_tokens(
   if config.scores_rollouts:
     scored = distributed.run_on_devices(programs.score, params, batch)
   if config.train.keep_reference:
-    # The reference policy routes tokens itself.
+    # The reference policy routes tokens by its own router.
     blank = jax.tree.map(np.zeros_like, batch.experts)
     stats, _ = distributed.run_on_devices(
       programs.score,

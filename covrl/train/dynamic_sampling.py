@@ -2,11 +2,12 @@
 """Dynamic sampling by free slots: prompts are added until enough groups pass.
 
 An iteration trains on the first groups that pass the filters, in the order of the
-prompts. That order, and neither the time at which a response ends nor the speed
-of the scores, decides: the same seed gives the same groups, those of whole draws.
-Only how many prompts are begun beyond the last of these groups depends on the
-time; such groups are dropped, neither finished nor scored, and the stream of
-prompts goes on as if they had not been begun.
+prompts. The choice depends on that order only, not on the times at which responses
+and scores are complete: the same seed gives the same groups, and these are also the
+groups of sampling by whole draws (`rollout.admission='draws'`). Only the number of
+prompts that are begun after the last of these groups depends on timing; their
+groups are dropped, neither finished nor scored, and the stream of prompts continues
+after the last draw that is used.
 
 Slots do not wait for scores: prompts are added while the groups that have passed,
 and the expected part of those without scores, are too few. Sampling ends when
@@ -39,7 +40,7 @@ from covrl.rollout.score import (
 from covrl.train.group_filter import GroupFilter
 from covrl.types import Rollouts
 
-# Entries of the exchanged array of verdicts.
+# Entries of the exchanged array: whether each group passes the filters.
 _UNKNOWN, _FAILED, _PASSED = -1, 0, 1
 
 
@@ -129,7 +130,8 @@ class DynamicSampling:
     """Samples and scores the groups of an iteration.
 
     Args:
-      prompts: the stream of prompts; afterwards behind the draws of the result.
+      prompts: the stream of prompts; afterwards its next draw is the one after
+        those of the result.
       params: parameters of the policy.
       step: optimiser step of `params`.
       first_sequence: sequence id of the first response.
@@ -270,8 +272,9 @@ class DynamicSampling:
   def _needs_more(self, groups: Sequence[_Group]) -> bool:
     """Whether too few of the groups that are begun are expected to pass.
 
-    Those without scores count by the share that has passed so far; one that
-    passes is added to these, since the first few say little.
+    A group without scores counts as the share of scored groups that passed. One
+    passing group is added to the scored ones, so that the share of few groups is
+    not 0.
     """
     known = [group.passes for group in groups if group.passes is not None]
     share = (sum(known) + 1) / (len(known) + 1)

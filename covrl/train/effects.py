@@ -118,7 +118,7 @@ def config_warnings(
   """Yields a sentence for each setting that has no or a biased effect.
 
   Args:
-    config: the configuration, whoever has set its fields.
+    config: the configuration; values from the recipe count like overrides.
     algorithm: the loss and the transformations of the run.
     rewards: the rewards of the run's task.
   """
@@ -198,8 +198,8 @@ def _ascends(tx: optax.GradientTransformation, params: PyTree) -> bool:
   """Returns whether a chain moves a parameter along its gradient.
 
   It is run on gradients of 1 and parameters of 0 with one entry each, twice,
-  since a learning rate may begin at 0. A chain that needs other shapes is not
-  judged.
+  since a learning rate may begin at 0. A chain that fails on such shapes counts as
+  one that does not.
 
   Args:
     tx: a parameter chain.
@@ -223,10 +223,10 @@ def _ascends(tx: optax.GradientTransformation, params: PyTree) -> bool:
 
 
 def gradient_warnings(algorithm: Algorithm) -> Iterator[str]:
-  """Yields a sentence if loss and token chain train nothing.
+  """Yields a sentence if loss and token chain have no gradient.
 
-  They are traced on a single token and not computed; what cannot be traced there
-  is not judged.
+  They are traced on a single token and not computed; an algorithm that cannot be
+  traced there yields none.
   """
   stats, context = single_token()
   given_by_loss = ('score_weight', 'clipped')
@@ -275,8 +275,8 @@ def reads_moments(algorithm: Algorithm) -> bool:
   """Returns whether a loss or token chain reads moments of the policy.
 
   Both the current moments and those of the old policy count, since a decision on
-  the statistics of the old policy receives its moments as `moments`. See
-  `reads_reference` for how it is found out.
+  the statistics of the old policy receives its moments as `moments`. They are
+  traced as in `reads_reference`.
   """
   return _reads(algorithm, 'moments', 'old_moments')
 

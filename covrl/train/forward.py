@@ -185,7 +185,7 @@ def forward(
 
 
 def _unknown_moments(stats: TokenStats) -> TokenMoments:
-  """Moments of NaN, for those that were not computed."""
+  """Moments that were not computed: all NaN."""
   unknown = jnp.full_like(jax.lax.stop_gradient(stats.logprobs), jnp.nan)
   return TokenMoments(
     square=unknown, square_log=unknown, square_log_square=unknown
@@ -209,7 +209,7 @@ def row_context(
   current_logprobs = jax.lax.stop_gradient(stats.logprobs)
   context = TokenContext(
     advantages=rows.advantages,
-    # Off the mask the current ones are 0, and with them the log-ratio.
+    # Off the mask the current log-probabilities are 0, so that log-ratios are 0.
     old_logprobs=jnp.where(
       first | ~rows.loss_mask, current_logprobs, rows.old_logprobs
     ),

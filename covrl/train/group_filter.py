@@ -36,7 +36,7 @@ class GroupFilter:
   Attributes:
     group_size: responses per prompt.
     groups: groups of an iteration.
-    draws: draws of so many groups, at most.
+    draws: largest number of draws in an iteration, each of `groups` groups.
     min_accuracy: least share of right responses.
     max_accuracy: largest share of right responses.
     drop_truncated: whether groups with truncated responses fail.
@@ -67,7 +67,7 @@ class GroupFilter:
 
   @property
   def has_bounds(self) -> bool:
-    """Whether it tests more than whether rewards are unequal."""
+    """Whether any test other than that of unequal rewards is on."""
     bounds = self.min_accuracy, self.max_accuracy
     return self.drop_truncated or bounds != (0, 1)
 
@@ -125,9 +125,9 @@ class GroupFilter:
         'at least one group of an iteration must pass the filters'
         f' (rollout.min_accuracy = {self.min_accuracy:g},'
         f' rollout.max_accuracy = {self.max_accuracy:g},'
-        f' rollout.drop_truncated = {str(self.drop_truncated).lower()}), none of'
-        f' {passed.size} in up to {self.draws} draws did in iteration'
-        f' {iteration}: {counts}'
+        f' rollout.drop_truncated = {str(self.drop_truncated).lower()}), got 0 of'
+        f' {passed.size} in up to {self.draws} draws of iteration {iteration}:'
+        f' {counts}'
       )
     order = np.argsort(~passed, kind='stable')
     groups = np.sort(order[: self.groups])

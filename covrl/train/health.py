@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Health of a run: updates that are skipped, or have no token to train on."""
+"""Counts of updates that are skipped or have no token to train on."""
 
 from __future__ import annotations
 

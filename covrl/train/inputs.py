@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fingerprints of a run's inputs, by which a resumed run recognises them.
+"""Fingerprints of a run's inputs, stored in checkpoints and compared on resume.
 
-A checkpoint stores them. A run is not resumed on other problems, with another
-tokenizer, or with adapters of another base model.
+A run is not resumed on other problems, with another tokenizer, or with adapters of
+another base model.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from covrl.storage.fingerprints import directory_fingerprint
 from covrl.tasks.task import Task
 from covrl.train.sft import is_warm_start_finished
 
+# Endings of the names of files with a pretrained model's weights.
 _WEIGHTS = ('.safetensors', '.gguf')
+# Name of a run's own warm start among the inputs.
 _WARM_START = 'warm start'
 
 
@@ -34,7 +36,7 @@ def input_fingerprints(
   policy: Policy,
   shared_warm_start: Checkpoint | None,
 ) -> dict[str, str]:
-  """Returns the fingerprint of each input by its name; empty for unknown.
+  """Returns the fingerprint of each input by its name; empty if it has none.
 
   Args:
     config: the run's configuration.
@@ -60,7 +62,9 @@ def check_opened(
   saved: Checkpoint,
   warn: Callable[[str], object],
 ) -> None:
-  """Checks that a run that is opened has the policy that its checkpoint names.
+  """Checks that the inputs of an opened run's policy have not changed.
+
+  A run is opened to evaluate, sample or convert its policy.
 
   Args:
     config: the run's configuration.
@@ -87,7 +91,7 @@ def check_opened(
     _policy_fingerprints(config, task, policy, shared_warm_start)
   ):
     raise ConfigError(
-      f'{", ".join(names)} must be the same as in training, and have changed since'
+      f'{", ".join(names)} must be the same as in training, got others than when'
       ' the checkpoint was written'
     )
   if names := changed(_evaluation_fingerprints(config, task)):
@@ -157,7 +161,7 @@ def warm_start_of(
 
   Raises:
     CheckpointError: it is absent or unfinished.
-    ConfigError: it is another one than in training.
+    ConfigError: it is not the one of training.
   """
   if not config.warm_start.steps:
     return None
@@ -188,7 +192,7 @@ def check_inputs(
   saved: Checkpoint | None,
   warn: Callable[[str], object],
 ) -> None:
-  """Checks that a resumed run has the inputs that its checkpoint names.
+  """Checks that a resumed run has the inputs that its checkpoint records.
 
   Args:
     config: the run's configuration.
@@ -214,13 +218,14 @@ def check_inputs(
   ]
   if changed:
     raise ConfigError(
-      f'{", ".join(changed)} must be the same when a run is resumed, and have'
-      ' changed since the checkpoint was written; restore them or use another'
+      f'{", ".join(changed)} must be the same when a run is resumed, got others'
+      ' than when the checkpoint was written; restore them or use another'
       ' --workdir'
     )
   if not unknown:
     return
-  text = f'{", ".join(unknown)}: no fingerprint'
+  names = ', '.join(unknown)
+  text = f'{names}: no fingerprint'
   if saved is None:
     warn(
       f'{text}, so that the run can be resumed only with'
@@ -231,6 +236,7 @@ def check_inputs(
     warn(f'{text}, so that changes since the checkpoint remain unnoticed')
   else:
     raise ConfigError(
-      f'{text}, so that changes since the checkpoint would remain unnoticed; add'
+      f'{names} must have a fingerprint when a run is resumed, got none: changes'
+      ' since the checkpoint would remain unnoticed; add'
       ' --config.checkpoint.allow_unknown_data=true to resume nevertheless'
     )

@@ -116,7 +116,7 @@ def train(
     _note_if_stopped(progress, directory, store),
     contextlib.ExitStack() as on_exit,
   ):
-    # Build. Nothing is written before everything is built and checked.
+    # Build. Nothing is written before all objects are built and checked.
     directory.check(recipe)
 
     def warn(text: str) -> None:
@@ -355,7 +355,10 @@ def _refuse_changes(
 
 
 def _trace_directory(directory: RunDirectory) -> epath.Path:
-  """Returns this process's trace directory; hosts may share a name."""
+  """Returns this process's trace directory.
+
+  The profiler names its files by host, and hosts may have the same name.
+  """
   if distributed.process_count() == 1:
     return directory.path / 'profile'
   return directory.path / 'profile' / f'process_{jax.process_index()}'

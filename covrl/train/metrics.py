@@ -46,7 +46,7 @@ class PerTokenValues:
     score_weight: A · ratio · 1{not clipped}.
     clipped: tokens whose gradient the loss clipped away.
     signal: the loss's cotangent of `stats`.
-    edited: the cotangent after the token chain.
+    edited: `signal` after the token chain.
   """
 
   stats: TokenStats
@@ -105,7 +105,7 @@ def diagnostics(
   """Distribution of the covariances, and predicted changes of the entropy.
 
   Predictions are in nats per unit of step size: `signal` for the cotangents after
-  the token chain, the others for the loss alone. What does not exist is NaN.
+  the token chain, the others for the loss alone. Values that do not exist are NaN.
 
   Args:
     batch: rows of the optimiser batch.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lengths of the prompts and responses of a pretrained model."""
+"""Maximal lengths of prompts and responses within a model's positions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def model_lengths(
   Args:
     directory: the pretrained model; empty without any, which sets no limit.
     lengths: the requested lengths; `None` for a default.
-    defaults: lengths that are not given, or less if the model has fewer
+    defaults: lengths in place of `None`, reduced if the model has fewer
       positions.
 
   Raises:

@@ -2,9 +2,9 @@
 """Partial rollouts: responses that are finished after an update of the policy.
 
 More groups are sampled together than an iteration trains on. Sampling ends when
-enough groups are complete; the others go on in the next iteration, with newer
-parameters. A group is trained on when all of its responses are finished, so that
-its baseline counts all of them, and at the latest after
+enough groups are complete; the others are continued in the next iteration, with
+newer parameters. A group is trained on when all of its responses are finished, so
+that its baseline is computed from all of them, and at the latest after
 `rollout.max_staleness` iterations.
 """
 
@@ -70,7 +70,7 @@ class GroupsInFlight:
 
     Args:
       config: the run's configuration.
-      experts: form of the experts that are recorded, if they are.
+      experts: shape and dtype of the record of experts, if there is one.
     """
     rollout = config.rollout
     group_slots = rollout.prompts_per_iteration + rollout.carried_groups
@@ -350,7 +350,7 @@ class PartialRollouts:
 def _prompts(
   draw: Callable[[], PromptBatch],
 ) -> Iterator[tuple[PromptBatch, int]]:
-  """Yields the prompts of as many draws as are taken."""
+  """Yields prompts as (draw, index), drawing again after the last of a draw."""
   while True:
     batch = draw()
     for index in range(len(batch.problems)):
@@ -358,7 +358,7 @@ def _prompts(
 
 
 def _masked(samples: Samples, kept: Bool[np.ndarray, ' R']) -> Samples:
-  """Removes the tokens of the other rows."""
+  """Sets the rows that are not kept to zero."""
   return jax.tree.map(
     lambda x: np.where(
       kept.reshape(-1, *(1,) * (x.ndim - 1)), x, x.dtype.type()

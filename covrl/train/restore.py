@@ -222,11 +222,9 @@ def open_run(
     trust: whether to execute a recipe that another user may have written.
 
   Raises:
-    ConfigError: `workdir` is not a run directory, or it is another user's and not
-      trusted.
+    ConfigError: `workdir` is not a run directory, is another user's and not trusted,
+      or the tokenizer, the base of adapters or the shared warm start has changed.
     CheckpointError: the run has no usable checkpoint.
-    ConfigError: its tokenizer, the base of its adapters or the warm start that it
-      shares has changed since.
     ValueError: suites are given, and the run's task has none.
   """
   directory = RunDirectory(workdir)
@@ -242,7 +240,9 @@ def open_run(
     )
   store = CheckpointStore(directory.checkpoints, keep=1)
   if store.latest() is None:
-    raise CheckpointError(f'{workdir} has no finished checkpoint yet')
+    raise CheckpointError(
+      f'{workdir} must have a finished checkpoint, got none'
+    )
   mesh = sharding.make_mesh(dataclasses.asdict(recipe.config.mesh))
   config, task = _config_and_task(recipe, suites)
   policy = make_policy(recipe, task.tokenizer)

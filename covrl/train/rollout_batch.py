@@ -38,8 +38,7 @@ class RolloutBatch:
       that do not count) until an update normalises them.
     order: row indices in the order in which the updates take them.
     rewards: total reward of each sequence.
-    groups: id of each sequence's group, the others of which its reward is
-      compared with.
+    groups: id of each sequence's group, within which rewards are compared.
     policy_step: optimiser step whose parameters sampled each target; 0 off the
       `loss_mask`.
     metrics: metrics of the rollouts, logged with every update.
@@ -138,8 +137,8 @@ def zero_lone_advantages(
 ) -> Float[np.ndarray, 'S T']:
   """Sets the advantages of responses that no other can be compared with to 0.
 
-  They are those whose group has lost all others, which could not be scored. Alone,
-  a response would have its reward for its advantage.
+  They are those in whose group no other response could be scored. The advantage of
+  a single response would be its reward.
 
   Args:
     advantages: advantages of tokens, relative to the group.
@@ -238,8 +237,8 @@ def merge_metrics(*parts: Mapping[str, float]) -> dict[str, float]:
   """Merges metrics of different origin.
 
   Raises:
-    ValueError: two have the same name, such as one of an estimator that is one of
-      covrl's own.
+    ValueError: two metrics have the same name, for example an estimator's and one
+      of covrl's.
   """
   merged: dict[str, float] = {}
   for part in parts:
@@ -275,7 +274,7 @@ def padding_batch(
     reference: whether it has log-probabilities of a reference policy.
     credit: names of the entries of `TokenBatch.credit`.
     filtered: whether it has log-probabilities of the policy filtered by min-p.
-    experts: form of the experts that are replayed, if they are.
+    experts: shape and dtype of the record of experts, if there is one.
   """
   shapes = abstract_batch(
     count,
@@ -303,7 +302,7 @@ def padding_rollouts(
   Args:
     count: number of sequences.
     width: tokens per row.
-    experts: form of the experts that are recorded, if they are.
+    experts: shape and dtype of the record of experts, if there is one.
   """
   integers = np.zeros((count, width), np.int32)
   floats, flags = integers.astype(np.float32), integers.astype(bool)

@@ -191,8 +191,8 @@ class RolloutCollector:
     """Samples, scores and assembles an iteration's training data.
 
     With `rollout.max_draws` above 1, prompts are drawn until enough groups pass
-    the filters (`GroupFilter`) or the draws are used up; groups that are still
-    missing are masked out, or others fill up.
+    the filters (`GroupFilter`) or the draws are used up. Other groups then take
+    the place of missing ones, trained on (`rollout.fill_groups`) or masked out.
 
     Args:
       iteration: index of the iteration.
@@ -248,7 +248,7 @@ class RolloutCollector:
       timer: accumulates the seconds of each phase.
 
     Returns:
-      The groups to train on, and the metrics of all.
+      The groups to train on, and the metrics of all that were drawn.
     """
     rollout = self._config.rollout
     draws: list[Draw] = []
@@ -291,7 +291,8 @@ class RolloutCollector:
     """Draws prompts as slots are free until enough groups pass the filters.
 
     Returns:
-      The groups to train on, and the metrics of these and those before them.
+      The groups to train on, and the metrics of all groups up to the last one
+      of these.
     """
     config = self._config
     drawn = dynamic.sample(
@@ -327,7 +328,7 @@ class RolloutCollector:
       row_width(self._config),
       reference=self._config.train.keep_reference,
       credit=self._programs.networks.credit,
-      filtered=self._programs.reads_filtered,
+      filtered=self._programs.has_filtered_logprobs,
       experts=self._engine.experts,
     )
 

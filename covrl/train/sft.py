@@ -65,7 +65,7 @@ class SupervisedBatch:
 
   Attributes:
     tokens: input tokens.
-    targets: the token after each.
+    targets: the token after each input.
     loss_mask: positions whose target belongs to a solution.
     positions: positions within each example.
     segment_ids: examples that are packed into a row, from 1; 0 for padding.
@@ -317,8 +317,8 @@ def _check_health(state: SupervisedState, steps: int, limit: int) -> None:
   Args:
     state: the state after the update.
     steps: number of updates so far.
-    limit: number of skipped updates in a row that is too many; skipping all of
-      fewer ones is, too.
+    limit: number of skipped updates in a row at which the run ends; it also
+      ends if all updates so far, though fewer, were skipped.
   """
   skipped = int(distributed.fetch(state.skipped_in_a_row))
   if skipped >= min(limit, steps):
@@ -353,8 +353,8 @@ def shared_warm_start(config: Config, task: Task) -> Checkpoint | None:
     if other_fields[name] != value:
       changes = version_difference(other_config)
       raise ConfigError(
-        'warm_start.from_run must be a run with the same warm start, '
-        f'{other.path} '
+        'warm_start.from_run must be a run with the same warm start, got'
+        f' {other.path}, which '
         + (
           f'is of another version of covrl, {changes}'
           if changes
@@ -363,7 +363,10 @@ def shared_warm_start(config: Config, task: Task) -> Checkpoint | None:
       )
   saved = warm_start_store(other).latest()
   if saved is None or not is_warm_start_finished(saved, config):
-    raise ConfigError(f'{other.path} has not finished a warm start')
+    raise ConfigError(
+      'warm_start.from_run must be a run with a finished warm start, got'
+      f' {other.path}'
+    )
   _check_same_examples(saved, task, other)
   return saved
 
@@ -371,9 +374,9 @@ def shared_warm_start(config: Config, task: Task) -> Checkpoint | None:
 def _check_same_examples(
   saved: Checkpoint, task: Task, other: RunDirectory
 ) -> None:
-  """Checks that another run's warm start has learnt from the task's examples.
+  """Checks that another run's warm start was trained on the task's examples.
 
-  Those without a fingerprint are taken for the same ones.
+  Examples without a fingerprint count as the same.
   """
   ours = {'tokenizer': getattr(task.tokenizer, 'fingerprint', '')}
   if task.solved is not None:
@@ -382,8 +385,8 @@ def _check_same_examples(
   for name, fingerprint in ours.items():
     if fingerprint and theirs.get(name, fingerprint) not in ('', fingerprint):
       raise ConfigError(
-        f'warm_start.from_run must be a run with the same {name}, {other.path} has'
-        ' others'
+        f'warm_start.from_run must be a run with the same {name}, got'
+        f' {other.path}, which has others'
       )
 
 

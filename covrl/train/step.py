@@ -58,7 +58,8 @@ from covrl.types import (
 )
 
 Loss = Callable[..., tuple[Scalar, Any]]
-# Outputs, pull-back of their cotangents, and what is not differentiated.
+# Outputs, pull-back of their cotangents, and the outputs that are not
+# differentiated.
 Differentiated = tuple[
   tuple[TokenStats, Scalar | None], Callable[..., Any], ForwardOutputs
 ]
@@ -211,6 +212,7 @@ def make_train_step(
     if current is not None and is_current:
       statistics = current
     shared = _shared_context(state, batch, first, key)
+    # At a rollout's first update the current statistics are also the old ones.
     is_own = first if is_current else jnp.asarray(False)
     context = row_context(batch, *statistics, is_own) | shared
     decisions, token_state = _decide(

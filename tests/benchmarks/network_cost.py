@@ -118,7 +118,7 @@ class Training:
       width,
       reference=config.train.keep_reference,
       credit=self.programs.networks.credit,
-      filtered=self.programs.reads_filtered,
+      filtered=self.programs.has_filtered_logprobs,
     )
     shape, first = (count, width), width - config.rollout.max_response_length
     columns = np.broadcast_to(np.arange(width, dtype=np.int32), shape)

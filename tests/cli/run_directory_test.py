@@ -106,11 +106,11 @@ def test_a_directory_with_other_files_is_refused_and_unchanged(
   (tmp_path / 'thesis.tex').write_text('precious')
   arguments = ('train', f'--config={RECIPE}')
   assert refuse(*arguments, f'--workdir={tmp_path}') == (
-    f'--workdir must be a run directory or empty, {tmp_path} holds other files'
+    f'--workdir must be a run directory or empty, got other files in {tmp_path}'
   )
   file = tmp_path / 'thesis.tex'
   assert refuse(*arguments, f'--workdir={file}') == (
-    f'--workdir must be a directory, {file} is a file'
+    f'--workdir must be a directory, got {file}'
   )
   assert file.read_text() == 'precious'
 
@@ -129,7 +129,7 @@ def test_commands_refuse_a_directory_that_does_not_exist(
 def test_refuses_missing_and_damaged_checkpoints(new_run, refuse, arguments):
   name, *rest = arguments
   assert refuse(name, new_run, *rest) == (
-    f'{new_run} has no finished checkpoint yet'
+    f'{new_run} must have a finished checkpoint, got none'
   )
   CheckpointStore(new_run / 'checkpoints', keep=1).save(
     4, {'state': {'trainable': {'x': jnp.zeros(3)}}}, {}
@@ -181,7 +181,9 @@ def test_recipes_of_other_users_are_not_executed(
     ' nevertheless'
   )
   # The next reason to refuse it.
-  assert 'no finished checkpoint' in refuse(command, new_run, *rest, '--trust')
+  assert 'must have a finished checkpoint, got none' in refuse(
+    command, new_run, *rest, '--trust'
+  )
 
 
 def test_recipes_that_every_user_can_write_are_not_executed(new_run, refuse):

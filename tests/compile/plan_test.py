@@ -370,7 +370,7 @@ def test_uses_references_of_problems_without_solutions(recipe):
       ['--topology=v5p-8', '--num_slices=1000000'],
       'num_slices must lie in [1, 1024], got 1000000',
     ),
-    (['--topology=h100:8', '--num_slices=2'], 'num_slices is for TPUs'),
+    (['--topology=h100:8', '--num_slices=2'], 'num_slices must be 1 for GPUs'),
     (['--config.train.iteratons=3'], 'did you mean train.iterations'),
   ],
 )

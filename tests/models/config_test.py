@@ -36,8 +36,8 @@ from covrl.models import (
     ({'windows': (-1, 2)}, 'windows must be at least 0, got -1'),
     ({'attention_scale': math.inf}, 'attention_scale must be finite, got inf'),
     ({'tied_embeddings': 'false'}, "tied_embeddings must be true .* 'false'"),
-    ({'rope_scaling': 'linear'}, "rope_scaling must be options .* 'linear'"),
-    ({'experts': {'count': 2}}, "experts must be options .* {'count': 2}"),
+    ({'rope_scaling': 'linear'}, "rope_scaling must be a scaling .* 'linear'"),
+    ({'experts': {'count': 2}}, "experts must be an Experts .* {'count': 2}"),
   ],
 )
 def test_refuses_invalid_values(change, sentence):
@@ -93,7 +93,7 @@ def test_equal_configs_are_equal_and_hash_alike():
 @pytest.mark.parametrize(
   'dtype', ['bfloat16', jnp.bfloat16, jnp.dtype('bfloat16')]
 )
-def test_dtypes_are_given_as_jnp_dtype_takes_them(dtype):
+def test_every_form_of_a_dtype_gives_the_same_config(dtype):
   config = dataclasses.replace(tiny(16), dtype=dtype, param_dtype=dtype)
   named = dataclasses.replace(
     tiny(16), dtype='bfloat16', param_dtype='bfloat16'

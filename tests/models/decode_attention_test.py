@@ -44,8 +44,17 @@ def check_decode(
 ):
   """Checks the kernel, or XLA without one, against `attend` over whole sequences.
 
-  Sixteen rows continue three prompts in no order; some have ended. Slots that
-  hold no token are NaN for the kernel, and large without it.
+  Sixteen rows continue three prompts in random order; some have ended. Slots
+  without a token are NaN for the kernel, and large numbers otherwise.
+
+  Args:
+    slots: numbers of slots of a prompt and of a response.
+    window: sliding window in tokens, or `None`.
+    cap: soft cap of the scores, or `None`.
+    mesh: the mesh, or `None` for one device.
+    kernel: `attend_token` with the TPU kernel, or `None` for XLA.
+    ring: whether responses are stored in a ring.
+    int8: whether keys and values are stored as integers.
   """
   config = dataclasses.replace(CONFIG, attention_soft_cap=cap)
   rng, rows, prompts = np.random.default_rng(0), 16, 4
@@ -179,7 +188,7 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize('setting', SETTINGS)
-def test_decode_attention_by_xla(setting):
+def test_decode_attention_by_xla_equals_attention_over_whole_rows(setting):
   check_decode(**setting)
 
 
@@ -190,7 +199,9 @@ def test_decode_kernel_reads_only_tokens(setting, kernel):
 
 
 @pytest.mark.parametrize('with_kernel', [False, True])
-def test_decode_attention_on_a_mesh(with_kernel, kernel, monkeypatch):
+def test_decode_attention_on_a_mesh_equals_attention_over_whole_rows(
+  with_kernel, kernel, monkeypatch
+):
   if not with_kernel:
     monkeypatch.setattr(decode_attention, 'uses_kernel', lambda _: False)
   mesh = sharding.make_mesh({'data': 2, 'tensor': 2}, jax.devices()[:4])
@@ -301,6 +312,6 @@ def test_blocks_are_small_relative_to_a_row():
     assert block_size(10239, 2 * kv_heads * 128 * 2) <= 1024
 
 
-def test_integers_of_64_bits_do_not_matter():
+def test_decode_attention_is_the_same_with_integers_of_64_bits():
   with jax.enable_x64(True):
     check_decode()

@@ -110,7 +110,7 @@ def value_and_gradients(arrays):
     ((1, 4, 2, 1), ROWS),
   ],
 )
-def test_meshes_give_the_same(shape, rows):
+def test_meshes_give_the_same_results_and_gradients(shape, rows):
   x, chosen, shares, *weights = draw()
   arrays = [x[:rows], chosen[:rows], shares[:rows], *weights]
   expected = jax.jit(value_and_gradients)(arrays)
@@ -154,7 +154,7 @@ def routing_of(counts, mass):
   return Routing(tokens, counts, mass, jnp.zeros(len(counts)))
 
 
-def test_load_balance_is_one_for_equal_use_and_grows():
+def test_load_balance_is_one_for_equal_use_and_larger_for_unequal_use():
   equal = routing_of([[6, 6, 6, 6]] * 2, [[3.0, 3.0, 3.0, 3.0]] * 2)
   assert float(load_balance(equal.mass, equal)) == pytest.approx(1.0)
   # Expected: 4 (12/24 · 6/12 + 12/24 · 6/12) = 2 in one layer, 1 in the other.
@@ -231,7 +231,7 @@ def replayed(policy, params, tokens, record, **options):
   return run(params, tokens, **rows | options, recorded=record)
 
 
-def test_given_experts_take_the_place_of_the_likeliest():
+def test_recorded_experts_take_the_place_of_the_likeliest():
   experts = Experts(count=4, per_token=2)
   policy = Policy(dataclasses.replace(tiny(16), experts=experts))
   params, other = (policy.init(jax.random.key(seed)) for seed in (0, 1))
@@ -290,7 +290,7 @@ def test_given_experts_take_the_place_of_the_likeliest():
 
 
 @pytest.mark.parametrize('normalised', [True, False])
-def test_gates_of_given_experts_are_those_of_the_router(normalised):
+def test_gates_of_recorded_experts_are_those_of_the_router(normalised):
   experts = Experts(count=4, per_token=2, normalised=normalised)
   config = dataclasses.replace(tiny(16), experts=experts)
   layer = RoutedMLP(config, rngs=nnx.Rngs(0))

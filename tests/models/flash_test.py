@@ -31,7 +31,9 @@ from covrl.parallel import sharding
   ('length', 'window', 'cap'),
   [(128, 0, None), (122, 0, None), (128, 50, None), (122, 0, 5.0)],
 )
-def test_flash_attention_and_gradients(length, window, cap):
+def test_flash_attention_and_its_gradients_equal_plain_attention(
+  length, window, cap
+):
   config = dataclasses.replace(
     CONFIG, windows=(window,) * 2 if window else (), attention_soft_cap=cap
   )
@@ -70,7 +72,7 @@ def test_window_is_chosen_at_run_time(window):
   np.testing.assert_allclose(actual, expected, atol=2e-5)
 
 
-def test_flash_attention_on_a_mesh():
+def test_flash_attention_on_a_mesh_equals_plain_attention():
   """Heads are split over tensor and context; rows are whole."""
   queries, keys, values, segments = rows(128, batch=4)
   mesh = sharding.make_mesh(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parameters, token ids and experts that are not the model's are refused."""
+"""Refusal of parameters, token ids and experts that do not fit the model."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ ROUTED = Policy(
 RECORD = jnp.tile(jnp.array([1, 3], jnp.uint8), (2, 3, CONFIG.num_layers, 1))
 
 
-def of_config(**changes):
+def params_of_config(**changes):
   config = dataclasses.replace(CONFIG, **changes)
   return Policy(config).init(jax.random.key(0))
 
@@ -29,7 +29,7 @@ def of_config(**changes):
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    # Most of these computed something before.
+    # Without the check, most of these would run.
     ({'num_layers': 1}, r'layers\.\S+ \(2, .*, got \(1, '),
     ({'num_layers': 3}, r'layers\.\S+ \(2, .*, got \(3, '),
     ({'hidden_dim': 32}, r'layers.mlp.down \(2, 64, 32\), got \(2, 32, 32\)'),
@@ -41,7 +41,7 @@ def of_config(**changes):
   ],
 )
 def test_parameters_of_another_config_are_refused(changes, message):
-  params = of_config(**changes)
+  params = params_of_config(**changes)
   for function in (POLICY.logits, jax.jit(POLICY.logits)):
     with pytest.raises(ValueError, match=message):
       function(params, TOKENS)
@@ -62,7 +62,7 @@ def test_parameters_of_integers_are_refused():
 def test_unembedding_of_another_vocabulary_is_refused():
   hidden = jnp.zeros((1, CONFIG.model_dim))
   with pytest.raises(ValueError, match=r'embedding \(16, 32\), got \(8'):
-    POLICY.project(of_config(vocab_size=8), hidden)
+    POLICY.project(params_of_config(vocab_size=8), hidden)
 
 
 @pytest.mark.parametrize(
@@ -116,6 +116,6 @@ def test_policies_check_records_of_experts():
       params, TOKENS, positions=TOKENS, segment_ids=ONES, recorded=record
     )
 
-  run(RECORD // 3)  # Experts that were not recorded, twice.
+  run(RECORD // 3)  # An entry of 0, not recorded, may occur twice.
   with pytest.raises(ValueError, match='got 3 twice'):
     run(jnp.full_like(RECORD, 3))

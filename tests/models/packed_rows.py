@@ -35,6 +35,7 @@ def rows(length, batch=2):
 
 
 def expected_attention(queries, keys, values, segments, window=None, cap=None):
+  """Causal attention within segments and a sliding window, by `attend`."""
   length = segments.shape[1]
   distance = jnp.arange(length)[:, None] - jnp.arange(length)
   mask = (distance >= 0) & (segments[:, :, None] == segments[:, None, :])

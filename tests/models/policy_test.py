@@ -72,7 +72,7 @@ def test_parameters_depend_on_the_key():
   assert not np.array_equal(other['embedding'], PARAMS['embedding'])
 
 
-def test_number_of_parameters():
+def test_number_of_parameters_is_the_sum_of_their_sizes():
   leaves = jax.tree.leaves(PARAMS)
   assert POLICY.num_params == sum(leaf.size for leaf in leaves)
   assert 8e5 < Policy(countdown(64)).num_params < 1.2e6
@@ -105,7 +105,7 @@ def test_unembedding_is_tied_or_separate():
   )
 
 
-def test_bfloat16_activations_over_float32_parameters():
+def test_bfloat16_activations_give_float32_logits():
   policy = Policy(dataclasses.replace(tiny(16), dtype='bfloat16'))
   tokens, score = draw_tokens(4, 8), jax.jit(policy.logits)
   logits = score(PARAMS, tokens)

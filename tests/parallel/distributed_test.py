@@ -106,7 +106,7 @@ def test_waits_poll_and_report_progress():
 
 @pytest.mark.parametrize('excess', [1 / 16, 1 / 4])
 @pytest.mark.parametrize('duration', [0.001, 0.01, 0.0777, 10.0])
-def test_a_wait_is_hardly_longer_than_what_it_waits_for(
+def test_a_wait_exceeds_its_condition_by_at_most_the_excess(
   monkeypatch, duration, excess
 ):
   clock = [100.0]

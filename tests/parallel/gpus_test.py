@@ -55,7 +55,7 @@ def test_unknown_gpu_lists_tpus_and_gpus():
     find_topology('h800:8')
 
 
-def test_table_is_plausible():
+def test_memory_rates_and_links_of_gpus_are_ordered():
   names = [gpu.name for gpu in GPUS]
   assert len(set(names)) == len(names)
   for gpu in GPUS:
@@ -116,7 +116,7 @@ def test_missing_packages_are_reported_before_anything_is_compiled(monkeypatch):
     compile_only_devices(find_topology('h100:8'))
 
 
-def test_slices_are_of_tpus_only():
+def test_refuses_several_slices_of_gpus():
   with pytest.raises(ValueError, match=r'part of the topology \(h100:2x8\)'):
     compile_only_devices(find_topology('h100:8'), 2)
 
@@ -148,7 +148,7 @@ def collective(kind, *groups, sent=1e9):
   return Collective(kind=kind, size=0, sent=sent, groups=groups, scope='')
 
 
-def test_links_and_times_of_collectives():
+def test_collectives_use_nvlink_within_a_host_and_the_network_between():
   topology = find_gpus('h100:2x8')
   network = Network(topology, fake_devices(16, 8))
   chip = topology.chip

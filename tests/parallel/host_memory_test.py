@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options of the memory allocator, in processes of their own."""
+"""Options of the memory allocator, each in a separate process."""
 
 import os
 import platform
@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-# Page faults of the second of two texts of 64 MiB, one after the other.
+# Prints the page faults of the second of two allocations of 64 MiB.
 _PROGRAM = """
 import resource, threading
 from covrl.parallel.host_memory import keep_freed_memory

@@ -42,7 +42,7 @@ LOAD_XLA = 'import jax; print(jax.numpy.ones(4).size)'
 
 
 def run(program, platform_name, *arguments, **extra):
-  """A process that was given a platform's flags, and computes on the CPU."""
+  """Runs a program in a process with a platform's flags, computing on the CPU."""
   environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
   environment |= {'JAX_PLATFORMS': 'cpu'} | extra
   xla_flags.apply(platform_name, environment)

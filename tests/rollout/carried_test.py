@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Carried responses, ids of responses and groups that no call can have made."""
+"""Refusal of carried responses, ids and groups that no call can have returned."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ ENGINE = make_engine(slots=4)
 
 
 def responses(lengths: Any) -> Any:
-  """Responses of given lengths, of a token that ends none."""
+  """Responses of given lengths, of a token that is not an end token."""
   mask = np.arange(LIMIT) < np.broadcast_to(lengths, (ROWS,))[:, None]
   zeros: Any = np.zeros(mask.shape, np.float32)
   arrays: dict[str, Any] = {

@@ -97,7 +97,7 @@ def test_sampler_and_trainer_agree_in_bfloat16():
   assert np.exp(-gap).mean() == pytest.approx(1.0, abs=1e-3)
 
 
-def test_masks_end_tokens_and_padding():
+def test_masks_cover_tokens_up_to_the_end_token_and_no_padding():
   samples = to_numpy(sample(temperature=1.3))
   tokens, mask = samples.response_tokens, samples.response_mask
   lengths = mask.sum(axis=1)
@@ -142,7 +142,7 @@ def test_responses_depend_on_sequence_ids_and_not_on_rows():
 
 
 @pytest.mark.parametrize('shape', [(8,), (4, 2), (2, 2, 2)])
-def test_meshes_sample_the_same(shape):
+def test_meshes_sample_the_same_as_one_device(shape):
   mesh = make_mesh(shape)
   expected, actual = sample(), sample(make_engine(mesh), params=params_on(mesh))
   np.testing.assert_array_equal(
@@ -157,7 +157,7 @@ def test_meshes_sample_the_same(shape):
 
 # Parameters that a tensor axis of 2 splits, and that none does.
 @pytest.mark.parametrize('shape', [(1, 4, 2), (1, 8)])
-def test_parameters_from_another_mesh(shape):
+def test_parameters_from_another_mesh_give_the_same_samples(shape):
   # As on a torus, device numbers are not in the mesh's order.
   devices = [jax.devices()[i] for i in (0, 3, 6, 1, 5, 2, 7, 4)]
   mesh = make_mesh(shape, devices)
@@ -171,7 +171,7 @@ def test_parameters_from_another_mesh(shape):
   )
 
 
-def test_number_of_rows_that_the_mesh_does_not_divide():
+def test_rows_that_the_mesh_does_not_divide_are_sampled_the_same():
   mesh = make_mesh((8,))
   actual = sample(make_engine(mesh), rows=slice(0, 1), params=params_on(mesh))
   expected = sample().response_tokens[:GROUP]

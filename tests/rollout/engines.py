@@ -10,6 +10,8 @@ import numpy as np
 from covrl.models import Policy, tiny
 from covrl.rollout import Sampling, SamplingEngine, to_rollout_rows
 
+# Size of the vocabulary, number of prompts, their padded length, responses per
+# prompt, largest number of tokens of a response, and the tokens that end one.
 VOCAB, PROMPTS, LENGTH, GROUP, LIMIT, END = 16, 8, 6, 4, 10, (3, 5)
 POLICY = Policy(tiny(VOCAB))
 PARAMS = POLICY.init(jax.random.key(0))

@@ -9,6 +9,8 @@ from covrl.models import Policy, tiny
 from covrl.parallel.sharding import make_mesh
 from covrl.rollout import GroupEngine, Sampling, SamplingEngine
 
+# Size of the vocabulary, number of prompts, their padded length, responses per
+# prompt, largest number of tokens of a response, and the tokens that end one.
 VOCAB, COUNT, WIDTH, GROUP, LIMIT, END = 16, 9, 8, 3, 10, (3, 5)
 POLICY = Policy(tiny(VOCAB))
 PARAMS = POLICY.init(jax.random.key(0))
@@ -39,7 +41,7 @@ IDS = 100 + np.arange(COUNT * GROUP, dtype=np.int32)
 
 
 def run(engine, order, params=PARAMS, at_once=COUNT, **sampling):
-  """Samples groups in an order of their prompts; returns those by number."""
+  """Samples groups in an order of their prompts; returns samples by number."""
   engine.begin(
     params, key=KEY, sampling=Sampling.make(**(sampling or SAMPLING))
   )
@@ -159,7 +161,7 @@ def test_refuses_prompts_without_tokens_or_without_room(engine):
   while engine.has_room:
     engine.add(number, PROMPTS[0], MASK[0], IDS[:GROUP])
     number += 1
-  with pytest.raises(RuntimeError, match='must not be added without room'):
+  with pytest.raises(RuntimeError, match='has_room must be true when'):
     engine.add(number, PROMPTS[0], MASK[0], IDS[:GROUP])
   engine.end()
   with pytest.raises(RuntimeError, match='begin must be called before run'):

@@ -24,7 +24,7 @@ from covrl.rollout import Sampling
     (
       np.zeros((0, 2), int),
       np.zeros((0, 2), bool),
-      'at least one of one token',
+      'prompts must not be an empty array, got',
     ),
   ],
 )

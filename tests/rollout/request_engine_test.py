@@ -13,6 +13,8 @@ from covrl.models import Policy, tiny
 from covrl.parallel.sharding import make_mesh
 from covrl.rollout import Request, RequestEngine, Sampling, SamplingEngine
 
+# Size of the vocabulary, largest numbers of tokens of a prompt and a response, and
+# the tokens that end one.
 VOCAB, LENGTH, LIMIT, END = 16, 8, 10, (3, 5)
 POLICY = Policy(tiny(VOCAB))
 PARAMS = POLICY.init(jax.random.key(0))
@@ -186,7 +188,7 @@ def test_waiting_requests_are_cancelled(engine):
 @pytest.mark.parametrize(
   'count', [300, pytest.param(10_000, marks=pytest.mark.slow)]
 )
-def test_no_request_is_lost_and_memory_is_flat(engine, count):
+def test_every_request_is_finished_and_leaves_no_array(engine, count):
   finish(engine, make_requests(8))
   gc.collect()
   before = len(jax.live_arrays())
@@ -214,7 +216,7 @@ def test_nothing_is_compiled_after_the_start(engine):
   assert not compiled
 
 
-def test_shards_of_a_mesh_sample_the_same(engine):
+def test_shards_of_a_mesh_sample_the_same_as_one_device(engine):
   mesh = make_mesh((2, 1, 2), jax.devices()[:4])
   params = jax.device_put(
     PARAMS,
@@ -228,7 +230,7 @@ def test_shards_of_a_mesh_sample_the_same(engine):
     assert len(output) == len(expected[i]) or i == 4
 
 
-def test_prompts_of_several_widths(monkeypatch):
+def test_responses_do_not_depend_on_the_widths_of_other_prompts(monkeypatch):
   monkeypatch.setattr('covrl.rollout.request_engine.WIDTHS', (8,))
   wide = make_engine(max_prompt_length=20)
   short, long = make_requests(1)[0], (*range(1, 15), 0, 1, 2)

@@ -95,7 +95,7 @@ def test_truncation_of_a_large_vocabulary_equals_sorting():
   top_k=st.integers(0, 7),
   seed=st.integers(0, 2**31 - 1),
 )
-def test_log_probabilities_before_and_after_truncation(
+def test_log_probabilities_equal_those_of_sorting_with_and_without_truncation(
   logits, temperature, top_p, top_k, seed
 ):
   keys = jax.random.split(jax.random.key(seed), 4)
@@ -116,7 +116,7 @@ def test_log_probabilities_before_and_after_truncation(
   ('temperature', 'top_p', 'top_k'),
   [(1.0, 1.0, 0), (0.6, 1.0, 0), (1.0, 0.75, 0), (1.4, 1.0, 3)],
 )
-def test_frequencies(temperature, top_p, top_k):
+def test_frequencies_equal_probabilities(temperature, top_p, top_k):
   logits, count = np.array([0.3, 1.2, -0.5, 0.9, -2.0]), 20_000
   sampling = Sampling.make(temperature, top_p, top_k)
   token, _, _ = draw_many(logits, count, sampling)
@@ -192,7 +192,7 @@ def chi_square(seen, probs, count):
     {'min_p': 0.05},
   ],
 )
-def test_frequencies_over_many_blocks(setting, dtype):
+def test_frequencies_equal_probabilities_over_many_blocks(setting, dtype):
   rng, count = np.random.default_rng(0), 8_000
   logits = rng.normal(size=5 * BLOCK + 17) * 1.5
   logits[rng.random(logits.size) < 0.2] = -np.inf
@@ -214,7 +214,7 @@ def test_frequencies_over_many_blocks(setting, dtype):
   assert statistic < limit
 
 
-def test_frequencies_of_a_vocabulary_of_152_thousand():
+def test_frequencies_equal_probabilities_of_152_thousand_tokens():
   rng, size, rows, rounds = np.random.default_rng(1), 151_936, 128, 24
   logits = jnp.asarray(rng.normal(size=size) * 2, jnp.float32)
   seen = np.zeros(size)
@@ -240,7 +240,7 @@ def test_large_vocabulary_is_not_padded_in_a_copy():
 
 
 def test_large_logits_are_truncated_in_groups_of_rows(monkeypatch):
-  """To the bit as in one group, and in little memory."""
+  """The result is that of one group to the bit, and takes little memory."""
   logits = 4 * jax.random.normal(jax.random.key(0), (24, 300))
   keys = jax.random.split(jax.random.key(1), 24)
   sampling = Sampling.make(top_p=0.8, top_k=50, min_p=0.01)

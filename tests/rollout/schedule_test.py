@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Schedule of segments: nothing is left undecoded, and little is decoded twice."""
+"""Schedule of segments: all responses are decoded, with few surplus segments."""
 
 from collections import deque
 
@@ -62,7 +62,7 @@ def decode(lengths, *, slots, most, ahead):
   slots=st.integers(1, 64),
 )
 def test_every_response_is_decoded(lengths, slots):
-  """Slots suffice, and few segments are started for nothing."""
+  """Slots suffice, and at most one segment is started that decodes nothing."""
   expected = decode(lengths, slots=slots, most=33, ahead=0)
   sizes = decode(lengths, slots=slots, most=33, ahead=1)
   assert len(expected) <= len(sizes) <= len(expected) + 1
@@ -75,8 +75,8 @@ def test_no_segment_follows_responses_of_full_length(length):
   assert sizes == [64] * -(-(length - 1) // SEGMENT)
 
 
-def test_slots_are_reduced_as_soon_as_without_starting_ahead():
-  """As many responses end in each segment."""
+def test_starting_ahead_does_not_delay_the_reduction_of_slots():
+  """The same number of responses ends in each segment."""
   lengths = [1 + SEGMENT * (1 + row // 12) for row in range(64)]
   sizes = decode(lengths, slots=0, most=33, ahead=1)
   assert sizes == decode(lengths, slots=0, most=33, ahead=0)
@@ -85,7 +85,7 @@ def test_slots_are_reduced_as_soon_as_without_starting_ahead():
 
 
 def test_segments_are_started_before_results_are_read(monkeypatch):
-  """Nothing changes in the responses, to the bit."""
+  """The responses are the same to the bit as without starting ahead."""
   engine, events = make_engine(end_ids=(), segment=3), []
   run, wait = engine._run, engine_module._read
 

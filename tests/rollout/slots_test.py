@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Slots of the sampling engine: refilled, reduced, and responses that are carried over."""
+"""Slots of the sampling engine: refill, reduction, and carried responses."""
 
 import itertools
 
@@ -50,8 +50,8 @@ def test_slots_are_refilled_from_the_queue(slots, segment):
   assert_same(to_numpy(sample(engine)), to_numpy(sample()))
 
 
-def test_refill_and_cancellation_change_no_bit():
-  """Other requests and their order do not matter with the same number of slots."""
+def test_other_requests_and_their_order_change_no_bit_of_a_response():
+  """The number of slots is the same."""
   engine = make_engine(slots=8, segment=2)
   all_samples = to_numpy(sample(engine))
   order = [3, 0, 7, 1]
@@ -185,8 +185,8 @@ def test_carried_responses_go_on_with_the_given_parameters(shape):
 
 
 @pytest.mark.slow
-def test_ten_thousand_requests_through_few_slots():
-  """Every request gets one response, equal to that of a smaller batch."""
+def test_ten_thousand_requests_get_the_responses_of_smaller_batches():
+  """There are few slots, and every request gets one response."""
   engine = make_engine(slots=64, segment=8)
   rng = np.random.default_rng(3)
   prompts = rng.integers(0, VOCAB, (1250, LENGTH)).astype(np.int32)

@@ -77,14 +77,16 @@ def test_refuses_a_run_whose_checkpoints_are_all_damaged(checkpoint_directory):
   store = CheckpointStore(checkpoint_directory, keep=3)
   with pytest.raises(
     CheckpointError,
-    match=r'no whole checkpoint .*does not start again from the beginning',
+    match=r'must have a whole checkpoint, .*does not start again from the',
   ):
     store.newest_whole()
   assert {path.name for path in checkpoint_directory.iterdir()} == before
   for path in checkpoint_directory.iterdir():
     path.rename(path.with_name(f'{path.name}.damaged_1'))
   for method in (store.newest_whole, store.latest):
-    with pytest.raises(CheckpointError, match='no finished checkpoint left'):
+    with pytest.raises(
+      CheckpointError, match='must have a finished checkpoint'
+    ):
       method()
 
 

@@ -72,7 +72,7 @@ def test_refuses_processes_with_different_config_files(processes, recipe):
   processes.run(make_check(recipe))
   other = {**recipe.sources, 'toy_kl_cov.py': 'other'}
   with pytest.raises(
-    ConfigError, match='same config file, process 1 has another config file'
+    ConfigError, match='same config file, got another config file on process 1'
   ):
     processes.run(make_check(dataclasses.replace(recipe, sources=other)))
 
@@ -86,14 +86,17 @@ def test_refuses_processes_with_different_versions(
     consistency.importlib.metadata, 'version', lambda name: '0.0'
   )
   with pytest.raises(
-    ConfigError, match='same versions and settings, process 2 has another'
+    ConfigError,
+    match='same versions and settings, got another covrl on process 2',
   ):
     processes.run(make_check(recipe))
 
 
 def test_refuses_processes_with_different_directories(processes, recipe):
   processes.run(make_check(recipe))
-  with pytest.raises(ConfigError, match='same --workdir, process 1 has'):
+  with pytest.raises(
+    ConfigError, match='same --workdir, got another --workdir on process 1'
+  ):
     processes.run(make_check(recipe, 'runs/b'))
 
 
@@ -101,7 +104,7 @@ def test_refuses_processes_with_different_fields(processes, recipe):
   processes.run(make_check(recipe))
   config = dataclasses.replace(recipe.config, seed=7)
   with pytest.raises(
-    ConfigError, match='process 1 has another seed than process 0'
+    ConfigError, match='got another seed on process 1 than on process 0'
   ):
     processes.run(make_check(dataclasses.replace(recipe, config=config)))
 
@@ -111,7 +114,7 @@ def test_refuses_processes_with_different_problems(processes, recipe):
   three = np.arange(3)
   processes.run(lambda: check_problems(SubsetSource(source, three, 'a')))
   with pytest.raises(
-    ConfigError, match='same problems to train on, process 1 has another set'
+    ConfigError, match='same problems to train on, got another set on process 1'
   ):
     processes.run(lambda: check_problems(SubsetSource(source, three, 'b')))
 
@@ -120,7 +123,7 @@ def test_refuses_processes_with_other_flags(processes, recipe, monkeypatch):
   processes.run(make_check(recipe))
   monkeypatch.setenv('XLA_FLAGS', '--xla_cpu_enable_fast_math=true')
   with pytest.raises(
-    ConfigError, match='process 1 has another xla_flags than process 0'
+    ConfigError, match='got another xla_flags on process 1 than on process 0'
   ):
     processes.run(make_check(recipe))
 

@@ -39,7 +39,9 @@ def test_a_run_that_has_trained_does_not_start_again(directory, name, trace):
   file.write_text('{"step": 1, "iteration": 0, "phase": "train"}\n')
   with pytest.raises(CheckpointError) as caught:
     directory.refuse_restart()
-  assert f'{directory.path} has {trace}' in str(caught.value)
+  assert f'{directory.path} must have a checkpoint beside {trace}' in str(
+    caught.value
+  )
   assert 'does not start again from the beginning by itself' in str(
     caught.value
   )
@@ -69,7 +71,7 @@ def test_a_file_left_by_a_killed_write_does_not_block_a_directory(
   (workdir / '.config.json.tmp').write_text('{"na')
   RunDirectory(workdir).check(recipe)
   (workdir / 'thesis.tmp').write_text('precious')
-  with pytest.raises(ConfigError, match='holds other files'):
+  with pytest.raises(ConfigError, match='got other files in'):
     RunDirectory(workdir).check(recipe)
 
 

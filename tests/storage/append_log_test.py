@@ -114,7 +114,9 @@ def test_buffers_lines_in_a_bucket(bucket, monkeypatch):
 
 
 @pytest.mark.parametrize('kind', ['hard', 'symbolic'])
-def test_a_log_under_two_names_is_not_changed_under_the_other(tmp_path, kind):
+def test_a_log_with_a_second_link_is_not_changed_under_the_other_name(
+  tmp_path, kind
+):
   """As in a copy of a run that consists of links (`cp -al`, `cp -as`)."""
   original = epath.Path(tmp_path) / 'metrics.jsonl'
   positions = write_lines(original)

@@ -16,7 +16,7 @@ def bucket_server():
 
 @pytest.fixture
 def bucket(bucket_server):
-  """Yields the empty bucket that `gs://bucket` is during the test."""
+  """Yields the emulated bucket `gs://bucket`, which is empty at first."""
   bucket, environment = bucket_server
   with pytest.MonkeyPatch.context() as patch:
     for name, value in environment.items():

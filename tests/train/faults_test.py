@@ -132,7 +132,7 @@ def test_a_run_resumes_after_a_full_disk_and_damaged_files(
   status, stderr = run(workdir)
   assert status == Exit.REFUSED
   (message,) = error_messages(stderr)
-  assert 'no finished checkpoint' in message
+  assert 'must have a checkpoint beside' in message
   assert metrics.stat().st_size == size
 
 

@@ -116,8 +116,8 @@ def test_filters_that_no_group_passes_raise_with_a_count_per_reason():
   group_filter = make_filter(2, min_accuracy=0.9, max_accuracy=1.0, max_draws=3)
   with pytest.raises(
     RuntimeError,
-    match=r'at least one group .* \(rollout\.min_accuracy = 0\.9, .*none of 5 in'
-    r' up to 3 draws did in iteration 7: 2 equal reward, 4 below accuracy$',
+    match=r'at least one group .* \(rollout\.min_accuracy = 0\.9, .*got 0 of 5 in'
+    r' up to 3 draws of iteration 7: 2 equal reward, 4 below accuracy$',
   ):
     group_filter.choose(drawn(), 7)
   # No error: others fill up, or only unequal rewards are required.

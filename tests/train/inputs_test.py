@@ -103,7 +103,7 @@ def test_the_same_inputs_are_accepted():
 )
 def test_changed_inputs_are_refused(changes, name):
   assert inputs_error(inputs(**changes), inputs()) == (
-    f'{name} must be the same when a run is resumed, and have changed since the'
+    f'{name} must be the same when a run is resumed, got others than when the'
     ' checkpoint was written; restore them or use another --workdir'
   )
 
@@ -116,9 +116,9 @@ def test_unknown_inputs_are_refused_unless_allowed():
   assert 'can be resumed only with checkpoint.allow_unknown_data' in warnings[0]
   for before in (fingerprints, inputs()):
     text = inputs_error(fingerprints, before)
-    assert text.startswith('problems to train on: no fingerprint, so that')
+    assert text.startswith('problems to train on must have a fingerprint')
     assert '--config.checkpoint.allow_unknown_data=true' in text
-  assert 'no fingerprint' in inputs_error(inputs(), fingerprints)
+  assert 'got none: changes' in inputs_error(inputs(), fingerprints)
   config = Config()
   config.checkpoint.allow_unknown_data = True
   check_inputs(config, fingerprints, saved(fingerprints), warnings.append)

@@ -233,7 +233,7 @@ def test_refuses_networks_and_fields_that_do_not_belong_together():
     (
       {'prm': critic(config)},
       estimator,
-      "reads logprobs of the network 'prm', got a network whose output is values",
+      "the network 'prm' must have the output logprobs, .* reads, got values",
     ),
     (
       early,

@@ -247,7 +247,7 @@ def test_a_hanging_process_is_lost_within_the_heartbeat(tmp_path):
     (
       {1: {'train__learning_rate': 0.5}},
       {},
-      'process 1 has another train.learning_rate than process 0',
+      'got another train.learning_rate on process 1 than on process 0',
     ),
     (
       {},

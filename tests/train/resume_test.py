@@ -226,7 +226,7 @@ def test_refuses_damaged_checkpoints(capsys, uninterrupted, tmp_path):
   assert 'cannot be read' in refused(capsys, 'sample', str(broken), '4 7 2 :')
   shutil.rmtree(broken / 'checkpoints')
   error = refused(capsys, 'sample', str(broken), '4 7 2 :')
-  assert 'no finished checkpoint' in error
+  assert 'must have a finished checkpoint, got none' in error
 
 
 def test_a_converted_run_samples_the_same_responses(

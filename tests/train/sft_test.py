@@ -178,7 +178,9 @@ def test_an_unfinished_warm_start_is_not_shared(tmp_path):
   config.warm_start.from_run = str(tmp_path)
   # Draws and filters of groups do not matter to a warm start.
   config.rollout.max_draws, config.rollout.max_accuracy = 3, 0.5
-  with pytest.raises(ConfigError, match='has not finished a warm start'):
+  with pytest.raises(
+    ConfigError, match='a run with a finished warm start, got'
+  ):
     sft.shared_warm_start(config, TASK)
   config.rollout.max_response_length = 5
   with pytest.raises(

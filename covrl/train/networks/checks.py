@@ -26,8 +26,8 @@ def check_networks(networks: Any, estimator: Any, config: Config) -> None:
     config: the run's configuration.
 
   Raises:
-    ConfigError: a type is another one, a network is missing or has no effect,
-      or a field has no effect.
+    ConfigError: a value has a wrong type, a network is missing or has no
+      effect, or a field has no effect.
   """
   if not isinstance(networks, Mapping) or not all(
     isinstance(each, Network) for each in networks.values()
@@ -59,8 +59,8 @@ def check_networks(networks: Any, estimator: Any, config: Config) -> None:
   for name, network in networks.items():
     if output not in (None, network.output):
       raise ConfigError(
-        f"the recipe's estimator reads {output} of the network {name!r}, got a"
-        f' network whose output is {network.output}'
+        f"the network {name!r} must have the output {output}, which the recipe's"
+        f' estimator reads, got {network.output}'
       )
   early = [name for name, each in networks.items() if each.update == 'before']
   if early and estimator is not None and estimator.targets is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Estimators: advantages of tokens from rewards and networks' outputs."""
+"""Estimators of per-token advantages from rewards and networks' outputs."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class CreditInputs(NamedTuple):
       is empty, it may be NaN.
     group_ids: sequences of the same prompt share an id.
     update_ids: index of the iteration's update that trains on each sequence.
-    outputs: each network's number per token, as it is scored: before its
-      updates, or after those of a network that is updated before.
+    outputs: each network's output per token, computed before the network's
+      updates of the iteration; after them if its `update` is 'before'.
   """
 
   rows: TokenBatch
@@ -53,10 +53,10 @@ class Credit(NamedTuple):
 def checked_estimate(
   estimator: Estimator,
 ) -> Callable[[PyTree, CreditInputs], tuple[Credit, PyTree]]:
-  """Returns the estimate of an estimator, whose results are checked.
+  """Wraps `Estimator.estimate` with checks of its results.
 
   Raises:
-    TypeError: when it is traced, results are of another type or dtype.
+    TypeError: when it is traced, a result has a wrong type or dtype.
     ValueError: when it is traced, entries are missing, or shapes differ from those
       of the rows.
   """
@@ -86,7 +86,7 @@ def checked_estimate(
 def checked_targets(
   estimator: Estimator,
 ) -> Callable[[CreditInputs], dict[str, Float[Array, 'S T']]]:
-  """Returns the targets of an estimator, whose results are checked."""
+  """Wraps `Estimator.targets` with checks of its results."""
 
   def targets(inputs: CreditInputs) -> dict[str, Float[Array, 'S T']]:
     assert estimator.targets is not None
@@ -98,7 +98,7 @@ def checked_targets(
 def _checked_credit(
   estimator: Estimator, credit: Any, inputs: CreditInputs
 ) -> dict[str, Float[Array, 'S T']]:
-  """Checks credit, the estimator's or its targets; returns it in float32.
+  """Checks entries of `TokenBatch.credit`; returns them in float32.
 
   Raises:
     TypeError: an entry is not of real numbers.

@@ -42,7 +42,7 @@ def network_model(name: str, network: Network, policy: Policy) -> Policy:
       )
   param_dtype = policy.config.param_dtype
   if policy.config.lora is not None:
-    # A frozen base may be narrow, parameters that are trained may not.
+    # A frozen base may be in bfloat16; trained parameters need float32.
     param_dtype = jnp.promote_types(param_dtype, jnp.float32)
   config = dataclasses.replace(
     config, lora=None, param_dtype=param_dtype, remat=policy.config.remat

@@ -43,9 +43,9 @@ class Network:
       'random', or a pretrained model: a directory or a name on the Hugging Face
       hub.
     weights: aggregation of the loss; see `covrl.token_weights`.
-    update: whether an iteration's updates of the network are made before its
-      rows are scored, with the estimator's `targets` for credit, or each with
-      the policy's update on the same rows.
+    update: 'before' makes an iteration's updates of the network before its rows
+      are scored, with the estimator's `targets` as `credit`; 'after' makes each
+      with the policy's update on the same rows.
 
   Raises:
     ValueError: an option is unknown, `initial` is not a name, `loss` or `metrics`
@@ -121,7 +121,7 @@ def network_output(
     temperature: sampling temperature of log-probabilities.
     first_column: see `covrl.train.forward.forward`.
   """
-  # A network other than the policy routes tokens itself.
+  # A network other than the policy routes tokens by its own router.
   rows = dataclasses.replace(rows, experts=None)
   if output == 'logprobs':
     stats, _ = policy_stats(

@@ -33,9 +33,9 @@ def process_reward_model(
 ) -> Network:
   """A process reward model with the settings of `config.prime`.
 
-  A language model that learns which responses are right: β times their
-  log-probability relative to a reference is the logit of that. A response is
-  right if its reward is above 0.5.
+  A language model that learns to classify responses as right or wrong: β times
+  a response's log-probability relative to a reference is the logit of being right.
+  A response is right if its reward is above 0.5.
 
   Metrics of an update, `NAME/before_update/…`, are means over its responses with
   the parameters before it, which have not learned from these responses unless an
@@ -99,8 +99,8 @@ def prime_advantages(config: Config, network: str = PRM) -> Estimator:
 
   Process rewards are normalised, and advantages whitened, over all responses of
   the iteration. An iteration in which a process reward is not finite has
-  advantages of NaN: its updates are skipped and counted. One in which all rewards
-  are equal learns from process rewards alone.
+  advantages of NaN: its updates are skipped and counted. If all rewards of an
+  iteration are equal, its advantages come from process rewards alone.
 
   Outcomes in the advantages are the rewards as they are, of any size and with
   penalties, of length for example; the model learns only whether they are above

@@ -326,7 +326,7 @@ class Networks:
     """
     if self._estimate is None:
       raise TypeError(
-        'trace_estimate must be called of programs with an estimator, got None'
+        'trace_estimate must be called on networks with an estimator, got None'
       )
     per_token = jax.ShapeDtypeStruct(batch.tokens.shape, np.float32)
     outputs: dict[str, Any] = dict.fromkeys(self._all, per_token)
