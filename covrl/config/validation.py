@@ -39,6 +39,22 @@ def check(config: Config) -> None:
     )
 
 
+def check_section(config: Config, section: str) -> None:
+  """Checks the type and the bounds of every field of a section.
+
+  Args:
+    config: the configuration, whoever has set its fields.
+    section: name of the section, such as `critic`.
+
+  Raises:
+    ConfigError: a value is invalid, in one sentence.
+  """
+  values = flatten(config)
+  for name, field in fields_by_name().items():
+    if name.startswith(f'{section}.'):
+      field.check(values[name])
+
+
 def _check_batches(config: Config) -> None:
   """Checks that an iteration divides into updates and micro-batches.
 

@@ -258,3 +258,21 @@ def test_sequences_of_no_update_have_no_advantage():
   (advantages, _, _), _ = estimated(credit_inputs)
   mask = credit_inputs.rows.loss_mask
   np.testing.assert_array_equal(np.isnan(advantages), mask)
+
+
+@pytest.mark.parametrize(
+  'fields',
+  [
+    {'clip': -1.0},
+    {'length_decay': -1.0},
+    {'kl_target': -1.0},
+    {'kl_coefficient': float('nan')},
+    {'kl': 'k9'},
+    {'whiten': 'no'},
+  ],
+)
+def test_fields_that_were_set_in_python_are_checked(fields):
+  (name,) = fields
+  for build in (critic, critic_advantages):
+    with pytest.raises(ConfigError, match=rf'critic\.{name} must'):
+      build(make_config(**fields))

@@ -345,3 +345,19 @@ def test_a_run_logs_its_model_and_resumes_bit_for_bit(
       np.asarray(actual_arrays[name]).tobytes() == np.asarray(leaf).tobytes()
     ), name
   runs.assert_same_metrics(workdir, finished)
+
+
+@pytest.mark.parametrize(
+  'fields',
+  [
+    {'coefficient': float('nan')},
+    {'reference': 'x'},
+    {'normalise': 0},
+    {'form': 'x'},
+  ],
+)
+def test_fields_that_were_set_in_python_are_checked(fields):
+  (name,) = fields
+  for build in (process_reward_model, prime_advantages):
+    with pytest.raises(ConfigError, match=rf'prime\.{name} must'):
+      build(make_config(**fields))

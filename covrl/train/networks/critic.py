@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from covrl.array_checks import check_array, concrete
 from covrl.config import Config
+from covrl.config.validation import check_section
 from covrl.objectives import (
   adapt_coefficient,
   clipped_value_loss,
@@ -38,7 +39,11 @@ def critic(
     config: the run's configuration.
     tx: its parameter chain; AdamW with `critic.learning_rate`,
       `critic.weight_decay` and `critic.max_gradient_norm` by default.
+
+  Raises:
+    ConfigError: a field of `config.critic` is invalid.
   """
+  check_section(config, 'critic')
   settings = config.critic
   tx = tx or network_tx(settings)
 
@@ -80,7 +85,11 @@ def critic_advantages(config: Config, network: str = CRITIC) -> Estimator:
   Args:
     config: the run's configuration.
     network: name of the critic in `Recipe.networks`.
+
+  Raises:
+    ConfigError: a field of `config.critic` is invalid.
   """
+  check_section(config, 'critic')
   settings, updates = config.critic, config.updates_per_iteration
   has_penalty = settings.kl_coefficient > 0
 

@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, Float
 
 from covrl.config import Config
+from covrl.config.validation import check_section
 from covrl.objectives import (
   calibration_error,
   implicit_rewards,
@@ -47,7 +48,11 @@ def process_reward_model(
     config: the run's configuration.
     tx: its parameter chain; AdamW with `prime.learning_rate`,
       `prime.weight_decay` and `prime.max_gradient_norm` by default.
+
+  Raises:
+    ConfigError: a field of `config.prime` is invalid.
   """
+  check_section(config, 'prime')
   settings = config.prime
   tx = tx or network_tx(settings)
 
@@ -115,7 +120,11 @@ def prime_advantages(config: Config, network: str = PRM) -> Estimator:
   Args:
     config: the run's configuration.
     network: name of the process reward model in `Recipe.networks`.
+
+  Raises:
+    ConfigError: a field of `config.prime` is invalid.
   """
+  check_section(config, 'prime')
   settings = config.prime
 
   def targets(inputs: CreditInputs) -> dict[str, Float[Array, 'S T']]:
