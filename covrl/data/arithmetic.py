@@ -24,7 +24,7 @@ SOURCE_NAME = 'arithmetic'
 
 
 def arithmetic_problem(terms: list[int], *, is_solved: bool = False) -> Problem:
-  """Problem to add integers, of which the first is positive.
+  """Makes the problem of adding integers, of which the first is positive.
 
   >>> problem = arithmetic_problem([37, 12, -5], is_solved=True)
   >>> problem.prompt, problem.reference, problem.solution
@@ -86,7 +86,7 @@ held_out_arithmetic: HeldOut[ArithmeticConfig] = HeldOut(
 
 
 class ArithmeticSource(GeneratedSource[ArithmeticConfig]):
-  """Problems without solutions, and without held-out ones.
+  """Training problems without solutions and without held-out ones.
 
   >>> ArithmeticSource(ArithmeticConfig(held_out=0))[0].prompt
   '13 + 43'

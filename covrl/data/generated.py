@@ -141,7 +141,7 @@ class GeneratedSource(abc.ABC, Generic[GeneratorConfig]):
 
 
 def first_seed(name: str, seed: int) -> int:
-  """First of the consecutive seeds of a problem set, far from other sets."""
+  """First of the consecutive seeds of a problem set, far from those of other sets."""
   digest = hashlib.sha256(f'{name} {seed}'.encode()).digest()
   return int.from_bytes(digest[:16], 'big')
 

@@ -58,7 +58,7 @@ class Schema:
   kind: str | Callable[[Row], str] = 'math'
 
   def matches(self, row: Row) -> bool:
-    """Whether a file whose first row this is has the schema."""
+    """Whether a file with this first row has the schema."""
     return (
       any(map(row.has, self.prompt_columns))
       and any(map(row.has, self.answer_columns))

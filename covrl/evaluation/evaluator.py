@@ -35,7 +35,7 @@ from covrl.tasks.task import AnswerExtractor
 
 
 class EvaluationError(RuntimeError):
-  """An evaluation without a result, described in one sentence."""
+  """Raised when an evaluation has no result; the message is one sentence."""
 
 
 class OnProgress(Protocol):

@@ -78,7 +78,7 @@ def convert(
 def as_pretrained(
   policy: Policy, pretrained: str, tokenizer: Tokenizer
 ) -> PretrainedPolicy:
-  """Adds the files to a trained policy that an export needs.
+  """Adds the files that an export needs to a trained policy.
 
   Args:
     policy: the trained policy.

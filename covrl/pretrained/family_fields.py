@@ -15,13 +15,13 @@ from covrl.pretrained.rope_config import Fields
 
 
 def read_llama(fields: Fields) -> dict[str, Any]:
-  """Llama has no further fields."""
+  """No fields: families are described by their differences from Llama."""
   del fields
   return {}
 
 
 def write_llama(config: ModelConfig) -> dict[str, Any]:
-  """Llama has no further fields."""
+  """No fields: families are described by their differences from Llama."""
   del config
   return {}
 

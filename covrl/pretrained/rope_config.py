@@ -117,7 +117,7 @@ def _read_scaling(scaling_fields: Fields, fields: Fields) -> RopeScaling | None:
 
 
 def _original_length(scaling_fields: Fields, fields: Fields) -> int:
-  """Context length before scaling, from where transformers takes it."""
+  """Context length before scaling, from the field that transformers takes it from."""
   name = 'original_max_position_embeddings'
   for settings in (fields, scaling_fields):
     if name in settings:

@@ -62,7 +62,7 @@ MAX_FRACTION = 0.05
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Advice:
-  """A recommendation.
+  """A recommendation of an entropy-control method and its settings.
 
   Attributes:
     method: entropy control; 'none' keeps the run's loss and token chain.
@@ -306,7 +306,7 @@ def _fraction(inputs: AdviceInputs) -> tuple[float, str]:
 
 
 def _bounds(inputs: AdviceInputs) -> tuple[float, float, str]:
-  """Clip-Cov's bounds: the tail, without tokens far out in it."""
+  """Clip-Cov's bounds: the .99 quantile, and the mean of the smallest logged tail."""
   low, smallest = max(inputs.high_quantile, 0.0), min(inputs.tails)
   high = inputs.tails[smallest]
   text = 'the lower bound is the .99 quantile of the covariance'

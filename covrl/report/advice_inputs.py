@@ -93,7 +93,7 @@ class AdviceInputs:
 
   @property
   def lost(self) -> float:
-    """Share of the entropy that was lost."""
+    """Share of the entropy at the start that was lost until the end."""
     return 1 - self.entropy_end / self.entropy_start
 
   @property

@@ -49,7 +49,7 @@ def read_results(
 
 
 def problem_score(problem: Mapping[str, Any], metric: str) -> float | None:
-  """One problem's contribution to an accuracy; `None` if it has no result."""
+  """One problem's contribution to an accuracy; `None` if it has no score."""
   if metric == 'greedy':
     return problem['greedy']
   correct = [score for score in problem['correct'] if score is not None]

@@ -271,7 +271,7 @@ def holds_run(workdir: epath.PathLike) -> bool:
 
 
 def _holds_run(path: epath.Path, settings: Mapping[str, Any]) -> bool:
-  """Whether a directory with a configuration, or an empty one, holds a run."""
+  """Whether a directory holds a run, given the contents of its `config.json`."""
   if not path.is_dir():
     return False
   has_config = (path / 'config.json').is_file() and not any(

@@ -138,7 +138,7 @@ def read_objects(
 
 
 def finite_number(value: Any) -> float | None:
-  """The value as a float; `None` unless it is a number of a usual size.
+  """The value as a float; `None` unless it is a number of at most 10¹⁰⁰ in size.
 
   >>> finite_number(2), finite_number('2'), finite_number(10**400)
   (2.0, None, None)

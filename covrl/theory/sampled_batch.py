@@ -172,7 +172,7 @@ def _updated_logits(logits: jax.Array, tokens: tabular.Tokens) -> jax.Array:
 def entropy_decrease(
   batch: Batch, kept: Float[np.ndarray, 'B T'] | float = 1.0
 ) -> float:
-  """−ΔH/η of the same update, summed over prompts.
+  """−ΔH/η of the update of `updated_logits`, summed over prompts.
 
   The tokens' weights sum to 1 over all prompts together, so the prediction of this
   sum is the mean 1/N Σ c* over tokens.

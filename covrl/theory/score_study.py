@@ -60,7 +60,9 @@ class SavedEntropy(NamedTuple):
 
 @functools.cache
 def measure(settings: Settings, policy: str, optimiser: str) -> SavedEntropy:
-  """Measures one policy and optimiser with six seeds (quick: one).
+  """Measures the entropy saved, for one policy and optimiser, with six seeds.
+
+  A quick run has one seed.
 
   Raises:
     ValueError: there is no such policy or optimiser.

@@ -81,7 +81,7 @@ class RenderingProcess:
     self._process = None
 
   def _running(self) -> subprocess.Popen[bytes]:
-    """The process, which a fork of this process does not share."""
+    """Returns the rendering process; starts one, also after a fork."""
     if self._process is None or self._owner != os.getpid():
       self._process = subprocess.Popen(
         [sys.executable, '-P', str(_PROGRAM), str(MAX_MEMORY)],

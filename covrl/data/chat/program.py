@@ -84,11 +84,11 @@ def answer(request: Mapping[str, Any]) -> dict[str, str]:
     )
     return {'text': _joined(pieces, request['characters'])}
   except RefusalError as error:
-    return {'refused': _sentence(str(error))}
+    return {'refused': _one_line(str(error))}
   except (jinja2.TemplateError, OutputError) as error:
-    return {'error': _sentence(str(error))}
+    return {'error': _one_line(str(error))}
   except Exception as error:
-    return {'error': _sentence(f'{type(error).__name__}: {error}')}
+    return {'error': _one_line(f'{type(error).__name__}: {error}')}
 
 
 def _limit_time(seconds: int) -> None:
@@ -97,7 +97,7 @@ def _limit_time(seconds: int) -> None:
 
 
 def _limit(kind: int, value: int) -> None:
-  """Sets a limit, below that of the system if there is one."""
+  """Sets a resource limit of this process, at most that of the system."""
   _, hard = resource.getrlimit(kind)
   if hard != resource.RLIM_INFINITY:
     value = min(value, hard)
@@ -179,8 +179,8 @@ def _to_json(
   )
 
 
-def _sentence(text: str) -> str:
-  """One line of bounded length."""
+def _one_line(text: str) -> str:
+  """The text on one line of limited length."""
   line = ' '.join(text.split()).removesuffix(':')
   return line if len(line) <= _MAX_REASON else f'{line[:_MAX_REASON]}…'
 

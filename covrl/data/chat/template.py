@@ -108,5 +108,5 @@ class ChatTemplate:
 
 @functools.cache
 def _process() -> RenderingProcess:
-  """The process of all templates."""
+  """The process that renders all templates."""
   return RenderingProcess()

@@ -214,7 +214,7 @@ def _rope_scaling(
 def _llama3_scaling(
   factors: np.ndarray, theta: float, head_dim: int
 ) -> dict[str, Any] | None:
-  """The scaling whose divisors of the frequencies are in a file.
+  """Llama 3's scaling, from the divisors of the frequencies in a file.
 
   A file holds the divisors alone. They determine the scaling, since the ends of
   its ramp are always the same.

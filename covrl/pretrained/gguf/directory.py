@@ -69,7 +69,7 @@ def _local_copy(path: epath.Path) -> pathlib.Path:
 
 @functools.cache
 def _directory(file: pathlib.Path, size: int, changed: int) -> epath.Path:
-  """Makes the directory of a file of a size and time of modification."""
+  """Makes the directory of a file; cached by its size and time of modification."""
   del size, changed
   path = epath.Path(file)
   metadata, tensors = read_header(path)

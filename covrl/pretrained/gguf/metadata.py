@@ -39,7 +39,7 @@ class Metadata:
   @overload
   def integer(self, name: str, default: _T, /) -> int | _T: ...
   def integer(self, name: str, /, *default: Any) -> Any:
-    """An integer of at least 0."""
+    """Value of a field that is an integer of at least 0."""
     return self._get(name, 'an integer', _is_count, default)
 
   @overload
@@ -47,7 +47,7 @@ class Metadata:
   @overload
   def number(self, name: str, default: _T, /) -> float | _T: ...
   def number(self, name: str, /, *default: Any) -> Any:
-    """A finite number."""
+    """Value of a field that is a finite number."""
     return self._get(name, 'a finite number', _is_number, default)
 
   @overload
@@ -55,7 +55,7 @@ class Metadata:
   @overload
   def flag(self, name: str, default: _T, /) -> bool | _T: ...
   def flag(self, name: str, /, *default: Any) -> Any:
-    """A truth value."""
+    """Value of a field that is true or false."""
     return self._get(name, 'true or false', _is_flag, default)
 
   @overload
@@ -63,19 +63,19 @@ class Metadata:
   @overload
   def text(self, name: str, default: _T, /) -> str | _T: ...
   def text(self, name: str, /, *default: Any) -> Any:
-    """A text."""
+    """Value of a field that is a text."""
     return self._get(name, 'a text', _is_text, default)
 
   def texts(self, name: str) -> list[str]:
-    """A list of texts."""
+    """Value of a field that is a list of texts."""
     return self._get(name, 'a list of texts', _is_list_of(_is_text), ())
 
   def integers(self, name: str) -> list[int]:
-    """A list of integers of at least 0."""
+    """Value of a field that is a list of integers of at least 0."""
     return self._get(name, 'a list of integers', _is_list_of(_is_count), ())
 
   def numbers(self, name: str) -> list[float]:
-    """A list of finite numbers."""
+    """Value of a field that is a list of finite numbers."""
     return self._get(name, 'a list of numbers', _is_list_of(_is_number), ())
 
   def error(self, name: str, requirement: str) -> ValueError:

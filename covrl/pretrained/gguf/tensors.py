@@ -126,7 +126,7 @@ def read_vector(
 def _stored_tensors(
   name: str, tensor: GgufTensor, metadata: Metadata
 ) -> Iterator[tuple[str, _Stored]]:
-  """Names in transformers of a tensor's parts, and where they are.
+  """Yields names in transformers with positions of a tensor, or of each expert in it.
 
   A tensor that is not known keeps its name.
   """
@@ -172,7 +172,7 @@ def interleaved_heads(metadata: Metadata, part: str) -> int:
 def _interleaved(
   rows: Int[np.ndarray, ' n'], head_dim: int
 ) -> Int[np.ndarray, ' n']:
-  """Rows in the file of rows of transformers.
+  """Indices in the file of rows in the order of transformers.
 
   Row i of the first half of a head is row 2i in the file, and row i of the
   second half is row 2i + 1.

@@ -34,10 +34,10 @@ class TensorType(NamedTuple):
 
 
 def tensor_type(code: int, owner: str) -> TensorType:
-  """The type of a number in a file.
+  """The tensor type with a code in GGUF files.
 
   Args:
-    code: number of the type.
+    code: number of the type in the file.
     owner: file and tensor, for errors.
 
   Raises:
@@ -53,7 +53,7 @@ def tensor_type(code: int, owner: str) -> TensorType:
 
 @functools.cache
 def _find_type(code: int) -> TensorType | None:
-  """The type of a code, or `None` if it cannot be dequantised."""
+  """The tensor type with a code; `None` if it cannot be dequantised."""
   library = _library()
   try:
     kind = library.GGMLQuantizationType(code)

@@ -48,7 +48,7 @@ claim = SECTION.claim
   formula=lambda rate, mean: -rate * mean,
 )
 def token_score(settings: Settings, formula: Formula) -> Evidence:
-  """Evaluates the score study."""
+  """Compares the entropy saved by each score in the score study."""
   batch, absolute, state, exact, jvp, random = range(len(score_study.SCORES))
   plain = score_study.measure(settings, 'table', 'SGD').saved
   studies = [

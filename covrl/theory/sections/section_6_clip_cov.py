@@ -50,7 +50,7 @@ def token_covariance(settings: Settings, formula: Formula) -> Evidence:
   exact = formula(advantages, pi, f, kappa)
 
   def per_token(values: Float[np.ndarray, ' n']) -> Array:
-    """One value for all actions of a state."""
+    """Repeats the value of each state for all of its actions."""
     return jnp.broadcast_to(jnp.asarray(values)[:, None], pi.shape)
 
   moments = TokenMoments(
