@@ -18,7 +18,7 @@ from covrl.config import ArithmeticConfig, CountdownConfig, MazeConfig
 from covrl.data.fingerprints import text_fingerprint
 from covrl.data.problems import Problem
 
-# Candidates for a problem, at most.
+# Largest number of candidates that are drawn for a problem.
 MAX_REDRAWS = 100
 
 GeneratorConfig = TypeVar(

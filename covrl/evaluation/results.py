@@ -116,7 +116,7 @@ class SuiteResult:
         greedy=_with_missing(self.greedy, value),
         correct=_with_missing(self.correct, value),
       ).metrics()
-      # A vote may be lost by a correct answer, too.
+      # An unscored response that is correct may also lower a vote: 0 to 1 are allowed.
       votes = {n: v for n, v in self.metrics().items() if n.startswith('maj@')}
       bounds.append(
         filled | {n: _with_missing(v, value) for n, v in votes.items()}

@@ -225,7 +225,7 @@ def _vocab_size(directory: epath.Path) -> int | None:
 def _special_tokens(directory: epath.Path) -> dict[str, str]:
   """Text of the special tokens by name, as chat templates name them."""
   names: dict[str, str] = {}
-  # Older files have the tokens in a file of their own.
+  # Older models have the tokens in a separate file.
   for file in ('special_tokens_map.json', 'tokenizer_config.json'):
     fields = _read_fields(directory, file)
     extra = fields.get('extra_special_tokens')

@@ -19,8 +19,8 @@ from covrl import storage
 from covrl.config.bounds import MAX_MAGNITUDES
 from covrl.storage.append_log import read_log
 
-# Larger numbers come from damaged files: float32 ends at 3.4e38. Their squares
-# and sums are finite.
+# Larger numbers come from damaged files, since float32 ends at 3.4e38. Squares and
+# sums of numbers up to this are finite in float64; smaller ones are taken as 0.
 _LARGEST = 1e100
 _SMALLEST = 1e-100
 # Largest iteration or step: updates are counted in int32.

@@ -202,7 +202,7 @@ def test_progress_is_reported_while_a_batch_is_decoded(evaluator_parts):
   assert all(0 <= v <= 1 for _, metrics in calls for v in metrics.values())
 
 
-def test_equal_answers_have_one_vote_however_they_are_written(
+def test_equal_answers_are_counted_together_however_they_are_written(
   evaluator_parts, monkeypatch
 ):
   task, engine, _, params = evaluator_parts

@@ -107,7 +107,7 @@ SAMPLED = result('aime24', [1, 0], [[1, 1, 0, 1], [0, 0, 0, 1]])
 GREEDY = result('math500', [1, 1, 0, 1], [[]] * 4)
 
 
-# Mark of a response without a score.
+# Correctness of a response without a score.
 UNSCORED = float('nan')
 
 
@@ -206,7 +206,7 @@ def test_suites_have_equal_weights_whatever_their_size():
   summary = Evaluation(results=(SAMPLED, GREEDY), entropy=0.5).summary()
   assert summary['aime24/mean@4'] == summary['aime24/accuracy'] == 0.5
   assert summary['math500/greedy'] == summary['math500/accuracy'] == 0.75
-  # Means over sets: of the likeliest responses, and as they are published.
+  # Means over suites: of greedy responses, and of the main metric of each suite.
   assert summary['greedy'] == (0.5 + 0.75) / 2
   assert summary['accuracy'] == (0.5 + 0.75) / 2
   assert summary['mean@4'] == 0.5
@@ -286,7 +286,7 @@ def test_refuses_correctness_that_is_not_plain_numbers(correctness):
 @pytest.mark.parametrize(
   'answers', [['ab'], [['a']], [['a', 'b', 'c']], [['a', float('nan')]], []]
 )
-def test_refuses_answers_that_are_not_one_per_mark(answers):
+def test_refuses_answers_that_are_not_one_per_response(answers):
   with pytest.raises((TypeError, ValueError), match='answers must'):
     majority_vote(answers, np.array([[1.0, 0.0]]))
 

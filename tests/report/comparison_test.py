@@ -227,7 +227,7 @@ def test_other_recipe_files_of_one_configuration_are_named(study, tmp_path):
     'Other recipe files: the seeds 1 and 3 and those 2 of countdown_grpo, which may'
     ' have trained differently.'
   ) in page
-  # What is absent is unknown.
+  # Runs without recipe files are not compared.
   (study[1] / 'recipe' / 'countdown.py').unlink()
   page = write_comparison(study, tmp_path / 'page.html').read_text()
   assert 'Other recipe files' not in page

@@ -292,7 +292,7 @@ def test_impossible_metrics_are_skipped(run, phase, name, value):
   assert metrics.value_at(0, name) is None
 
 
-def test_rounding_errors_are_possible():
+def test_values_within_rounding_errors_are_possible():
   assert is_possible('entropy', -1e-6)
   assert is_possible('mean@8', 1 + 1e-7)
   assert is_possible('reward', -1e9)

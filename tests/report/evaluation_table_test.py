@@ -250,7 +250,7 @@ def test_pages_have_the_table(make_results, tmp_path):
   assert '+33.3' in page
 
 
-def test_own_problems_are_paired(make_run, tmp_path):
+def test_differences_on_held_out_problems_are_paired(make_run, tmp_path):
   paths = [
     make_run(name, name=name, gain=gain, problems=60)
     for name, gain in (('grpo', 0.0), ('kl_cov', 0.2))

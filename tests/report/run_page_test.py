@@ -59,7 +59,7 @@ def read(path) -> Page:
   return Page(path.read_text())
 
 
-def test_finished_run_has_every_part(make_run):
+def test_page_of_a_finished_run_has_every_part(make_run):
   page = read(write_report(make_run()))
   for words in (
     'mean@8: ',
@@ -89,7 +89,7 @@ def test_page_works_offline_and_is_small(make_run):
   assert 'url(' not in content
 
 
-def test_long_runs_are_averaged(make_run):
+def test_curves_of_long_runs_are_averages_of_iterations(make_run):
   run = make_run(finished_iterations=0)
   lines = [
     json.dumps({'phase': 'train', 'step': i, 'iteration': i, 'reward': 0.5})

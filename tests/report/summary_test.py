@@ -93,7 +93,7 @@ def test_gain_does_not_depend_on_the_order_of_problems(make_run):
 
 
 @pytest.mark.parametrize('metric', ['greedy', 'pass@8'])
-def test_other_accuracies_are_paired(make_run, metric):
+def test_gains_of_other_accuracies_are_paired_by_problem(make_run, metric):
   path = make_run(problems=40)
   score = {
     'greedy': lambda problem: problem['greedy'],

@@ -40,5 +40,5 @@ def test_page_lists_claims_that_disagree_with_the_record(tmp_path):
 
 
 @pytest.mark.parametrize('name', HIGHLIGHTS)
-def test_highlights_are_claims(name):
+def test_highlights_name_existing_claims(name):
   assert name in [claim.name for claim in CLAIMS]

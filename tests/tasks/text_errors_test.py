@@ -25,7 +25,7 @@ def test_refuses_programs_without_a_sandbox(monkeypatch):
   try:
     with pytest.raises(JudgeError, match='a sandbox backend must work'):
       text_task(config('kodcode.jsonl'))
-    # Mathematics needs none.
+    # Mathematical problems need no sandbox.
     text_task(config('plain.jsonl'))
   finally:
     cached_judge.cache_clear()

@@ -80,7 +80,7 @@ def test_notes_name_the_sandbox_backend():
     text_task(settings)
 
 
-def test_configured_shaping_rewards():
+def test_shaping_rewards_are_made_as_configured():
   settings = config('plain.jsonl')
   settings.rewards.format = '<think>.*</think>.*'
   settings.rewards.overlong_buffer = 4

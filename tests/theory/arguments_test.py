@@ -230,7 +230,7 @@ def test_traced_arguments_are_not_refused():
   assert gradient.shape == TABLE.shape
 
 
-def test_infinite_values_and_bounds_pass_no_check():
+def test_checks_of_infinite_values_fail_and_infinite_bounds_are_refused():
   assert not at_most('x', -math.inf, 1.0).passes
   assert not at_least('x', math.inf, 1.0).passes
   assert not Check('x', math.inf).passes

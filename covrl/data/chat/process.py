@@ -88,7 +88,7 @@ class RenderingProcess:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        # An interrupt of the terminal is for this process alone.
+        # Ctrl-C in a terminal then interrupts this process only.
         process_group=0,
       )
       self._owner = os.getpid()

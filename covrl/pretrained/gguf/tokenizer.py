@@ -153,7 +153,7 @@ def _special_ids(metadata: Metadata, tokens: list[str]) -> dict[str, int]:
 
 def _generation(metadata: Metadata, tokens: list[str]) -> dict[str, Any]:
   """Fields of generation_config.json: the tokens that end a response."""
-  # The end of a turn, where it is not the end of a text.
+  # Some models end a turn (eot, eom) with another token than a text (eos).
   ends = [_token_id(metadata, name, tokens) for name in ('eos', 'eot', 'eom')]
   unique = list(dict.fromkeys(token for token in ends if token is not None))
   if not unique:
