@@ -158,7 +158,8 @@ class _Queued:
         self._create()
       if waited >= max_seconds:
         raise LaunchError(
-          f'no slice became available within {self.options.max_wait:g} hours',
+          'a slice must become available within'
+          f' {self.options.max_wait:g} hours, got none',
           status=Exit.RESTART,
         )
       self.shell.sleep(self.options.poll)
@@ -255,7 +256,7 @@ class _Queued:
     )
     if any(code for code, _ in ended):
       raise LaunchError(
-        f'covrl could not be installed on {name}; its output is above', status=1
+        f'covrl cannot be installed on {name}; its output is above', status=1
       )
 
   def _run(self) -> int:

@@ -130,7 +130,7 @@ def written_arrays(instruction: Instruction) -> list[Shape]:
   if instruction.opcode not in _WITH_ARGUMENTS:
     return [shape for shape in instruction.shapes if shape.elements]
   arrays = [
-    s for s in instruction.shapes if s.dims or s.kind not in ('u32', 's32')
+    s for s in instruction.shapes if s.dims or s.dtype not in ('u32', 's32')
   ]
   return arrays[len(arrays) // 2 :]
 

@@ -106,10 +106,10 @@ def kernel_names(
   """
   target = target_of(instruction)
   if target.startswith(('__cudnn$', '__cublas$')):
-    kind = next(computation.operands(instruction)).shapes[0].kind
+    dtype = next(computation.operands(instruction)).shapes[0].dtype
     if target.startswith('__cudnn$fmha'):
-      return 'cuDNN attention', kind
-    return ('cuDNN' if target.startswith('__cudnn$') else 'cuBLAS'), kind
+      return 'cuDNN attention', dtype
+    return ('cuDNN' if target.startswith('__cudnn$') else 'cuBLAS'), dtype
   if instruction.opcode == 'dot':
     return 'loops', _factor_type(computation, instruction)
   if instruction.opcode == 'fusion':
@@ -136,6 +136,6 @@ def _product_in(module: Module, instruction: Instruction) -> str | None:
 
 def _factor_type(computation: Computation, dot: Instruction) -> str:
   """Returns the type of a product's factors; 'f32 highest' for exact float32."""
-  kind = computation.instructions[dot.operands[0]].shapes[0].kind
+  dtype = computation.instructions[dot.operands[0]].shapes[0].dtype
   exact = 'highest' in dot.text or 'algorithm=dot_f32_f32_f32' in dot.text
-  return 'f32 highest' if kind == 'f32' and exact else kind
+  return 'f32 highest' if dtype == 'f32' and exact else dtype

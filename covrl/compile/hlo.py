@@ -38,14 +38,14 @@ class Shape(NamedTuple):
   """An array's type.
 
   Attributes:
-    kind: element type, such as `'bf16'`.
+    dtype: element type, such as `'bf16'`.
     dims: sizes of the axes.
     order: axes from minor to major; empty if not stated.
     tiles: the minor axes are padded to multiples of these sizes.
     space: memory space: `'hbm'`, `'vmem'`, `'host'` or `'other'`.
   """
 
-  kind: str
+  dtype: str
   dims: tuple[int, ...]
   order: tuple[int, ...] = ()
   tiles: tuple[int, ...] = ()
@@ -59,8 +59,8 @@ class Shape(NamedTuple):
   @property
   def bits(self) -> int:
     """Bits per element."""
-    match = re.search(r'\d+', self.kind)
-    return _BITS.get(self.kind, int(match[0]) if match else 0)
+    match = re.search(r'\d+', self.dtype)
+    return _BITS.get(self.dtype, int(match[0]) if match else 0)
 
   @property
   def size(self) -> int:
@@ -348,11 +348,11 @@ def shapes_of(text: str, platform: Platform = 'tpu') -> Iterator[Shape]:
   >>> [shape.size for shape in shapes_of('(s32[7]{0}, pred[2,3]{1,0})')]
   [28, 6]
   """
-  for kind, dims, order, rest in _SHAPE.findall(text):
+  for dtype, dims, order, rest in _SHAPE.findall(text):
     tile = _TILE.search(rest)
     space = re.search(r'S\((\d+)\)', rest)
     yield Shape(
-      kind=kind,
+      dtype=dtype,
       dims=_numbers(dims),
       order=_numbers(order),
       tiles=_numbers(tile[1][1:].split(')')[0]) if tile else (),

@@ -62,7 +62,7 @@ def _splash_cost(
   shapes = [
     operand.shapes[0]
     for operand in computation.operands(instruction)
-    if operand.shapes[0].kind in ('bf16', 'f32')
+    if operand.shapes[0].dtype in ('bf16', 'f32')
     and len(operand.shapes[0].dims) >= 3
   ]
   queries, keys = shapes[0], shapes[1]

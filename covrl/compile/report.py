@@ -104,8 +104,8 @@ class Program:
     topology = self.network.topology
     seconds = cost.flops / topology.chip.flops
     if isinstance(topology, GpuTopology):
-      for (_, kind), flops in cost.products.items():
-        seconds += flops / topology.chip.rate(kind)
+      for (_, dtype), flops in cost.products.items():
+        seconds += flops / topology.chip.rate(dtype)
         seconds -= flops / topology.chip.flops
     return seconds
 
@@ -183,8 +183,8 @@ class Program:
       ]
     if self.cost.products:
       described['products'] = [
-        {'kernel': kernel, 'type': kind, 'flops': flops}
-        for (kernel, kind), flops in by_size(self.cost.products)
+        {'kernel': kernel, 'type': dtype, 'flops': flops}
+        for (kernel, dtype), flops in by_size(self.cost.products)
       ]
     return described
 
@@ -334,8 +334,8 @@ def _products(cost: Cost) -> str:
   """
   total = sum(cost.products.values()) or 1.0
   return ', '.join(
-    f'{_percent(flops / total)} by {kernel} in {kind}'
-    for (kernel, kind), flops in by_size(cost.products)
+    f'{_percent(flops / total)} by {kernel} in {dtype}'
+    for (kernel, dtype), flops in by_size(cost.products)
   )
 
 

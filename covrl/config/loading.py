@@ -70,8 +70,8 @@ def restore(directory: pathlib.Path, saved: Mapping[str, Any]) -> Recipe:
   stem, colon, function = saved['name'].partition(':')
   if not colon:
     raise ConfigError(
-      f'the run of recipe {stem!r} was written by an older version of covrl, '
-      'whose recipes this version cannot read'
+      f"a run's recipe must be named FILE:FUNCTION, got {stem!r}, which an older"
+      ' version of covrl has written'
     )
   file = directory / f'{stem}.py'
   config = from_dict(saved['config'])

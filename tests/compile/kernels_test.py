@@ -120,7 +120,7 @@ def test_cublas_products_count_two_operations_per_multiplication():
 
 
 @pytest.mark.parametrize(
-  ('kind', 'precision', 'kernel', 'named'),
+  ('dtype', 'precision', 'kernel', 'named'),
   [
     ('bf16', '', '__triton_nested_gemm_fusion', ('Triton', 'bf16')),
     ('f32', '', '__triton', ('Triton', 'f32')),
@@ -133,17 +133,17 @@ def test_cublas_products_count_two_operations_per_multiplication():
     ('f32', '', 'other', ('loops', 'f32')),
   ],
 )
-def test_products_are_named_by_kernel_and_type(kind, precision, kernel, named):
+def test_products_are_named_by_kernel_and_type(dtype, precision, kernel, named):
   module = parse(
     f"""
-%product (x: {kind}[16,32], w: {kind}[32,8]) -> f32[16,8] {{
-  %x = {kind}[16,32]{{1,0}} parameter(0)
-  %w = {kind}[32,8]{{1,0}} parameter(1)
+%product (x: {dtype}[16,32], w: {dtype}[32,8]) -> f32[16,8] {{
+  %x = {dtype}[16,32]{{1,0}} parameter(0)
+  %w = {dtype}[32,8]{{1,0}} parameter(1)
   ROOT %y = f32[16,8]{{1,0}} dot(%x, %w), lhs_contracting_dims={{1}}, rhs_contracting_dims={{0}}{precision}
 }}
-ENTRY %main (x: {kind}[16,32], w: {kind}[32,8]) -> f32[16,8] {{
-  %x = {kind}[16,32]{{1,0}} parameter(0)
-  %w = {kind}[32,8]{{1,0}} parameter(1)
+ENTRY %main (x: {dtype}[16,32], w: {dtype}[32,8]) -> f32[16,8] {{
+  %x = {dtype}[16,32]{{1,0}} parameter(0)
+  %w = {dtype}[32,8]{{1,0}} parameter(1)
   ROOT %z = f32[16,8]{{1,0}} fusion(%x, %w), kind=kCustom, calls=%product, backend_config={{"fusion_backend_config":{{"kind":"{kernel}"}}}}
 }}
 """,

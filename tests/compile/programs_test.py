@@ -190,7 +190,7 @@ def test_no_token_waits_for_a_predicate_of_all_chips(small_report):
   report, modules = small_report
   assert report.programs['decode'].cost is not None
   kinds = {
-    shape.kind
+    shape.dtype
     for each in collectives_of(modules['decode'])
     for shape in each.shapes
     if shape.elements

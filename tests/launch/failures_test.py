@@ -154,7 +154,7 @@ def test_reports_a_failed_installation(fakes, capsys):
   fakes.plan(ACTIVE, {'match': '--command=bash kl-cov.set-up.sh', 'status': 1})
   status, _, _ = launch(TPU)
   assert status == 1
-  assert 'could not be installed' in capsys.readouterr().err
+  assert 'cannot be installed' in capsys.readouterr().err
 
 
 def test_submits_to_kubernetes_and_slurm(fakes):
