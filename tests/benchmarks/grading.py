@@ -32,13 +32,13 @@ def main(count: int) -> None:
   # Only a worker process grades an integral: this starts the workers.
   grade_math(r'\boxed{\int_0^1 x dx}', '1/2')
   rows = [('first answer, with its workers', f'{seconds_since(began):.2f} s')]
-  memory = [megabytes()]
+  memory = [memory_in_mib()]
   times: list[float] = []
   began = time.perf_counter()
   for number, pair in zip(range(count), itertools.cycle(ordinary)):
     times.append(grading_seconds(pair))
     if (number + 1) % (count // 4) == 0:
-      memory.append(megabytes())
+      memory.append(memory_in_mib())
   rate = count / seconds_since(began)
   percentiles = statistics.quantiles(times, n=100)
   with concurrent.futures.ThreadPoolExecutor(2) as threads:
@@ -49,8 +49,8 @@ def main(count: int) -> None:
       )
     )
     rate_two_threads = count / seconds_since(began)
-  memory.append(megabytes())
-  slowest = max((grading_seconds(pair), pair) for pair in adversarial if pair)
+  memory.append(memory_in_mib())
+  slowest = max(map(grading_seconds, adversarial))
   rows += [
     ('answers', f'{count:,}'),
     ('rate, one at a time', f'{rate:.0f} per second'),
@@ -58,8 +58,8 @@ def main(count: int) -> None:
     ('median', f'{1e3 * percentiles[49]:.2f} ms'),
     ('95th percentile', f'{1e3 * percentiles[94]:.2f} ms'),
     ('slowest ordinary answer', f'{max(times):.2f} s'),
-    ('slowest of those meant to hang', f'{slowest[0]:.2f} s'),
-    ('memory, quarter by quarter', ', '.join(f'{m:.0f}' for m in memory)),
+    ('slowest of those meant to hang', f'{slowest:.2f} s'),
+    ('memory after each quarter, MiB', ', '.join(f'{m:.0f}' for m in memory)),
     ('load of the machine', f'{os.getloadavg()[0]:.1f}'),
   ]
   print('| grading | |\n|---|---|')
@@ -81,7 +81,7 @@ def seconds_since(began: float) -> float:
   return time.perf_counter() - began
 
 
-def megabytes() -> float:
+def memory_in_mib() -> float:
   """Memory of this process and its descendants, in MiB."""
   total = 0
   for process in [os.getpid(), *descendants(os.getpid())]:

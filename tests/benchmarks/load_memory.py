@@ -38,15 +38,15 @@ def main() -> None:
   parser.add_argument('--directory', type=pathlib.Path, required=True)
   parser.add_argument('--mesh', default='')
   parser.add_argument('--dtype', default='')
-  # Task of a child process.
-  parser.add_argument('--read', help=argparse.SUPPRESS)
+  # For child processes: `write`, or the directory to read.
+  parser.add_argument('--task', help=argparse.SUPPRESS)
   arguments = parser.parse_args()
-  if arguments.read:
-    if arguments.read == 'write':
+  if arguments.task:
+    if arguments.task == 'write':
       _write(arguments.directory)
       print('{}')
     else:
-      measured = _read(arguments.read, arguments.mesh, arguments.dtype)
+      measured = _read(arguments.task, arguments.mesh, arguments.dtype)
       print(json.dumps(measured))
     return
   plain, copy = (arguments.directory / name for name in ('plain', 'copy'))
@@ -83,7 +83,7 @@ def _in_process(task: str, arguments: argparse.Namespace) -> dict[str, float]:
   command = [sys.executable, __file__, f'--directory={arguments.directory}']
   command += [f'--mesh={arguments.mesh}', f'--dtype={arguments.dtype}']
   completed = subprocess.run(
-    [*command, f'--read={task}'],
+    [*command, f'--task={task}'],
     env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags},
     check=True,
     stdout=subprocess.PIPE,

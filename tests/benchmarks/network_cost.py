@@ -34,7 +34,7 @@ from covrl.train.rollout_batch import RolloutBatch, padding_batch, row_width
 from covrl.types import TrainState
 
 RECIPES = ('countdown:ppo', 'countdown:prime')
-# The policy learns from the first update on.
+# Without a warm-up of the critic the policy is updated from the first step on.
 OVERRIDES = ('--config.critic.warm_up=0',)
 
 
@@ -174,12 +174,12 @@ def measure(spec: str, overrides: list[str], repeats: int) -> str:
   for run in runs:
     run()
   times = [[seconds(run) for run in runs] for _ in range(repeats)]
-  whole, first, second = (
+  iteration, policy, network = (
     statistics.median(column) for column in zip(*times, strict=True)
   )
   excess = [100 * (a / (b + c) - 1) for a, b, c in times]
   return (
-    f'| `{spec}` | {whole:.2f} | {first:.2f} | {second:.2f} |'
+    f'| `{spec}` | {iteration:.2f} | {policy:.2f} | {network:.2f} |'
     f' {statistics.median(excess):+.1f} ({min(excess):+.1f} to {max(excess):+.1f}) |'
   )
 

@@ -98,7 +98,7 @@ def test_refuses_weights_of_rewards_that_are_not_finite_or_too_large(weight):
     Reward(name='maths', score='a:b', weight=weight)
 
 
-def test_metrics_of_an_iteration_without_scores_are_absent():
+def test_metrics_of_an_iteration_without_scores_are_nan():
   scored = scored_rollouts(math.nan, math.nan)
   zeros = np.zeros((2, 2), np.float32)
   stats: Any = (SimpleNamespace(logprobs=zeros, entropy=zeros), None)
@@ -196,7 +196,7 @@ def test_updates_that_are_not_finite_are_skipped(tx):
   assert state.step == 1
 
 
-def test_parameters_that_overflow_their_dtype_are_skipped():
+def test_updates_that_overflow_the_dtype_of_parameters_are_skipped():
   params = {'w': jnp.full(3, 6e4, jnp.float16)}
   state, finite = apply_update(optax.sgd(1.0), -6e4, params)
   assert finite == 0
@@ -205,7 +205,7 @@ def test_parameters_that_overflow_their_dtype_are_skipped():
 
 
 def update_metrics(**changes):
-  """Metrics of an update."""
+  """Metrics of a healthy update, except for `changes`."""
   return {'tokens': 5.0, 'skipped': 0.0, 'loss': 0.1, 'gradient_norm': 1.0} | (
     changes
   )

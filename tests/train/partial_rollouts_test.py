@@ -27,10 +27,12 @@ from covrl.train.rollout_batch import shift_left
 
 @functools.cache
 def partial_engine():
+  """Small engine that the collectors of all tests share."""
   return make_engine(8, slots=6)
 
 
 def make_partial_collector():
+  """Collector that carries over unfinished groups."""
   return make_collector(engine=partial_engine(), **PARTIAL)
 
 

@@ -193,7 +193,7 @@ def test_advantages_of_integers_become_float32():
     (lambda value, aux: (1, aux), 'must be a float scalar, got 1'),
   ],
 )
-def test_results_of_losses_are_checked(change, message):
+def test_results_of_losses_of_another_form_are_refused(change, message):
   def loss(stats, **context):
     return change(*covrl.losses.policy_gradient(stats, **context))
 
@@ -233,7 +233,7 @@ def test_results_of_losses_are_checked(change, message):
     ),
   ],
 )
-def test_results_of_estimators_are_checked(change, message):
+def test_results_of_estimators_of_another_form_are_refused(change, message):
   estimator = critic_advantages(make_config())
 
   def estimate(state, given):
@@ -272,7 +272,7 @@ def test_results_of_estimators_are_of_float32():
     ),
   ],
 )
-def test_results_of_networks_are_checked(changes, message):
+def test_results_of_networks_of_another_form_are_refused(changes, message):
   network = dataclasses.replace(critic(make_config()), tx=TX, **changes)
   run = make_network_step(network, CRITIC, StepSettings(temperature=1.0))
   params = CRITIC.abstract_params(mesh := sharding.make_mesh((8,)))
