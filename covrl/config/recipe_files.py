@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from covrl.config.errors import ConfigError
+from covrl.config.generators import seed_generators
 
 SCORE_FUNCTION = re.compile(
   r'(?P<module>[^\W\d]\w*(?:\.[^\W\d]\w*)*):(?P<function>[^\W\d]\w*)'
@@ -146,6 +147,7 @@ class RecipeFiles:
     @functools.wraps(make_task)
     def resolved(config: Any) -> Any:
       """Builds the task, and replaces names of score functions by functions."""
+      seed_generators(config.seed)
       with self.importable():
         task = make_task(config)
       if not dataclasses.is_dataclass(task) or isinstance(task, type):

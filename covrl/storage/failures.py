@@ -25,6 +25,7 @@ _CAUSES = {
     errno.EEXIST,
     errno.ELOOP,
     errno.EISDIR,
+    errno.EBADF,
     errno.EMFILE,
     errno.ENFILE,
     errno.ENAMETOOLONG,

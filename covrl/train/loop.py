@@ -13,7 +13,9 @@ from typing import Literal
 import jax
 from etils import epath
 
+from covrl import storage
 from covrl.config import ConfigError, Recipe, flatten, recorded_reads
+from covrl.config.generators import seed_generators
 from covrl.parallel import distributed
 from covrl.run import maintenance
 from covrl.run.checkpoint import CheckpointStore
@@ -101,6 +103,8 @@ def train(
   """
   config, options = recipe.config, options or TrainOptions()
   check_processes(recipe, workdir)
+  # Functions of a recipe may change the working directory.
+  workdir = str(storage.absolute(storage.as_path(workdir)))
   directory = RunDirectory(workdir, writes=distributed.is_first())
   store = CheckpointStore(
     directory.checkpoints, config.checkpoint.keep, directory.check_files
@@ -142,6 +146,7 @@ def train(
     profiler = Profiler(options.profile_steps, _trace_directory(directory))
     progress.stage('setting up')
     before = flatten(config)
+    seed_generators(config.seed)
     with recorded_reads(config) as read:
       run = build(recipe, saved, progress.note)
     _refuse_changes(before, flatten(config))
@@ -223,6 +228,7 @@ def train(
 
     # Compile all programs, so that none is compiled later.
     progress.stage('compiling')
+    seed_generators(config.seed)
     run.compile(state)
     stop.poll()
 

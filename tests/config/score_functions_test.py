@@ -294,3 +294,24 @@ def test_a_run_is_evaluated_without_its_recipe_file(recipe_file, tmp_path):
   last = [line for line in metric_lines(run) if line['phase'] == 'eval'][-1]
   assert f'{last["mean@4"]:.4f}' in evaluated.stdout
   assert last['unscored'] == 0
+
+
+def test_a_task_that_draws_random_numbers_is_the_same_each_time(
+  recipe_file, monkeypatch
+):
+  """A run is resumed, evaluated and served with the problems of its start."""
+  file = recipe_file(
+    'score', 'from beside import score', 'import numpy, random'
+  )
+  text = file.read_text()
+  drawn = 'print(random.random(), numpy.random.uniform())'
+  file.write_text(
+    text.replace('  import numpy, random', f'  import numpy, random; {drawn}')
+  )
+  assert drawn in file.read_text()
+  recipe, printed = load(f'{file}:mine'), []
+  monkeypatch.setattr('builtins.print', lambda *values: printed.append(values))
+  for seed in (1, 1, 2):
+    recipe.config.seed = seed
+    recipe.task(recipe.config)
+  assert printed[0] == printed[1] != printed[2]

@@ -3,9 +3,11 @@
 
 import errno
 import os
+import random
 import signal
 import time
 
+import numpy as np
 import pytest
 from etils import epath
 from train.process import metric_lines
@@ -266,3 +268,30 @@ def test_a_file_that_cannot_be_read_ends_a_resumed_run_in_one_sentence(
   message = capsys.readouterr().err.splitlines()[-1]
   assert message.endswith(f'{name} cannot be read: input/output error')
   run(tmp_path, train__iterations=2)
+
+
+def test_a_run_in_a_relative_directory_outlasts_another_working_directory(
+  tmp_path, monkeypatch, uninterrupted_run
+):
+  """Functions of a recipe may change it."""
+  (tmp_path / 'other').mkdir()
+  monkeypatch.chdir(tmp_path)
+  run('run', lambda stage: os.chdir(tmp_path / 'other'))
+  assert outcome(tmp_path / 'run') == uninterrupted_run
+  assert list((tmp_path / 'other').iterdir()) == []
+
+
+def test_functions_of_a_recipe_draw_the_same_numbers_when_a_run_is_resumed(
+  tmp_path,
+):
+  drawn = []
+
+  def draw(stage):
+    if stage in ('set-up', 'compiling'):
+      drawn.append((stage, random.random(), np.random.uniform()))
+    random.seed()
+    np.random.seed()
+
+  for iterations in (1, 2):
+    run(tmp_path, draw, train__iterations=iterations)
+  assert drawn[:2] == drawn[2:]
