@@ -94,7 +94,7 @@ def test_training_imports_neither_reports_nor_theory(package):
 
 
 def test_only_time_stamps_read_the_system_clock():
-  """The clock may jump; what waits or measures uses `time.monotonic`."""
+  """The clock may jump: waits and measured times use `time.monotonic`."""
   uses = set()
   for file in (ROOT / 'covrl').rglob('*.py'):
     for node in ast.walk(ast.parse(file.read_text())):

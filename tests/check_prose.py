@@ -29,7 +29,10 @@ _OPENING = re.compile(
   r'(What|Whose|Which|Where|Who|Whom|How|Why|When|That|From)\b'
 )
 
-# Phrases, with what to write instead.
+# The same for headings of documents.
+_HEADING = re.compile(r'#+ (What|Whose|Which|Where|Who|How|Why)\b')
+
+# Unclear phrases, each with its replacement.
 _PHRASES = {
   r'(?<!there )(?<!There )\b(is|are|was|were) no (?!longer|more|less|other than|larger|smaller|greater|later|earlier|wider|better|worse)': 'is not a …',
   r'\b(is|are|was|were) none\b': 'is absent, is empty, is not a …',
@@ -70,6 +73,9 @@ def check(file: pathlib.Path) -> Iterator[str]:
   """Yields one line `FILE:LINE: message` per phrase to rewrite."""
   text = file.read_text()
   if file.suffix == '.md':
+    for line, heading in enumerate(text.splitlines(), 1):
+      if _HEADING.match(heading):
+        yield f'{file}:{line}: heading must be a noun or verb: {heading!r}'
     yield from _phrases(file, enumerate(text.splitlines(), 1))
     return
   for line, docstring in _docstrings(text):

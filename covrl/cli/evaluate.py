@@ -146,7 +146,7 @@ def _reserved(output: str) -> Iterator[None]:
 
   Raises:
     ConfigError: another process evaluates into the directory.
-    StorageError: it cannot be written to.
+    StorageError: nothing can be written to the directory.
   """
   from covrl import storage
   from covrl.run import lock

@@ -96,7 +96,7 @@ def test_no_array_has_logits_of_all_tokens(compiled, name):
 
 
 def test_backward_computes_layers_again(compiled):
-  """`remat='cheap'` keeps products; what it computes again is in the program."""
+  """`remat='cheap'` keeps products and computes other values again."""
   _, hlo = compiled
   recomputed = [
     each
@@ -126,7 +126,7 @@ def test_attention_is_cudnns_and_products_are_of_bfloat16(report):
 
 
 def test_operations_and_memory_are_near_those_of_the_model(report):
-  # More for logits and for what the backward pass computes again.
+  # The excess is that of logits and of recomputation in the backward pass.
   assert 1 < report['flops'] / report['model_flops'] < 1.15
   assert report['fits'] is True
   # Parameters and two moments, in float32 over four GPUs: donated, so that no

@@ -64,8 +64,8 @@ def test_loop_body_is_multiplied_by_its_trip_count():
   cost = cost_of(module)
   counter = 3
   assert cost.flops == 3 * 2 * 16 * 256 * 512 + counter
-  # Each trip reads the activations and its slice of the stack; what it makes
-  # stays in VMEM. There are a few scalars.
+  # Each trip reads the activations and its slice of the stack; its result
+  # stays in VMEM. A few scalars are added.
   trip = 2 * 16 * 256 + 2 * 256 * 512 + 4 * 4
   assert cost.bytes == 3 * trip + 2 * 4 * 8 * 128 + 2 * 4
   assert cost.assumed_loops == 0

@@ -14,7 +14,7 @@ from covrl.compile.sampling_time import (
 from covrl.rollout.layout import Layout
 
 # Two shards of four slots, reduced to two; 100 bytes of a step's 500 are read
-# whatever is in the cache.
+# independent of the tokens in the cache.
 LAYOUT = Layout(copies=1, shards=2, slots=(4, 2))
 STEP = StepCost(
   bytes=500,

@@ -98,7 +98,7 @@ def test_functions_build_with_overrides_applied(spec):
   for name in ('advantages', 'loss', 'token_tx', 'tx', 'warm_start_tx'):
     assert getattr(recipe, name)(recipe.config) is not None
   assert recipe.model(recipe.config, 32).vocab_size == 32
-  # A docstring with the command, the hardware and what to expect.
+  # Docstrings state the command, the hardware and the expected result.
   name = spec.partition(':')[2]
   doc = getattr(countdown, name).__doc__ or ''
   assert f'--config={spec} --workdir=runs/{name}' in doc

@@ -37,7 +37,7 @@ TOKENIZER = (
 
 
 def refused(capsys, *arguments):
-  """Runs a command that is refused; returns what it prints on stderr."""
+  """Runs a command that is refused; returns its standard error."""
   capsys.readouterr()
   with pytest.raises(SystemExit) as ended:
     main([str(argument) for argument in arguments])

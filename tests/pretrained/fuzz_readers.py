@@ -241,7 +241,7 @@ def main(reader, seed, count):
   os.chdir(MODELS)
   warnings.simplefilter('ignore')
   signal.signal(signal.SIGALRM, time_is_up)
-  # Also imports and compiles what is needed.
+  # Imports and compiles everything before the memory is limited.
   read(path)
   limit_memory()
   original, wrong = (folder / name).read_bytes(), 0

@@ -121,7 +121,7 @@ def test_ids_outside_the_vocabulary_are_refused(tmp_path):
 
 
 def test_added_tokens_keep_their_ids_or_are_refused(tmp_path):
-  """The library gives them the next free id, whatever the file states."""
+  """The library gives them the next free id and ignores the id in the file."""
   copy = copy_of('bytes', tmp_path)
   file = copy / 'tokenizer.json'
   fields = json.loads(file.read_text())
