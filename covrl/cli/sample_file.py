@@ -23,7 +23,7 @@ _SLOTS = 16
 
 
 def run(arguments: argparse.Namespace) -> None:
-  """Writes the responses, a line per line of the file.
+  """Writes the responses, one line for each line of the file.
 
   Raises:
     ValueError: an option is invalid, or lines were refused; then responses to

@@ -125,7 +125,7 @@ class Program:
     return time.tokens / (time.seconds * len(self.network.devices))
 
   def collective_totals(self) -> list[dict[str, Any]]:
-    """Returns totals per kind, group size and network, most bytes sent first."""
+    """Returns totals per kind, group size and link, most bytes sent first."""
     bytes_sent: collections.Counter[tuple[str, int, str]] = (
       collections.Counter()
     )
@@ -139,11 +139,11 @@ class Program:
       {
         'kind': kind,
         'chips': chips,
-        'network': network,
-        'count': counts[kind, chips, network],
+        'network': link,
+        'count': counts[kind, chips, link],
         'bytes': sent,
       }
-      for (kind, chips, network), sent in bytes_sent.most_common()
+      for (kind, chips, link), sent in bytes_sent.most_common()
     ]
 
   def as_json(self) -> dict[str, Any]:

@@ -19,10 +19,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt
 
 from covrl.models.cache_writes import (
+  exceeds_vmem,
   whole_tiles,
   write_by_shard,
   write_slots,
-  written_in_turn,
 )
 from covrl.models.int8 import Int8Vectors, Vectors, as_stored, zeros_stored
 from covrl.models.layers import constrain
@@ -309,7 +309,7 @@ class DecodeCache(NamedTuple):
     """Writes one slot of each row; those beyond the last are dropped."""
 
     def write(stored: Array, new: Array) -> Array:
-      if written_in_turn(stored):
+      if exceeds_vmem(stored):
         return write_by_shard(row_axes(self), stored, new, slot)
       return write_slots(stored, new, slot)
 

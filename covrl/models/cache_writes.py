@@ -30,17 +30,14 @@ def whole_tiles(shape: tuple[int, ...], dtype: Any) -> int:
     shape: shape of the keys, `[L, S, K, C, h]`.
     dtype: their type.
   """
-  if not written_in_turn(jax.ShapeDtypeStruct(shape, dtype)):
+  if not exceeds_vmem(jax.ShapeDtypeStruct(shape, dtype)):
     return shape[3]
   tile = _TILE_SLOTS * max(2 // jnp.dtype(dtype).itemsize, 1)
   return -(-shape[3] // tile) * tile
 
 
-def written_in_turn(cache: Any) -> bool:
-  """Whether a cache is written row by row, as by `write_slots_in_turn`.
-
-  That is on TPUs, if a device's part of the cache is larger than VMEM.
-  """
+def exceeds_vmem(cache: Any) -> bool:
+  """Whether the part of a cache on one device exceeds VMEM; false except on TPUs."""
   mesh = jax.sharding.get_abstract_mesh()
   shards = 1 if mesh.empty else mesh.size
   size = math.prod(cache.shape) * cache.dtype.itemsize // shards
@@ -60,7 +57,7 @@ def write_slots(
   )
 
 
-def write_slots_in_turn(
+def write_slots_by_row(
   cache: Shaped[Array, 'L S K C *h'],
   new: Shaped[Array, 'L S K *h'],
   slot: Int[Array, ' S'],
@@ -92,7 +89,7 @@ def _row_major(cache: Array) -> Array:
 def write_by_shard(
   rows: tuple[str, ...], cache: Array, new: Array, slot: Array
 ) -> Array:
-  """Runs `write_slots_in_turn` on every device, for its own rows and heads.
+  """Runs `write_slots_by_row` on every device, for its own rows and heads.
 
   Args:
     rows: mesh axes that split the rows.
@@ -102,14 +99,14 @@ def write_by_shard(
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
-    return write_slots_in_turn(cache, new, slot)
+    return write_slots_by_row(cache, new, slot)
   axes = ('layers', None, 'attention_heads', None, 'head_dim')[: cache.ndim]
   heads = sharding.fitted_spec(
     mesh, axes, cache.shape, sharding.current_rules()
   )[2]
   cache_spec, row_spec = P(None, rows or None, heads), P(rows or None)
   return jax.shard_map(
-    write_slots_in_turn,
+    write_slots_by_row,
     in_specs=(cache_spec, cache_spec, row_spec),
     out_specs=cache_spec,
     check_vma=False,

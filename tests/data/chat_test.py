@@ -20,7 +20,7 @@ CHAT = [{'role': 'user', 'content': 'hello'}]
 NESTED = '[' * 5000 + ']' * 5000
 
 # Templates that take much memory, time or depth, and a part of the message.
-HOSTILE = {
+COSTLY = {
   'a product': ('{{ "x" * 10 ** 9 }}', 'MemoryError'),
   'a constant filter': ('{{ "x" | center(10 ** 9) }}', 'MemoryError'),
   'a format': ('{{ "%1000000000d" | format(1) }}', 'MemoryError'),
@@ -89,9 +89,9 @@ def test_templates_render_as_in_transformers(case):
     assert template.render(chat, now=now, **case['variables']) == case['text']
 
 
-@pytest.mark.parametrize('case', HOSTILE)
+@pytest.mark.parametrize('case', COSTLY)
 def test_limits_memory_and_depth(case):
-  source, reason = HOSTILE[case]
+  source, reason = COSTLY[case]
   assert reason in error_of(source)
   # The next conversation is formatted as usual.
   assert ChatTemplate('{{ messages[0].content }}').render(CHAT) == 'hello'

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from covrl.models.cache import DecodeCache, PromptCache, repeat_rows
-from covrl.models.cache_writes import write_slots, write_slots_in_turn
+from covrl.models.cache_writes import write_slots, write_slots_by_row
 from covrl.models.int8 import Int8Vectors
 
 
@@ -49,16 +49,16 @@ def test_append_writes_one_slot_of_live_rows_in_every_layer():
   assert after.position().tolist() == [6, 5, 7, 6]
 
 
-def test_slots_written_in_turn_are_those_of_a_scatter():
-  """TPUs write in turn. The last two rows have no slot left."""
+def test_writes_by_row_equal_a_scatter():
+  """Caches larger than VMEM are written by row. The last two rows have no slot left."""
   rng = np.random.default_rng(0)
   cache = jnp.asarray(rng.normal(size=(2, 4, 1, 5, 8)), jnp.float32)
   new = jnp.asarray(rng.normal(size=(2, 4, 1, 8)), jnp.float32)
   slot = jnp.array([3, 0, 5, 7])
-  in_turn = jax.jit(write_slots_in_turn)(cache, new, slot)
-  np.testing.assert_array_equal(in_turn, write_slots(cache, new, slot))
-  np.testing.assert_array_equal(in_turn[:, 0, :, 3], new[:, 0])
-  np.testing.assert_array_equal(in_turn[:, 2:], cache[:, 2:])
+  by_row = jax.jit(write_slots_by_row)(cache, new, slot)
+  np.testing.assert_array_equal(by_row, write_slots(cache, new, slot))
+  np.testing.assert_array_equal(by_row[:, 0, :, 3], new[:, 0])
+  np.testing.assert_array_equal(by_row[:, 2:], cache[:, 2:])
 
 
 def test_layers_with_a_window_keep_the_newest_tokens_only():

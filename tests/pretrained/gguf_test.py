@@ -67,7 +67,7 @@ def test_logits_and_continuation_equal_those_of_transformers(name):
   np.testing.assert_array_equal(argmax, greedy[PROMPT:])
 
 
-def test_sharded_weights_are_the_same():
+def test_sharded_weights_equal_unsharded_ones():
   _, params = load_gguf('llama')
   _, sharded = load_pretrained(GOLDEN / 'llama.gguf', make_mesh((1, 2, 4)))
   assert_trees_equal(params, jax.device_get(sharded))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Countdown reward is 1 exactly for full marks of reasoning-gym's scorer."""
+"""The Countdown reward is 1 exactly where the scorer of reasoning-gym gives its full score."""
 
 import pytest
 import reasoning_gym
@@ -76,7 +76,7 @@ def test_powers_never_reach_the_scorer(expression):
   assert not may_be_correct(expression, {'numbers': [9, 9, 9], 'target': 9})
 
 
-def test_partial_marks_score_zero(library):
+def test_partial_scores_become_zero(library):
   for response in ('3 + 7', '3 + 7 + 12 + 5', 'x'):
     assert 0 < library.score_answer(response, {'metadata': REFERENCE}) < 1
     assert score_countdown(response, REFERENCE) == 0.0
@@ -102,8 +102,8 @@ def test_agrees_with_the_scorer_on_every_expression(library, case, target):
   text, numbers = case
   for goal in {target, _value(text)}:
     reference = {'numbers': numbers, 'target': goal}
-    marks = library.score_answer(text, {'metadata': reference})
-    assert score_countdown(text, reference) == (1.0 if marks >= 1 else 0.0)
+    score = library.score_answer(text, {'metadata': reference})
+    assert score_countdown(text, reference) == (1.0 if score >= 1 else 0.0)
 
 
 def _value(text: str) -> int:

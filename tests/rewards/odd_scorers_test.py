@@ -88,8 +88,8 @@ def test_details_are_texts_of_limited_length(pool, tmp_path):
     *('close', 'shutdown', 'fork', 'stop later'),
   ],
 )
-def test_a_broken_channel_costs_one_response(pool, response):
-  """A worker that writes to it itself is replaced, and scores stay in order."""
+def test_a_broken_channel_affects_one_response(pool, response):
+  """A worker is replaced if its scorer writes to the channel; scores stay in order."""
   began = time.monotonic()
   first, *others = score_all(pool, response, '2', '3', '4')
   assert time.monotonic() - began < 20.0

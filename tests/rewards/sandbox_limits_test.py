@@ -40,7 +40,7 @@ def small():
 @pytest.mark.parametrize(
   'program',
   [
-    # One process; many; pages that they share in writing; files; empty files.
+    # Memory of one process; of many; of a shared mapping; of files; of empty files.
     'x = bytearray(200 << 20)',
     """
     import os, time
@@ -159,7 +159,7 @@ def test_judge_as_process_1_reaps_its_children():
 
 def test_leaves_nothing_behind_and_does_not_slow_others(judge):
   """A short form of the leak test of `tests/benchmarks/judging.py`."""
-  hostile = [
+  attacks = [
     'import os\nwhile True:\n  try: os.fork()\n  except OSError: pass',
     'import os, signal\nos.kill(-1, signal.SIGKILL)',
     'import os\nfor _ in range(9):\n  if os.fork() == 0: os.close(1)\nos._exit(0)',
@@ -169,7 +169,7 @@ def test_leaves_nothing_behind_and_does_not_slow_others(judge):
   judge.judge(ADD, SUM)
   before = leftovers()
   alone = _busy_seconds(judge)
-  for source in hostile * 3:
+  for source in attacks * 3:
     outcome = judge.judge(source, SUM, time_limit=0.3)
     assert outcome.score == 0.0
     assert outcome.has_score

@@ -83,7 +83,7 @@ def statistics_and_cotangents(
 
 
 def expected(mask):
-  """The same from the statistics of all positions."""
+  """Statistics and cotangents on a mask, from those of all positions."""
   hidden, unembedding, targets, signal = problem()
   masked_signal = jax.tree.map(lambda x: jnp.where(mask, x, 0), signal)
   stats, moments, back = statistics_and_cotangents(

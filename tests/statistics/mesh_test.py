@@ -178,7 +178,7 @@ def test_axes_that_the_mesh_does_not_divide_give_the_same_statistics(
   assert_agree(actual, jax.jit(statistics_and_cotangents)(*case))
 
 
-def test_statistics_inside_a_shard_map_are_the_same():
+def test_statistics_inside_a_shard_map_equal_those_outside():
   mesh = make_mesh((8,))
 
   def on_device(hidden, unembedding, targets, signal):

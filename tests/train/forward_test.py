@@ -59,7 +59,7 @@ def test_statistics_off_the_mask_are_zero():
     assert np.asarray(leaf)[rows.loss_mask].any()
 
 
-def test_scores_without_moments_are_equal():
+def test_statistics_do_not_depend_on_whether_moments_are_computed():
   rows = padded()
   expected, _ = score(parameters(), rows)
   stats, moments = jax.jit(

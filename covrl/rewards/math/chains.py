@@ -47,7 +47,7 @@ def read_chain(
 
   Args:
     node: an answer.
-    same: whether two values are equal, signs for percent and degrees included.
+    same: whether two values are equal, with their percent or degree symbols.
 
   Returns:
     `None` for any other relation: an unsolved equation, or a false chain.
@@ -142,11 +142,11 @@ def _approximates(decimal: Node, exact: Node) -> bool:
   """Returns whether a decimal is a value, rounded or cut off at its last digit."""
   (given, unit_name), (true, other_name) = split(decimal), split(exact)
   if given is not None and true is not None:
-    is_sign = unit_name in ('percent', 'degree')
+    is_symbol = unit_name in ('percent', 'degree')
     if unit_name == 'percent' and not other_name:
       true = Node('product', (true, number(100)))
       unit_name = ''
-    if unit_name == other_name or (not is_sign and not other_name):
+    if unit_name == other_name or (not is_symbol and not other_name):
       decimal, exact = given, true
   if _has_dots(decimal):
     decimal = decimal.parts[0]
@@ -154,13 +154,15 @@ def _approximates(decimal: Node, exact: Node) -> bool:
     rounded, value = numeric.constant(decimal), numeric.constant(exact)
   except Undefined:
     return False
-  unit = _last_digit(decimal)
-  if not unit:
+  last_place = _last_place(decimal)
+  if not last_place:
     return False
-  unit = mpmath.mpf(unit.numerator) / unit.denominator
+  place = mpmath.mpf(last_place.numerator) / last_place.denominator
   error = abs(value) - abs(rounded)
   return (
-    rounded * value >= 0 and -unit / 2 <= error < unit and abs(rounded) >= unit
+    rounded * value >= 0
+    and -place / 2 <= error < place
+    and abs(rounded) >= place
   )
 
 
@@ -176,17 +178,17 @@ def _significant_digits(decimal: Node) -> int:
     value = value.parts[0]
   if value is None or value.kind != 'number':
     return 0
-  unit = _last_digit(value)
-  return len(str(int(value.value / unit))) if unit else 0
+  place = _last_place(value)
+  return len(str(int(value.value / place))) if place else 0
 
 
-def _last_digit(node: Node) -> Fraction | None:
-  """Returns the value of 1 in the last digit of a decimal."""
+def _last_place(node: Node) -> Fraction | None:
+  """Returns the place value of the last digit of a decimal, as 1/100 for 0.25."""
   if node.kind == 'negative':
-    return _last_digit(node.parts[0])
+    return _last_place(node.parts[0])
   if node.kind == 'product':
     # 1.23 × 10^4
-    first = _last_digit(node.parts[0])
+    first = _last_place(node.parts[0])
     try:
       scale = numeric.constant(node.parts[1])
     except Undefined:
@@ -194,9 +196,9 @@ def _last_digit(node: Node) -> Fraction | None:
     return first and first * Fraction(str(scale))
   if node.kind != 'number':
     return None
-  unit = Fraction(1)
+  place = Fraction(1)
   for _ in range(40):
-    if (node.value / unit).denominator == 1:
-      return unit
-    unit /= 10
+    if (node.value / place).denominator == 1:
+      return place
+    place /= 10
   return None

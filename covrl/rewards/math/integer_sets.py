@@ -135,10 +135,10 @@ def _values(
   start = low if low is not None else high
   if start is None or excluded:
     return None
-  sign = 1 if low is not None else -1
-  step = value_at(start + sign) - value_at(start)
+  direction = 1 if low is not None else -1
+  step = value_at(start + direction) - value_at(start)
   if any(
-    value_at(start + sign * n) - value_at(start) != n * step
+    value_at(start + direction * n) - value_at(start) != n * step
     for n in range(2, 6)
   ):
     return None

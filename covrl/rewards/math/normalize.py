@@ -262,7 +262,7 @@ _LOOSE = re.compile(r'(?<![a-zA-Z0-9])\s+|\s+(?![a-zA-Z0-9])')
 
 
 def normalize_tex(text: str) -> str:
-  r"""Returns TeX in a uniform spelling, without spacing, sizes and math marks.
+  r"""Returns TeX in a uniform spelling, without spacing, sizes and math delimiters.
 
   >>> normalize_tex(r'$\left( \dfrac{1}{2},\; 3 \right]$.')
   '( \\frac {1}{2}, 3 ]'

@@ -64,7 +64,7 @@ def locality(settings: Settings, formula: Formula) -> Evidence:
     ],
     conditional=[
       at_most(
-        'change of another state of a table',
+        'change of another state of a tabular policy',
         abs(change_elsewhere(np.eye(2))).max(),
         0.0,
       )
