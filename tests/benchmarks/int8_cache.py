@@ -62,14 +62,16 @@ def main() -> None:
   for dtype in options.dtypes:
     policy, params = load_pretrained(options.model, dtype=dtype)
     for int8 in (False, True):
-      sampler, trainer, wide = logprobs(
+      sampler, trainer, trainer_float32 = logprobs(
         policy, params, prompts, mask, options.tokens, int8=int8
       )
       size = cache_bytes(policy.config, 1, 0, 1, int8=int8)
       name = 'int8' if int8 else dtype
       print_row(dtype, name, f'{size:,}', sampler, trainer)
       if dtype != 'float32' and not int8:
-        print_row(dtype, 'none: the trainer in float32', '', wide, trainer)
+        print_row(
+          dtype, 'none: the trainer in float32', '', trainer_float32, trainer
+        )
 
 
 def print_row(
@@ -142,8 +144,10 @@ def logprobs(
     return np.concatenate(scored).astype(np.float64).reshape(-1)
 
   sampled = np.asarray(samples.sampler_logprobs, np.float64).reshape(-1)
-  wide = Policy(dataclasses.replace(policy.config, dtype=jnp.dtype('float32')))
-  return sampled, score(policy, params), score(wide, params)
+  policy_float32 = Policy(
+    dataclasses.replace(policy.config, dtype=jnp.dtype('float32'))
+  )
+  return sampled, score(policy, params), score(policy_float32, params)
 
 
 if __name__ == '__main__':

@@ -12,7 +12,7 @@ an accelerator; the bound is on the rest:
   beyond = peak − before − arrays ≤ largest tensor + 1 GiB
 
 with the largest tensor in the requested type, so in float32 twice its size in
-the file. Memory is resident memory, mapped files included; seconds are
+the file. Memory is resident memory in MiB, mapped files included; seconds are
 wall-clock and CPU seconds; files are in the page cache if they fit. Exits with 1
 if the bound is exceeded.
 """
@@ -52,7 +52,7 @@ def main() -> None:
   plain, copy = (arguments.directory / name for name in ('plain', 'copy'))
   if not copy.exists():
     _in_process('write', arguments)
-  print('| read | dtype | mesh | arrays | largest | beyond | s | CPU s |')
+  print('| form | dtype | mesh | arrays | largest | beyond | s | CPU s |')
   print('|---|---|---|---:|---:|---:|---:|---:|')
   is_within_bound = True
   dtypes = [arguments.dtype] if arguments.dtype else ['bfloat16', 'float32']

@@ -109,7 +109,7 @@ def train(
   iterations: int,
   seeds: Int[Array, ' k'],
 ) -> Curves:
-  """Trains once per seed; curves `[seeds, iterations + 1]`."""
+  """Trains once per seed; the curves have the shape `[seeds, iterations]`."""
   loss = functools.partial(covrl.clipped_surrogate, low=0.2, high=0.2)
   update = make_train_step(
     POLICY, loss, token_tx, TX, StepSettings(max_length=RESPONSE)

@@ -19,6 +19,7 @@ UPDATES = 4
 
 
 def make_config(**fields):
+  """Config of four updates, with these fields of the critic."""
   config = Config()
   config.rollout.prompts_per_iteration = SEQUENCES // 4
   config.rollout.responses_per_prompt = 4
@@ -247,7 +248,7 @@ def test_a_recipe_that_lacks_its_critic_is_refused_before_anything_is_written(
     np.zeros(SEQUENCES, np.float32),
   ],
 )
-def test_refuses_updates_that_the_iteration_has_not(update_ids):
+def test_refuses_ids_of_updates_that_the_iteration_does_not_have(update_ids):
   estimator = critic_advantages(make_config())
   with pytest.raises((TypeError, ValueError), match='update_ids must'):
     estimator.estimate(estimator.init(), inputs(update_ids=update_ids))
