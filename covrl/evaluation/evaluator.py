@@ -76,8 +76,8 @@ class Evaluator:
       tokenizer: the policy's tokenizer.
       suites: the problems, and how each suite is sampled.
       max_prompt_length: tokens of a prompt, at most.
-      prompts_per_batch: problems that are decoded together; with the number of
-        a rollout's prompts, samples can share the rollout's program.
+      prompts_per_batch: problems that are decoded together; if a rollout has as
+        many prompts, samples can share the rollout's program.
       group_size: samples of a problem that are decoded together, at most; a
         suite whose number of samples is a multiple of a rollout's responses
         per prompt shares the rollout's program.
@@ -389,7 +389,7 @@ class Evaluator:
     if count > self._max_failures * total:
       ((reason, _),) = Counter(failures).most_common(1)
       raise EvaluationError(
-        f'at most {self._max_failures:.0%} of the responses of an evaluation must be'
-        f' without a score (rewards.max_failures), got {count} of {total}; the most'
+        f'responses without a score must be at most {self._max_failures:.0%} of an'
+        f' evaluation (rewards.max_failures), got {count} of {total}; the most'
         f' frequent reason: {reason}'
       )

@@ -37,7 +37,7 @@ def outcome_metrics(
   if failed > max_failures:
     reasons = Counter(r for result in results for r in result.failures)
     raise RuntimeError(
-      f'at most {max_failures:.0%} of the responses must be without a score '
+      f'responses without a score must be at most {max_failures:.0%} of an iteration '
       f'(rewards.max_failures), got {failed:.0%} in iteration {iteration}; the most '
       f'frequent reason: {reasons.most_common(1)[0][0]}'
     )

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A process that renders chat templates, with limits on time and memory.
 
-Templates come with models of any origin, and no limit inside an interpreter
-holds for all that an expression can do. One process serves all templates. It
-ends when its standard input is closed, so it does not survive this process.
+Templates come with models of any origin, and limits inside an interpreter cannot
+stop every expression. One process renders all templates. It ends when its
+standard input is closed, so it does not survive this process.
 """
 
 from __future__ import annotations

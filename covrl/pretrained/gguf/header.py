@@ -194,7 +194,7 @@ def _read_value(cursor: _Cursor, name: str, code: int) -> Any:
   return np.frombuffer(content, dtype).tolist()
 
 
-class _Info(NamedTuple):
+class _TensorInfo(NamedTuple):
   """Entry of a header: a tensor and its offset from the first one.
 
   Attributes:
@@ -210,7 +210,7 @@ class _Info(NamedTuple):
   offset: int
 
 
-def _read_tensor(cursor: _Cursor) -> _Info:
+def _read_tensor(cursor: _Cursor) -> _TensorInfo:
   """Reads name, shape, type and position of the next tensor."""
   name = cursor.text('the name of a tensor')
   owner = f'{cursor.file}: {name[:80]}'
@@ -227,11 +227,15 @@ def _read_tensor(cursor: _Cursor) -> _Info:
       f'{owner} must have rows of whole blocks of {kind.block_size}, as'
       f' {kind.name} needs, got {shape[-1]}'
     )
-  return _Info(name, shape, kind, cursor.number('<Q', name))
+  return _TensorInfo(name, shape, kind, cursor.number('<Q', name))
 
 
 def _positioned(
-  file: epath.Path, infos: list[_Info], start: int, alignment: int, size: int
+  file: epath.Path,
+  infos: list[_TensorInfo],
+  start: int,
+  alignment: int,
+  size: int,
 ) -> dict[str, GgufTensor]:
   """Returns the tensors, which must lie in the file, aligned and disjoint."""
   tensors: dict[str, GgufTensor] = {}

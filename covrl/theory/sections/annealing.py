@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cross terms of policy gradient and regulariser, conditions on annealing.
 
-Statements from the public review of the paper and from the authors' reply.
+Statements from the public review of the paper and from the authors' reply. λ_t is the
+coefficient of the bonus in step t, Δ the difference of rewards, and f = log π + H.
 """
 
 from __future__ import annotations

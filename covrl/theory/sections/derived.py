@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results derived beyond the paper: scores, annealing rates, control."""
+"""Results derived beyond the paper: scores, annealing rates, control.
+
+In the statements, c* is the exact score of a token (`covrl.exact_score`), w a token's
+weight in the loss, H̄ the mean entropy, P the optimiser's preconditioner, b_t a bias
+of the gradient with coefficient β_t, and f = log π + H.
+"""
 
 from __future__ import annotations
 
@@ -252,7 +257,7 @@ def _biased_ascent(
   """
   steps = settings.choose(20_000, 5000)
   _, rewards = random_bandits(settings)
-  z = np.repeat(2 * rewards[None], len(POWERS), 0)  # the maximum
+  z = np.repeat(2 * rewards[None], len(POWERS), 0)  # the maximum of E r + ½ H
   bias = settings.rng().normal(size=rewards.shape)
   bias = BIAS_SCALE * (bias - bias.mean(-1, keepdims=True))
   powers = np.array(POWERS)[:, None, None]

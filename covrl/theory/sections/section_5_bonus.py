@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Section V.A–C, the entropy bonus: its gradient and its effect on entropy."""
+"""Section V.A–C, the entropy bonus: its gradient and its effect on entropy.
+
+In the statements, α is the coefficient of the bonus, ρ(s) the expected visits of s per
+response, T their sum, and f = log π + H.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Section VI.A–B: a token's contribution to the covariance, and Clip-Cov."""
+"""Section VI.A–B: a token's contribution to the covariance, and Clip-Cov.
+
+In the statements, c* is the exact score of a token (`covrl.exact_score`), w a token's
+weight in the loss, I the set of detached tokens, and f = log π + H.
+"""
 
 from __future__ import annotations
 

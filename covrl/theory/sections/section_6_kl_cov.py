@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Section VI.C–D, KL-Cov: its selection and the effect of its penalty."""
+"""Section VI.C–D, KL-Cov: its selection and the effect of its penalty.
+
+In the statements, C is a token's contribution to the covariance, c* its exact score
+(`covrl.exact_score`), I_KL the set of selected tokens, and f = log π + H.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Section VII.A, structure: locality, and randomness of the bias terms."""
+"""Section VII.A, structure: locality, and randomness of the bias terms.
+
+In the statements, ρ is the probability that a response visits a state, n the number
+of responses, and f = log π + H.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Section VII.A, structure: the variance of updates under Clip-Cov."""
+"""Section VII.A, structure: the variance of updates under Clip-Cov.
+
+In the statements, μ and σ² (Σ) are mean and variance (covariance) of the update by one
+token, and p is the probability that the token is detached.
+"""
 
 from __future__ import annotations
 
