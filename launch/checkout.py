@@ -57,7 +57,9 @@ def _config_file(spec: str, root: pathlib.Path) -> pathlib.Path:
   """Returns the absolute path of the config's file."""
   file, function = locate(spec)
   if function not in _defined(file):
-    raise LaunchError(f'there is no recipe {function!r} in {file}')
+    raise LaunchError(
+      f'--config must name a recipe in {file}, got {function!r}'
+    )
   if '.py' not in spec:
     # Recipes that covrl ships are installed on the hosts from this directory.
     file = root / 'configs' / file.name

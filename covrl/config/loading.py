@@ -170,7 +170,7 @@ def _functions(file: pathlib.Path) -> dict[str, str]:
   try:
     module = ast.parse(file.read_text(encoding='utf-8'), file.name)
   except (SyntaxError, ValueError) as error:
-    raise ConfigError(f'{file} is not valid Python: {error}') from None
+    raise ConfigError(f'{file} must be valid Python, got {error}') from None
   return {
     node.name: (ast.get_docstring(node) or '').partition('\n')[0]
     for node in module.body
@@ -200,7 +200,9 @@ def _call(files: RecipeFiles, file: pathlib.Path, function: str) -> Recipe:
     close_matches = difflib.get_close_matches(function, known, n=1)
     hint = f'; there are {", ".join(known)}' if known else ''
     hint = f'; did you mean {close_matches[0]!r}?' if close_matches else hint
-    raise ConfigError(f'there is no recipe {function!r} in {file}{hint}')
+    raise ConfigError(
+      f'--config must name a recipe in {file}, got {function!r}{hint}'
+    )
   with files.importable():
     recipe = getattr(files.module, function)()
   if not isinstance(recipe, Recipe):

@@ -87,7 +87,9 @@ def _find(name: str) -> Field:
     return fields_by_name()[name]
   if name in _groups():
     raise ConfigError(_description(name))
-  raise ConfigError(f'there is no config field {name!r}{_advice(name)}')
+  raise ConfigError(
+    f'overrides must name config fields, got {name!r}{_advice(name)}'
+  )
 
 
 def _advice(name: str) -> str:

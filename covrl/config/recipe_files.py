@@ -130,11 +130,13 @@ class RecipeFiles:
       known = [n for n, member in vars(module).items() if callable(member)]
       close_matches = difflib.get_close_matches(function, known, n=1)
       hint = (
-        f', did you mean {close_matches[0]!r}?'
+        f'; did you mean {close_matches[0]!r}?'
         if close_matches
         else f'; {_FORM}'
       )
-      raise ConfigError(f'{file} has no function {function!r}{hint}')
+      raise ConfigError(
+        f'{file} must have the score function {function!r}, got none{hint}'
+      )
     return recipe_function
 
   def resolve(self, make_task: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -240,7 +242,7 @@ def _mentioned_modules(text: str, file: pathlib.Path) -> Iterator[str]:
   try:
     tree = ast.parse(text, file.name)
   except (SyntaxError, ValueError) as error:
-    raise ConfigError(f'{file} is not valid Python: {error}') from None
+    raise ConfigError(f'{file} must be valid Python, got {error}') from None
   for node in ast.walk(tree):
     match node:
       case ast.Import():

@@ -138,8 +138,10 @@ def _check_names(fields: Mapping[str, Any]) -> None:
   for name, value in fields.items():
     if name not in known:
       close_matches = difflib.get_close_matches(name, known, n=1)
-      hint = f', did you mean {close_matches[0]}?' if close_matches else ''
-      raise ValueError(f'unknown field {name[:100]!r}{hint}')
+      hint = f'; did you mean {close_matches[0]}?' if close_matches else ''
+      raise ValueError(
+        f'fields must be those of a completion, got {name[:100]!r}{hint}'
+      )
     if name in _UNSUPPORTED and value not in _UNSUPPORTED[name]:
       raise ValueError(
         f'{name} must be absent or {_UNSUPPORTED[name][1]!r}, since it is not'

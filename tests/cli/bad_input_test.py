@@ -17,7 +17,8 @@ from covrl.config import ConfigError, load
 
 def test_an_unknown_field_is_refused_with_the_nearest_name(refuse_training):
   assert refuse_training('--config.train.iteratons=3') == (
-    "there is no config field 'train.iteratons'; did you mean train.iterations?"
+    "overrides must name config fields, got 'train.iteratons'; did you mean "
+    'train.iterations?'
   )
 
 
@@ -196,7 +197,7 @@ def test_installed_command_prints_one_sentence(tmp_path):
   assert completed.returncode == 2
   assert completed.stdout == ''
   assert completed.stderr == (
-    "covrl: there is no config field 'train.iteratons'; did you mean "
+    "covrl: overrides must name config fields, got 'train.iteratons'; did you mean "
     'train.iterations?\n'
   )
 

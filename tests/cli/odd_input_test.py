@@ -141,8 +141,11 @@ def test_a_run_may_have_the_name_of_a_file_of_weights(tmp_path):
   ('content', 'reason'),
   [
     (None, "got 'own.py', which is a directory"),
-    (b'\xff\xfe', 'own.py is not valid Python: '),
-    (b'def f(:', 'own.py is not valid Python: invalid syntax (own.py, line 1)'),
+    (b'\xff\xfe', 'own.py must be valid Python, got '),
+    (
+      b'def f(:',
+      'own.py must be valid Python, got invalid syntax (own.py, line 1)',
+    ),
     (b'x = 1', 'got own.py without one'),
   ],
 )
@@ -164,7 +167,8 @@ def test_an_unknown_recipe_unlike_any_other_is_refused_with_a_list(
   """Other names of the module are unknown, too."""
   status, error = run_failing(capsys, 'plan', f'--config=countdown:{name}')
   assert status == Exit.REFUSED
-  assert f"there is no recipe '{name}' in " in error
+  assert '--config must name a recipe in ' in error
+  assert f"countdown.py, got '{name}'; there are " in error
   assert '; there are grpo, grpo_no_clip, kl_cov, ' in error
 
 

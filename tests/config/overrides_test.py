@@ -156,7 +156,7 @@ def test_an_integer_is_a_valid_value_of_a_float():
 )
 def test_unknown_field_names_the_nearest(field, nearest):
   assert refused(f'{field}=3') == (
-    f'there is no config field {field!r}; did you mean {nearest}?'
+    f'overrides must name config fields, got {field!r}; did you mean {nearest}?'
   )
 
 
@@ -171,12 +171,14 @@ def test_unknown_field_names_the_nearest(field, nearest):
 def test_renamed_field_names_the_new_one(old, new):
   assert new in fields_by_name()
   assert refused(f'{old}=remote') == (
-    f'there is no config field {old!r}; it is now {new}'
+    f'overrides must name config fields, got {old!r}; it is now {new}'
   )
 
 
 def test_an_unknown_field_unlike_any_other_is_refused_without_advice():
-  assert refused('xyzzy=3') == "there is no config field 'xyzzy'"
+  assert refused('xyzzy=3') == (
+    "overrides must name config fields, got 'xyzzy'"
+  )
 
 
 CHECKPOINT = 'checkpoint is a group of config fields: ' + ', '.join(
@@ -189,7 +191,7 @@ CHECKPOINT = 'checkpoint is a group of config fields: ' + ', '.join(
 )
 def test_unknown_field_names_the_group_it_resembles(field):
   assert refused(f'{field}=3') == (
-    f'there is no config field {field!r}; {CHECKPOINT}'
+    f'overrides must name config fields, got {field!r}; {CHECKPOINT}'
   )
 
 

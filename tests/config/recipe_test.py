@@ -144,8 +144,8 @@ def test_refuses_a_file_without_recipes(recipe_file):
 
 def test_an_unknown_function_is_refused_with_the_nearest_name():
   error = error_of_load('countdown:kl_covv')
-  assert error.startswith("there is no recipe 'kl_covv' in ")
-  assert error.endswith("countdown.py; did you mean 'kl_cov'?")
+  assert error.startswith('--config must name a recipe in ')
+  assert error.endswith("countdown.py, got 'kl_covv'; did you mean 'kl_cov'?")
 
 
 def test_refuses_an_unknown_recipe_file():
@@ -163,7 +163,7 @@ def test_refuses_files_that_are_not_recipe_files(tmp_path):
   assert 'must name a Python file' in error_of_load(str(tmp_path / 'notes.txt'))
   broken = tmp_path / 'broken.py'
   broken.write_text('def kl_cov(:\n')
-  assert 'is not valid Python' in error_of_load(str(broken))
+  assert 'must be valid Python, got' in error_of_load(str(broken))
 
 
 def test_function_must_return_a_recipe(recipe_file):

@@ -180,8 +180,11 @@ ADVICE = (
     ('__main__:score', 'must be in a file __main__.py beside the recipe'),
     ('beside', "must have the form module:function, got 'beside'"),
     ('beside.score', "must have the form module:function, got 'beside.score'"),
-    ('beside:scores', "has no function 'scores', did you mean 'score'?"),
-    ('beside:xyz', "has no function 'xyz'; write module:function"),
+    (
+      'beside:scores',
+      "have the score function 'scores', got none; did you mean 'score'?",
+    ),
+    ('beside:xyz', "the score function 'xyz', got none; write module:function"),
     ('broken:score', 'cannot be imported: SyntaxError: '),
     (
       'failing:score',

@@ -209,7 +209,7 @@ def test_invalid_requests_get_one_sentence_and_the_server_goes_on(engine):
       ({'top_p': 2}, 400, 'top_p must lie in (0, 1], got 2.0'),
       ({'top_k': -1}, 400, 'top_k must be a whole number from 0, got -1'),
       ({'stop': '<|im_end|>'}, 400, 'stop strings must be text that tokens'),
-      ({'maxtokens': 2}, 400, "unknown field 'maxtokens', did you mean max_t"),
+      ({'maxtokens': 2}, 400, "of a completion, got 'maxtokens'; did you mean"),
       ({'n': 25}, 400, 'prompts × n must be at most 24, got 25'),
       ({'model': 'other'}, 404, "model must be 'tiny', got 'other'"),
     ):

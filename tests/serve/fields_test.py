@@ -45,7 +45,7 @@ def test_prompts_are_texts_or_tokens(prompt, count):
   [
     (
       {'temprature': 1},
-      "unknown field 'temprature', did you mean temperature?",
+      "of a completion, got 'temprature'; did you mean temperature",
     ),
     (
       {'best_of': 2},
