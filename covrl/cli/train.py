@@ -142,7 +142,7 @@ def _print_error(error: Exception) -> int:
 
   if distributed.is_peer_loss(error):
     reason = ' '.join(str(error).split())[:200]
-    print(supervisor.lost_line(reason), file=sys.stderr)
+    print(supervisor.peer_lost_message(reason), file=sys.stderr)
     return Exit.PEER_LOST
   status = report_error(error)
   if status is None:

@@ -114,17 +114,20 @@ def response_slots(cached: CachedTokens) -> list[ResponseSlots]:
 def list_prompts(cache: DecodeCache, live: Bool[Array, ' S']) -> PromptReads:
   """Lists the prompts that each tile of rows has to read, once per step."""
   if jax.sharding.get_abstract_mesh().empty:
-    return list_local(cache.prompt, live)
+    return list_prompts_of_shard(cache.prompt, live)
   axes = P(row_axes(cache) or None)
   return jax.shard_map(
-    list_local, in_specs=(axes, axes), out_specs=axes, check_vma=False
+    list_prompts_of_shard,
+    in_specs=(axes, axes),
+    out_specs=axes,
+    check_vma=False,
   )(cache.prompt, live)
 
 
-def list_local(
+def list_prompts_of_shard(
   prompt: Int[Array, ' S'], live: Bool[Array, ' S']
 ) -> PromptReads:
-  """Lists the prompts of one shard's tiles."""
+  """Lists the prompts that the tiles of one shard have to read."""
   rows = prompt.shape[0]
   size = rows_per_tile(rows)
   tile_prompts, tile_live = prompt.reshape(-1, size), live.reshape(-1, size)

@@ -123,8 +123,8 @@ class ModelConfig:
     experts: mixture of experts in place of the feed-forward layers, or `None`.
     lora: low-rank adapters, which alone are trained; `None` trains all
       parameters.
-    value_head: whether the model ends in one number per token, as a critic
-      does, in place of the unembedding.
+    value_head: whether the model has a value head, one number per token, in
+      place of the unembedding, as a critic has.
     dtype: dtype of activations and matrix products; softmax, norms and logits
       are at least float32. Any argument of `jnp.dtype`; stored as its name.
     param_dtype: dtype of the stored parameters, given and stored like `dtype`.

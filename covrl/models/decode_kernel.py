@@ -66,12 +66,12 @@ class BlockList(NamedTuple):
 
   Attributes:
     length: number of valid entries; the rest is ignored.
-    row: index of the range of each block.
+    range_index: index of the range of each block.
     block: index of each block within the slots.
   """
 
   length: Int[Array, '']
-  row: Int[Array, ' M']
+  range_index: Int[Array, ' M']
   block: Int[Array, ' M']
 
 
@@ -327,20 +327,20 @@ def blocks_to_read(slots: SlotRange, size: int, length: int) -> BlockList:
     size: slots per block.
     length: slots per source.
   """
-  rows = slots.start.shape[0]
+  num_ranges = slots.start.shape[0]
   blocks = -(-length // size)
   first = slots.start // size
   count = jnp.where(
     slots.end > slots.start, (slots.end - 1) // size - first + 1, 0
   )
-  before = jnp.cumsum(count)
-  index = jnp.arange(rows * blocks)
-  row = jnp.searchsorted(before, index, side='right', method='compare_all')
-  row = jnp.minimum(row, rows - 1).astype(jnp.int32)
-  block = first[row] + index - (before - count)[row]
+  end = jnp.cumsum(count)
+  index = jnp.arange(num_ranges * blocks)
+  range_index = jnp.searchsorted(end, index, side='right', method='compare_all')
+  range_index = jnp.minimum(range_index, num_ranges - 1).astype(jnp.int32)
+  block = first[range_index] + index - (end - count)[range_index]
   return BlockList(
-    length=before[-1],
-    row=row,
+    length=end[-1],
+    range_index=range_index,
     block=jnp.clip(block, 0, blocks - 1).astype(jnp.int32),
   )
 

@@ -59,8 +59,8 @@ def attend_prompts(
     cached.layer,
     BlockReads(
       length=blocks.length,
-      tile=reads.tile[blocks.row],
-      source=reads.prompt[blocks.row],
+      tile=reads.tile[blocks.range_index],
+      source=reads.prompt[blocks.range_index],
       block=blocks.block,
       row_source=jnp.where(cached.live, cache.prompt, -1),
       slots=SlotRange(start, ends),
@@ -127,8 +127,8 @@ def _attend_slots(
     responses.layer,
     BlockReads(
       length=blocks.length,
-      tile=blocks.row,
-      source=blocks.row,
+      tile=blocks.range_index,
+      source=blocks.range_index,
       block=blocks.block,
       row_source=row,
       slots=slots,

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks of a policy's inputs: parameters, token ids, positions, experts.
 
-Shapes are checked while a program is traced, values where they are known then,
-which is outside of `jax.jit`.
+Shapes are checked while a program is traced; values are checked only outside of
+`jax.jit`, where they are known.
 """
 
 from __future__ import annotations

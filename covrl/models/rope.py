@@ -225,7 +225,7 @@ class Rotation(NamedTuple):
       positions: index of each token within its sequence.
       frequencies: radians per position of each pair; with a leading axis, as
         many rotations.
-      magnitude: factor of what is rotated.
+      magnitude: factor that rotated features are multiplied by.
       dtype: dtype of angles and results.
     """
     by_pair = jnp.asarray(frequencies, dtype)[..., None, None, None, :]

@@ -199,9 +199,9 @@ GPUS = (
   ),
 )
 
-# GPUs of a host that may be used alone; several hosts have eight each.
+# Numbers of GPUs of a topology with one host; each of several hosts has eight.
 _GPUS_PER_HOST = (1, 2, 4, 8)
-# Hosts of a topology, at most.
+# Largest number of hosts of a topology.
 _MAX_HOSTS = 512
 
 

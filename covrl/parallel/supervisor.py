@@ -85,12 +85,14 @@ def _watch(child: subprocess.Popen[str]) -> int:
   if lost and code in (Exit.FAILED, -signal.SIGABRT):
     # The child may have reported the loss itself before JAX aborted it.
     if not reported:
-      print(lost_line('it stopped responding'), file=sys.stderr, flush=True)
+      print(
+        peer_lost_message('it stopped responding'), file=sys.stderr, flush=True
+      )
     return Exit.PEER_LOST
   return 128 - code if code < 0 else code
 
 
-def lost_line(reason: str) -> str:
+def peer_lost_message(reason: str) -> str:
   """Returns the one-line message about a lost peer."""
   return (
     f'{_SENTENCE} ({reason}); start the run again and it goes on from its latest '

@@ -142,8 +142,8 @@ class SamplingEngine:
         `fold_in(fold_in(key, sequence_id), t)`.
       sequence_ids: unique within the iteration, one per response.
       sampling: temperature and truncation, the same for all responses.
-      on_progress: called after each segment with the number of responses that
-        are finished at least.
+      on_progress: called after each segment with a lower bound of the number of
+        finished responses.
       on_response: called with row and tokens of each response once it is
         finished, while the device decodes the next segment.
       carried: responses of an earlier call with `is_enough`, in the same rows,
@@ -213,7 +213,7 @@ class SamplingEngine:
           state, started = self._run(params, state, layout)
           reports.append(started)
 
-      # All slots are live, as far as is known.
+      # Before the first result is read, all slots count as live.
       start_segments(slots, 0)
       is_finished = False
       while not is_finished:

@@ -264,7 +264,7 @@ def _sample_columns(
     kept = jnp.where(truncates[:, None], kept, total)
   every_total, every_kept = _join(total, columns), _join(kept, columns)
 
-  # The block: of the likeliest token, or where the cumulative sum passes u.
+  # The block that has the likeliest token or where the cumulative sum passes u.
   sums = jnp.where(is_greedy[:, None], every_peak == peak[:, None], every_kept)
   uniform = jnp.where(is_greedy, 0, uniform)
   block, rest = _invert(sums, uniform * jnp.sum(sums, axis=1))
@@ -310,7 +310,7 @@ def _truncate(
   sampling: Sampling,
   columns: Columns,
 ) -> tuple[Threshold, Float[Array, 'S N']]:
-  """Threshold of each row, and the sums of what it keeps of each block.
+  """Threshold of each row, and the sum of the kept weights of each block.
 
   Args:
     logits: logits of the next token.

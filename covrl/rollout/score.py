@@ -211,7 +211,7 @@ def resubmit(
   scoring: Scoring,
   tokenizer: Tokenizer,
 ) -> PendingRollouts:
-  """Submits the responses of a checkpoint for scoring once more.
+  """Submits the responses of a checkpoint for scoring again.
 
   Args:
     arrays: see `PendingRollouts.arrays`.

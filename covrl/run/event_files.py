@@ -151,11 +151,11 @@ class _Written:
 
   @property
   def state(self) -> str:
-    """Size and digest of what has been written."""
+    """`'SIZE:SHA-256'` of the content written so far."""
     return f'{self._size}:{self._digest.hexdigest()}'
 
   def add(self, content: bytes) -> None:
-    """Counts what was appended."""
+    """Adds appended content to size and digest."""
     self._size += len(content)
     self._digest.update(content)
 

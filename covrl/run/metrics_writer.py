@@ -57,8 +57,8 @@ class MetricsWriter:
       file: path of `metrics.jsonl`.
       logging: selects TensorBoard and Weights & Biases.
       name: the run's name in Weights & Biases.
-      saved: the metrics at the checkpoint that is resumed; what was written
-        later is discarded. Files that differ are set aside.
+      saved: the metrics at the checkpoint that is resumed; later lines and events
+        are discarded. Files that differ are set aside.
       note: receives a sentence for each such file, and one if sending to Weights
         & Biases has failed and ended.
       enabled: whether to write anything; only process 0 does.

@@ -17,8 +17,8 @@ class Profiler:
 
   Args:
     steps: `FIRST:LAST`, optimiser updates counted from 0; empty for none.
-    directory: where the trace is written; a bucket receives it when it is
-      complete.
+    directory: directory of the trace; in a bucket, the trace is uploaded when it
+      is complete.
 
   Raises:
     ValueError: `steps` is not such a range.

@@ -80,7 +80,7 @@ class _Wrapper:
     return len(text)
 
   def flush(self) -> None:
-    """Writes what is buffered."""
+    """Writes the buffered text."""
     with self._handling_errors():
       self._stream.flush()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks who may have written the recipe of a run before it is executed."""
+"""Checks of the owner of a run's recipe, before the recipe is executed."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _OPTION = 'pass --trust to execute it nevertheless'
 def check_owner(directory: epath.PathLike) -> None:
   """Refuses a run directory whose recipe another user may have written.
 
-  The copy of the recipe is executed with the rights of whoever opens the run. A
-  bucket has no owners that could be compared.
+  The copy of the recipe is executed with the rights of the user who opens the run.
+  Files in a bucket have no owners that could be compared.
 
   Args:
     directory: the run directory, a path on a disk or in a bucket.

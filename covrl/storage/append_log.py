@@ -102,11 +102,11 @@ class AppendLog:
     self.reset(kept)
 
   def content(self) -> bytes:
-    """Returns what is stored."""
+    """Returns the stored bytes."""
     return self._stored.read()
 
   def reset(self, content: bytes) -> None:
-    """Goes on after `content`, which replaces what is stored."""
+    """Replaces the stored bytes by `content`, and goes on after it."""
     self._stored.reset(content)
     self._digest = hashlib.sha256(content)
     self._size, self._lines = len(content), content.count(b'\n')

@@ -42,7 +42,7 @@ _CAUSES = {
   )
 }
 # Causes that are a wrong path and not a failing device.
-_NAMES = {
+_WRONG_PATHS = {
   *(errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP),
   *(errno.ENAMETOOLONG, errno.ENXIO),
 }
@@ -64,7 +64,7 @@ def writing(path: os.PathLike[str] | str) -> Iterator[None]:
   because client library, network and store raise errors of many types.
 
   Args:
-    path: what is written, for the message.
+    path: file or directory that is written, for the message.
 
   Raises:
     StorageError: something could not be written.
@@ -114,7 +114,7 @@ def _failure(error: BaseException | None) -> int | None:
     number = error.errno if isinstance(error, OSError) else None
     if number is None and (match := _TEXT.search(str(error))):
       number = _NUMBERS[match[0].lower()]
-    if number in _CAUSES.keys() - _NAMES:
+    if number in _CAUSES.keys() - _WRONG_PATHS:
       return number
     error = error.__cause__ or error.__context__
   return None
@@ -131,7 +131,7 @@ def failed_read(error: BaseException) -> str | None:
   """
   if not isinstance(error, OSError) or error.filename is None:
     return None
-  if error.errno not in _CAUSES.keys() - _NAMES:
+  if error.errno not in _CAUSES.keys() - _WRONG_PATHS:
     return None
   file = os.fsdecode(error.filename)
   return f'{file} cannot be read: {_lower(_CAUSES[error.errno])}'

@@ -75,15 +75,15 @@ class StoredLog(Protocol):
   """The bytes of a log, on a disk or in a bucket."""
 
   def read(self) -> bytes:
-    """Returns what is stored."""
+    """Returns the stored bytes."""
     ...
 
   def reset(self, content: bytes) -> None:
-    """Replaces what is stored; the log goes on after it."""
+    """Replaces the stored bytes by `content`; the log goes on after it."""
     ...
 
   def is_intact(self) -> bool:
-    """Returns whether what is stored is what was written."""
+    """Returns whether the stored bytes are those that were written."""
     ...
 
   def reopen(self) -> tuple[bytes, bytes]:

@@ -44,7 +44,7 @@ from covrl.types import Rollouts
 _UNKNOWN, _FAILED, _PASSED = -1, 0, 1
 
 
-class Drawn(NamedTuple):
+class DrawnGroups(NamedTuple):
   """Groups up to the last one to train on, in the order of their prompts.
 
   Attributes:
@@ -126,7 +126,7 @@ class DynamicSampling:
     first_sequence: int,
     key: Key[Array, ''],
     sampling: Sampling,
-  ) -> Drawn:
+  ) -> DrawnGroups:
     """Samples and scores the groups of an iteration.
 
     Args:
@@ -145,7 +145,7 @@ class DynamicSampling:
       draws = -(-end // self._num_groups)
       if prompts.get_state()['draw'] != start['draw'] + draws:
         prompts.set_state({**start, 'draw': start['draw'] + draws})
-      return Drawn(self._result(groups[:end], step), draws)
+      return DrawnGroups(self._result(groups[:end], step), draws)
     finally:
       self.engine.end()
       for group in groups:

@@ -38,7 +38,7 @@ _READ_BY_RECIPES = (
   'evaluate.temperature',
 )
 
-# Fields with what they need to have an effect, in words and as a predicate.
+# Fields with their conditions of having an effect, in words and as predicates.
 _NEEDS: tuple[tuple[tuple[str, ...], str, Callable[[Config], object]], ...] = (
   (
     ('warm_start.', 'checkpoint.warm_start_every', 'logging.warm_start_every'),

@@ -54,7 +54,7 @@ def input_fingerprints(
   )
 
 
-def check_opened(
+def check_opened_run(
   config: Config,
   task: Task,
   policy: Policy,
@@ -117,7 +117,7 @@ def _policy_fingerprints(
   policy: Policy,
   shared_warm_start: Checkpoint | None,
 ) -> dict[str, str]:
-  """Returns the fingerprints of what a policy needs besides its checkpoint."""
+  """Returns the fingerprints of a policy's inputs besides its checkpoint."""
   tokenizer = task.tokenizer
   special = tokenizer.bos_id, tuple(tokenizer.end_ids), tokenizer.pad_id
   fingerprints = {

@@ -50,7 +50,7 @@ from covrl.types import TrainState
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-  """Options that do not change what a run computes.
+  """Options that do not change the numbers of a run.
 
   Attributes:
     stall_after: seconds without progress after which the run exits; 0 for
@@ -58,8 +58,8 @@ class TrainOptions:
     profile_steps: `FIRST:LAST`, the updates to trace; empty for none.
     ends_process: whether the process exits after the run; a run that a signal
       has stopped then ignores further signals.
-    resume: what to do where the newest checkpoint is damaged: to resume from
-      the newest whole one, or to refuse.
+    resume: behaviour if the newest checkpoint is damaged: 'fallback' resumes
+      from the newest whole one, 'strict' raises an error.
   """
 
   stall_after: float = 3600.0
@@ -349,8 +349,8 @@ def _refuse_changes(
 ) -> None:
   """Refuses functions of a recipe that change the configuration.
 
-  The run would not be resumed: its directory was checked before, and what was
-  built until then has the values from before.
+  Such a run could not be resumed: its directory was checked before the change, and
+  objects built until then have the values from before.
   """
   for name, value in before.items():
     if repr(after[name]) != repr(value):

@@ -47,7 +47,7 @@ class GroupsInFlight:
     prompt_mask: true for real tokens.
     group_ids: index of the prompt within the run; `FREE` without a group.
     source_ids: index of the prompt's data source.
-    born: iteration whose policy began the group.
+    born: iteration in which the group was begun.
     samples: the responses so far, those of a group in consecutive rows.
     policy_step: optimiser step whose parameters sampled each token.
     calls: the scoring of each group; `None` without a group.

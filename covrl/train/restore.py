@@ -38,7 +38,7 @@ from covrl.train.build import (
   stream_key,
 )
 from covrl.train.initial_policy import initial_base_params, make_policy
-from covrl.train.inputs import check_opened, warm_start_of
+from covrl.train.inputs import check_opened_run, warm_start_of
 from covrl.train.model_lengths import model_lengths
 from covrl.train.rollout_batch import INIT_STREAM
 from covrl.train.sample import response_limit, sample_responses
@@ -251,7 +251,7 @@ def open_run(
     warm_start = shared_warm_start(recipe.config, task)
 
   def read(saved: Checkpoint) -> PyTree:
-    check_opened(config, task, policy, warm_start, saved, _warn)
+    check_opened_run(config, task, policy, warm_start, saved, _warn)
     return _saved_params(
       directory, recipe.config, saved, warm_start, policy, mesh
     )

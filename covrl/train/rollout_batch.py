@@ -364,4 +364,5 @@ def abstract_batch(
 
 
 def _equal_moments(leaf: Any) -> TokenMoments:
+  """Moments that all are `leaf`, such as zeros or a shape."""
   return TokenMoments(square=leaf, square_log=leaf, square_log_square=leaf)

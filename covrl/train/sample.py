@@ -94,8 +94,8 @@ def response_limit(
     prompt: the text of the prompt.
     tokenizer: the policy's tokenizer.
     max_length: the value of --max_length; `None` unless given.
-    default: the length otherwise, reduced to what the positions of the model
-      leave.
+    default: the length if `max_length` is `None`, reduced to the positions that
+      the prompt leaves.
 
   Raises:
     ValueError: `max_length` is out of range, or the prompt takes all positions.

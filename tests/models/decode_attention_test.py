@@ -224,7 +224,7 @@ def test_prompts_to_read_are_those_of_live_rows(data):
   assert [tile for tile, _ in actual[:count]] == sorted(t for t, _ in expected)
 
 
-LIST_PROMPTS = jax.jit(cached_tokens.list_local)
+LIST_PROMPTS = jax.jit(cached_tokens.list_prompts_of_shard)
 LIST_BLOCKS = jax.jit(blocks_to_read, static_argnums=(1, 2))
 
 
@@ -248,7 +248,9 @@ def test_blocks_to_read_are_those_with_a_slot_in_range(data):
     SlotRange(jnp.asarray(starts), jnp.asarray(ends)), size, slots
   )
   count = int(blocks.length)
-  actual = list(zip(blocks.row.tolist(), blocks.block.tolist(), strict=True))
+  actual = list(
+    zip(blocks.range_index.tolist(), blocks.block.tolist(), strict=True)
+  )
   expected = [
     (row, block)
     for row, (start, end) in enumerate(zip(starts, ends, strict=True))

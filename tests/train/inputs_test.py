@@ -28,7 +28,7 @@ from covrl.storage.fingerprints import directory_fingerprint
 from covrl.tasks.task import Task
 from covrl.train.inputs import (
   check_inputs,
-  check_opened,
+  check_opened_run,
   input_fingerprints,
   warm_start_fingerprint,
   warm_start_of,
@@ -141,7 +141,9 @@ def test_weights_under_adapters_are_inputs(tmp_path):
   warm_start = dataclasses.replace(saved({}), files={'a': {'sha256': '1'}})
 
   def open_run(before, shared=None):
-    check_opened(config, task(), adapted, shared, saved(before), pytest.fail)
+    check_opened_run(
+      config, task(), adapted, shared, saved(before), pytest.fail
+    )
 
   open_run(before)
   shared = input_fingerprints(config, task(), adapted, warm_start)
@@ -162,7 +164,7 @@ def test_a_run_is_opened_with_the_tokenizer_and_problems_of_its_training():
   warnings = []
 
   def open_run(before, **changes):
-    check_opened(
+    check_opened_run(
       Config(), task(**changes), policy, None, before, warnings.append
     )
 

@@ -18,7 +18,7 @@ _SECTIONS = {
 
 
 def check_networks(networks: Any, estimator: Any, config: Config) -> None:
-  """Checks what a recipe's `networks` and `estimator` return.
+  """Checks the results of a recipe's `networks` and `estimator`.
 
   Args:
     networks: the networks by name.
