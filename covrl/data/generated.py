@@ -124,7 +124,7 @@ class GeneratedSource(abc.ABC, Generic[GeneratorConfig]):
 
   @property
   def fingerprint(self) -> str:
-    """Digest of what the problems depend on."""
+    """Digest of the generator and the configuration, which determine the problems."""
     return text_fingerprint(self.generator, repr(self._config))
 
   def __len__(self) -> int:

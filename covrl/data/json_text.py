@@ -12,7 +12,7 @@ def parse_json(text: bytes | bytearray, subject: str) -> Any:
 
   Args:
     text: the text.
-    subject: what the text is, for errors.
+    subject: description of the text, for errors.
 
   Raises:
     ValueError: it cannot be parsed, or an object has a name twice.

@@ -88,7 +88,7 @@ def check_token_ids(
   Args:
     ids: ids from a tokenizer.
     tokenizer: the tokenizer.
-    name: what the ids are of, for the error.
+    name: description of the ids, for the error.
 
   Raises:
     TypeError: the ids are not a list of integers.

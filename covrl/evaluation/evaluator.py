@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluates a policy on suites of problems: greedy responses and samples.
 
-The greedy responses of all suites share one compiled program, and so do samples
-wherever their number allows. A response depends on the policy, its problem and
+The greedy responses of all suites share one compiled program, and so do the samples
+of suites with equal group sizes. A response depends on the policy, its problem and
 its index only, so that two evaluations differ by the policy alone.
 """
 

@@ -301,9 +301,10 @@ def write_results(
   evaluation/NAME.jsonl      the same of a named suite
   evaluation/summary.json    metrics and sampling settings of all of them
 
-  A summary of earlier results that cannot be read is kept under another name. At
-  no time is there a summary of other results than those beside it. Processes must
-  not write at once, see `covrl.run.lock`.
+  A summary of earlier results that cannot be read is kept under another name.
+  Entries of the suites are removed from the summary before their files are replaced,
+  so that it never describes other results than those in the files. Only one process
+  may write at a time, see `covrl.run.lock`.
 
   Args:
     evaluation: the results.

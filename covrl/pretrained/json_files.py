@@ -72,7 +72,7 @@ def parse_json(text: bytes, owner: str) -> Mapping[str, Any]:
 
   Args:
     text: the JSON text.
-    owner: what the text is, for errors.
+    owner: description of the text, such as its file, for errors.
 
   Raises:
     ValueError: the text is not a JSON object, or has two values of a name.

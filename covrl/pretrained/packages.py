@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pretrained models inside installed Python packages: `package:NAME/FILE`.
 
-The package is located and not imported, so that what it depends on may be
-absent.
+The package is located and not imported, so that its dependencies may be absent.
 """
 
 from __future__ import annotations

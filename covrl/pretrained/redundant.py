@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tensors that repeat or contradict what other parts of a checkpoint state."""
+"""Tensors that repeat or contradict other parts of a checkpoint."""
 
 from __future__ import annotations
 

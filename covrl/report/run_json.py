@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads JSON files of a run directory, whatever they contain.
+"""Reads JSON files of a run directory, including damaged ones.
 
 Nothing here raises because of a file's content: what cannot be read is left out
 and counted by `Unreadable`, whose sentences are on the page.

@@ -119,7 +119,7 @@ def config_fields(
       f'{architecture}.context_length'
     ),
     'tie_word_embeddings': 'output.weight' not in tensors,
-    # Float32 holds what float16 and all quantised types hold.
+    # Float32 represents all numbers of float16 and of the quantised types.
     'torch_dtype': 'bfloat16' if kind == 'BF16' else 'float32',
     'rope_theta': metadata.number(f'{architecture}.rope.freq_base', 10000.0),
     **_expert_fields(metadata, architecture),

@@ -114,7 +114,7 @@ class _Cursor:
     self._stream = stream
 
   def take(self, count: int, owner: str) -> bytes:
-    """Reads `count` bytes; `owner` is what they are, for errors."""
+    """Reads `count` bytes; `owner` describes them, for errors."""
     if self.position + count > self.size:
       raise ValueError(
         f'{self.file} must have {self.position + count} bytes or more, for'
