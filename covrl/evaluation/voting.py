@@ -14,7 +14,7 @@ def merge_equal_answers(
   correct: Float[np.ndarray, 'N k'],
   are_equal: Callable[[Sequence[tuple[int, str, str]]], Sequence[bool]],
 ) -> list[list[str | None]]:
-  """Replaces each answer by the first one of its problem that equals it.
+  """Replaces each answer by the first equal answer to the same problem.
 
   Correct answers equal the reference and so one another. Wrong ones are compared
   by `are_equal`, each with the first of those that are left, for all problems at

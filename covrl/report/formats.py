@@ -77,7 +77,7 @@ def power_of_ten(exponent: int) -> str:
 def interval_text(
   estimate: Estimate, *, scale: float = 1.0, digits: int = 1
 ) -> str:
-  """The 95 % interval and its kind; only the kind without an interval.
+  """The 95 % interval and its kind; without an interval, the kind alone.
 
   >>> interval_text(Estimate(1.0, 0.5, 1.5, 't over 3 seeds'))
   '95\u202f% interval +0.5 to +1.5, t over 3 seeds'

@@ -44,7 +44,7 @@ class PublishedRow:
   printed: float
 
   def mean(self, sets: Iterable[str]) -> float | None:
-    """The mean over those of the sets that the row has; `None` without one."""
+    """Mean over the sets on which the row has an accuracy; `None` without any."""
     known = [self.accuracies[name] for name in sets if name in self.accuracies]
     return sum(known) / len(known) if known else None
 

@@ -192,7 +192,7 @@ def _selection_figure(run: RunData) -> Figure:
 
 
 def _top_covariance_figure(run: RunData) -> Figure:
-  """Mean covariance of the tokens with the largest ones, by their share."""
+  """Mean covariance of the top tokens by covariance, for each share of tokens."""
   shares = {
     field: float(share)
     for field in run.train.names('covariance_top/')

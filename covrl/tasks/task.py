@@ -115,7 +115,7 @@ class Task:
     )
 
   def check_evaluation(self, config: EvaluateConfig) -> None:
-    """Checks that a run can evaluate as many held-out problems as it states.
+    """Checks that the task has the number of held-out problems to evaluate.
 
     Raises:
       ConfigError: the task has held-out problems, but fewer.
