@@ -31,8 +31,7 @@ class Estimate:
     low: lower end of the interval; `None` without an interval.
     high: upper end of the interval; `None` without an interval.
     kind: description of the interval.
-    values: the values that it is the mean of, if they are too few for an
-      interval; else empty.
+    values: the averaged values, if they are too few for an interval; else empty.
   """
 
   value: float

@@ -41,13 +41,13 @@ class Family:
     names: names of the parameters' tensors.
     read: converts the fields of a config.json to those of a `ModelConfig` in
       which the family differs from Llama.
-    write: converts them back.
+    write: converts a `ModelConfig` to these fields of a config.json.
     tied: default of `tie_word_embeddings`.
     theta: default of `rope_theta`.
     norm_eps: default of `rms_norm_eps`.
     defaults: values of other fields if they are absent; a field that is null has no
       value.
-    activation: field of the activation; the other one is not read.
+    activation: name of the field with the activation function.
   """
 
   architecture: str

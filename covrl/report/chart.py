@@ -118,7 +118,7 @@ class FigureLayout:
     marks: lines, bands and error bars, in drawing order.
     dots: colour index and pixels of each dot.
     description: text for screen readers.
-    hover: numbers for tooltips, as JSON.
+    hover: numbers for tooltips, which the page holds as JSON.
   """
 
   figure: Figure

@@ -49,7 +49,7 @@ class ExampleTable:
   Attributes:
     first: iteration of the first evaluation, as text.
     last: iteration of the last evaluation, as text.
-    examples: the first problems of the held-out ones.
+    examples: the first held-out problems.
   """
 
   first: str

@@ -32,7 +32,7 @@ class PublishedRow:
   Attributes:
     name: method and model as printed.
     accuracies: accuracy on each evaluation set.
-    printed: average as printed.
+    printed: average that the paper prints.
 
   >>> row = PUBLISHED['qwen2_5_7b_kl_cov']
   >>> row.printed, round(row.mean(row.accuracies), 1)

@@ -117,7 +117,8 @@ def read_objects(
   """Yields line numbers and JSON objects, and counts other lines.
 
   Args:
-    path: a file of JSON objects, one per line; in a bucket it names the parts.
+    path: a file of JSON objects, one per line; in a bucket, its numbered
+      parts are read, see `covrl.storage.append_log`.
     name: its name within the run directory.
     unreadable: counts the lines that are not JSON objects.
   """
