@@ -37,7 +37,7 @@ _MIN_BLOCK, _MAX_BLOCKS = 64, 8
 
 
 class AttentionMask(NamedTuple):
-  """Keys that each query attends to, in the form that the implementation takes.
+  """Keys that each query attends to, as the implementation of attention takes them.
 
   Attributes:
     mask: true where a query attends to a key, never to a later one; `None` if a
@@ -271,7 +271,7 @@ class Attention(nnx.Module):
     new: LayerKeys,
     mask: AttentionMask,
   ) -> Float[Array, 'B T H h']:
-    """Chooses the implementation by the form of the mask."""
+    """Chooses the implementation by the field of the mask that is set."""
     config, (keys, values) = self.config, new
     if mask.cached is not None:
       attended = attend_token(

@@ -103,8 +103,8 @@ def check_recorded(
     ValueError: it is of another shape, names an expert that does not exist, or
       one expert twice for a token; or the model has no experts.
   """
-  form = ExpertRecord.of(config)
-  shape = form.shape(*check_array('tokens', tokens, 'int', 'B T'))
+  record = ExpertRecord.of(config)
+  shape = record.shape(*check_array('tokens', tokens, 'int', 'B T'))
   check_array('recorded', recorded, 'int', 'B T L k', shape)
   assert config.experts is not None
   _check_range('recorded', recorded, 0, config.experts.count + 1)

@@ -219,8 +219,8 @@ class Transformer(nnx.Module):
     shape = (config.num_layers, rows, heads, length, config.head_dim)
     experts = None
     if record_experts and config.experts is not None:
-      form = ExpertRecord.of(config)
-      experts = jnp.zeros(form.shape(rows, length), form.dtype)
+      record = ExpertRecord.of(config)
+      experts = jnp.zeros(record.shape(rows, length), record.dtype)
     zeros = constrain(
       jnp.zeros(shape, config.dtype),
       *('layers', 'batch', 'attention_heads', None, None),

@@ -31,7 +31,7 @@ _KINDS: dict[str, Kind] = {
 def check_carried(
   carried: Samples,
   exists: Bool[np.ndarray, ' R'],
-  form: Samples,
+  template: Samples,
   *,
   vocab_size: int,
   end_ids: Sequence[int],
@@ -42,7 +42,7 @@ def check_carried(
   Args:
     carried: the responses; values of arrays on other hosts are not checked.
     exists: whether each row has a prompt.
-    form: shapes and dtypes of the responses.
+    template: shapes and dtypes of the responses.
     vocab_size: number of token ids.
     end_ids: tokens that end a response.
     layout: shards and slots of the call.
@@ -56,7 +56,7 @@ def check_carried(
   """
   if not isinstance(carried, Samples):
     raise TypeError(f'carried must be Samples, got {type(carried).__name__}')
-  for name, expected in form._asdict().items():
+  for name, expected in template._asdict().items():
     value, kind = getattr(carried, name), _KINDS[name]
     if (value is None) != (expected is None):
       needed = 'None' if expected is None else 'an array'

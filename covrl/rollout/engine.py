@@ -175,7 +175,7 @@ class SamplingEngine:
       check_carried(
         carried,
         np.asarray(prompt_mask).any(axis=1).repeat(group_size),
-        self._carried_form(count, prompts.shape[1]),
+        self._carried_template(count, prompts.shape[1]),
         vocab_size=self.policy.config.vocab_size,
         end_ids=self.end_ids,
         layout=layout,
@@ -251,8 +251,8 @@ class SamplingEngine:
     key = jax.random.key(0)
     carried = None
     if carries:
-      form = self._carried_form(shape[0] * group_size, shape[1])
-      carried = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), form)
+      template = self._carried_template(shape[0] * group_size, shape[1])
+      carried = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), template)
     with self._use_mesh():
       params, state, _ = self._begin(
         params,
@@ -310,7 +310,7 @@ class SamplingEngine:
     )
     return params, state, report
 
-  def _carried_form(self, rows: int, width: int) -> Samples:
+  def _carried_template(self, rows: int, width: int) -> Samples:
     """Shapes and dtypes of the responses to prompts of a width in tokens."""
     experts, length = self.experts, self.max_response_length
 

@@ -49,7 +49,7 @@ class FinishedResponses:
     end_ids: tokens that end a response.
     max_length: maximum number of tokens of a response.
     shards: number of equal parts of rows and slots.
-    carried: responses so far, if they go on; see `SamplingEngine.sample`.
+    carried: responses to continue, if any; see `SamplingEngine.sample`.
   """
 
   def __init__(

@@ -103,7 +103,7 @@ class EventFiles:
       storage.upload(self._local_directory, self._directory)
 
   def sync(self) -> None:
-    """Forces all events to the disk, where a power cut leaves them."""
+    """Forces all events to the disk, so that a power cut loses none."""
     for file in self._files.values():
       file.sync()
     self.flush()

@@ -97,7 +97,7 @@ class MetricsWriter:
       self._sinks.append(sink)
 
   def sync(self) -> MetricsState:
-    """Forces lines and events to the disk, where a power cut leaves them.
+    """Forces lines and events to the disk, so that a power cut loses none.
 
     Returns:
       The state to resume the metrics at.

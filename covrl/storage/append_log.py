@@ -66,7 +66,7 @@ class AppendLog:
     self._stored.flush()
 
   def sync(self) -> LogPosition:
-    """Forces all lines to the disk, where a power cut leaves them.
+    """Forces all lines to the disk, so that a power cut loses none.
 
     Returns:
       The position to resume the log at.
@@ -112,7 +112,7 @@ class AppendLog:
     self._size, self._lines = len(content), content.count(b'\n')
 
   def _require_intact(self) -> None:
-    """Restores a log that another program has moved, replaced or cut."""
+    """Restores a log that another program has moved, replaced or truncated."""
     if self._stored.is_intact():
       return
     content, other = self._stored.reopen()

@@ -33,8 +33,8 @@ def evaluate(
 ) -> None:
   """Evaluates the policy, if problems are held out; writes and shows the results.
 
-  Warns of unscored responses. Too many of them leave no result, and the run goes
-  on.
+  Warns of unscored responses. If there are too many of them, the evaluation has no
+  result, and the run continues.
   """
   if run.evaluator is None:
     return

@@ -122,6 +122,22 @@ PROMPT, MASK, GROUP_IDS = (
 )
 
 
+@pytest.fixture(scope='module')
+def group_engine():
+  """Returns an engine of groups after `begin`."""
+  engine = GroupEngine(
+    POLICY,
+    end_ids=END,
+    pad_id=0,
+    prompts=2,
+    prompt_width=LENGTH,
+    max_response_length=LIMIT,
+    group_size=GROUP,
+  )
+  engine.begin(PARAMS, key=KEY, sampling=Sampling.make())
+  return engine
+
+
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
@@ -138,18 +154,9 @@ PROMPT, MASK, GROUP_IDS = (
   ],
 )
 def test_groups_that_would_be_broadcast_or_clamped_are_refused(
-  changes, message
+  group_engine, changes, message
 ):
-  engine = GroupEngine(
-    POLICY,
-    end_ids=END,
-    pad_id=0,
-    prompts=2,
-    prompt_width=LENGTH,
-    max_response_length=LIMIT,
-    group_size=GROUP,
-  )
   group = {'prompt': PROMPT, 'prompt_mask': MASK, 'sequence_ids': GROUP_IDS}
   with pytest.raises((TypeError, ValueError), match=message):
-    engine.add(0, **{**group, **changes})
-  assert not engine.is_busy
+    group_engine.add(0, **{**group, **changes})
+  assert not group_engine.is_busy
