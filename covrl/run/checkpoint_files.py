@@ -147,9 +147,12 @@ def _saved_leaves(checkpointer: Any, path: epath.Path) -> dict[str, Any]:
   """
   saved = checkpointer.metadata(path / _ARRAYS).item_metadata
   if saved is None:
-    code = errno.EIO
-    raise OSError(code, os.strerror(code), os.fspath(path / _ARRAYS))
+    raise _unreadable(path)
   return dict(saved)
+
+
+def _unreadable(path: epath.Path) -> OSError:
+  return OSError(errno.EIO, os.strerror(errno.EIO), os.fspath(path / _ARRAYS))
 
 
 def _repeated_reading(path: epath.Path, read: Callable[[], T]) -> T:
@@ -161,6 +164,11 @@ def _repeated_reading(path: epath.Path, read: Callable[[], T]) -> T:
   def attempt() -> T:
     try:
       return read()
+    except FileNotFoundError as error:
+      # Orbax takes a directory that the system cannot examine for an absent one.
+      if storage.is_directory(path / _ARRAYS):
+        raise _unreadable(path) from error
+      raise
     except Exception as error:
       if distributed.is_peer_loss(error):
         raise

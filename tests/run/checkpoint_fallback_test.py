@@ -227,9 +227,17 @@ def test_reads_that_fail_temporarily_set_no_checkpoint_aside(
 
 
 @pytest.mark.parametrize('failures', [1, 3])
-@pytest.mark.parametrize('name', ['metadata', 'restore'])
+@pytest.mark.parametrize(
+  ('name', 'error'),
+  [
+    ('metadata', None),
+    ('restore', ValueError('UNKNOWN: Error reading "a" [Input/output error]')),
+    # As Orbax where the system cannot examine the directory.
+    ('restore', FileNotFoundError('Checkpoint at a not found.')),
+  ],
+)
 def test_reads_of_arrays_that_fail_are_repeated_or_one_sentence(
-  checkpoint_directory, monkeypatch, name, failures
+  checkpoint_directory, monkeypatch, name, error, failures
 ):
   monkeypatch.setattr(checkpoint_files, '_PAUSE', 0.0)
   read, calls = getattr(ocp.StandardCheckpointer, name), []
@@ -242,7 +250,7 @@ def test_reads_of_arrays_that_fail_are_repeated_or_one_sentence(
     if name == 'metadata':
       # As Orbax does where it cannot read its own files.
       return types.SimpleNamespace(item_metadata=None)
-    raise ValueError('UNKNOWN: Error reading "a" [Input/output error]')
+    raise error
 
   monkeypatch.setattr(ocp.StandardCheckpointer, name, fail)
   checkpoint = CheckpointStore(checkpoint_directory, keep=3).newest_whole()
