@@ -20,7 +20,7 @@ def grpo() -> Recipe:
   """GRPO: PPO's clip and no entropy control.
 
   Run: covrl train --config=mazes:grpo --workdir=runs/mazes_grpo
-  Hardware: two CPU cores, five minutes.
+  Hardware: two CPU cores, three minutes.
   Expect: greedy accuracy rises from 17.4 to 53.1 %, mean@8 from 18.9 to 47.2 %
   and pass@8 from 70.8 to 71.7 %; entropy falls from 0.433 to 0.199 nats.
   """
@@ -46,7 +46,7 @@ def grpo_no_clip() -> Recipe:
   """GRPO without a clip: the base loss of KL-Cov alone.
 
   Run: covrl train --config=mazes:grpo_no_clip --workdir=runs/mazes_grpo_no_clip
-  Hardware: two CPU cores, five minutes.
+  Hardware: two CPU cores, three minutes.
   Expect: a comparison that shows the effect of the missing clip alone.
   """
   return dataclasses.replace(grpo(), loss=countdown.grpo_no_clip().loss)
@@ -56,7 +56,7 @@ def kl_cov() -> Recipe:
   """KL-Cov: a constant penalty on the 2 % of tokens of highest covariance.
 
   Run: covrl train --config=mazes:kl_cov --workdir=runs/mazes_kl_cov
-  Hardware: two CPU cores, five minutes.
+  Hardware: two CPU cores, three minutes.
   Expect: greedy accuracy rises from 17.4 to 52.5 %, mean@8 from 18.9 to 44.5 %
   and pass@8 from 70.8 to 75.5 %; entropy falls from 0.433 to 0.248 nats.
   """
@@ -69,7 +69,7 @@ def entropy_bonus() -> Recipe:
   """GRPO with a constant entropy bonus on all tokens.
 
   Run: covrl train --config=mazes:entropy_bonus --workdir=runs/mazes_entropy_bonus
-  Hardware: two CPU cores, five minutes.
+  Hardware: two CPU cores, three minutes.
   Expect: a comparison with `grpo`; not measured yet.
   """
   recipe = grpo()

@@ -376,9 +376,8 @@ def test_a_schedule_needs_its_iterations():
 
 def test_every_field_has_a_type_a_meaning_and_a_valid_default():
   defaults = flatten(Config())
-  fields = fields_by_name()
-  assert set(fields) == set(defaults)
-  for name, field in fields.items():
+  assert set(fields_by_name()) == set(defaults)
+  for name, field in fields_by_name().items():
     field.check(defaults[name])
     assert len(field.meaning) > 5
     assert field.meaning.endswith('.')
@@ -389,13 +388,13 @@ def test_help_shows_values_types_and_bounds():
   text = field_help(config)
   assert all(f'--config.{name}=' in text for name in flatten(config))
   assert '--config.entropy.fraction=0.05\n' in text
-  assert '(a number, in (0, 1])' in ' '.join(text.split())
-  assert '(old | current)' in ' '.join(text.split())
+  words = ' '.join(text.split())
+  assert '(a number, in (0, 1])' in words
+  assert '(old | current)' in words
   assert '--config.logging.tensorboard=true\n' in text
   # Sentences begin with capitals, symbols keep their case.
-  assert '\n      Seed of all random numbers.' in text
-  assert '\n      γ, discount of rewards' in text
-  assert '\n      k, responses per held-out problem' in text
+  for meaning in ('Seed of all', 'γ, discount', 'k, responses per held-out'):
+    assert f'\n      {meaning}' in text
   # Lines of values may be longer than the terminal is wide.
-  prose = [line for line in text.splitlines() if '--config.' not in line]
-  assert max(map(len, prose)) <= 80
+  prose = (line for line in text.splitlines() if '--config.' not in line)
+  assert all(len(line) <= 80 for line in prose)

@@ -63,8 +63,8 @@ def test_lines_are_sampled_in_order_with_their_options(engine):
       assert response['logprob'] <= 0
       assert response['finish_reason'] in ('stop', 'length')
   # A line does not depend on others, and its seed repeats it.
-  again = sample(engine, [{'prompt': 'ab', 'seed': other['seed']}], seed=3)
-  assert again[0]['responses'] == other['responses']
+  (again,) = sample(engine, [{'prompt': 'ab', 'seed': other['seed']}], seed=3)
+  assert again['responses'] == other['responses']
   assert sample(engine, lines) == results
   assert sample(engine, lines, after=3) == results[2:]
   assert sample(engine, lines, seed=1) != results
@@ -387,8 +387,7 @@ def test_options_of_the_cache_reach_the_engine(
     file = tmp_path / 'prompts.jsonl'
     file.write_text('{"prompt": "ab"}\n')
     arguments.append(f'--file={file}')
-  options = ('--cache_dtype=int8', '--prefill_chunk=4')
-  for more in ((), options):
+  for more in ((), ('--cache_dtype=int8', '--prefill_chunk=4')):
     with pytest.raises(RuntimeError, match='stopped'):
       run_command(*arguments, *more)
   assert received == [Caching(), Caching(chunk=4, int8=True)]
