@@ -182,6 +182,17 @@ def test_a_reward_model_with_nan_parameters_skips_its_update():
   assert_same_bits(after, before)
 
 
+def test_a_reward_model_with_nan_labels_skips_its_update():
+  batch = with_targets(padded())
+  row, column = np.argwhere(batch.loss_mask)[7]
+  batch.credit['labels'][row, column] = np.nan
+  before, after, metrics = update('reward_model', batch)
+  assert metrics['skipped'] == 1
+  for name in ('loss', 'before_update/accuracy', 'before_update/label'):
+    assert np.isnan(metrics[name]), name
+  assert_same_bits(after, before)
+
+
 @pytest.mark.parametrize('bad', [np.nan, np.inf])
 def test_a_critic_with_targets_that_are_not_finite_skips_its_update(bad):
   batch = with_targets(padded())

@@ -80,7 +80,7 @@ def process_reward_model(
     def mean(values: Float[Array, 'B T']) -> Scalar:
       return exact_sum(rows.weights * values, rows.loss_mask) / total
 
-    is_known = jnp.where(jnp.isnan(scores), jnp.nan, 1)
+    is_known = jnp.where(jnp.isnan(scores) | jnp.isnan(labels), jnp.nan, 1)
     right = (scores > 0) == (labels > 0)
     return {
       'before_update/accuracy': mean(right * is_known),
