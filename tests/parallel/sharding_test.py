@@ -65,9 +65,10 @@ def test_refuses_invalid_mesh_shapes(shape, reason):
 
 @pytest.mark.usefixtures('no_annotation_checks')
 def test_refuses_devices_that_do_not_make_a_mesh():
-  with pytest.raises(ValueError, match='devices of a mesh must be one or more, each once'):
+  message = 'devices of a mesh must be one or more, each once'
+  with pytest.raises(ValueError, match=message):
     make_mesh({'data': 2}, jax.devices()[:1] * 2)
-  with pytest.raises(ValueError, match='devices of a mesh must be one or more, each once'):
+  with pytest.raises(ValueError, match=message):
     make_mesh(None, [])
   counts: tuple[Any, ...] = (-8, 0, 8.0, True)
   for count in counts:
