@@ -28,6 +28,7 @@ import covrl
 from covrl.entropy.base import token_transform
 from covrl.theory import tabular, trees
 from covrl.theory.claim import Settings
+from covrl.theory.float64 import cached_in_float64
 
 PROMPTS, ACTIONS, RESPONSES = 32, 16, 16
 LEARNING_RATE = 24.0
@@ -64,7 +65,7 @@ class ControllerResults(NamedTuple):
   reward: Float[np.ndarray, ' A']
 
 
-@functools.cache
+@cached_in_float64
 def run_controllers(settings: Settings) -> ControllerResults:
   """Runs all controllers for 200 updates with 8 seeds.
 

@@ -7,7 +7,6 @@ rewards of another number of actions, and numbers that are not finite.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -19,6 +18,7 @@ from covrl.array_checks import check_integer, check_number
 from covrl.theory import categorical
 from covrl.theory.argument_checks import check_finite
 from covrl.theory.claim import Settings
+from covrl.theory.float64 import cached_in_float64
 
 Vectors = Float[np.ndarray, '*n K']
 BANDITS = 40  # number of bandits that `random_bandits` returns
@@ -102,7 +102,7 @@ def log_spaced_steps(steps: int) -> Float[np.ndarray, ' t']:
   return np.unique(np.logspace(0, np.log10(steps), 40).round()).astype(float)
 
 
-@functools.cache
+@cached_in_float64
 def annealed_reward_gaps(
   settings: Settings,
 ) -> tuple[Float[np.ndarray, ' t'], dict[str, Float[np.ndarray, ' t']]]:
@@ -154,7 +154,7 @@ BOUNDED_SCHEDULES = ('none', 'linear', 'exponential', '1/t', '1/√t')
 """Schedules of `run_schedules`, whose coefficients are at most 0.3."""
 
 
-@functools.cache
+@cached_in_float64
 def run_schedules(
   settings: Settings, rewards: tuple[float, ...]
 ) -> ScheduleRuns:

@@ -31,6 +31,7 @@ from covrl.entropy import DecisionCache
 from covrl.theory import tabular, trees
 from covrl.theory.claim import Settings
 from covrl.theory.evidence import Table
+from covrl.theory.float64 import cached_in_float64
 
 PROMPTS, ACTIONS, DEPTH = 8, 5, 2
 RESPONSES, UPDATES = 16, 4  # per prompt, per rollout
@@ -144,7 +145,7 @@ def problem_rewards() -> Float[np.ndarray, 'W P L']:
   return rewards
 
 
-@functools.cache
+@cached_in_float64
 def run_methods(settings: Settings) -> MethodResults:
   """Runs every method for 250 iterations with 24 seeds (quick: 50 with 6)."""
   seeds, iterations = settings.choose(24, 6), settings.choose(250, 50)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -18,6 +17,7 @@ from covrl.entropy import DecisionCache
 from covrl.theory import categorical, tabular, trees
 from covrl.theory.argument_checks import check_finite
 from covrl.theory.claim import Settings
+from covrl.theory.float64 import cached_in_float64
 
 LEARNING_RATE = 1e-5  # small enough for the first order to be accurate
 CLIP_COV_DRAWS = 64
@@ -41,7 +41,7 @@ class Batch(NamedTuple):
   covariance: Float[np.ndarray, 'B T']
 
 
-@functools.cache
+@cached_in_float64
 def sample_bandit_batch(settings: Settings) -> Batch:
   """Samples 64 responses of one token to each of four prompts."""
   rng = settings.rng()
@@ -87,7 +87,7 @@ def _top_tokens(scores: jax.Array, fraction: jax.Array) -> jax.Array:
   return covrl.select_top(scores, mask, fraction=fraction)
 
 
-@functools.cache
+@cached_in_float64
 def draw_clip_cov(
   settings: Settings, low: float, high: float
 ) -> tuple[covrl.Selection, Float[np.ndarray, 'D P K']]:

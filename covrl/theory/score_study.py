@@ -31,6 +31,7 @@ from covrl.models import Policy, tiny
 from covrl.statistics.reference import token_stats_from_logits
 from covrl.theory.claim import Settings
 from covrl.theory.evidence import Table
+from covrl.theory.float64 import cached_in_float64
 
 ROWS, LENGTH, VOCABULARY, GROUP = 48, 12, 32, 8
 FRACTIONS = (0.01, 0.05, 0.2)
@@ -58,7 +59,7 @@ class SavedEntropy(NamedTuple):
   actual: Float[np.ndarray, ' E']
 
 
-@functools.cache
+@cached_in_float64
 def measure(settings: Settings, policy: str, optimiser: str) -> SavedEntropy:
   """Measures the entropy saved, for one policy and optimiser, with six seeds.
 

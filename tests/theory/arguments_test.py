@@ -267,3 +267,11 @@ def test_refuses_invalid_settings():
   for wrong in ({'seed': -1}, {'seed': 2**31}, {'seed': 1.0}, {'quick': 1}):
     with pytest.raises((TypeError, ValueError), match='must'):
       unchecked(Settings)(**wrong)
+
+
+def test_cached_results_are_of_64_bits_whoever_computes_them_first():
+  settings = Settings(quick=True, seed=7)
+  outside = sampled_batch.sample_bandit_batch(settings)
+  with jax.enable_x64(True):
+    assert sampled_batch.sample_bandit_batch(settings) is outside
+  assert outside.logits.dtype == outside.exact.dtype == np.float64
