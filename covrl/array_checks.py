@@ -93,7 +93,7 @@ def _check_width(name: str, array: Any) -> None:
 
 
 def check_scalar(name: str, value: object) -> None:
-  """Checks that a value is a scalar that has a gradient, or could have one.
+  """Checks that a value is a scalar of a floating-point dtype, such as a loss.
 
   Args:
     name: the value's name, for errors.

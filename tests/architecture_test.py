@@ -88,8 +88,8 @@ def test_packages_of_one_layer_do_not_import_each_other_in_a_cycle():
 
 @pytest.mark.parametrize('package', ['report', 'theory'])
 def test_training_imports_neither_reports_nor_theory(package):
-  below_cli = [name for name in LAYER if name not in ('cli', 'report')]
-  importers = [s for s, t in edges() if t == package and s in below_cli]
+  others = [name for name in LAYER if name not in ('cli', 'report')]
+  importers = [s for s, t in edges() if t == package and s in others]
   assert not importers
 
 

@@ -75,12 +75,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
   def do_POST(self):
     path, query = self._request()
     body = self.rfile.read(int(self.headers.get('Content-Length', 0)))
-    move = re.fullmatch(
+    copied = re.fullmatch(
       rf'/storage/v1/b/{NAME}/o/([^/]+)/(?:rewriteTo|copyTo)/b/{NAME}/o/([^/]+)',
       path,
     )
-    if move:
-      source, target = map(urllib.parse.unquote, move.groups())
+    if copied:
+      source, target = map(urllib.parse.unquote, copied.groups())
       return self._copy(source, target)
     renamed = re.fullmatch(
       rf'/storage/v1/b/{NAME}/o/([^/]+)/moveTo/o/([^/]+)', path

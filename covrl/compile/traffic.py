@@ -125,7 +125,7 @@ def _read_of(
     elif user.opcode == 'dynamic-update-slice' and first:
       continue  # Updated in place.
     elif user.opcode == 'scatter' and first and module.platform == 'gpu':
-      continue  # Updated in place, and read where it is.
+      continue  # Updated in place: only the updated elements are read.
     elif user.opcode in ('bitcast', 'reshape'):
       read_parts = _read_of(module, computation, user)
       if read_parts is None:

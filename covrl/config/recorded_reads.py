@@ -45,7 +45,7 @@ def recorded_reads(config: Config) -> Iterator[set[str]]:
 
 def _recording(kind: type, prefix: str, read: set[str]) -> type:
   """Returns a subclass whose instances add the fields that are read to a set."""
-  plain = frozenset(
+  leaf_fields = frozenset(
     field.name
     for field in dataclasses.fields(kind)
     if not dataclasses.is_dataclass(field.default_factory)
@@ -55,15 +55,15 @@ def _recording(kind: type, prefix: str, read: set[str]) -> type:
     """Returns an attribute, and records it if it is a field."""
     if name == '__class__':
       return kind
-    if name in plain:
+    if name in leaf_fields:
       read.add(f'{prefix}{name}')
     return object.__getattribute__(self, name)
 
   def reduce(self: Any, protocol: int) -> tuple[Any, ...]:
-    """Pickles an instance of the plain class."""
+    """Pickles an instance of the original class."""
     make, _, *rest = object.__reduce_ex__(self, protocol)
     return make, (kind,), *rest
 
-  # Copied and pickled objects are of the plain class.
+  # Copied and pickled objects are of the original class.
   members = {'__getattribute__': get, '__reduce_ex__': reduce}
   return type(kind.__name__, (kind,), {'__slots__': (), **members})

@@ -23,9 +23,9 @@ def as_loss(
     value = sg(loss) + Σ ⟨sg(signal), stats − sg(stats)⟩
 
   where signal is the loss's cotangent after the chain. For training loops built
-  on `jax.value_and_grad(…, has_aux=True)`; the gradient equals that of the
-  explicit form to the bit. The value is that of the loss alone: penalties act
-  through the gradient.
+  on `jax.value_and_grad(…, has_aux=True)`; the gradient equals, to the bit, that of
+  a loop that calls `update_signal` and backpropagates the signal. The value is that
+  of the loss alone: penalties act through the gradient.
 
   Args:
     loss: `(stats, **context) -> (value, aux)`, with a `LossAux`.

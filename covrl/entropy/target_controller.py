@@ -55,7 +55,7 @@ def target_entropy(
 
   Args:
     target: entropy to reach, in nats.
-    horizon: updates in which the distance to the target shrinks by 1/e.
+    horizon: updates in which the distance to the target shrinks to 1/e of itself.
     slope: effective step size s.
     minimum: least coefficient.
     maximum: greatest coefficient.

@@ -130,7 +130,7 @@ def majority_vote(
 
 
 def check_correctness(correct: Correctness) -> None:
-  """Refuses entries that are shares of a solution, or not one row per problem.
+  """Refuses entries other than 0, 1 and NaN, and arrays without a row per problem.
 
   Raises:
     ValueError: they are not an array `[N, n]` of 0, 1 and NaN without a mask.

@@ -255,7 +255,8 @@ def _attend_responses(
     return state.add(scores, values, queries.dtype)
 
   end_block = (jnp.max(responses.length) + size - 1) // size
-  # The mean over layers, of which each reads one array.
+  # The mean over layers: a share of them have their tokens in this array, and the
+  # others have a length of 0 in it.
   trips = max(round(-(-slots // size) * responses.share), 1)
   # `covrl compile` reads the number of trips, which depends on data, from the scope.
   with jax.named_scope(f'about_{trips}_trips'):

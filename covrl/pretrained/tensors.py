@@ -70,7 +70,7 @@ class Tensors(abc.ABC):
           f'{file} must stay as it is while it is read, got one that has changed'
         )
 
-  def _begin(self, file: epath.Path) -> None:
+  def _record_version(self, file: epath.Path) -> None:
     """Stores the version of a file whose header is going to be read."""
     self._versions[file] = storage.file_version(file)
 
@@ -164,7 +164,7 @@ class SafetensorsFiles(Tensors):
     for file in sorted(
       {directory / file_name for file_name in indexed.values()}
     ):
-      self._begin(file)
+      self._record_version(file)
       for tensor, entry in read_header(file).items():
         if tensor in files:
           raise ValueError(

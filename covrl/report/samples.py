@@ -73,7 +73,7 @@ class SampleTable:
 
   Attributes:
     iteration: iteration as text.
-    responses: responses, the most selected tokens first.
+    responses: responses, those with the most selected tokens first.
     total: number of responses in the file.
     scale: covariance of the deepest shade, as text.
   """

@@ -207,7 +207,7 @@ class RewardPool:
       if item is None:
         item = call.items[key] = _Item(call, (response, reference))
       item.indices.append(index)
-      done = item.outcome is not None and self._is_done(call, item)
+      done = item.outcome is not None and self._add_outcome(call, item)
     if is_new:
       self._queue.put(item)
     if done:
@@ -255,12 +255,12 @@ class RewardPool:
     """Stores the outcome of an item, and completes its call if it was the last."""
     with self._lock:
       item.outcome = outcome
-      done = self._is_done(item.call, item)
+      done = self._add_outcome(item.call, item)
     if done:
       item.call.finish()
 
-  def _is_done(self, call: PoolCall, item: _Item) -> bool:
-    """Records an item's outcome; returns whether it was the call's last."""
+  def _add_outcome(self, call: PoolCall, item: _Item) -> bool:
+    """Adds an item's outcome to its call; returns whether it was the call's last."""
     assert item.outcome is not None
     for index in item.indices:
       call.outcomes[index] = item.outcome

@@ -24,8 +24,8 @@ class Admission(NamedTuple):
   Attributes:
     prompts: token ids, padded on the left.
     prompt_mask: true for real tokens.
-    prompt: row of the cache for each prompt; out of range for no prompt.
-    request: row for each request; out of range for no request.
+    prompt_row: row of the cache for each prompt; out of range for no prompt.
+    request_row: row for each request; out of range for no request.
     source: index of each request's prompt among the new prompts.
     seed: seed of each request.
     member: index of the request among those of the same seed.
@@ -34,8 +34,8 @@ class Admission(NamedTuple):
 
   prompts: Int[Array, 'A W']
   prompt_mask: Bool[Array, 'A W']
-  prompt: Int[Array, ' A']
-  request: Int[Array, ' B']
+  prompt_row: Int[Array, ' A']
+  request_row: Int[Array, ' B']
   source: Int[Array, ' B']
   seed: UInt[Array, ' B']
   member: Int[Array, ' B']
@@ -68,14 +68,14 @@ class Row:
     number: number of the request.
     request: the request.
     shard: shard of the row and of its prompt.
-    prompt: row of its prompt in the shard's cache.
+    prompt_row: row of its prompt in the shard's cache.
     length: tokens of the response so far.
   """
 
   number: int
   request: Request
   shard: int
-  prompt: int
+  prompt_row: int
   length: int = 0
 
 
@@ -162,11 +162,11 @@ class Rows:
     """Frees a row, and its prompt's if no other request has the prompt."""
     row = self._rows.pop(shard_and_row)
     self._free[row.shard].append(shard_and_row[1])
-    prompt = (row.shard, row.prompt)
+    prompt = (row.shard, row.prompt_row)
     self._uses[prompt] -= 1
     if not self._uses[prompt]:
       del self._uses[prompt]
-      self._free_prompts[row.shard].append(row.prompt)
+      self._free_prompts[row.shard].append(row.prompt_row)
 
   def empty_admission(self, width: int) -> Admission:
     """An admission without requests, to be filled in place."""
@@ -178,8 +178,8 @@ class Rows:
     return Admission(
       prompts=rows(self._pad_id, np.int32, width),
       prompt_mask=rows(False, bool, width),
-      prompt=rows(self.sizes.prompts, np.int32),
-      request=rows(self.sizes.requests, np.int32),
+      prompt_row=rows(self.sizes.prompts, np.int32),
+      request_row=rows(self.sizes.requests, np.int32),
       source=rows(0, np.int32),
       seed=rows(0, np.uint32),
       member=rows(0, np.int32),
@@ -218,16 +218,16 @@ class Rows:
       if filling.prompt != request.prompt:
         prompt_entry = first + filling.prompts
         filling.prompts, filling.prompt = filling.prompts + 1, request.prompt
-        filling.row = self._free_prompts[shard].pop()
+        filling.prompt_row = self._free_prompts[shard].pop()
         length = len(request.prompt)
         admission.prompts[prompt_entry, width - length :] = request.prompt
         admission.prompt_mask[prompt_entry, width - length :] = True
-        admission.prompt[prompt_entry] = filling.row
+        admission.prompt_row[prompt_entry] = filling.prompt_row
       row, entry = self._free[shard].pop(), first + filling.requests
       filling.requests += 1
-      self._uses[shard, filling.row] += 1
-      self._rows[shard, row] = Row(number, request, shard, filling.row)
-      admission.request[entry], admission.source[entry] = (
+      self._uses[shard, filling.prompt_row] += 1
+      self._rows[shard, row] = Row(number, request, shard, filling.prompt_row)
+      admission.request_row[entry], admission.source[entry] = (
         row,
         filling.prompts - 1,
       )
@@ -237,9 +237,9 @@ class Rows:
   def admitted(self, admission: Admission) -> Iterator[tuple[int, int, int]]:
     """Yields index, shard and row of each request of an admission."""
     for entry in np.flatnonzero(
-      admission.request < self.sizes.requests
+      admission.request_row < self.sizes.requests
     ).tolist():
-      yield entry, entry // self._batch, int(admission.request[entry])
+      yield entry, entry // self._batch, int(admission.request_row[entry])
 
   def _choose(self, shards: list[_Filling], request: Request) -> int | None:
     """A shard with room: one with the prompt, else with the most free rows."""
@@ -264,13 +264,13 @@ class _Filling:
     prompts: number of prompts.
     requests: number of requests.
     prompt: tokens of the last prompt.
-    row: row of the last prompt in the cache of prompts.
+    prompt_row: row of the last prompt in the cache of prompts.
   """
 
   prompts: int = 0
   requests: int = 0
   prompt: tuple[int, ...] = ()
-  row: int = 0
+  prompt_row: int = 0
 
 
 def _fill(admission: Any, entry: int, request: Request) -> None:

@@ -240,16 +240,18 @@ class SlotDecoder:
       logits,
       keys,
       jnp.zeros_like(admission.member),
-      admission.request,
+      admission.request_row,
       admission.options,
     )
 
     def put(rows: Array, values: Array) -> Array:
-      return set_rows(rows, admission.request, values, shards)
+      return set_rows(rows, admission.request_row, values, shards)
 
     requests = old._replace(
       keys=put(old.keys, keys),
-      prompt=put(old.prompt, take(admission.prompt, admission.source, shards)),
+      prompt=put(
+        old.prompt, take(admission.prompt_row, admission.source, shards)
+      ),
       options=jax.tree.map(
         lambda rows, values: put(rows, values) if rows.ndim else rows,
         old.options,
@@ -261,13 +263,13 @@ class SlotDecoder:
       samples=record(state.samples, step, shards),
       cache=state.cache._replace(
         prompts=replace_prompts(
-          state.cache.prompts, cache, admission.prompt, shards
+          state.cache.prompts, cache, admission.prompt_row, shards
         )
       ),
     )
-    exists = admission.request < old.queue.shape[1]
+    exists = admission.request_row < old.queue.shape[1]
     unfinished = exists & ~self._ends(step, admission.options)
-    state = enqueue(state, admission.request, unfinished)
+    state = enqueue(state, admission.request_row, unfinished)
     return refill(state, ~state.live), step
 
   def run(

@@ -336,8 +336,8 @@ class GroupEngine:
     arrays: dict[str, Any] = {
       'prompts': rows(self._decoder.pad_id, np.int32, prompts, width),
       'prompt_mask': rows(0, bool, prompts, width),
-      'prompt': rows(self._sizes.prompts, np.int32, prompts),
-      'request': rows(self._sizes.requests, np.int32, requests),
+      'prompt_row': rows(self._sizes.prompts, np.int32, prompts),
+      'request_row': rows(self._sizes.requests, np.int32, requests),
       'source': rows(0, np.int32, requests),
       'seed': rows(0, np.uint32, requests),
       'member': rows(0, np.int32, requests),

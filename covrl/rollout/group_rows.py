@@ -146,8 +146,8 @@ class GroupRows:
           group.prompt,
           group.prompt_mask,
         )
-        admission.prompt[entry] = group.prompt_row
-        admission.request[rows] = group.prompt_row * self._size + members
+        admission.prompt_row[entry] = group.prompt_row
+        admission.request_row[rows] = group.prompt_row * self._size + members
         admission.source[rows] = index
         admission.member[rows] = group.sequence_ids
     return admission

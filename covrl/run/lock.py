@@ -31,8 +31,9 @@ from covrl.exit_codes import Exit
 # Name of the locked file, or of the lease, in a run directory.
 FILE_NAME = '.lock'
 
-# Seconds between two renewals of a lease, and until one without any expires.
+# Seconds between two renewals of a lease.
 _RENEWAL_INTERVAL = 20.0
+# Seconds without a renewal after which a lease has expired.
 _EXPIRY = 90.0
 
 

@@ -3,10 +3,10 @@
 
 A process that receives SIGTERM, SIGINT, SIGHUP (its terminal was closed; ignored
 under nohup) or a maintenance notice publishes how many updates it has begun;
-every other process then publishes its own number. All of them stop after the
-update of the largest number, because an update needs all processes. Rollouts and evaluations
+every other process then publishes its own count. All of them stop after the update
+with the largest count, because an update needs all processes. Rollouts and evaluations
 change no state, so they are abandoned. Only the start of an update waits for the
-other processes' numbers.
+other processes' counts.
 
 A repeated signal changes nothing, so that it does not interrupt the final save;
 the third one within five seconds ends the process at once.
@@ -33,7 +33,7 @@ import jax
 from covrl.exit_codes import Exit
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-# Seconds between two reads of the other processes' numbers.
+# Seconds between two reads of the other processes' counts of updates.
 _INTERVAL = 0.5
 _PREFIX = 'covrl/stop/'
 # Three signals within so many seconds end the process.
@@ -75,7 +75,7 @@ class StopSignal:
   """Collects requests to stop and raises `Stopped` where all processes can.
 
   Args:
-    timeout: seconds to wait for the other processes' numbers, at most.
+    timeout: seconds to wait for the other processes' counts of updates, at most.
     clock: returns seconds; replaced in tests.
   """
 
@@ -118,7 +118,8 @@ class StopSignal:
       counter.start()
       stack.callback(counter.join)
       stack.callback(os.close, writer)
-      # The numbers of signals are written to it outside Python's main thread.
+      # The C signal handler writes signal numbers to the pipe at once, also while the
+      # main thread runs native code.
       previous = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
       stack.callback(signal.set_wakeup_fd, previous)
       for number in SIGNALS:
@@ -165,7 +166,7 @@ class StopSignal:
 
     Raises:
       Stopped: all processes stop before this update.
-      RuntimeError: the other processes did not publish their numbers in time.
+      RuntimeError: the other processes did not publish their counts in time.
     """
     began = self._clock()
     self._exchange(began, immediately=True)
@@ -182,7 +183,7 @@ class StopSignal:
     self._updates, self._updating = self._updates + 1, True
 
   def _exchange(self, now: float, *, immediately: bool = False) -> None:
-    """Publishes this process's number on a request; reads the others'."""
+    """Publishes this process's count of updates on a request; reads the others'."""
     if self._stop_after is not None:
       return
     if jax.process_count() == 1:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the HTTP server of a sampling engine: address, token, signals."""
+"""Runs the HTTP server of a sampling engine: address, bearer token, signals."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from covrl.serve.app import is_loopback, make_app
 from covrl.serve.metrics import Metrics
 from covrl.serve.worker import Worker
 
-_MIN_TOKEN_LENGTH = 16
+_MIN_BEARER_TOKEN_LENGTH = 16
 
 
 class Address(NamedTuple):
@@ -27,10 +27,10 @@ class Address(NamedTuple):
   port: int
 
   def check(self, token: str | None) -> None:
-    """Checks the port, and that other machines need a token.
+    """Checks the port, and that other machines need a bearer token.
 
     Raises:
-      ValueError: there is no token for an address other than loopback, or the
+      ValueError: there is no bearer token for an address other than loopback, or the
         port is out of range.
     """
     if not 0 <= self.port < 2**16:
@@ -43,7 +43,7 @@ class Address(NamedTuple):
 
 
 def read_token(file: str | None) -> str | None:
-  """Reads a token from a file.
+  """Reads a bearer token from a file.
 
   Raises:
     ValueError: the file cannot be read, or is not one line of at least 16
@@ -55,9 +55,13 @@ def read_token(file: str | None) -> str | None:
     token = pathlib.Path(file).read_text('ascii').strip()
   except (OSError, UnicodeDecodeError) as error:
     raise ValueError(f'--token_file must be a text file, got {error}') from None
-  if len(token) < _MIN_TOKEN_LENGTH or not token.isprintable() or ' ' in token:
+  if (
+    len(token) < _MIN_BEARER_TOKEN_LENGTH
+    or not token.isprintable()
+    or ' ' in token
+  ):
     raise ValueError(
-      f'{file} must have one line of at least {_MIN_TOKEN_LENGTH} printable'
+      f'{file} must have one line of at least {_MIN_BEARER_TOKEN_LENGTH} printable'
       f' characters without spaces, got {len(token)} characters'
     )
   return token
@@ -99,7 +103,7 @@ def serve(
     engine: samples the responses.
     tokenizer: the policy's tokenizer.
     listener: the socket, see `open_socket`.
-    token: see `make_app`.
+    token: bearer token, see `make_app`.
     model: name of the model in requests.
     max_waiting: see `Worker`.
 

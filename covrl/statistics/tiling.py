@@ -163,7 +163,7 @@ class BlockGrid:
   def for_each_wanted_tile(
     self, count: Any
   ) -> Callable[[Callable[[Slice], None]], None]:
-    """Decorator of `for_each_tile` that leaves out tiles without a wanted token.
+    """Returns a decorator like `for_each_tile`, for tiles with a wanted token only.
 
     Args:
       count: reference to the number of wanted tokens, which are at the front.

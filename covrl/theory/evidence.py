@@ -56,13 +56,13 @@ class Check(NamedTuple):
 
 
 def at_most(label: str, value: Any, bound: float | int) -> Check:
-  """Checks that a value does not exceed a finite bound."""
+  """Returns the check that a value does not exceed a finite bound."""
   check_number('bound', bound, -math.inf)
   return Check(label, float(value), high=float(bound))
 
 
 def at_least(label: str, value: Any, bound: float | int) -> Check:
-  """Checks that a value reaches a finite bound."""
+  """Returns the check that a value reaches a finite bound."""
   check_number('bound', bound, -math.inf)
   return Check(label, float(value), low=float(bound))
 
@@ -70,7 +70,7 @@ def at_least(label: str, value: Any, bound: float | int) -> Check:
 def close_to(
   label: str, value: Any, expected: Any, tolerance: float | int
 ) -> Check:
-  """Checks that a value equals another one up to an absolute tolerance."""
+  """Returns the check that a value equals another one up to an absolute tolerance."""
   check_number('tolerance', tolerance, 0)
   middle = float(expected)
   check_number('expected', middle, -math.inf)

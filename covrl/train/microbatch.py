@@ -20,8 +20,8 @@ def over_micro_batches(
 ) -> tuple[Summed, PerRow]:
   """Runs a function on one micro-batch after the other.
 
-  `optax.microbatch` does not fit: its arguments are batches only, and decisions
-  mix arrays of rows with scalars.
+  `optax.microbatch` splits every array of an argument; here scalars may be among
+  the arrays of rows.
 
   Args:
     run: maps some rows to values that are summed over micro-batches and to

@@ -18,7 +18,7 @@ class PhaseTimer:
     self._last = time.monotonic()
 
   def lap(self, name: str) -> None:
-    """Ends the current phase, and starts the next."""
+    """Ends the current phase, whose name is `name`, and starts the next."""
     now, name = time.monotonic(), f'time/{name}'
     self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
     self._last = now

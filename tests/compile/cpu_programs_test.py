@@ -22,7 +22,9 @@ CHANGES = [
   '--config.train.micro_batches=1',
 ]
 VOCABULARY, PARAMETERS = 4096, 8_653_312
-# Names of the programs, in the order in which they are compiled.
+# Names of the programs, in the order in which they are compiled. Of the sampler's,
+# `start` processes the prompts, `place` moves parameters to its mesh, and `run`
+# decodes a segment of tokens.
 PROGRAMS = ('train_step', 'score', 'start', 'place', 'run')
 
 

@@ -142,7 +142,8 @@ def test_counts_memory_and_time_of_a_critic(recipe):
     iteration_time(recipe.config, policy, memory, slice_, 1, networks)
     for networks in ([model_of_critic], [])
   )
-  # Four passes more, without the unembedding's columns but one.
+  # Four more passes, one to score and three to update, with one output column in
+  # place of the unembedding.
   sequences, model = (
     recipe.config.sequences_per_iteration,
     model_of_critic.config,

@@ -229,7 +229,7 @@ def test_packs_into_a_given_number_of_rows_or_returns_them_unchanged(
 @pytest.mark.parametrize(
   'ids', [[1.5], [True], ['1'], np.array([1]), '12', None, [-1], [10**6]]
 )
-def test_refuses_ids_that_are_no_list_of_tokens(ids, monkeypatch):
+def test_refuses_ids_that_are_not_a_list_of_tokens(ids, monkeypatch):
   monkeypatch.setattr(type(TOKENIZER), 'encode', lambda self, text: ids)
   with pytest.raises((TypeError, ValueError), match='token ids'):
     prompt_rows([problem('1', '2')], TOKENIZER, 8)

@@ -207,7 +207,7 @@ MISTYPED = {
     ),
     'token chain of token_masked must',
   ),
-  'Adam in the explicit form': (
+  'Adam as the token chain of update_signal': (
     lambda: update_signal(
       optax.adam(1e-3),
       TOKEN_STATS,
@@ -282,7 +282,7 @@ MISTYPED = {
     lambda: covrl.token_masked(optax.set_to_zero(), untyped(None)),
     'selector must be a function, got None',
   ),
-  'a selection by a row': (
+  'a selection under a mask of a row': (
     lambda: covrl.select_top(jnp.ones(SHAPE), ONES[0], fraction=0.1),
     r'mask must be \(4, 10\), got \(10,\)',
   ),

@@ -55,14 +55,14 @@ def collective_bytes(hlo: str, rounds: int) -> dict[str, int]:
   return dict(totals)
 
 
-def operations(hlo: str, op: str) -> list[int]:
+def operation_sizes(hlo: str, op: str) -> list[int]:
   """Elements in the largest array of each operation of a kind."""
-  shapes = []
+  sizes = []
   for line in hlo.splitlines():
     match = _INSTRUCTION.match(line)
     if match and match['op'].removesuffix('-start') == op:
-      shapes.append(max(math.prod(dims) for _, dims in _arrays(match['type'])))
-  return shapes
+      sizes.append(max(math.prod(dims) for _, dims in _arrays(match['type'])))
+  return sizes
 
 
 def _delivered(match: re.Match[str]) -> str:
@@ -81,16 +81,16 @@ def size_of(type_: str) -> int:
   34
   """
   return sum(
-    math.prod(dims) * (1 if kind == 'pred' else int(kind.strip('bfsu')) // 8)
-    for kind, dims in _arrays(type_)
+    math.prod(dims) * (1 if dtype == 'pred' else int(dtype.strip('bfsu')) // 8)
+    for dtype, dims in _arrays(type_)
   )
 
 
 def _arrays(type_: str) -> list[tuple[str, list[int]]]:
-  """Type and dimensions of each array in an HLO type."""
+  """Dtype and dimensions of each array in an HLO type."""
   return [
-    (kind, [int(size) for size in dims.split(',') if size])
-    for kind, dims in re.findall(r'([a-z]+\d*)\[([\d,]*)\]', type_)
+    (dtype, [int(size) for size in dims.split(',') if size])
+    for dtype, dims in re.findall(r'([a-z]+\d*)\[([\d,]*)\]', type_)
   ]
 
 

@@ -281,8 +281,8 @@ def test_optax_transformations_change_the_selected_tokens_only(batch):
     np.testing.assert_allclose(edited, expected, rtol=1e-6)
 
 
-def test_as_loss_has_the_gradient_of_the_explicit_form(batch):
-  """The gradient of a network is that of the explicit form, step by step."""
+def test_as_loss_has_the_gradient_of_update_signal(batch):
+  """The gradient of a network is that of backpropagating the signal, at each step."""
   _, stats, context = batch
   tx = optax.chain(
     covrl.kl_cov(0.05, table_schedule((1.0, 0.5, 0.25)), minimum=1),

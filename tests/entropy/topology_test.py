@@ -12,7 +12,7 @@ import math
 import jax
 import jax.numpy as jnp
 import pytest
-from entropy.collectives import collective_bytes, operations
+from entropy.collectives import collective_bytes, operation_sizes
 from jax.sharding import NamedSharding, PartitionSpec
 
 from covrl import TokenStats, gspo, select_random, select_top, token_weights
@@ -86,8 +86,8 @@ def check_selection(text, devices):
   assert set(bytes_by_kind) <= {'all-reduce', 'all-gather'}
   assert sum(bytes_by_kind.values()) < LIMIT
   # An all-gather collects at most one number from each device.
-  assert max(operations(text, 'all-gather'), default=0) <= devices
-  assert operations(text, 'sort') == []
+  assert max(operation_sizes(text, 'all-gather'), default=0) <= devices
+  assert operation_sizes(text, 'sort') == []
   # Three searches of eleven rounds, seven counts each, are in the program.
   assert sum(bytes_by_kind.values()) >= 3 * ROUNDS * 7 * 4
 
@@ -97,9 +97,9 @@ def check_sums(text, tokens):
   bytes_by_kind = collective_bytes(text, ROUNDS)
   assert 4 <= sum(bytes_by_kind.values()) < LIMIT
   # Eight segment boundaries per row, of the rows of a device.
-  assert max(operations(text, 'all-gather'), default=0) <= tokens**0.5 * 8
-  assert operations(text, 'sort') == []
-  assert operations(text, 'scatter') == []
+  assert max(operation_sizes(text, 'all-gather'), default=0) <= tokens**0.5 * 8
+  assert operation_sizes(text, 'sort') == []
+  assert operation_sizes(text, 'scatter') == []
 
 
 SELECTIONS = [
@@ -153,4 +153,4 @@ def test_collective_bytes_are_counted(fake_mesh):
   text = jax.jit(sort_gathered).lower(x).compile().as_text()
   assert text is not None
   assert collective_bytes(text, 1000)['all-gather'] == 5 * 64 * 32 * 4
-  assert operations(text, 'sort')
+  assert operation_sizes(text, 'sort')

@@ -207,7 +207,7 @@ def test_equal_answers_are_counted_together_however_they_are_written(
 ):
   task, engine, _, params = evaluator_parts
   spellings = ['3', '1/2', '.5', r'\frac12', '0.50', '3']
-  # The greedy response and those to padding come first and last.
+  # The greedy response, then the samples; responses to padding follow both.
   texts = iter(['x', *[''] * 7, *spellings, *[''] * 42])
   reward = math_reward(name='math', sources=())
   problem = dataclasses.replace(PROBLEMS[0], reference='7')

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """GRPO with a target entropy, around a Flax NNX model and its `Optimizer`.
 
-The task of `grpo_jax`. The entropy bonus is set by a controller that follows a
-falling schedule; the state of the token chain is kept beside the optimiser's.
+The response to prompt p is eight tokens; token t should be (p + t) mod 16, as in
+`grpo_jax`. The entropy bonus is set by a controller that follows a falling
+schedule; the state of the token chain is kept beside the optimiser's.
 
   python tests/examples/grpo_nnx.py
 """

@@ -8,8 +8,9 @@ of JAX and Flax:
   python tests/examples/grpo_tunix.py
 
 Tunix calls a loss with one micro-batch and without state. Therefore selection (a
-share of the micro-batch's tokens, by its own means), the weights' denominator and
-the entropy that a controller reads are per micro-batch, and the token chain has no state:
+share of the micro-batch's tokens, by covariances around the micro-batch's means), the
+weights' denominator and the entropy that a controller reads are per micro-batch, and
+the token chain has no state:
 schedules and controllers do not advance. With `train_micro_batch_size` equal to `mini_batch_size` selection
 is that of the whole update again.
 

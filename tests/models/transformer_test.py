@@ -159,7 +159,7 @@ def test_rows_of_one_sequence_need_no_mask(monkeypatch):
     functools.partial(attention.attend_sequences, implementation='xla'),
   )
   tokens = draw_tokens(3, 3, 9)
-  # Padding on the left, on both sides, and nothing else.
+  # Padding on the left, padding on both sides, and a row of padding only.
   start, end = jnp.array([[3], [2], [0]]), jnp.array([[9], [7], [0]])
   column = jnp.arange(9)
   real = (column >= start) & (column < end)
@@ -190,7 +190,7 @@ def test_rows_of_one_sequence_need_no_mask(monkeypatch):
 
 
 def test_gpus_compute_rows_of_one_sequence_without_a_mask():
-  """The choice, by platform, type and window; nothing is executed."""
+  """Checks the choice of kernel by platform, dtype and window; executes nothing."""
   mesh = jax.sharding.AbstractMesh(
     (1,),
     ('data',),

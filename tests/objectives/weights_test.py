@@ -21,6 +21,7 @@ MODES = (
   'sequence-mean-token-sum',
   'constant-length',
 )
+# By mode, its name in the golden outputs of a published implementation.
 PUBLISHED = {
   'token-mean': 'token-mean',
   'token-sum': 'token-sum',

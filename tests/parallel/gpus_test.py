@@ -122,7 +122,7 @@ def test_refuses_several_slices_of_gpus():
 
 
 def fake_devices(count, per_host):
-  """Devices of several hosts, which JAX calls slices of GPUs."""
+  """Devices of several hosts; JAX gives the GPUs of each host a `slice_index`."""
   return [
     types.SimpleNamespace(
       id=each,
@@ -136,7 +136,7 @@ def fake_devices(count, per_host):
 
 
 def test_every_axis_may_span_hosts():
-  """Hosts of GPUs are not slices: parameters may be sharded over all of them."""
+  """Hosts are not treated as slices: parameters may be sharded over all of them."""
   devices = fake_devices(16, 8)
   placed = sharding.arrange((1, 16, 1, 1, 1), devices)
   assert [each.id for each in placed.flat] == list(range(16))

@@ -111,8 +111,8 @@ def outcome(response: str, reference: Any) -> Outcome:
 def leave_children(response: str, reference: Any) -> float:
   """Starts as many processes as the response states, which outlive their parent.
 
-  Each is a session of its own, and an orphan; its id is added to the file that
-  the reference names.
+  Each is an orphan in a session of its own, and ignores SIGTERM. One more process
+  is not forked but started as a program, with the reference as its argument.
   """
   for _ in range(int(response)):
     child = os.fork()
@@ -123,7 +123,6 @@ def leave_children(response: str, reference: Any) -> float:
         time.sleep(3600.0)
       os._exit(0)
     os.waitpid(child, 0)
-  # Process ids differ between namespaces; its last argument identifies the process.
   subprocess.Popen(
     [sys.executable, '-S', '-c', 'import time; time.sleep(3600)', reference],
     start_new_session=True,

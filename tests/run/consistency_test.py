@@ -52,7 +52,7 @@ def processes(monkeypatch):
 
 
 def make_check(recipe, workdir='runs/a'):
-  """A check of one process, for a recipe whose sizes divide by three."""
+  """A check of one process, for a recipe whose sizes are multiples of three."""
   # Eight prompts do not divide among three processes.
   config = dataclasses.replace(
     recipe.config,
@@ -195,21 +195,23 @@ def test_a_checkpoint_of_other_devices_or_flags_is_reported(monkeypatch):
 
 
 @pytest.mark.parametrize(
-  ('name', 'before', 'now'),
+  ('name', 'current', 'saved'),
   [
     ('JAX_RANDOM_SEED_OFFSET', '0', '3'),
     ('JAX_HIGH_DYNAMIC_RANGE_GUMBEL', 'False', 'True'),
     ('JAX_OPTIMIZATION_LEVEL', 'UNKNOWN', 'O1'),
   ],
 )
-def test_settings_of_jax_from_the_environment_are_reported(name, before, now):
-  """Draws of a resumed run with another `JAX_RANDOM_SEED_OFFSET` are others."""
+def test_settings_of_jax_from_the_environment_are_reported(
+  name, current, saved
+):
+  """With another `JAX_RANDOM_SEED_OFFSET` a resumed run draws other numbers."""
   setting, warnings = name.lower(), []
   here = versions()
-  assert here[setting] == before
-  check_versions({'versions': here | {setting: now}}, warnings.append)
+  assert here[setting] == current
+  check_versions({'versions': here | {setting: saved}}, warnings.append)
   (text,) = warnings
-  assert f'written with {setting} {now} (now {before})' in text
+  assert f'written with {setting} {saved} (now {current})' in text
 
 
 def clear_threads(monkeypatch):

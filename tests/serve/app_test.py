@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The HTTP interface: answers, streams, disconnects, limits, tokens, failures."""
+"""The HTTP interface: answers, streams, disconnects, limits, bearer token, failures."""
 
 import asyncio
 import contextlib
@@ -295,7 +295,7 @@ def test_lists_the_model_health_and_metrics(engine):
   serve(engine, scenario)
 
 
-def test_a_token_is_required_where_one_is_set(engine):
+def test_a_bearer_token_is_required_where_one_is_set(engine):
   async def scenario(server):
     for authorization in (
       '',

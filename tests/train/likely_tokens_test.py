@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs of methods that read truncated policies, from sampling to the update."""
+"""Training runs with Lp-Reg and AEnt, which read the policy without rare tokens."""
 
 import math
 

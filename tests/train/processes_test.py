@@ -41,7 +41,7 @@ def start(
     processes: number of processes.
     recipe: name of a recipe in tests/train/recipes.
     settings: settings of single processes, by index.
-    heartbeat: seconds.
+    heartbeat: seconds after which a process that does not respond is lost.
     full: indices of the processes that cannot write large files, as on a full
       disk.
     **changed: settings of all processes.

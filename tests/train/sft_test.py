@@ -221,7 +221,7 @@ def test_a_warm_start_of_other_examples_is_not_shared(tmp_path, name):
     share(inputs | {name: 'another'})
   shutil.rmtree(tmp_path / 'warm_start')
   assert share(inputs) is not None
-  # One without a fingerprint is unknown.
+  # Inputs without a fingerprint are not compared.
   shutil.rmtree(tmp_path / 'warm_start')
   assert share(inputs | {name: ''}) is not None
 

@@ -45,7 +45,7 @@ def gradients(state):
 
 
 def assert_same_update(actual, expected, *, rtol=0.0):
-  """Equal to float32 rounding; selections are equal to the bit.
+  """Asserts that updates are equal to float32 rounding, selections to the bit.
 
   Args:
     actual: state and metrics.
@@ -87,7 +87,10 @@ def assert_same_update(actual, expected, *, rtol=0.0):
 
 
 def selected(state):
-  """Number of tokens that KL-Cov chose, and their fingerprint (in `eligible`)."""
+  """Number of tokens that KL-Cov selected, and their fingerprint.
+
+  The selector of the test chains returns the fingerprint as `eligible`.
+  """
   penalised = next(
     part
     for part in reversed(state.token_state.inner_state)
@@ -245,7 +248,7 @@ def test_current_statistics_select_equally_in_one_and_two_micro_batches():
   assert selected(parts[0]) == selected(whole[0])
   old = run(*PROGRAMS[0], padded(), **METHODS['kl_cov'])
   assert selected(whole[0])[1] != selected(old[0])[1]
-  # The chain alone states its source: the step ranks by current statistics.
+  # No option of the step names the source: it follows from the token chain.
   rows = padded()
   stats = scored(parameters())
   chosen = covrl.selectors.top_score(0.04, selection_source='current')(
@@ -270,7 +273,7 @@ def test_first_update_has_ratio_one_and_no_penalty(micro_batches):
     assert metrics[name] == 0.0, name
   assert metrics['penalty_share'] == 0.0
   assert_same_bits(gradients(state), gradients(plain[0]))
-  # It measures the error of the scoring program, for the dead zone.
+  # The first update measures the error of the scoring program, for the dead zone.
   assert state.measured.log_ratio_noise > 0.1
   later = run((8,), micro_batches, padded(), **METHODS['kl_cov'])
   assert later[1]['log_ratio_abs'] > 0.01

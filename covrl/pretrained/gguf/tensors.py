@@ -81,7 +81,7 @@ class GgufTensors(Tensors):
     """
     super().__init__()
     self.path = file
-    self._begin(file)
+    self._record_version(file)
     metadata, tensors = read_header(file)
     self._tensors = {
       name: stored

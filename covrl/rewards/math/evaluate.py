@@ -18,7 +18,8 @@ from covrl.rewards.math.ast import Node
 
 # Rows of a determinant.
 MAX_DETERMINANT = 6
-# Bound on the size of intermediate values: 2**±MAX_BITS, and on fractions.
+# Bounds of intermediate values: a number lies in 2**±MAX_BITS, and numerator and
+# denominator of a fraction have at most MAX_BITS bits.
 MAX_BITS = 20_000
 
 Value: TypeAlias = Any
@@ -89,7 +90,7 @@ def is_close(left: Value, right: Value, precision: int) -> bool:
   with mpmath.workdps(precision):
     left, right = as_number(left), as_number(right)
     size = max(abs(left), abs(right))
-    # Rounding error of zero, and tolerance for equal values.
+    # Rounding error of a value that is 0; its power is the relative tolerance.
     noise = mpmath.mpf(10) ** (20 - precision)
     return bool(
       size < noise or abs(left - right) < size * noise ** mpmath.mpf('0.6')

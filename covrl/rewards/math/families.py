@@ -28,7 +28,7 @@ NATURAL = 'natural parameter'
 _STEPS = 6
 _DIGITS = 60  # decimal digits of values
 _CLOSE = 1e-30  # difference of values that are equal
-_MAX_CLASSES = 500  # residues of a family modulo the common period
+_MAX_RESIDUES = 500  # residues of a family modulo the common period
 
 
 class _ResidueClass(NamedTuple):
@@ -129,7 +129,7 @@ def _residues(classes: list[_ResidueClass], period: Value) -> list[Value]:
   residues: list[Value] = []
   for residue, class_period in classes:
     count = int(mpmath.nint(period / class_period))
-    if len(residues) + count > _MAX_CLASSES:
+    if len(residues) + count > _MAX_RESIDUES:
       raise Undefined('too many residues')
     for index in range(count):
       value = residue + index * class_period

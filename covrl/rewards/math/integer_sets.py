@@ -153,7 +153,12 @@ def _values(
 def _elements(
   first: Fraction, step: Fraction, last: Fraction
 ) -> list[Node] | None:
-  """Returns the elements of a finite progression, if they are not too many."""
+  """Returns a finite progression: its elements, or one 'progression' node.
+
+  Returns:
+    The node if there are more than `MAX_ELEMENTS` elements; `None` if `last` is not
+    one of them.
+  """
   count = (last - first) / step + 1
   if count.denominator != 1 or count < 1:
     return None

@@ -27,7 +27,7 @@ from covrl.rewards.math.modular import huge_values_are_equal
 
 MAX_DIGITS = 1000
 
-# Ranges of the values of symbols: (smallest, largest), tried in turn.
+# Ranges of the values of symbols, (smallest, largest); each gives one point.
 _RANGES = ((0.1, 1), (1, 5), (-1, 1), (-5, 5), (0.1, 3), (2, 40), (-9, -1))
 _CONSTANTS = {'e', 'i', '\\pi'}
 
@@ -59,6 +59,9 @@ def proportional(left: Node, right: Node, *, positive: bool) -> bool | None:
     left: tree of one expression.
     right: tree of the other expression.
     positive: whether the constant must be positive.
+
+  Returns:
+    `None` if undecided: both have no symbols, or nonzero values at too few points.
   """
   names = sorted(symbols(left) | symbols(right))
   if not names:

@@ -21,7 +21,8 @@ class Unit(NamedTuple):
   powers: tuple[tuple[str, int], ...]
 
 
-# Names of each unit, and its value in terms of units above it.
+# By base unit ('1' for pure numbers): names of each unit, and its value in the base
+# unit.
 _TABLE: dict[str, dict[str, str]] = {
   'metre': {
     'nm nanometer nanometre': '1/1000000000',

@@ -24,7 +24,7 @@ _FENCE = re.compile(
   r'(?P<python>python[\d.]*)[ \t]*$',
   re.MULTILINE | re.IGNORECASE,
 )
-# Fences at which a block may end, of which the search takes one.
+# Fences after the start of a block that are examined, at most, for its end.
 _MAX_FENCES = 64
 # Tags of blocks in Python, and tags that name no language.
 _PYTHON = re.compile(r'[{. ]*(python|py|pypy)[\d.]*\b(?![-+])', re.IGNORECASE)
@@ -83,9 +83,9 @@ def find_program(response: str, tests: Sequence[Test] = ()) -> str | None:
   a function or class or reads input; else the last block. Blocks tagged as
   Python come before blocks without a tag, and these before others, unless only
   the latter define something. Earlier blocks that define functions which the
-  program calls but does not define are put before it. Text before the end of the response's
-  thoughts (`</think>`) counts only if no block follows it. Without a fence the
-  whole response is the program.
+  program calls but does not define are put before it. A block in the reasoning
+  (before `</think>`) counts only if none follows the reasoning. Without a fence
+  the response, without its reasoning, is the program.
 
   >>> find_program('So:\\n```python\\nprint(1)\\n```\\nOutput:\\n```\\n1\\n```')
   'print(1)\\n'

@@ -43,7 +43,8 @@ class Interpreter:
     executable: path of the interpreter.
     files: files and directories, mounted at the same paths.
     links: symbolic links, as (target, path).
-    hidden: directories among the files that hold installed packages.
+    hidden: directories below `files` that the sandbox shows as empty, since they hold
+      installed packages.
   """
 
   executable: str

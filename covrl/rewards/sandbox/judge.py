@@ -201,8 +201,8 @@ def judge_code(
     judge: the judge to use; one per process, made at first use, if `None`.
 
   Returns:
-    A score in [0, 1] with the reason if it is below 1; NaN if there is no
-    working judge.
+    A score in [0, 1] with the reason if it is below 1; NaN if no sandbox works,
+    or one fails.
 
   Raises:
     ValueError: if there are no tests, one has an unknown format, or the time limit

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Section VI.D, KL-Cov: the size of its penalty by divergence estimator."""
+"""Section VI.D, KL-Cov: the size of its penalty by divergence estimator.
+
+βδ is the part of an update's entropy change that is caused by the penalty with
+coefficient β; η is the learning rate.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 """Limits of annealed runs: parameters, value, entropy and policy.
 
 Statements from the public review of the paper and from the authors' reply.
+The method ‘none’ is plain policy gradient.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ def unbiased_value(settings: Settings, formula: Formula) -> Evidence:
         0.025,
       ),
       at_most(
-        'reward gap of the annealed bonus divided by none, sampled, plateaus',
+        'reward gap of the annealed bonus divided by that of ‘none’, sampled, plateaus',
         reward_gap[bonus, 0] / reward_gap[0, 0],
         0.7,
       ),
@@ -185,12 +186,12 @@ def same_limit(settings: Settings, formula: Formula) -> Evidence:
   optimal = results.optimal_mass[:, 1].mean((-2, -1))
   return Evidence(
     printed=[
-      at_most('TV from none, annealed bonus, tied optima', tv[annealed], 0.05)
+      at_most('TV from ‘none’, annealed bonus, tied optima', tv[annealed], 0.05)
     ],
     corrected=[
-      at_least('TV from none, none with another seed', tv[1], 0.3),
+      at_least('TV from ‘none’ of ‘none’ with another seed', tv[1], 0.3),
       at_most(
-        'TV from none, KL-Cov with β = 0',
+        'TV from ‘none’, KL-Cov with β = 0',
         computed[METHODS.index('KL-Cov 20 %, β = 0')],
         1e-6,
       ),
@@ -198,7 +199,7 @@ def same_limit(settings: Settings, formula: Formula) -> Evidence:
         'TV minus its formula', abs(computed - tv).max(), EXACT_TOLERANCE
       ),
       at_least(
-        'least probability of optimal responses, none and annealed bonus',
+        'least probability of optimal responses, ‘none’ and annealed bonus',
         min(optimal[0], optimal[annealed]),
         0.95,
       ),

@@ -46,7 +46,7 @@ SHAPES = {
   ),
   'geometric': Shape(prompts=8, group=8, prompt=64, response=256, ends=16),
 }
-# Measurements of a stage by name.
+# Measurements of a stage, such as `step` or `rollout`, by name.
 Answer = dict[str, float]
 
 
@@ -184,14 +184,14 @@ def measure(
 
 
 def report(
-  stage: str, options: argparse.Namespace, stages: Sequence[str]
+  stage: str, options: argparse.Namespace, parts: Sequence[str]
 ) -> None:
   """Measures all shapes; prints a table and writes all numbers as JSON.
 
   Args:
     stage: the stage to run.
     options: of `parser`.
-    stages: parts of that stage, each with a column.
+    parts: parts of the stage, each with a column.
   """
   records: list[dict[str, Any]] = []
   load = os.getloadavg()[0]
@@ -200,7 +200,7 @@ def report(
     'shape',
     'library',
     'seconds (quartiles)',
-    *stages,
+    *parts,
     'core seconds',
     'tokens',
     'ratio (quartiles)',
@@ -213,14 +213,14 @@ def report(
     for peer, versions, answers in measure(stage, shape, options):
       values = {
         key: np.array([answer.get(key, 0.0) for answer in answers])
-        for key in ('step', 'cores', 'tokens', *stages)
+        for key in ('step', 'cores', 'tokens', *parts)
       }
       baseline = baseline or values
       columns = (
         str(shape),
         ', '.join([*map(' '.join, versions.items()), *peer.split(':')[1:]]),
         _spread(values['step']),
-        *(f'{np.median(values[key]):.3f}' for key in stages),
+        *(f'{np.median(values[key]):.3f}' for key in parts),
         f'{np.median(values["cores"]):.2f}',
         f'{np.median(values["tokens"]):.0f}',
         _spread(values['step'] / baseline['step']),

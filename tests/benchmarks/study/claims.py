@@ -43,7 +43,7 @@ def claims_section(study: Study) -> PageSection:
     _law(runs_by_task),
   ]
   return PageSection(
-    title='Section VIII of the comparison paper, run here',
+    title='Section VIII of the comparison paper (arXiv:2604.09676), run here',
     texts=(
       'Policies of 0.02 million parameters on the tasks above, if no size is named; the paper reports runs'
       ' of 0.5 to 32 billion parameters from another paper. Mean over seeds ± half'
