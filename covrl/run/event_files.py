@@ -42,6 +42,8 @@ class EventFiles:
     directory: directory of all phases.
     last_steps: last step of each phase at the checkpoint that is resumed.
     saved: states of the intact files, which `check_event_files` returns.
+    note: receives a sentence for each file that another program has changed or
+      removed during the run.
   """
 
   def __init__(
@@ -49,8 +51,9 @@ class EventFiles:
     directory: epath.Path,
     last_steps: Mapping[str, int],
     saved: Mapping[str, str] | None = None,
+    note: Callable[[str], object] = lambda text: None,
   ) -> None:
-    self._directory = directory
+    self._directory, self._note = directory, note
     # Events are appended to local files, because a bucket cannot append.
     self._local_directory = (
       storage.temporary_directory()
@@ -67,6 +70,7 @@ class EventFiles:
     """Writes the numbers of a metric line."""
     if phase not in self._files:
       self._files[phase] = self._open(phase)
+    self._require_intact(phase)
     scalars = {k: v for k, v in line.items() if isinstance(v, float)}
     values = [
       {'tag': re.sub(r'[^-/\w.]', '_', name), 'simple_value': value}
@@ -79,10 +83,9 @@ class EventFiles:
 
     `check_event_files` compares them when a run is resumed.
     """
-    if not storage.is_directory(self._directory):
-      return {}
     states: dict[str, str] = {}
-    for phase in self._directory.iterdir():
+    exists = storage.is_directory(self._directory)
+    for phase in self._directory.iterdir() if exists else ():
       for file in phase.iterdir() if phase.is_dir() else ():
         if not file.name.startswith(_PREFIX):
           continue  # A copy of a damaged file.
@@ -95,6 +98,9 @@ class EventFiles:
         if name not in self._others:
           self._others[name] = _state(file.read_bytes())
         states[name] = self._others[name]
+    for name in sorted(self._others.keys() - states.keys()):
+      del self._others[name]
+      self._note(f'{self._directory / name} was removed; its events are lost')
     return states
 
   def flush(self) -> None:
@@ -104,8 +110,9 @@ class EventFiles:
 
   def sync(self) -> None:
     """Forces all events to the disk, so that a power cut loses none."""
-    for file in self._files.values():
-      file.sync()
+    for phase in self._files:
+      self._require_intact(phase)
+      self._files[phase].sync()
     self.flush()
 
   def close(self) -> None:
@@ -113,6 +120,24 @@ class EventFiles:
     for file in self._files.values():
       file.close()
     self.flush()
+
+  def _require_intact(self, phase: str) -> None:
+    """Writes a file again that another program has removed, replaced or changed."""
+    changed, written = self._files[phase], self._written[phase]
+    if changed.is_intact():
+      return
+    content = changed.read()
+    changed.close()
+    path = self._local_directory / phase / written.name
+    text = f'{path} was moved, replaced or changed by another program'
+    if _state(content) != written.state:
+      content = content[: _valid_size(content)]
+      text += f'; {len(content):,} bytes of its events are left'
+    storage.write_atomically(epath.Path(path), content)
+    self._files[phase] = AppendFile(path)
+    self._written[phase] = _Written(written.name)
+    self._written[phase].add(content)
+    self._note(text)
 
   def _open(self, phase: str) -> AppendFile:
     """Begins a file; purges events that are later than the checkpoint."""

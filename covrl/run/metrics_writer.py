@@ -86,7 +86,7 @@ class MetricsWriter:
       directory = file.parent / 'tb'
       events = saved['events'] if saved else {}
       events = check_event_files(directory, events, note)
-      self._events = EventFiles(directory, dict(self._last_steps), events)
+      self._events = EventFiles(directory, dict(self._last_steps), events, note)
       self._sinks.append(self._events)
     if logging.wandb_project:
       try:

@@ -50,7 +50,7 @@ class AppendFile:
     status = os.fstat(self._stream.fileno())
     try:
       is_same_file = os.path.samestat(os.stat(self._path), status)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
       is_same_file = False
     return is_same_file and status.st_size == self._size
 

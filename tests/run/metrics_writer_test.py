@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import time
 
 import pytest
@@ -318,3 +319,48 @@ def test_a_file_that_another_program_changes_is_restored(
     assert (
       (tmp_path / 'metrics.damaged_1.jsonl').read_text().startswith('{"other"')
     )
+
+
+@pytest.mark.parametrize(
+  ('change', 'used'),
+  [
+    (lambda file: file.unlink(), 2),
+    (lambda file: shutil.rmtree(file.parents[1]), 2),
+    (lambda file: os.truncate(file, file.stat().st_size - 5), 1),
+  ],
+)
+def test_events_that_another_program_changes_during_a_run_are_restored(
+  tmp_path, change, used
+):
+  notes, directory = [], tmp_path / 'tb' / 'train'
+  writer = open_writer(tmp_path, notes=notes)
+  for step in (1, 2):
+    writer.write(step=step, iteration=0, phase='train', loss=1.0)
+  (file,) = directory.iterdir()
+  change(file)
+  writer.sync()
+  change(file)
+  writer.write(step=3, iteration=0, phase='train', loss=1.0)
+  saved = writer.sync()
+  writer.close()
+  steps = [e.step for e in events(directory) if e.summary.value]
+  assert steps == ([1, 2, 3] if used == 2 else [3])
+  assert len(notes) == 2
+  assert all(str(file) in text for text in notes)
+  assert 'was moved, replaced or changed by another program' in notes[0]
+  assert ('bytes of its events are left' in notes[0]) == (used == 1)
+  open_writer(tmp_path, saved, notes).close()
+  assert len(notes) == 2
+
+
+def test_events_of_an_earlier_start_that_are_removed_are_reported(
+  saved, tmp_path
+):
+  notes = []
+  writer = open_writer(tmp_path, saved, notes)
+  (file,) = (tmp_path / 'tb' / 'warm_start').iterdir()
+  file.unlink()
+  writer.sync()
+  writer.sync()
+  writer.close()
+  assert notes == [f'{file} was removed; its events are lost']
