@@ -37,6 +37,7 @@ from covrl.train.inputs import (
   warm_start_fingerprint,
 )
 from covrl.train.resume import (
+  extension_note,
   is_finished,
   save_run,
   saved_metrics,
@@ -169,8 +170,9 @@ def train(
     directory.claim(recipe, warn)
     if resumed is not None:
       directory.check_records(resumed.notes, warn)
-    if note := schedule_note(config):
-      warn(note)
+    for note in (schedule_note(config), extension_note(config, saved)):
+      if note:
+        warn(note)
     if run.task.notes or run.task.description:
       description = {
         'description': run.task.description,

@@ -135,6 +135,32 @@ def schedule_note(config: Config) -> str:
   )
 
 
+def extension_note(config: Config, saved: Checkpoint | None) -> str:
+  """Returns a sentence on a run that is extended and samples ahead; else nothing.
+
+  Nothing is sampled ahead in a run's last iteration, so that the policy after it
+  samples the next one, and not the policy before it.
+
+  Args:
+    config: the run's configuration.
+    saved: the checkpoint to resume from, if any.
+  """
+  if saved is None or not config.rollout.pipeline:
+    return ''
+  position = saved.notes.get('position', {})
+  following = position.get('iteration', 0) + (position.get('update', 0) > 0)
+  if 'ahead' in saved.notes.get('sampled', ()) or not (
+    0 < following < config.train.iterations
+  ):
+    return ''
+  return (
+    f'the run had {following} iterations when its checkpoint was written, and no'
+    f' responses were sampled ahead for iteration {following}'
+    ' (rollout.pipeline): the resumed run differs from an uninterrupted one of'
+    f' {config.train.iterations} iterations'
+  )
+
+
 def saved_metrics(saved: Checkpoint | None) -> MetricsState | None:
   """Returns the metrics at a checkpoint; `None` without a checkpoint.
 

@@ -18,8 +18,10 @@ from covrl.cli.errors import report_error
 from covrl.evaluation.evaluator import EvaluationError
 from covrl.exit_codes import Exit
 from covrl.run import preemption
+from covrl.run.checkpoint import Checkpoint
 from covrl.storage import StorageError
 from covrl.train import Stopped
+from covrl.train.resume import extension_note
 
 
 @pytest.fixture(autouse=True)
@@ -186,6 +188,45 @@ def test_a_run_that_is_extended_keeps_its_schedules(tmp_path, capsys):
     config.ConfigError, match='schedule_iterations is 1 there'
   ):
     run(tmp_path / 'run', train__schedule_iterations=2)
+
+
+def test_a_run_that_samples_ahead_and_is_extended_is_reported(tmp_path, capsys):
+  run(tmp_path / 'run', train__iterations=1, rollout__pipeline=1)
+  assert 'sampled ahead' not in capsys.readouterr().err
+  run(tmp_path / 'run', train__iterations=2, rollout__pipeline=1)
+  sentence = (
+    'no responses were sampled ahead for iteration 1 (rollout.pipeline)'
+  )
+  assert sentence in capsys.readouterr().err
+  assert sentence in (tmp_path / 'run' / 'notices.jsonl').read_text()
+
+
+@pytest.mark.parametrize(
+  ('pipeline', 'iteration', 'update', 'sampled', 'is_reported'),
+  [
+    (1, 2, 0, [], True),
+    # The last iteration was not finished.
+    (1, 1, 1, [], True),
+    (1, 2, 0, ['ahead'], False),
+    # Before the first rollout, in the last iteration of now, and after it.
+    (1, 0, 0, [], False),
+    (1, 3, 1, [], False),
+    (1, 4, 0, [], False),
+    (0, 2, 0, [], False),
+  ],
+)
+def test_only_a_run_that_ended_before_has_nothing_sampled_ahead(
+  pipeline, iteration, update, sampled, is_reported
+):
+  settings = config.Config()
+  settings.train.iterations, settings.rollout.pipeline = 4, pipeline
+  notes = {'position': {'iteration': iteration, 'update': update}}
+  saved = Checkpoint(path=epath.Path('run'), position=1, notes=notes, files={})
+  saved.notes['sampled'] = sampled
+  note = extension_note(settings, saved)
+  assert ('differs from an uninterrupted one of 4' in note) == is_reported
+  assert bool(note) == is_reported
+  assert not extension_note(settings, None)
 
 
 def test_evaluations_without_a_result_do_not_end_a_run(tmp_path, capsys):
