@@ -13,7 +13,8 @@ from covrl.config.flat import flatten
 
 # Fields that may change when a run is resumed: they affect the length of training
 # and the files that are written, but not the computed values. More iterations change
-# those of a run that samples ahead, which is reported.
+# those of a run that samples ahead, and `logging.diagnostics_every` the last bits,
+# which is reported.
 RESUMABLE = (
   'train.iterations',
   'train.max_skipped_updates',

@@ -50,6 +50,9 @@ _SETTINGS = (
 # Variables that XLA's CPU client reads, of which the first valid one counts: how
 # many threads share an operation.
 _CPU_THREADS = ('PJRT_NPROC', 'NPROC')
+# Fields that may change when a run is resumed, and change the last bits: another
+# program is compiled.
+_RESUMABLE_FIELDS = ('logging.diagnostics_every',)
 # Key of the processor in `versions`, in which the hosts of a run may differ.
 _CPU = 'cpu'
 
@@ -141,12 +144,16 @@ def _compare(subject: str, values: Sequence[str], names: Sequence[str]) -> None:
       )
 
 
-def versions() -> dict[str, str]:
+def versions(config: Config | None = None) -> dict[str, str]:
   """Returns the versions of Python, covrl and numerical libraries.
 
   The devices, the flags of XLA and the settings of JAX that change the numbers of
   a run are included. So are the processor and threads if it computes: XLA compiles
   for the instructions of the processor, and splits sums among threads.
+
+  Args:
+    config: a run's configuration, of which fields that may change when it is
+      resumed and change its last bits are included.
   """
   result = {'python': platform.python_version(), 'covrl': ''}
   # A checkout of covrl need not be installed.
@@ -158,6 +165,9 @@ def versions() -> dict[str, str]:
   result['devices'] = f'{jax.device_count()} × {device.device_kind}'
   if device.platform == 'cpu':
     result[_CPU] = f'{_processor()}, {_cpu_threads()} threads'
+  if config is not None:
+    fields = flatten(config)
+    result |= {name: str(fields[name]) for name in _RESUMABLE_FIELDS}
   return result | {'xla_flags': xla_flags.user_flags()}
 
 
@@ -183,18 +193,21 @@ def _cpu_threads() -> int:
 
 
 def check_versions(
-  notes: Mapping[str, Any] | None, warn: Callable[[str], object]
+  notes: Mapping[str, Any] | None,
+  warn: Callable[[str], object],
+  config: Config | None = None,
 ) -> None:
   """Warns if a checkpoint was written by versions other than the installed ones.
 
   Args:
     notes: metadata of the checkpoint to resume from; `None` without one.
     warn: receives a sentence about the versions that differ.
+    config: the run's configuration; see `versions`.
   """
   before = (notes or {}).get('versions', {})
   changed = [
     f'{name} {before[name] or "none"} (now {version or "none"})'
-    for name, version in versions().items()
+    for name, version in versions(config).items()
     if before.get(name, version) != version
   ]
   if changed:

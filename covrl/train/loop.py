@@ -163,7 +163,7 @@ def train(
     )
     inputs[RECIPE] = recipe.identity
     check_inputs(config, inputs, resumed, warn)
-    check_versions(resumed and resumed.notes, warn)
+    check_versions(resumed and resumed.notes, warn, config)
     code = code_fingerprints(recipe, run.task)
     check_code(code, resumed, warn)
     inputs |= code

@@ -92,7 +92,7 @@ def save_run(
     'position': dataclasses.asdict(position),
     'metrics': metrics,
     'inputs': inputs,
-    'versions': versions(),
+    'versions': versions(config),
     **records,
   }
   if rollout is not None:

@@ -229,6 +229,24 @@ def test_only_a_run_that_ended_before_has_nothing_sampled_ahead(
   assert not extension_note(settings, None)
 
 
+def test_a_run_that_is_extended_with_other_diagnostics_is_reported(
+  tmp_path, capsys
+):
+  sentence = 'logging.diagnostics_every 1 (now 2): the resumed run may differ'
+  for iterations, every, is_reported in (
+    (1, 1, False),
+    (2, 1, False),
+    (3, 2, True),
+  ):
+    run(
+      tmp_path / 'run',
+      train__iterations=iterations,
+      logging__diagnostics_every=every,
+    )
+    assert (sentence in capsys.readouterr().err) == is_reported
+  assert sentence in (tmp_path / 'run' / 'notices.jsonl').read_text()
+
+
 def test_evaluations_without_a_result_do_not_end_a_run(tmp_path, capsys):
   def on_stage(stage):
     if stage == 'evaluation':
