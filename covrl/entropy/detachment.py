@@ -20,8 +20,8 @@ from covrl.entropy.decisions import DecisionCache, Selection
 from covrl.entropy.methods import TokenTransformation
 from covrl.entropy.prediction import (
   EntropyPrediction,
+  raw_entropy_change,
   token_sum,
-  unbounded_entropy_change,
 )
 from covrl.entropy.transforms import (
   SelectionSummary,
@@ -100,7 +100,7 @@ def detach_drain(amount: Coefficient) -> TokenTransformation:
     stats = jax.lax.stop_gradient(stats)
     moments = require(context, 'moments', 'detach_drain')
     decisions = DecisionCache.of(context)
-    change = unbounded_entropy_change(updates, stats, moments)
+    change = raw_entropy_change(updates, stats, moments)
     is_known = jnp.isfinite(change)
     drain = jnp.where(is_known, -change, 0)
     unknown = context.get('mask', jnp.ones_like(is_known)) & ~is_known

@@ -82,11 +82,11 @@ def entropy_change(
   shape = stats.logprobs.shape
   check_stats('signal', signal, 'entropy_change', shape)
   check_moments('moments', moments, shape)
-  change = unbounded_entropy_change(signal, stats, moments)
+  change = raw_entropy_change(signal, stats, moments)
   return jnp.where(jnp.isfinite(change), change, 0)
 
 
-def unbounded_entropy_change(
+def raw_entropy_change(
   signal: TokenStats, stats: TokenStats, moments: TokenMoments
 ) -> Float[Array, 'B T']:
   """`entropy_change`, with NaN and infinities where they occur."""

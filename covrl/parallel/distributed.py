@@ -204,18 +204,20 @@ def polling(
     _poll, _on_progress = before
 
 
-def wait_until(ready: Callable[[], bool], *, excess: float = 1 / 16) -> None:
+def wait_until(
+  ready: Callable[[], bool], *, poll_fraction: float = 1 / 16
+) -> None:
   """Waits until `ready` returns true, polling meanwhile.
 
   Args:
     ready: the condition.
-    excess: time between two polls, as a share of the time waited so far and
+    poll_fraction: time between two polls, as a fraction of the time waited so far,
       within 0.2 to 5 ms; each poll takes time from programs that run on the CPU.
   """
   start = time.monotonic()
   while not ready():
     _poll()
-    interval = (time.monotonic() - start) * excess
+    interval = (time.monotonic() - start) * poll_fraction
     time.sleep(min(max(interval, _MIN_INTERVAL), _MAX_INTERVAL))
   _on_progress()
 

@@ -17,7 +17,7 @@ _MIN_MEASUREMENTS = 5
 
 @dataclasses.dataclass(frozen=True)
 class Predictor:
-  """A prediction of the change of the mean entropy by an update.
+  """Agreement of one predictor of the entropy change with the measured changes.
 
   Attributes:
     name: `batch`, `state`, `definition`, `exact`, `signal` or `jvp`.

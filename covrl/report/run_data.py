@@ -152,7 +152,7 @@ class RunData:
     return short_text(content.get('description') or '', 2_000)
 
   def examples_at(self, iteration: float | None) -> dict[str, dict[str, Any]]:
-    """Results with a greedy response of an evaluation's own problems, by prompt.
+    """Results of one evaluation that have a greedy response, by prompt.
 
     Unreadable lines are counted by `results_at`.
     """

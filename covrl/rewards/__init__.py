@@ -46,7 +46,7 @@ from covrl.rewards.mazes import score_maze as score_maze
 from covrl.rewards.outcome import Outcome as Outcome
 from covrl.rewards.outcome import Status as Status
 from covrl.rewards.pool import RewardPool as RewardPool
-from covrl.rewards.reward import RIGHT_ABOVE as RIGHT_ABOVE
+from covrl.rewards.reward import CORRECT_ABOVE as CORRECT_ABOVE
 from covrl.rewards.reward import TOTAL as TOTAL
 from covrl.rewards.reward import Overlong as Overlong
 from covrl.rewards.reward import Reward as Reward

@@ -18,7 +18,7 @@ _NAME = re.compile(r'[a-z][a-z0-9_]*')
 MAX_WEIGHT = 1e6
 TOTAL = 'score'
 """Name of the weighted sum of all parts."""
-RIGHT_ABOVE = 0.5
+CORRECT_ABOVE = 0.5
 """A response is right if its total reward is above this."""
 
 

@@ -161,7 +161,7 @@ def fill_slots(
   rows: tuple[Int[Array, 'P Tp'], Bool[Array, 'P Tp']],
   started: Bool[Array, ' R'],
 ) -> State:
-  """Processes the tokens of carried responses, with these parameters.
+  """Prefills the KV cache of the slots with the tokens of carried responses.
 
   Their keys and values are those of the parameters that decode the rest.
 

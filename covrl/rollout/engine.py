@@ -39,7 +39,7 @@ from covrl.rollout.programs import (
   row_sharding,
 )
 from covrl.rollout.samples import (
-  HostArray,
+  AnyArray,
   Samples,
   check_prompts,
   check_sequence_ids,
@@ -118,12 +118,12 @@ class SamplingEngine:
   def sample(
     self,
     params: PyTree,
-    prompts: Int[HostArray, 'P Tp'],
-    prompt_mask: Bool[HostArray, 'P Tp'],
+    prompts: Int[AnyArray, 'P Tp'],
+    prompt_mask: Bool[AnyArray, 'P Tp'],
     *,
     group_size: int,
     key: Key[Array, ''],
-    sequence_ids: Int[HostArray, ' S'],
+    sequence_ids: Int[AnyArray, ' S'],
     sampling: Sampling,
     on_progress: Callable[[int], object] = lambda finished: None,
     on_response: OnResponse | None = None,
@@ -288,10 +288,10 @@ class SamplingEngine:
   def _begin(
     self,
     params: PyTree,
-    prompts: Int[HostArray, 'P Tp'],
-    prompt_mask: Bool[HostArray, 'P Tp'],
+    prompts: Int[AnyArray, 'P Tp'],
+    prompt_mask: Bool[AnyArray, 'P Tp'],
     key: Key[Array, ''],
-    sequence_ids: Int[HostArray, ' S'],
+    sequence_ids: Int[AnyArray, ' S'],
     sampling: Sampling,
     carried: Samples | None,
     layout: Layout,
@@ -340,7 +340,7 @@ class SamplingEngine:
     """Context in which activations are constrained to the mesh."""
     return sharding.use_mesh(self.mesh, sharding.ROLLOUT_RULES)
 
-  def _put(self, rows: HostArray) -> Array:
+  def _put(self, rows: AnyArray) -> Array:
     """Puts rows on the mesh, split if its size divides their number."""
     split = row_sharding(self.mesh, rows.shape)
     if split is None:
@@ -356,7 +356,7 @@ def _read(status: Any, *, is_urgent: bool) -> tuple[int, int]:
     is_urgent: whether no other program is queued on the device.
   """
   if distributed.process_count() == 1:
-    excess = 1 / 16 if is_urgent else 1 / 4
-    distributed.wait_until(status.is_ready, excess=excess)
+    poll_fraction = 1 / 16 if is_urgent else 1 / 4
+    distributed.wait_until(status.is_ready, poll_fraction=poll_fraction)
   live, waiting = np.asarray(status).tolist()
   return live, waiting

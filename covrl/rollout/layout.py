@@ -104,7 +104,7 @@ def constrain_state(mesh: Mesh | None, state: State, shards: int) -> State:
 
 
 def count_shards(mesh: Mesh | None) -> int:
-  """Number of parts that a mesh splits any number of rows into."""
+  """Number of devices along the mesh axes that rows may be split over."""
   if mesh is None:
     return 1
   axes = sharding.mesh_axes_of(sharding.ROLLOUT_RULES['batch'])

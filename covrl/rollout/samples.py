@@ -12,7 +12,8 @@ from jaxtyping import Array, Bool, Float, Int, Shaped, UInt
 
 from covrl.array_checks import check_array, concrete
 
-HostArray: TypeAlias = Array | np.ndarray
+AnyArray: TypeAlias = Array | np.ndarray
+"""An array of JAX, on devices, or of NumPy, on the host."""
 
 
 class Samples(NamedTuple):
@@ -132,8 +133,8 @@ def record(samples: Samples, step: Step, shards: int) -> Samples:
 
 
 def to_rollout_rows(
-  prompts: Int[HostArray, 'P Tp'],
-  prompt_mask: Bool[HostArray, 'P Tp'],
+  prompts: Int[AnyArray, 'P Tp'],
+  prompt_mask: Bool[AnyArray, 'P Tp'],
   samples: Samples,
   group_size: int,
 ) -> dict[str, Any]:
@@ -150,7 +151,7 @@ def to_rollout_rows(
     tokens from 0.
   """
 
-  def join(prompt: HostArray, response: HostArray) -> np.ndarray:
+  def join(prompt: AnyArray, response: AnyArray) -> np.ndarray:
     rows = np.repeat(np.asarray(prompt), group_size, axis=0)
     return np.concatenate((rows, np.asarray(response)), axis=1)
 
@@ -176,8 +177,8 @@ def count_positions(mask: Bool[Array, 'S T']) -> Int[Array, 'S T']:
 
 
 def check_prompts(
-  prompts: Int[HostArray, 'P Tp'],
-  prompt_mask: Bool[HostArray, 'P Tp'],
+  prompts: Int[AnyArray, 'P Tp'],
+  prompt_mask: Bool[AnyArray, 'P Tp'],
   vocab_size: int,
 ) -> None:
   """Refuses prompts that are not token ids, or not padded on the left.
@@ -213,8 +214,8 @@ def check_prompts(
 
 
 def check_sequence_ids(
-  sequence_ids: Int[HostArray, ' S'],
-  prompt_mask: Bool[HostArray, 'P Tp'],
+  sequence_ids: Int[AnyArray, ' S'],
+  prompt_mask: Bool[AnyArray, 'P Tp'],
   group_size: int,
 ) -> None:
   """Refuses ids that are not one per response and different in each group.

@@ -85,7 +85,7 @@ class Checkpoint:
       self.path, prefix, like, self._check_shapes
     )
 
-  def damage(self) -> str | None:
+  def find_damage(self) -> str | None:
     """Compares every file with the manifest; describes the first difference.
 
     The processes of a run share the work and return the same.
@@ -95,7 +95,7 @@ class Checkpoint:
     return _first_of_processes(next(differences, None))
 
   def _require_verified(self) -> None:
-    if not self.is_verified and (damage := self.damage()):
+    if not self.is_verified and (damage := self.find_damage()):
       raise _damage_error(self.path, damage)
 
   def _check_shapes(
@@ -214,7 +214,7 @@ class CheckpointStore:
         checkpoint if isinstance(checkpoint, str) else None
       )
       if damage is None and isinstance(checkpoint, Checkpoint):
-        damage = checkpoint.damage()
+        damage = checkpoint.find_damage()
       if damage is None and isinstance(checkpoint, Checkpoint):
         self._set_aside(damaged, warn)
         self.position = checkpoint.position

@@ -94,7 +94,7 @@ def read_arrays(path: epath.Path, like: PyTree, check: ShapeCheck) -> PyTree:
       check(requested, _saved_leaves(checkpointer, path))
       return checkpointer.restore(path / _ARRAYS, requested)
 
-  restored = _repeated_reading(path, read)
+  restored = _retry_array_read(path, read)
   leaves = [restored[name] for name in requested]
   return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
@@ -134,7 +134,7 @@ def read_subtree(
         ),
       )
 
-  restored = _repeated_reading(path, read)
+  restored = _retry_array_read(path, read)
   leaves = [restored[f'{prefix}.{name}'] for name in requested]
   return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
@@ -155,8 +155,8 @@ def _unreadable(path: epath.Path) -> OSError:
   return OSError(errno.EIO, os.strerror(errno.EIO), os.fspath(path / _ARRAYS))
 
 
-def _repeated_reading(path: epath.Path, read: Callable[[], T]) -> T:
-  """Calls a function that reads arrays, again if the file system fails.
+def _retry_array_read(path: epath.Path, read: Callable[[], T]) -> T:
+  """Calls a function that reads arrays, with retries if the file system fails.
 
   Several processes read together, so that none of them can repeat it alone.
   """
@@ -175,7 +175,7 @@ def _repeated_reading(path: epath.Path, read: Callable[[], T]) -> T:
       with storage.reading(path / _ARRAYS):
         raise
 
-  return attempt() if jax.process_count() > 1 else _repeated(attempt)
+  return attempt() if jax.process_count() > 1 else _retry_read(attempt)
 
 
 def write_manifest(
@@ -193,7 +193,7 @@ def read_manifest(path: epath.Path) -> Manifest | str:
   """Reads a checkpoint's manifest; returns a description if it is damaged."""
   try:
     manifest = json.loads(
-      _repeated(lambda: storage.read_bytes(path / MANIFEST))
+      _retry_read(lambda: storage.read_bytes(path / MANIFEST))
     )
     content = {name: manifest[name] for name in ('notes', 'files')}
     digest = manifest['digest']
@@ -224,7 +224,7 @@ def differences(
     expected: size and digest of each, see `covrl.storage.digests`.
   """
   try:
-    digests = _repeated(lambda: storage.digests(path, names))
+    digests = _retry_read(lambda: storage.digests(path, names))
   except OSError as error:
     if storage.is_bucket(path):
       raise
@@ -253,8 +253,8 @@ def damaged_files(path: epath.Path, expected: Mapping[str, str]) -> str:
   )
 
 
-def _repeated(read: Callable[[], T]) -> T:
-  """Calls a function that reads files, again if the file system fails."""
+def _retry_read(read: Callable[[], T]) -> T:
+  """Calls a function that reads files, with retries if the file system fails."""
   for _ in range(_ATTEMPTS - 1):
     try:
       return read()

@@ -136,9 +136,9 @@ def predictive_control(
 
   Args:
     target: entropy after the update in nats, as a schedule of `step`.
-    edit: `(updates, effects, excess, stats, context) -> updates`; `effects` are
-      the entropy decreases by the tokens, and `excess` is the predicted shortfall
-      of the entropy below the target, in nats.
+    edit: `(updates, effects, shortfall, stats, context) -> updates`; `effects` are
+      the entropy decreases by the tokens, and `shortfall` is the amount by which the
+      entropy is predicted to fall below the target, in nats.
   """
 
   def update(
@@ -150,8 +150,8 @@ def predictive_control(
     weight = context['score_weight'] * context['weights']
     scores = covrl.exact_score(stats, context['moments'], weight)
     effects = LEARNING_RATE * scores.ravel() / PROMPTS
-    excess = target(context['step']) - context['entropy'] + jnp.sum(effects)
-    return edit(updates, effects, excess, stats, context), state
+    shortfall = target(context['step']) - context['entropy'] + jnp.sum(effects)
+    return edit(updates, effects, shortfall, stats, context), state
 
   return token_transform(edit.__name__, optax.init_empty_state, update)
 
@@ -159,16 +159,16 @@ def predictive_control(
 def detach_tokens(
   updates: covrl.TokenStats,
   effects: Float[Array, ' N'],
-  excess: Float[Array, ''],
+  shortfall: Float[Array, ''],
   stats: covrl.TokenStats,
   context: dict[str, Any],
 ) -> covrl.TokenStats:
-  """Detaches the tokens with the largest effects, whose sum is the excess."""
+  """Detaches the tokens with the largest effects, whose sum is the shortfall."""
   del stats, context
   order = jnp.argsort(-effects)
   ordered = jnp.maximum(effects[order], 0)
   before = jnp.cumsum(ordered) - ordered
-  detached = jnp.clip((excess - before) / jnp.maximum(ordered, 1e-12), 0, 1)
+  detached = jnp.clip((shortfall - before) / jnp.maximum(ordered, 1e-12), 0, 1)
   detached = jnp.where(ordered > 0, detached, 0)
   kept = jnp.zeros_like(effects).at[order].set(1 - detached)
   kept = kept.reshape(updates.logprobs.shape)
@@ -178,11 +178,11 @@ def detach_tokens(
 def add_restoring_bonus(
   updates: covrl.TokenStats,
   effects: Float[Array, ' N'],
-  excess: Float[Array, ''],
+  shortfall: Float[Array, ''],
   stats: covrl.TokenStats,
   context: dict[str, Any],
 ) -> covrl.TokenStats:
-  """Adds an entropy bonus that raises entropy by the excess: α η Σ π² f² per token."""
+  """Adds an entropy bonus that raises entropy by the shortfall: α η Σ π² f² per token."""
   del effects
   h, moments = stats.entropy, context['moments']
   restored = moments.square_log_square + h * (
@@ -190,7 +190,7 @@ def add_restoring_bonus(
   )
   weights = context['weights']
   unit = LEARNING_RATE * jnp.sum(weights * restored) / PROMPTS
-  alpha = jnp.maximum(excess, 0) / unit
+  alpha = jnp.maximum(shortfall, 0) / unit
   return dataclasses.replace(updates, entropy=updates.entropy - alpha * weights)
 
 

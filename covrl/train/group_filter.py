@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from covrl.config import Config
-from covrl.rewards import RIGHT_ABOVE, TOTAL
+from covrl.rewards import CORRECT_ABOVE, TOTAL
 from covrl.types import Rollouts
 
 
@@ -86,7 +86,7 @@ class GroupFilter:
     rewards = np.asarray(rollouts.rewards[TOTAL]).reshape(-1, size)
     scored = np.any(rollouts.loss_mask, axis=1).reshape(rewards.shape)
     known = scored.sum(axis=1)
-    right = (scored & (rewards > RIGHT_ABOVE)).sum(axis=1)
+    right = (scored & (rewards > CORRECT_ABOVE)).sum(axis=1)
     accuracy = right / np.maximum(known, 1)
     truncated = np.asarray(rollouts.truncated).reshape(rewards.shape)
     is_known: Any = known > 0

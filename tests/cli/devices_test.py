@@ -108,7 +108,9 @@ def test_an_unusable_cache_directory_is_reported_and_not_used(
     (AssertionError(), 'none, with JAX_PLATFORMS=cuda'),
   ],
 )
-def test_missing_devices_are_one_sentence(monkeypatch, error, cause):
+def test_missing_devices_are_reported_in_one_sentence(
+  monkeypatch, error, cause
+):
   def fail():
     raise error
 
@@ -120,7 +122,7 @@ def test_missing_devices_are_one_sentence(monkeypatch, error, cause):
   assert is_refusal(caught.value)
 
 
-def test_a_failing_device_is_one_sentence(tmp_path, capsys):
+def test_a_failing_device_is_reported_in_one_sentence(tmp_path, capsys):
   error = OSError(errno.EIO, os.strerror(errno.EIO), str(tmp_path / 'a'))
   assert report_error(error) == Exit.STORAGE
   assert capsys.readouterr().err == (
@@ -130,7 +132,9 @@ def test_a_failing_device_is_one_sentence(tmp_path, capsys):
   assert report_error(FileNotFoundError(errno.ENOENT, 'none', 'a')) is None
 
 
-def test_invalid_settings_of_jax_are_one_sentence(monkeypatch, capsys):
+def test_invalid_settings_of_jax_are_reported_in_one_sentence(
+  monkeypatch, capsys
+):
   settings_of_jax = importlib.util.find_spec('jax._src.config')
   assert settings_of_jax is not None
   assert settings_of_jax.origin is not None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recipes that end the process, and errors of types that covrl raises."""
+"""Recipes that end the process, and `TypeError`s that covrl raises itself."""
 
 from typing import Any
 
@@ -57,7 +57,7 @@ def test_other_statuses_of_a_recipe_remain(code):
   assert ended.value.code == code
 
 
-def test_errors_of_types_are_refusals_where_covrl_raises_them():
+def test_type_errors_are_refusals_where_covrl_raises_them():
   with pytest.raises(TypeError) as raised:
     check_token_chain(None, 'explain')
   assert is_refusal(raised.value)

@@ -110,7 +110,7 @@ def test_report_compares_estimates_with_measurements(small):
   assert described == [each._asdict() for each in accuracy.COMPARISONS]
 
 
-def test_the_report_of_admission_by_slots_is_of_the_programs_of_the_run():
+def test_admission_by_slots_reports_the_programs_that_the_run_calls():
   """The report is of the programs that the run calls, not of whole draws."""
   report, modules = compiled(
     [
@@ -146,7 +146,7 @@ def test_the_report_of_admission_by_slots_is_of_the_programs_of_the_run():
   assert report.as_json()['admission'] == 'slots'
 
 
-def test_draws_decode_as_often_as_slots_are_refilled(small):
+def test_admission_by_draws_counts_one_decoding_per_refill_of_the_slots(small):
   report, _ = small
   assert report.as_json()['admission'] == 'draws'
   assert report.programs['decode'].calls == 383

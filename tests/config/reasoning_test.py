@@ -124,7 +124,7 @@ def test_all_recipes_are_shipped():
 
 
 @each_recipe
-def test_every_function_builds(name, model):
+def test_every_recipe_builds_its_task_model_and_transforms(name, model):
   recipe = load(f'reasoning:{name}', overrides(model))
   config = recipe.config
   task = recipe.task(config)

@@ -79,7 +79,7 @@ def test_kl_cov_has_updates_in_which_its_penalty_acts():
 
 
 @each_recipe
-def test_every_function_builds(spec, model):
+def test_every_recipe_builds_its_task_model_and_transforms(spec, model):
   recipe = load(spec, overrides(model))
   config = recipe.config
   task = recipe.task(config)

@@ -244,7 +244,7 @@ def test_answers_that_could_not_be_compared_leave_the_vote_unknown(
     return tuple(itertools.islice(texts, len(samples.response_mask)))
 
   monkeypatch.setattr(evaluator_module, 'decode', decoded)
-  reward = Reward(name='fragile', score=_only_with_the_problems_reference)
+  reward = Reward(name='fragile', score=_fails_for_other_references)
   with Scoring([reward], sources=['toy'], workers=1) as scoring:
     evaluation = evaluate(
       (task, engine, scoring, params),
@@ -261,7 +261,7 @@ def test_answers_that_could_not_be_compared_leave_the_vote_unknown(
   assert (estimate.low, estimate.high) == (0, 1)
 
 
-def _only_with_the_problems_reference(response, reference):
+def _fails_for_other_references(response, reference):
   if reference != PROBLEMS[0].reference:
     raise RuntimeError('no comparison')
   return 0.0

@@ -230,13 +230,13 @@ def test_invalid_rewards_and_lengths_make_their_group_nan():
     np.testing.assert_array_equal(jnp.isnan(result), [True, True, False, False])
 
 
-def test_groups_of_64_bits_are_refused():
+def test_group_ids_of_64_bits_are_refused():
   """JAX would keep their last 32 bits, which are equal here."""
   with pytest.raises(ValueError, match='group_ids must be integers of 32 bits'):
     unchecked(advantages.leave_one_out)(REWARDS, np.array([0, 0, 1, 1]) << 32)
 
 
-def test_clipping_keeps_numbers_that_are_not_finite_nan():
+def test_clipping_turns_non_finite_numbers_into_nan():
   rewards = jnp.full(4, jnp.inf)
   clipped = token_rewards(rewards, MASK, clip=1.0).rewards
   assert np.isnan(clipped[:, -1]).all()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Advantages from process rewards, against hand-worked values and a second script."""
+"""Advantages from process rewards, against values by hand and an independent script."""
 
 import pathlib
 from typing import Any

@@ -104,10 +104,10 @@ def test_waits_poll_and_report_progress():
     distributed.wait_for(Future())
 
 
-@pytest.mark.parametrize('excess', [1 / 16, 1 / 4])
+@pytest.mark.parametrize('poll_fraction', [1 / 16, 1 / 4])
 @pytest.mark.parametrize('duration', [0.001, 0.01, 0.0777, 10.0])
-def test_a_wait_exceeds_its_condition_by_at_most_the_excess(
-  monkeypatch, duration, excess
+def test_a_wait_exceeds_its_condition_by_at_most_the_poll_fraction(
+  monkeypatch, duration, poll_fraction
 ):
   clock = [100.0]
 
@@ -116,9 +116,11 @@ def test_a_wait_exceeds_its_condition_by_at_most_the_excess(
 
   monkeypatch.setattr(distributed.time, 'monotonic', lambda: clock[0])
   monkeypatch.setattr(distributed.time, 'sleep', sleep)
-  distributed.wait_until(lambda: clock[0] >= 100 + duration, excess=excess)
+  distributed.wait_until(
+    lambda: clock[0] >= 100 + duration, poll_fraction=poll_fraction
+  )
   late = clock[0] - 100 - duration
-  assert 0 <= late <= min(max(duration * excess, 0.0002), 0.005)
+  assert 0 <= late <= min(max(duration * poll_fraction, 0.0002), 0.005)
 
 
 def test_recognizes_errors_of_lost_processes(monkeypatch):

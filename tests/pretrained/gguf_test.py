@@ -109,7 +109,7 @@ def test_slices_of_interleaved_rows_equal_those_of_the_whole_tensor():
 
 
 @pytest.mark.parametrize('name', ['llama3', 'qwen3_moe'])
-def test_files_of_other_formats_give_the_same_policy(name, tmp_path):
+def test_gguf_gives_the_same_policy_as_safetensors(name, tmp_path):
   directory = copy_of(name, tmp_path)
   config = json.loads((directory / 'config.json').read_text())
   tensors = {k: t.astype(np.float32) for k, t in tensors_of(directory).items()}

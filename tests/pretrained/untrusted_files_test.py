@@ -253,7 +253,7 @@ def test_orbax_copies_of_another_config_are_refused(tmp_path):
     load_pretrained(tmp_path / 'out')
 
 
-def test_a_damaged_orbax_copy_is_one_sentence(tmp_path, capfd):
+def test_a_damaged_orbax_copy_is_refused_in_one_sentence(tmp_path, capfd):
   policy, params = loaded('mistral')
   save_orbax(tmp_path / 'out', model_files(policy, params), params)
   for file in (tmp_path / 'out' / 'orbax').rglob('d/*'):

@@ -236,7 +236,7 @@ def test_reads_that_fail_temporarily_set_no_checkpoint_aside(
     ('restore', FileNotFoundError('Checkpoint at a not found.')),
   ],
 )
-def test_reads_of_arrays_that_fail_are_repeated_or_one_sentence(
+def test_failed_array_reads_are_retried_and_reported_in_one_sentence(
   checkpoint_directory, monkeypatch, name, error, failures
 ):
   monkeypatch.setattr(checkpoint_files, '_PAUSE', 0.0)

@@ -50,7 +50,7 @@ def checkpoints(bucket):
 
 
 @pytest.mark.parametrize('refused', ['/d/', 'manifest.json'])
-def test_a_refused_write_is_one_sentence_and_leaves_the_last_checkpoint(
+def test_a_refused_write_raises_one_sentence_and_leaves_the_last_checkpoint(
   bucket, checkpoints, monkeypatch, capfd, refused
 ):
   monkeypatch.setattr(bucket, 'refused', refused)

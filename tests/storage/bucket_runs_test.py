@@ -91,7 +91,7 @@ def test_writes_metrics_and_events_to_a_bucket(bucket):
   assert '0.5' not in text
 
 
-def test_refused_writes_of_files_are_one_sentence(bucket, monkeypatch):
+def test_refused_writes_of_files_raise_one_sentence(bucket, monkeypatch):
   writer = MetricsWriter(LOG_FILE, LoggingConfig(), name='toy')
   writer.write(step=1, iteration=0, phase='train', reward=0.25)
   monkeypatch.setattr(bucket, 'refused', 'run/')

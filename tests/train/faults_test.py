@@ -56,7 +56,7 @@ def position(workdir):
   """Updates before the newest checkpoint, which must be whole."""
   saved = CheckpointStore(workdir / 'checkpoints', keep=1).latest()
   assert saved is not None
-  assert saved.damage() is None
+  assert saved.find_damage() is None
   return saved.position
 
 

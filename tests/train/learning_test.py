@@ -34,7 +34,7 @@ def test_training_raises_mean_at_8_above_the_warm_start(tmp_path):
 
 
 @pytest.mark.slow
-def test_single_updates_measure_the_sampler_without_a_scoring_pass(tmp_path):
+def test_single_updates_log_the_sampler_gap_without_a_scoring_pass(tmp_path):
   settings = SMALL | {
     'train__sequences_per_update': 32,
     'logging__samples_every': 1,

@@ -14,7 +14,7 @@ def test_runs_with_lp_reg_and_aent_make_finite_updates(
 ):
   """The scored rows have the proxy of Lp-Reg, packed or not."""
   settings = runs.SMALL | {'train__packed_rows': packed}
-  run = runs.finished_run(tmp_path_factory, 'toy_likely', **settings)
+  run = runs.finished_run(tmp_path_factory, 'toy_lp_reg_aent', **settings)
   lines = process.metric_lines(run, 'train')
   assert len(lines) == 4
   for line in lines:

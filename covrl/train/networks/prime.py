@@ -19,7 +19,7 @@ from covrl.objectives import (
   pair_accuracy,
   process_advantages,
 )
-from covrl.rewards import RIGHT_ABOVE
+from covrl.rewards import CORRECT_ABOVE
 from covrl.statistics.exact import exact_mean, exact_sum
 from covrl.train.networks.estimator import Credit, CreditInputs, Estimator
 from covrl.train.networks.network import Network, network_tx
@@ -129,7 +129,7 @@ def prime_advantages(config: Config, network: str = PRM) -> Estimator:
 
   def targets(inputs: CreditInputs) -> dict[str, Float[Array, 'S T']]:
     mask = inputs.rows.loss_mask
-    right = mask & (inputs.rewards > RIGHT_ABOVE)[:, None]
+    right = mask & (inputs.rewards > CORRECT_ABOVE)[:, None]
     return {'labels': right.astype(jnp.float32)}
 
   def estimate(
@@ -155,7 +155,7 @@ def prime_advantages(config: Config, network: str = PRM) -> Estimator:
     )
     is_scored = jnp.any(mask, axis=1)
     scores = jnp.sum(process, axis=1)
-    right = is_scored & (inputs.rewards > RIGHT_ABOVE)
+    right = is_scored & (inputs.rewards > CORRECT_ABOVE)
     metrics = {
       'pair_accuracy': pair_accuracy(scores, right, inputs.group_ids),
       'calibration_error': calibration_error(

@@ -258,7 +258,10 @@ def many_solutions(iterations: int = 400, every: int = 20) -> StudyTask:
 
 
 def rates_and_passes(iterations: int = 60) -> StudyTask:
-  """D5: the task of D2 until about saturation, with pass@1 as primary metric."""
+  """D5: the task of D2, for learning rates and passes over a rollout.
+
+  It ends at about saturation; the primary metric is pass@1.
+  """
   return dataclasses.replace(
     many_solutions(iterations, every=5),
     name='rates_and_passes',

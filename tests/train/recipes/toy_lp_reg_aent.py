@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The toy task with Lp-Reg and AEnt, which read truncated policies."""
+"""The toy task with Lp-Reg and AEnt, which read the policy without rare tokens."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ from covrl.config import Config, Recipe
 from covrl.train import Task
 
 
-def likely() -> Recipe:
+def lp_reg_and_aent() -> Recipe:
   """Lp-Reg, and AEnt with a coefficient that follows its band."""
   return toy.recipe(
     task=_task,
