@@ -7,6 +7,7 @@ another base model.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping
 
@@ -24,6 +25,8 @@ from covrl.storage.fingerprints import directory_fingerprint
 from covrl.tasks.task import Task
 from covrl.train.sft import is_warm_start_finished
 
+# Name of the policy's configuration among the inputs.
+_MODEL = 'configuration of the model'
 # Endings of the names of files with a pretrained model's weights.
 _WEIGHTS = ('.safetensors', '.gguf')
 # Name of a run's own warm start among the inputs.
@@ -120,9 +123,12 @@ def _policy_fingerprints(
   """Returns the fingerprints of a policy's inputs besides its checkpoint."""
   tokenizer = task.tokenizer
   special = tokenizer.bos_id, tuple(tokenizer.end_ids), tokenizer.pad_id
+  # Adapters and rematerialisation are the run's, not the model's.
+  model = dataclasses.replace(policy.config, lora=None, remat='nothing')
   fingerprints = {
     'tokenizer': getattr(tokenizer, 'fingerprint', ''),
     'special tokens': text_fingerprint(repr(special)),
+    _MODEL: text_fingerprint(repr(model)),
   }
   if shared_warm_start is not None:
     fingerprints['shared warm start'] = _files_fingerprint(shared_warm_start)

@@ -86,6 +86,16 @@ def inputs_error(fingerprints, before):
   return str(caught.value)
 
 
+def test_another_configuration_of_the_model_is_refused():
+  """Its parameters have the same shapes, and its logits are others."""
+  model = tiny(TOKENIZER.vocab_size)
+  other = dataclasses.replace(model, norm_eps=1e-3)
+  message = inputs_error(inputs(policy=Policy(other)), inputs())
+  assert 'configuration of the model' in message
+  remat = dataclasses.replace(model, remat='everything')
+  assert inputs(policy=Policy(remat)) == inputs()
+
+
 def test_the_same_inputs_are_accepted():
   check_inputs(Config(), inputs(), None, pytest.fail)
   check_inputs(Config(), inputs(), saved(inputs()), pytest.fail)
