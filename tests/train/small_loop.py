@@ -25,6 +25,7 @@ from covrl.data import (
   train_sentencepiece,
 )
 from covrl.evaluation.results import Evaluation, SuiteResult
+from covrl.models import tiny
 from covrl.parallel import distributed
 from covrl.run.checkpoint import CheckpointStore
 from covrl.tasks.task import Task
@@ -182,9 +183,7 @@ def run(workdir, on_stage=lambda stage: None, **overrides):
     return types.SimpleNamespace(
       mesh=None,
       task=TASK,
-      policy=types.SimpleNamespace(
-        config=types.SimpleNamespace(lora=None), base=params
-      ),
+      policy=types.SimpleNamespace(config=tiny(16), base=params),
       programs=Programs(on_stage),
       collector=Collector(on_stage),
       scoring=types.SimpleNamespace(close=lambda: None),
