@@ -54,6 +54,9 @@ def is_refusal(error: BaseException) -> bool:
   frames = traceback.extract_tb(error.__traceback__)
   if not frames or _PACKAGE not in pathlib.Path(frames[-1].filename).parents:
     return False
+  # JAX leaves its own frames out of the tracebacks of failed programs.
+  if type(error).__module__.partition('.')[0] in ('jax', 'jaxlib'):
+    return False
   if isinstance(error, TypeError):
     return (frames[-1].line or '').startswith('raise')
   return isinstance(error, ValueError | RuntimeError | FileNotFoundError)

@@ -371,8 +371,10 @@ def _remove(directory: epath.Path) -> None:
   """Removes a complete or incomplete checkpoint."""
   with storage.writing(directory):
     if storage.is_directory(directory):
-      # First the manifest, so that an interrupted removal leaves no checkpoint.
-      (directory / MANIFEST).unlink(missing_ok=True)
+      # First the manifest, so that an interrupted removal leaves no checkpoint. A
+      # link is removed at once, and its target is left as it is.
+      if not storage.is_link(directory):
+        (directory / MANIFEST).unlink(missing_ok=True)
       storage.remove(directory)
 
 

@@ -14,6 +14,7 @@ from covrl.storage.paths import file_size as file_size
 from covrl.storage.paths import file_version as file_version
 from covrl.storage.paths import is_bucket as is_bucket
 from covrl.storage.paths import is_directory as is_directory
+from covrl.storage.paths import is_link as is_link
 from covrl.storage.paths import is_regular_file as is_regular_file
 from covrl.storage.paths import is_temporary as is_temporary
 from covrl.storage.paths import local_copy as local_copy

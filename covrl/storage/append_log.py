@@ -68,11 +68,14 @@ class AppendLog:
   def sync(self) -> LogPosition:
     """Forces all lines to the disk, so that a power cut loses none.
 
+    A log in which another program has changed lines is copied to another name.
+
     Returns:
       The position to resume the log at.
     """
     self._require_intact()
     self._stored.sync()
+    self._require_intact(reads=True)
     return self._position()
 
   def close(self) -> None:
@@ -111,9 +114,15 @@ class AppendLog:
     self._digest = hashlib.sha256(content)
     self._size, self._lines = len(content), content.count(b'\n')
 
-  def _require_intact(self) -> None:
-    """Restores a log that another program has moved, replaced or truncated."""
-    if self._stored.is_intact():
+  def _require_intact(self, *, reads: bool = False) -> None:
+    """Restores a log that another program has moved, replaced or changed.
+
+    Args:
+      reads: whether to compare the content, too, and not only file and size.
+    """
+    if self._stored.is_intact() and not (
+      reads and not _is_at(self._position(), self.content())
+    ):
       return
     content, other = self._stored.reopen()
     text = f'{self._path} was moved, replaced or changed by another program'
@@ -121,6 +130,7 @@ class AppendLog:
       text += f'; what it had is kept as {self._copy(other)}'
     self._note(text)
     self.resume(content, self._position())
+    self._stored.sync()
 
   def _position(self) -> LogPosition:
     return {
@@ -171,13 +181,35 @@ def read_log(file: epath.Path, errors: str = 'strict') -> str | None:
     file: path of the log; in a bucket it names the parts.
     errors: treatment of invalid UTF-8, as in `bytes.decode`.
   """
+  content = _read(file)
+  return None if content is None else content.decode(errors=errors)
+
+
+def log_damage(file: epath.Path, position: LogPosition) -> str:
+  """Describes how a log that has ended differs from its last position.
+
+  Args:
+    file: path of the log; in a bucket it names the parts.
+    position: the position at its end.
+
+  Returns:
+    The end of a sentence about the file; empty if it is intact.
+  """
+  content = _read(file) or b''
+  if _is_at(position, content):
+    return ''
+  if _is_at(position, content[: position['size']]):
+    more = len(content) - position['size']
+    return f'has {more:,} bytes after those that were saved'
+  return _damage(content, position)
+
+
+def _read(file: epath.Path) -> bytes | None:
+  """Returns the bytes of a log or file, or `None` if it does not exist."""
   parts = parts_of(file) if storage.is_bucket(file) else []
   if not parts and not file.exists():
     return None
-  parts = parts or [file]
-  return b''.join(storage.read_bytes(part) for part in parts).decode(
-    errors=errors
-  )
+  return b''.join(storage.read_bytes(part) for part in parts or [file])
 
 
 def _is_at(position: LogPosition, content: bytes) -> bool:

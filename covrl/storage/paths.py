@@ -317,10 +317,17 @@ def read_into(file: epath.Path, begin: int, array: np.ndarray) -> None:
 
 
 def remove(directory: epath.Path) -> None:
-  """Removes a directory tree if it exists."""
-  if directory.exists():
-    with writing(directory):
+  """Removes a directory tree if it exists; of a link the link alone."""
+  with writing(directory):
+    if is_link(directory):
+      directory.unlink()
+    elif directory.exists():
       directory.rmtree()
+
+
+def is_link(path: epath.Path) -> bool:
+  """Returns whether a path is a symbolic link; false in buckets, which lack links."""
+  return not is_bucket(path) and os.path.islink(path)
 
 
 def upload(

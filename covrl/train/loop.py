@@ -27,6 +27,7 @@ from covrl.run.profiler import Profiler
 from covrl.run.progress import Progress
 from covrl.run.watchdog import Watchdog
 from covrl.storage import StorageError
+from covrl.storage.append_log import log_damage
 from covrl.train import stages
 from covrl.train.build import build
 from covrl.train.code import check_code, code_fingerprints
@@ -135,6 +136,11 @@ def train(
     iterations = config.train.iterations
     if saved is not None and is_finished(saved, config):
       directory.check_records(saved.notes, warn)
+      position = saved.notes['metrics']['log']
+      if directory.writes and (
+        damage := log_damage(directory.metrics, position)
+      ):
+        warn(f'{directory.metrics} {damage}')
       # The run may have ended before its last report was written.
       if write_report is not None and directory.writes:
         write_report(directory.path)

@@ -11,6 +11,7 @@ import tempfile
 import jax
 import pytest
 
+import covrl
 from covrl.cli import devices
 from covrl.cli.errors import is_refusal, report_error
 from covrl.exit_codes import Exit
@@ -120,6 +121,20 @@ def test_missing_devices_are_reported_in_one_sentence(
     devices.use_compilation_cache()
   assert str(caught.value) == f'JAX must find its devices, got: {cause}'
   assert is_refusal(caught.value)
+
+
+def test_errors_of_compiled_programs_are_not_refusals():
+  """JAX leaves its own frames out, so that the last one may be covrl's."""
+  source = 'def call(error):\n  raise error'
+  code = compile(source, covrl.__file__, 'exec')
+  exec(code, namespace := {})
+  for error, refused in (
+    (jax.errors.JaxRuntimeError('INTERNAL: failed'), False),
+    (RuntimeError('INTERNAL: failed'), True),
+  ):
+    with pytest.raises(RuntimeError) as caught:
+      namespace['call'](error)
+    assert is_refusal(caught.value) == refused
 
 
 def test_a_failing_device_is_reported_in_one_sentence(tmp_path, capsys):

@@ -135,6 +135,19 @@ def test_keeps_the_newest_checkpoints(tmp_path):
   assert latest(store).notes == {'at': 1000}
 
 
+def test_of_a_checkpoint_that_is_a_link_only_the_link_is_removed(tmp_path):
+  store = CheckpointStore(tmp_path / 'checkpoints', keep=1)
+  store.save(1, {'x': np.zeros(2)}, {})
+  moved = tmp_path / 'other_disk'
+  (tmp_path / 'checkpoints' / '00000001').rename(moved)
+  (tmp_path / 'checkpoints' / '00000001').symlink_to(moved)
+  assert latest(store).position == 1
+  store.save(2, {'x': np.zeros(2)}, {})
+  names = [path.name for path in (tmp_path / 'checkpoints').iterdir()]
+  assert names == ['00000002']
+  assert (moved / MANIFEST).exists()
+
+
 def test_a_save_replaces_a_checkpoint_of_the_same_position(tmp_path):
   store = CheckpointStore(tmp_path, keep=2)
   for value in (1, 2):

@@ -289,6 +289,16 @@ def test_a_finished_run_whose_last_report_failed_writes_it_when_started_again(
   assert outcome(tmp_path / 'run')[0] == before[0]
 
 
+def test_changed_metrics_of_a_finished_run_are_reported(tmp_path, capsys):
+  run(tmp_path / 'run', lambda stage: None)
+  run(tmp_path / 'run', lambda stage: None)
+  assert 'metrics.jsonl' not in capsys.readouterr().err
+  file = tmp_path / 'run' / 'metrics.jsonl'
+  file.write_bytes(file.read_bytes().replace(b'0', b'1', 1))
+  run(tmp_path / 'run', lambda stage: None)
+  assert f'{file} is not what was saved' in capsys.readouterr().err
+
+
 def test_evaluations_that_are_removed_during_a_run_are_reported(tmp_path):
   """At its end, and when it is started again."""
   file = tmp_path / 'run' / 'evaluation' / 'iteration_000000.jsonl'
