@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
   """Writes the weights and prints the target directory."""
   from covrl import pretrained
   from covrl.run.progress import Progress
-  from covrl.train.restore import open_run
+  from covrl.train.setup.restore import open_run
 
   devices.set_xla_flags()
   devices.use_compilation_cache()

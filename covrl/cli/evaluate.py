@@ -34,7 +34,7 @@ from covrl.cli.policies import (
 
 if TYPE_CHECKING:
   from covrl.evaluation.results import Evaluation
-  from covrl.train.restore import OpenedRun
+  from covrl.train.setup.restore import OpenedRun
 
 
 _BATCH = 64  # prompts per batch, by default
@@ -167,7 +167,7 @@ def _open(
   arguments: argparse.Namespace,
 ) -> contextlib.AbstractContextManager[OpenedRun]:
   """Opens a run, or a pretrained model with or without a recipe."""
-  from covrl.train.restore import (
+  from covrl.train.setup.restore import (
     SuiteChoice,
     open_model,
     open_pretrained,

@@ -170,7 +170,7 @@ def _sample_run(
   arguments: argparse.Namespace, progress: Progress
 ) -> list[tuple[str, float]]:
   """Samples from a run's latest checkpoint."""
-  from covrl.train.restore import open_run
+  from covrl.train.setup.restore import open_run
 
   with open_run(arguments.policy, trust=arguments.trust) as opened:
     render = prompt_format(arguments, opened.config)
@@ -196,8 +196,8 @@ def _sample_pretrained(
   from covrl.data import Problem, prompt_ids
   from covrl.parallel import sharding
   from covrl.rollout import Sampling
-  from covrl.train.build import make_engine
-  from covrl.train.sample import response_limit, sample_responses
+  from covrl.train.setup.build import make_engine
+  from covrl.train.setup.sample import response_limit, sample_responses
 
   tokenizer = pretrained.load_tokenizer(arguments.policy)
   config = Config(pretrained=arguments.policy)

@@ -43,7 +43,7 @@ from covrl.train.effects import (
   gradient_warnings,
   without_effect,
 )
-from covrl.train.initial_policy import make_policy
+from covrl.train.setup.initial_policy import make_policy
 from covrl.train.state_sharding import check_mesh
 from covrl.types import TokenStats
 

@@ -29,11 +29,11 @@ from covrl.parallel.topologies import AnyTopology
 from covrl.pretrained.known_models import known_model_directory
 from covrl.tasks.task import make_task
 from covrl.train.algorithm import Algorithm
-from covrl.train.build import make_engine, make_group_engine
+from covrl.train.collect.collector import row_width
 from covrl.train.compiled import CompiledPrograms, without_base
-from covrl.train.initial_policy import make_policy, make_policy_of_size
 from covrl.train.rollout_batch import abstract_batch
-from covrl.train.rollout_collector import row_width
+from covrl.train.setup.build import make_engine, make_group_engine
+from covrl.train.setup.initial_policy import make_policy, make_policy_of_size
 from covrl.train.state_sharding import check_mesh, rollout_mesh
 from covrl.types import TokenBatch
 

@@ -15,8 +15,8 @@ from covrl.parallel import sharding
 from covrl.pretrained import load_pretrained, load_tokenizer
 from covrl.rollout import Caching, RequestEngine
 from covrl.rollout.caching import EXACT
-from covrl.train.model_lengths import model_lengths
-from covrl.train.restore import open_run
+from covrl.train.setup.model_lengths import model_lengths
+from covrl.train.setup.restore import open_run
 from covrl.train.state_sharding import rollout_mesh
 
 # Default limits of a pretrained model's prompts and responses, in tokens.

@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training: a run alternates rollouts and updates of the policy.
 
-`build` makes all objects of a run from its recipe, `resume` restores them from a
-checkpoint or starts with a supervised warm start (`sft`), and `loop.train`, one
-function, then evaluates, rolls out and updates until the last iteration. For a
-rollout, `rollout_collector` draws prompts, samples and scores responses, chooses
-the groups to train on and assembles them into a `RolloutBatch`. An update is
-`step`, a pure function of state and batch: a forward pass, the loss, the token
-chain, one pull-back and the parameter chain; `compiled` jits it with the programs
-that score tokens. `networks` holds second networks, such as a critic, which are
-trained beside the policy and estimate advantages. `restore` opens a finished run
-to evaluate, sample or convert its policy.
+`setup` makes all objects of a run from its recipe, and restores them from a checkpoint
+or starts with a supervised warm start (`sft`). `loop.train`, one function, then
+evaluates, rolls out and updates until the last iteration. For a rollout, `collect`
+draws prompts, samples and scores responses, and chooses the groups to train on, which
+`rollout_batch` assembles. An update is `step`, a pure function of state and batch: a
+forward pass, the loss, the token chain, one pull-back and the parameter chain;
+`compiled` jits it with the programs that score tokens. `networks` holds second
+networks, such as a critic, which are trained beside the policy and estimate advantages.
 """
 
 from covrl.run.checkpoint import Checkpoint as Checkpoint

@@ -29,15 +29,16 @@ from covrl.run.watchdog import Watchdog
 from covrl.storage import StorageError
 from covrl.storage.append_log import log_damage
 from covrl.train import stages
-from covrl.train.build import build
-from covrl.train.code import check_code, code_fingerprints
 from covrl.train.effects import without_effect
-from covrl.train.inputs import (
+from covrl.train.rollout_batch import RolloutBatch
+from covrl.train.setup.build import build
+from covrl.train.setup.code import check_code, code_fingerprints
+from covrl.train.setup.inputs import (
   check_inputs,
   input_fingerprints,
   warm_start_fingerprint,
 )
-from covrl.train.resume import (
+from covrl.train.setup.resume import (
   extension_note,
   is_finished,
   save_run,
@@ -45,7 +46,6 @@ from covrl.train.resume import (
   schedule_note,
   start_or_resume,
 )
-from covrl.train.rollout_batch import RolloutBatch
 from covrl.train.sft import warm_start_store
 from covrl.types import TrainState
 

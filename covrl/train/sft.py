@@ -184,7 +184,7 @@ def warm_start(
     store: the warm start's checkpoints.
     saved: the checkpoint to resume from; `None` starts.
     stop: requests to stop.
-    inputs: fingerprints of the inputs by name, see `covrl.train.inputs`.
+    inputs: fingerprints of the inputs by name, see `covrl.train.setup.inputs`.
 
   Returns:
     The trained parameters.

@@ -13,12 +13,12 @@ from covrl.parallel import distributed
 from covrl.run.directory import RunDirectory
 from covrl.run.metrics_writer import MetricsWriter
 from covrl.run.progress import Progress
-from covrl.train.build import Components
 from covrl.train.forward import with_old_stats
 from covrl.train.logged_samples import sample_records
 from covrl.train.metrics import without_diagnostics
-from covrl.train.resume import RunPosition
 from covrl.train.rollout_batch import RolloutBatch, merge_metrics
+from covrl.train.setup.build import Components
+from covrl.train.setup.resume import RunPosition
 from covrl.types import TrainState
 
 

@@ -29,8 +29,8 @@ from covrl.parallel import sharding
 from covrl.train.algorithm import Algorithm
 from covrl.train.compiled import CompiledPrograms
 from covrl.train.forward import with_old_stats
-from covrl.train.initial_policy import make_policy
 from covrl.train.rollout_batch import RolloutBatch, padding_batch, row_width
+from covrl.train.setup.initial_policy import make_policy
 from covrl.types import TrainState
 
 RECIPES = ('countdown:ppo', 'countdown:prime')

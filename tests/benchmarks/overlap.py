@@ -22,7 +22,7 @@ import covrl
 from covrl.config import Config, Recipe
 from covrl.rewards import Reward
 from covrl.tasks.task import Task
-from covrl.train.build import Components, build
+from covrl.train.setup.build import Components, build
 from covrl.types import TrainState
 
 PROMPTS, GROUP, SLEEP = 16, 4, 0.5  # SLEEP: seconds of scoring per iteration

@@ -13,7 +13,7 @@ from covrl.exit_codes import Exit
 from covrl.run.checkpoint import CheckpointError, CheckpointStore
 from covrl.run.directory import RunDirectory
 from covrl.train import Stopped, loop
-from covrl.train.restore import open_run
+from covrl.train.setup.restore import open_run
 
 
 def set_up(workdir, *overrides):

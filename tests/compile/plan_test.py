@@ -23,8 +23,8 @@ from covrl.config import ConfigError, load
 from covrl.data import ListSource, Problem
 from covrl.models import Experts, Policy
 from covrl.parallel import topologies
-from covrl.train.initial_policy import make_policy_of_size
 from covrl.train.networks import critic, critic_advantages
+from covrl.train.setup.initial_policy import make_policy_of_size
 
 RECIPE = RECIPES / 'toy_solved.py'
 

@@ -24,7 +24,7 @@ from configs import reasoning
 from covrl.cli import main
 from covrl.config import flatten, load, recipes
 from covrl.data import prompt_ids
-from covrl.train.restore import SuiteChoice, open_model
+from covrl.train.setup.restore import SuiteChoice, open_model
 
 ROOT = pathlib.Path(__file__).parents[2]
 DATA = ROOT / 'tests' / 'golden' / 'data'

@@ -19,8 +19,8 @@ from configs import smollm
 from covrl.cli import main
 from covrl.config import flatten, load, recipes
 from covrl.rewards.math.extraction import extract
-from covrl.train.initial_policy import make_policy
-from covrl.train.inputs import input_fingerprints
+from covrl.train.setup.initial_policy import make_policy
+from covrl.train.setup.inputs import input_fingerprints
 
 TOKENIZER = MODELS.with_name('tokenizers') / 'bytes'
 SPECS = [spec for spec, _ in recipes() if spec.startswith('smollm:')]

@@ -28,8 +28,8 @@ from covrl.pretrained import (
   max_positions,
   save_pretrained,
 )
-from covrl.train.initial_policy import check_lengths
-from covrl.train.model_lengths import model_lengths
+from covrl.train.setup.initial_policy import check_lengths
+from covrl.train.setup.model_lengths import model_lengths
 
 TOKENIZER = (
   pathlib.Path(__file__).parents[1] / 'golden' / 'tokenizers' / 'bytes'
@@ -143,7 +143,7 @@ def test_responses_fit_into_the_positions(short, capsys, monkeypatch):
     limits.append(engine.max_response_length)
     return []
 
-  monkeypatch.setattr('covrl.train.sample.sample_responses', sample)
+  monkeypatch.setattr('covrl.train.setup.sample.sample_responses', sample)
   prompt = 'What is 1 + 1?'
   length = len(load_tokenizer(short).encode(prompt))
   main(['sample', str(short), prompt])

@@ -22,7 +22,7 @@ from covrl.rewards import (
   Status,
 )
 from covrl.rollout import SamplingEngine
-from covrl.train.rollout_collector import RolloutCollector
+from covrl.train.collect.collector import RolloutCollector
 
 PROMPTS, GROUP = 4, 2
 REWARD = Reward(name='length', score='a:b')

@@ -16,7 +16,6 @@ from covrl.config import Config, TrainConfig, flatten, load, recorded_reads
 from covrl.models import Policy, tiny
 from covrl.rewards import Reward
 from covrl.train.algorithm import Algorithm
-from covrl.train.build import build
 from covrl.train.effects import (
   config_warnings,
   direction_warnings,
@@ -25,6 +24,7 @@ from covrl.train.effects import (
   reads_reference,
   without_effect,
 )
+from covrl.train.setup.build import build
 
 # Fields that the toy task, its recipe, or the other values leave without effect.
 WITHOUT_EFFECT = {

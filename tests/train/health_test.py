@@ -26,8 +26,8 @@ from covrl.exit_codes import Exit, means_restart
 from covrl.rewards import Outcome, PendingScores, Reward, Status
 from covrl.rollout.score import PendingRollouts
 from covrl.train.apply import apply_gradients
+from covrl.train.collect.rollout_metrics import rollout_metrics
 from covrl.train.health import DivergedError, UpdateHealth
-from covrl.train.rollout_metrics import rollout_metrics
 from covrl.types import Measurements, Rollouts, TrainState
 
 

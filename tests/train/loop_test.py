@@ -21,7 +21,7 @@ from covrl.run import preemption
 from covrl.run.checkpoint import Checkpoint
 from covrl.storage import StorageError
 from covrl.train import Stopped
-from covrl.train.resume import extension_note
+from covrl.train.setup.resume import extension_note
 
 
 @pytest.fixture(autouse=True)

@@ -19,8 +19,8 @@ from covrl.models import ExpertRecord, Experts, Policy, tiny
 from covrl.parallel.sharding import make_mesh
 from covrl.rollout import Sampling, SamplingEngine, to_rollout_rows
 from covrl.train.forward import forward
-from covrl.train.initial_policy import make_policy_of_size
 from covrl.train.rollout_batch import shift_left, to_token_batch
+from covrl.train.setup.initial_policy import make_policy_of_size
 from covrl.types import Rollouts
 
 # Prompts, their padded length, responses per prompt, tokens of a response at

@@ -28,7 +28,7 @@ from covrl.run.metrics_writer import MetricsWriter
 from covrl.run.preemption import Stopped, StopSignal
 from covrl.run.progress import Progress
 from covrl.train import sft
-from covrl.train.resume import saved_metrics
+from covrl.train.setup.resume import saved_metrics
 
 STEPS = 7
 CONFIG = toy.get_config()

@@ -30,7 +30,7 @@ from covrl.parallel import distributed
 from covrl.run.checkpoint import CheckpointStore
 from covrl.tasks.task import Task
 from covrl.train import loop, train
-from covrl.train.rollout_collector import CollectorState
+from covrl.train.collect.collector import CollectorState
 
 SETTINGS = {
   'train.iterations': 3,

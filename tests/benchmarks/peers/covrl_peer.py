@@ -26,7 +26,7 @@ from covrl.rewards import Reward
 from covrl.rollout import Sampling
 from covrl.rollout.score import decode
 from covrl.tasks.task import Task
-from covrl.train.build import Components, build, make_engine
+from covrl.train.setup.build import Components, build, make_engine
 from covrl.types import TokenBatch, TrainState
 
 from . import worker

@@ -9,8 +9,8 @@ import numpy as np
 import optax
 import pytest
 from train import toy
-from train.critic_test import inputs, make_config
-from train.networks_test import CRITIC, TX, with_targets
+from train.networks.critic_test import inputs, make_config
+from train.networks.networks_test import CRITIC, TX, with_targets
 from train.updates import padded
 
 import covrl
@@ -27,11 +27,11 @@ from covrl.train.algorithm import (
   checked_loss,
   warm_start_transformation,
 )
-from covrl.train.initial_policy import make_policy_of_size
 from covrl.train.networks import critic, critic_advantages
 from covrl.train.networks.estimator import checked_estimate
 from covrl.train.networks.step import make_network_step
 from covrl.train.rollout_batch import merge_metrics, token_advantages
+from covrl.train.setup.initial_policy import make_policy_of_size
 from covrl.train.step import StepSettings
 from covrl.types import NetworkState
 

@@ -28,8 +28,7 @@ from covrl.rollout.score import (
   resubmit,
 )
 from covrl.tasks.task import Task
-from covrl.train.compiled import CompiledPrograms
-from covrl.train.draws import (
+from covrl.train.collect.draws import (
   Draw,
   concatenate_draws,
   problems_of,
@@ -38,14 +37,20 @@ from covrl.train.draws import (
   score_tokens,
   select_groups,
 )
-from covrl.train.dynamic_sampling import DynamicSampling
-from covrl.train.group_filter import GroupFilter
-from covrl.train.partial_rollouts import (
+from covrl.train.collect.dynamic_sampling import DynamicSampling
+from covrl.train.collect.group_filter import GroupFilter
+from covrl.train.collect.partial_rollouts import (
   FREE,
   GroupsInFlight,
   PartialRollouts,
 )
-from covrl.train.phase_timer import PhaseTimer
+from covrl.train.collect.phase_timer import PhaseTimer
+from covrl.train.collect.rollout_metrics import (
+  outcome_metrics,
+  rollout_metrics,
+  scored_metrics,
+)
+from covrl.train.compiled import CompiledPrograms
 from covrl.train.rollout_batch import (
   RolloutBatch,
   baseline_groups,
@@ -55,11 +60,6 @@ from covrl.train.rollout_batch import (
   row_width,
   shift_left,
   zero_lone_advantages,
-)
-from covrl.train.rollout_metrics import (
-  outcome_metrics,
-  rollout_metrics,
-  scored_metrics,
 )
 from covrl.types import TrainState
 

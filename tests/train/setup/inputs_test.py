@@ -26,7 +26,7 @@ from covrl.run.checkpoint import (
 )
 from covrl.storage.fingerprints import directory_fingerprint
 from covrl.tasks.task import Task
-from covrl.train.inputs import (
+from covrl.train.setup.inputs import (
   check_inputs,
   check_opened_run,
   input_fingerprints,

@@ -27,7 +27,7 @@ from covrl.rewards import (
   Status,
 )
 from covrl.rollout import GroupEngine, SamplingEngine
-from covrl.train.rollout_collector import RolloutCollector
+from covrl.train.collect.collector import RolloutCollector
 from covrl.types import TokenMoments, TokenStats
 
 PROMPTS, GROUP, DRAWS = 4, 2, 4

@@ -5,10 +5,10 @@ import dataclasses
 
 import numpy as np
 import pytest
-from train.rollout_collector_test import rollouts
+from train.collect.collector_test import rollouts
 
 from covrl.config import Config, ConfigError, check
-from covrl.train.group_filter import GroupFilter
+from covrl.train.collect.group_filter import GroupFilter
 
 SIZE = 4
 # Groups of 4: all wrong, one right, three right, all right, half right.

@@ -18,8 +18,8 @@ from covrl.config import Config
 from covrl.models import tiny
 from covrl.pretrained import load_policy, load_pretrained
 from covrl.train import CheckpointStore
-from covrl.train.initial_policy import with_adapters
-from covrl.train.restore import open_run
+from covrl.train.setup.initial_policy import with_adapters
+from covrl.train.setup.restore import open_run
 
 RECIPE = 'toy_pretrained'
 LORA = {'lora__rank': 2, 'lora__alpha': 4.0, 'lora__targets': 'query,down'}

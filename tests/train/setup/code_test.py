@@ -12,7 +12,7 @@ from train import process, toy
 from covrl.config import load
 from covrl.rewards import Overlong, Reward
 from covrl.run.checkpoint import CheckpointStore
-from covrl.train import code
+from covrl.train.setup import code
 
 SCORER = 'def score(response, reference):\n  return 1.0\n'
 

@@ -31,17 +31,17 @@ from covrl.run.checkpoint import Checkpoint, CheckpointError, CheckpointStore
 from covrl.run.directory import RunDirectory
 from covrl.tasks.task import Task, make_task
 from covrl.tasks.text import text_task
-from covrl.train.build import (
+from covrl.train.rollout_batch import INIT_STREAM
+from covrl.train.setup.build import (
   make_engine,
   make_evaluator,
   make_scoring,
   stream_key,
 )
-from covrl.train.initial_policy import initial_base_params, make_policy
-from covrl.train.inputs import check_opened_run, warm_start_of
-from covrl.train.model_lengths import model_lengths
-from covrl.train.rollout_batch import INIT_STREAM
-from covrl.train.sample import response_limit, sample_responses
+from covrl.train.setup.initial_policy import initial_base_params, make_policy
+from covrl.train.setup.inputs import check_opened_run, warm_start_of
+from covrl.train.setup.model_lengths import model_lengths
+from covrl.train.setup.sample import response_limit, sample_responses
 from covrl.train.sft import shared_warm_start, warm_start_store
 
 # Lengths of a model that is evaluated without a recipe, in tokens.

@@ -12,9 +12,9 @@ from train import collectors, process
 
 from covrl.rewards import Outcome, PendingScores, Reward, Status
 from covrl.rollout.score import PendingRollouts, ScoredRollouts
-from covrl.train.group_filter import informative_groups
+from covrl.train.collect.group_filter import informative_groups
+from covrl.train.collect.rollout_metrics import outcome_metrics, rollout_metrics
 from covrl.train.rollout_batch import zero_lone_advantages
-from covrl.train.rollout_metrics import outcome_metrics, rollout_metrics
 from covrl.types import Rollouts
 
 

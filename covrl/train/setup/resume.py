@@ -21,13 +21,16 @@ from covrl.run.consistency import versions
 from covrl.run.metrics_writer import MetricsState, MetricsWriter
 from covrl.run.preemption import StopSignal
 from covrl.run.progress import Progress
-from covrl.train.build import Components
+from covrl.train.collect.collector import CollectorState
 from covrl.train.compiled import without_base
 from covrl.train.health import UpdateHealth
-from covrl.train.initial_policy import add_adapter_params, initial_base_params
-from covrl.train.inputs import warm_start_of
 from covrl.train.rollout_batch import RolloutBatch
-from covrl.train.rollout_collector import CollectorState
+from covrl.train.setup.build import Components
+from covrl.train.setup.initial_policy import (
+  add_adapter_params,
+  initial_base_params,
+)
+from covrl.train.setup.inputs import warm_start_of
 from covrl.train.sft import is_warm_start_finished, warm_start
 from covrl.types import TrainState
 
@@ -83,7 +86,7 @@ def save_run(
     rollout: the data of an unfinished iteration.
     collected: the state of the collector.
     metrics: the metrics so far, see `MetricsWriter.sync`.
-    inputs: fingerprints of the inputs by name, see `covrl.train.inputs`.
+    inputs: fingerprints of the inputs by name, see `covrl.train.setup.inputs`.
     records: what to store of the run's files, see `RunDirectory.records`.
   """
   arrays: dict[str, Any] = {'state': without_base(state)}
@@ -195,7 +198,7 @@ def start_or_resume(
     writer: receives the metrics of the warm start.
     progress: displays the warm start.
     stop: requests to stop.
-    inputs: fingerprints of the inputs by name, see `covrl.train.inputs`.
+    inputs: fingerprints of the inputs by name, see `covrl.train.setup.inputs`.
 
   Raises:
     Stopped: a signal has stopped the warm start; it is saved.

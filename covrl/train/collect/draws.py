@@ -14,10 +14,10 @@ from covrl.data import Problem, PromptStream
 from covrl.parallel import distributed
 from covrl.rollout.score import PendingRollouts, ScoredRollouts
 from covrl.tasks.task import Task
+from covrl.train.collect.group_filter import ChosenGroups
+from covrl.train.collect.phase_timer import PhaseTimer
 from covrl.train.compiled import CompiledPrograms
 from covrl.train.forward import PolicyStats
-from covrl.train.group_filter import ChosenGroups
-from covrl.train.phase_timer import PhaseTimer
 from covrl.train.rollout_batch import to_token_batch
 from covrl.types import Rollouts, TokenBatch, TrainState
 

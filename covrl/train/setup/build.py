@@ -25,20 +25,20 @@ from covrl.run.consistency import check_problems
 from covrl.tasks.task import Task, make_task
 from covrl.tasks.verify import check_references, check_scores
 from covrl.train.algorithm import Algorithm, warm_start_transformation
+from covrl.train.collect.collector import RolloutCollector
 from covrl.train.compiled import CompiledPrograms
 from covrl.train.effects import (
   config_warnings,
   direction_warnings,
   gradient_warnings,
 )
-from covrl.train.initial_policy import make_policy
 from covrl.train.rollout_batch import (
   EVALUATE_STREAM,
   INIT_STREAM,
   ROLLOUT_STREAM,
   TRAIN_STREAM,
 )
-from covrl.train.rollout_collector import RolloutCollector
+from covrl.train.setup.initial_policy import make_policy
 from covrl.train.sft import shared_warm_start
 from covrl.train.state_sharding import check_mesh, rollout_mesh
 from covrl.types import TrainState

@@ -12,7 +12,7 @@ import pytest
 from pretrained.fixtures import MODELS
 from train import process, runs
 from train.between_updates import KILL_AT
-from train.resume_test import arrays
+from train.setup.resume_test import arrays
 from train.updates import POLICY, SEQUENCES, WIDTH, padded
 
 from covrl.cli import main

@@ -12,8 +12,8 @@ import pytest
 from pretrained.fixtures import MODELS
 from train import process, runs
 from train.between_updates import KILL_AT
-from train.critic_test import make_config
-from train.resume_test import arrays
+from train.networks.critic_test import make_config
+from train.setup.resume_test import arrays
 from train.updates import padded
 
 from covrl.config import ConfigError

@@ -37,7 +37,7 @@ from covrl.rollout.score import (
   ScoredRollouts,
   score_rollouts,
 )
-from covrl.train.group_filter import GroupFilter
+from covrl.train.collect.group_filter import GroupFilter
 from covrl.types import Rollouts
 
 # Entries of the exchanged array: whether each group passes the filters.
