@@ -249,13 +249,29 @@ def digests(
     }
   local = pathlib.Path(directory)
   files = (
-    sorted(local.rglob('*')) if names is None else (local / n for n in names)
+    _files_below(local)
+    if names is None
+    else [local / name for name in names if (local / name).is_file()]
   )
-  return {
-    str(file.relative_to(local)): _digest(file)
-    for file in files
-    if file.is_file()
-  }
+  return {str(file.relative_to(local)): _digest(file) for file in files}
+
+
+def _files_below(directory: pathlib.Path) -> list[pathlib.Path]:
+  """Returns all files below a local directory, sorted; none if it is missing.
+
+  Raises:
+    OSError: a directory cannot be read, whose files `Path.rglob` leaves out.
+  """
+
+  def fail(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+      raise error
+
+  folders = os.walk(directory, onerror=fail)
+  files = [
+    pathlib.Path(top, name) for top, _, names in folders for name in names
+  ]
+  return sorted(file for file in files if file.is_file())
 
 
 def open_binary(file: epath.Path) -> io.BufferedReader:
@@ -270,7 +286,7 @@ def read_bytes(file: epath.Path) -> bytes:
 
 
 def file_size(file: epath.Path) -> int:
-  """Returns the size of a file in bytes."""
+  """Returns a file's size in bytes."""
   return file.stat().length
 
 
@@ -336,7 +352,7 @@ def upload(
   """Copies the files below a local directory.
 
   Args:
-    source: the local directory.
+    source: the directory.
     target: the directory to copy to, local or in a bucket.
     last: names of files that are copied after all others.
 
@@ -346,21 +362,18 @@ def upload(
   """
   if not source.is_dir():
     raise NotADirectoryError(f'{source} must be a directory, got none')
-  files = sorted(source.rglob('*'), key=lambda file: (file.name in last, file))
-  for file in files:
-    if file.is_file():
-      copy = target / str(file.relative_to(source))
-      with writing(copy):
-        if not is_bucket(copy):
-          copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes(file.read_bytes())
+  for file in sorted(_files_below(source), key=lambda file: file.name in last):
+    copy = target / str(file.relative_to(source))
+    with writing(copy):
+      if not is_bucket(copy):
+        copy.parent.mkdir(parents=True, exist_ok=True)
+      copy.write_bytes(file.read_bytes())
 
 
 def local_copy(path: epath.Path) -> pathlib.Path:
   """Returns a local path to a file or directory, for libraries that need one.
 
-  A path in a bucket is copied to a temporary directory, which is removed when
-  the process ends.
+  A path in a bucket is copied to a directory that the end of the process removes.
   """
   if not is_bucket(path):
     return pathlib.Path(path)

@@ -58,6 +58,25 @@ def test_digests_differ_for_different_content(bucket, tmp_path):
     assert storage.digests(root) == {}
 
 
+def test_digests_of_a_directory_that_cannot_be_read_are_an_error(
+  tmp_path, monkeypatch
+):
+  (tmp_path / 'closed').mkdir()
+  (tmp_path / 'closed' / 'file').write_text('1')
+  scan = os.scandir
+
+  def scan_open_ones(path):
+    if str(path).endswith('closed'):
+      raise PermissionError(13, 'Permission denied', str(path))
+    return scan(path)
+
+  monkeypatch.setattr('os.scandir', scan_open_ones)
+  with pytest.raises(PermissionError, match='closed'):
+    storage.digests(storage.absolute(tmp_path))
+  with pytest.raises(PermissionError, match='closed'):
+    storage.upload(tmp_path, storage.absolute(tmp_path / 'copy'))
+
+
 def test_reads_parts_of_files(bucket, tmp_path):
   numbers = np.arange(100, dtype=np.float32)
   for root in (ROOT, epath.Path(tmp_path)):
