@@ -52,30 +52,30 @@ def check_array(
     ...
   ValueError: advantages must be [B, T] = (4, 8), got (4,)
   """
-  kinds, described = _KINDS[kind]
+  dtypes, description = _KINDS[kind]
   if isinstance(value, list | tuple):
     raise TypeError(
-      f'{name} must be an array of {described}, got a {type(value).__name__}'
+      f'{name} must be an array of {description}, got a {type(value).__name__}'
     )
   array: Any = value if hasattr(value, 'dtype') else np.asarray(value)
-  if not any(jnp.issubdtype(array.dtype, each) for each in kinds):
+  if not any(jnp.issubdtype(array.dtype, dtype) for dtype in dtypes):
     actual_type = array.dtype if hasattr(value, 'dtype') else repr(value)
     raise TypeError(
-      f'{name} must be an array of {described}, got {actual_type}'
+      f'{name} must be an array of {description}, got {actual_type}'
     )
-  actual = tuple(array.shape)
-  is_rank = axes == '...' or len(actual) == len(axes.split())
-  if not is_rank or (shape is not None and actual != shape):
+  actual_shape = tuple(array.shape)
+  has_rank = axes == '...' or len(actual_shape) == len(axes.split())
+  if not has_rank or (shape is not None and actual_shape != shape):
     required = '' if axes == '...' else f'[{", ".join(axes.split())}]'
     required = required if axes else 'a scalar'
     sizes = '' if shape is None or not axes else f'{required and " = "}{shape}'
-    raise ValueError(f'{name} must be {required}{sizes}, got {actual}')
+    raise ValueError(f'{name} must be {required}{sizes}, got {actual_shape}')
   _check_width(name, array)
-  return actual
+  return actual_shape
 
 
 def _check_width(name: str, array: Any) -> None:
-  """Refuses integers of NumPy that JAX would cut, such as ids of 64 bits."""
+  """Refuses integers of NumPy that JAX would truncate, such as ids of 64 bits."""
   if (
     not isinstance(array, np.ndarray | np.generic)
     or array.dtype.kind not in 'iu'
@@ -198,14 +198,14 @@ def check_number(
     return
   bracket = '(' if is_open else '['
   if high < math.inf:
-    need = f'lie in {bracket}{low:g}, {high:g}]'
+    requirement = f'lie in {bracket}{low:g}, {high:g}]'
   elif above or low == -math.inf:
-    need = 'be finite'
+    requirement = 'be finite'
   elif is_open and low == 0:
-    need = 'be positive'
+    requirement = 'be positive'
   else:
-    need = f'be finite and {"above" if is_open else "at least"} {low:g}'
-  raise ValueError(f'{name} must {need}, got {number:g}')
+    requirement = f'be finite and {"above" if is_open else "at least"} {low:g}'
+  raise ValueError(f'{name} must {requirement}, got {number:g}')
 
 
 def check_integer(

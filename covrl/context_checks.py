@@ -42,7 +42,7 @@ _MOMENTS = ('moments', 'old_moments')
 def check_stats(
   name: str,
   stats: object,
-  where: str,
+  function_name: str,
   shape: tuple[int, ...] | None = None,
 ) -> None:
   """Refuses anything but per-token statistics `[B, T]` of one shape.
@@ -50,7 +50,7 @@ def check_stats(
   Args:
     name: the argument's name, for errors.
     stats: statistics, or their cotangents.
-    where: name of the function that was called, for errors.
+    function_name: name of the function that was called, for errors.
     shape: required shape; `None` for that of the log-probabilities.
 
   Raises:
@@ -64,7 +64,7 @@ def check_stats(
   """
   if not isinstance(stats, TokenStats):
     raise TypeError(
-      f'{name} of {where} must be a TokenStats, got {type(stats).__name__}'
+      f'{name} of {function_name} must be a TokenStats, got {type(stats).__name__}'
     )
   for leaf in ('logprobs', 'entropy', 'divergence', 'top_entropy'):
     value = getattr(stats, leaf)
@@ -73,13 +73,15 @@ def check_stats(
 
 
 def check_context(
-  context: Mapping[str, object], where: str, stats: TokenStats | None = None
+  context: Mapping[str, object],
+  function_name: str,
+  stats: TokenStats | None = None,
 ) -> None:
   """Refuses entries that are not in `TokenContext`, or of another shape.
 
   Args:
     context: keyword arguments of a loss or a token transform.
-    where: name of the function that was called, for the error.
+    function_name: name of the function that was called, for the error.
     stats: statistics whose shape `[B, T]` all per-token entries must have;
       `None` checks names only.
 
@@ -104,7 +106,7 @@ def check_context(
         else f'known entries: {", ".join(sorted(known))}'
       )
       raise TypeError(
-        f'the context of {where} must have entries of TokenContext only, got'
+        f'the context of {function_name} must have entries of TokenContext only, got'
         f' {entry!r}; {hint}'
       )
   if stats is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses of policies, critics and process reward models, and parts of them.
+"""Losses of policies, critics and process reward models, divergences and weights.
 
 A policy loss is a function `(stats, **context) -> (value, LossAux)`.
 """

@@ -82,7 +82,7 @@ def report_error(error: BaseException) -> Exit | None:
   if unwritten is not None and not os.environ.get('COVRL_TRACEBACK'):
     print(f'covrl: {unwritten}', file=sys.stderr)
     return Exit.STORAGE
-  unread = storage.failed_read(error)
+  unread = storage.read_failure_message(error)
   if unread is not None and not os.environ.get('COVRL_TRACEBACK'):
     print(f'covrl: {unread}', file=sys.stderr)
     return Exit.STORAGE

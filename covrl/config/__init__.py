@@ -44,7 +44,7 @@ from covrl.config.problems import CountdownConfig as CountdownConfig
 from covrl.config.problems import DataConfig as DataConfig
 from covrl.config.problems import EvaluateConfig as EvaluateConfig
 from covrl.config.problems import RewardConfig as RewardConfig
-from covrl.config.recipe import RESUMABLE as RESUMABLE
+from covrl.config.recipe import CHANGEABLE_ON_RESUME as CHANGEABLE_ON_RESUME
 from covrl.config.recipe import Recipe as Recipe
 from covrl.config.recorded_reads import recorded_reads as recorded_reads
 from covrl.config.validation import check as check

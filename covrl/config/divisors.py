@@ -30,14 +30,14 @@ def divisors(total: int) -> list[int]:
   return sorted({*small, *(total // d for d in small)})
 
 
-def multiples(part: int, target: int) -> list[int]:
-  """Returns the multiples of `part` around `target`, from `part` on.
+def multiples(divisor: int, target: int) -> list[int]:
+  """Returns the multiples of `divisor` around `target`, from `divisor` on.
 
   >>> multiples(8, 12), multiples(8, 3)
   ([8, 16], [8])
   """
-  below = target // part * part
-  return [size for size in (below, below + part) if size > 0]
+  below = target // divisor * divisor
+  return [size for size in (below, below + divisor) if size > 0]
 
 
 def hint(name: str, values: Sequence[int]) -> str:
@@ -51,14 +51,14 @@ def hint(name: str, values: Sequence[int]) -> str:
   return f'; nearest possible: {name} = {" or ".join(map(str, values))}'
 
 
-def check_divides(total: int, part: int, total_name: str, name: str) -> None:
-  """Checks that `part`, the value of the field `name`, divides `total`.
+def check_divides(total: int, divisor: int, total_name: str, name: str) -> None:
+  """Checks that `divisor`, the value of the field `name`, divides `total`.
 
   Raises:
     ConfigError: it does not; the message names the nearest values that do.
   """
-  if total % part:
+  if total % divisor:
     raise ConfigError(
-      f'{total_name} must be a multiple of {name}, got {total} and {part}'
-      f'{hint(name, nearest(divisors(total), part))}'
+      f'{total_name} must be a multiple of {name}, got {total} and {divisor}'
+      f'{hint(name, nearest(divisors(total), divisor))}'
     )

@@ -23,13 +23,13 @@ def from_dict(fields: Mapping[str, Any]) -> Config:
     """Returns a dataclass with values replaced, recursively."""
     changes = {}
     for name, value in values.items():
-      before = getattr(default, name, None)
+      field_default = getattr(default, name, None)
       if not hasattr(default, name):
         continue
-      _check_type(f'{prefix}{name}', before, value)
+      _check_type(f'{prefix}{name}', field_default, value)
       changes[name] = (
-        build(before, value, f'{prefix}{name}.')
-        if dataclasses.is_dataclass(before)
+        build(field_default, value, f'{prefix}{name}.')
+        if dataclasses.is_dataclass(field_default)
         else value
       )
     return dataclasses.replace(default, **changes)

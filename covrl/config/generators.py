@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Global generators of random numbers, from which a recipe's functions may draw."""
+"""Seeding of the global random number generators that recipes may draw from."""
 
 import random
 

@@ -38,24 +38,24 @@ def _section(section: Section, values: dict[str, Any]) -> str:
 def _field(field: Field, value: object) -> str:
   """Returns the help of a field: the override that sets it, and its meaning."""
   limits = f', {field.bounds}' if field.bounds else ''
-  kind = ' | '.join(each or "''" for each in field.choices)
+  choices = ' | '.join(choice or "''" for choice in field.choices)
   meaning = field.meaning
   # Symbols such as γ and k mean something else in upper case.
   if len(re.split(r'\W', meaning, maxsplit=1)[0]) > 1:
     meaning = f'{meaning[0].upper()}{meaning[1:]}'
   text = textwrap.fill(
-    f'{meaning} ({kind or field.type_name}{limits})',
+    f'{meaning} ({choices or field.type_name}{limits})',
     width=_WIDTH,
     initial_indent=' ' * 6,
     subsequent_indent=' ' * 6,
     break_long_words=False,
     break_on_hyphens=False,
   )
-  return f'  --config.{field.name}={_shown(value)}\n{text}'
+  return f'  --config.{field.name}={_override_text(value)}\n{text}'
 
 
-def _shown(value: object) -> str:
-  """Writes a value as an override would.
+def _override_text(value: object) -> str:
+  """Returns the text of a value in an override.
 
   >>> _shown(True), _shown('a b'), _shown(0.5)
   ('true', "'a b'", '0.5')

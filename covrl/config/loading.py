@@ -46,7 +46,7 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Recipe:
   config = overriding.apply(recipe.config, overrides)
   check(config)
   if config.rewards.function:
-    files.add(config.rewards.function)
+    files.add_score_function(config.rewards.function)
   return dataclasses.replace(
     recipe,
     config=config,
@@ -79,7 +79,7 @@ def restore(directory: pathlib.Path, saved: Mapping[str, Any]) -> Recipe:
     files = RecipeFiles(file)
     recipe = _call(files, file, function)
     if config.rewards.function:
-      files.add(config.rewards.function)
+      files.add_score_function(config.rewards.function)
   except ModuleNotFoundError as error:
     raise ConfigError(
       f'the recipe of the run needs the module {error.name!r}, which is not'

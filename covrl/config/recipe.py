@@ -15,7 +15,7 @@ from covrl.config.flat import flatten
 # and the files that are written, but not the computed values. More iterations change
 # those of a run that samples ahead, and `logging.diagnostics_every` the last bits,
 # which is reported.
-RESUMABLE = (
+CHANGEABLE_ON_RESUME = (
   'train.iterations',
   'train.max_skipped_updates',
   'checkpoint.',
@@ -74,11 +74,11 @@ class Recipe:
 
   @property
   def identity(self) -> str:
-    """Hash of the name, the sources and all fields that are not resumable."""
+    """Hash of the name, the sources and all fields that a resume may not change."""
     fields = {
       name: value
       for name, value in flatten(self.config).items()
-      if not name.startswith(RESUMABLE)
+      if not name.startswith(CHANGEABLE_ON_RESUME)
     }
     text = json.dumps([self.name, dict(self.sources), fields], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

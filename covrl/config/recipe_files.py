@@ -61,7 +61,7 @@ class RecipeFiles:
     """Makes the files beside the recipe importable within the context."""
     entry = str(self._directory)
     names = {*_imported_from(self._directory), *self._modules}
-    before = {
+    shadowed_modules = {
       name: sys.modules.pop(name) for name in names if name in sys.modules
     }
     sys.modules.update(self._modules)
@@ -75,9 +75,9 @@ class RecipeFiles:
       for name, module in self._modules.items():
         if sys.modules.get(name) is module:
           del sys.modules[name]
-      sys.modules.update(before)
+      sys.modules.update(shadowed_modules)
 
-  def add(self, name: str) -> None:
+  def add_score_function(self, name: str) -> None:
     """Adds the file of a score function to the sources, and checks it.
 
     The file is beside the recipe or in the working directory.
@@ -202,16 +202,16 @@ class RecipeFiles:
     sources |= dict.fromkeys(
       file.parent / path.name for path in imported.values()
     )
-    waiting = list(sources)
-    while waiting:
-      path = waiting.pop()
+    unread_files = list(sources)
+    while unread_files:
+      path = unread_files.pop()
       text = path.read_text(encoding='utf-8')
       yield path, text
       for name in _mentioned_modules(text, path):
-        other = file.parent / f'{name}.py'
-        if other not in sources and other.is_file():
-          sources[other] = None
-          waiting.append(other)
+        neighbour = file.parent / f'{name}.py'
+        if neighbour not in sources and neighbour.is_file():
+          sources[neighbour] = None
+          unread_files.append(neighbour)
 
 
 def _module_of(

@@ -68,8 +68,10 @@ class Field:
     if isinstance(value, int | float) and self.kind is not bool:
       bounds = self.bounds or Bounds(-math.inf)
       if not bounds.contains(value):
-        need = self.bounds.requirement if self.bounds else 'must be finite'
-        raise ConfigError(f'{self.name} {need}, got {_number(value)}')
+        requirement = (
+          self.bounds.requirement if self.bounds else 'must be finite'
+        )
+        raise ConfigError(f'{self.name} {requirement}, got {_number(value)}')
       largest = MAX_MAGNITUDES[self.kind]
       if math.isinf(bounds.high) and abs(value) > largest:
         raise ConfigError(

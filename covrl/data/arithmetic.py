@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sums and differences of integers, such as `37 + 12 - 5`.
+"""Arithmetic problems: sums and differences of integers, such as `37 + 12 - 5`.
 
 The prompt is the expression, to which a prompt format adds the rest. The answer
 is never negative. Problems whose terms differ in their order only are the same.

@@ -24,13 +24,13 @@ class NgramIndex:
 
   Args:
     sets: evaluation problems by the name of the set.
-    words: n, the number of words of an n-gram.
+    ngram_words: n, the number of words of an n-gram.
 
   Raises:
     ValueError: n is not positive.
 
   >>> sums = Problem(prompt='Add 2 and 3, then 4.', reference='9', source='s')
-  >>> index = NgramIndex({'sums': [sums]}, words=4)
+  >>> index = NgramIndex({'sums': [sums]}, ngram_words=4)
   >>> index.find('First add 2 and 3!')
   'sums'
   >>> index.find('Add 2 and 4.') is None
@@ -38,22 +38,24 @@ class NgramIndex:
   """
 
   def __init__(
-    self, sets: Mapping[str, Sequence[Problem]], *, words: int = 13
+    self, sets: Mapping[str, Sequence[Problem]], *, ngram_words: int = 13
   ) -> None:
-    if words < 1:
-      raise ValueError(f'n-grams must have at least 1 word, got {words}')
-    self._words = words
+    if ngram_words < 1:
+      raise ValueError(f'n-grams must have at least 1 word, got {ngram_words}')
+    self._ngram_words = ngram_words
     self._set_of_ngram: dict[int, str] = {}
     for name, problems in sets.items():
       # Key of the first question with an n-gram.
-      questions: dict[int, str] = {}
+      first_key_of_ngram: dict[int, str] = {}
       shared: set[int] = set()
       for problem in problems:
         key = problem.key or question_key(problem.prompt)
         for ngram in self._ngrams(problem.prompt):
-          if questions.setdefault(ngram, key) != key:
+          if first_key_of_ngram.setdefault(ngram, key) != key:
             shared.add(ngram)
-      self._set_of_ngram |= {n: name for n in questions if n not in shared}
+      self._set_of_ngram |= {
+        n: name for n in first_key_of_ngram if n not in shared
+      }
 
   def find(self, question: str) -> str | None:
     """Name of an evaluation set that contains the question, or `None`."""
@@ -65,7 +67,7 @@ class NgramIndex:
   def _ngrams(self, text: str) -> Iterator[int]:
     """Digests of all n-grams of a text; of all its words if they are fewer."""
     words = _WORD.findall(unicodedata.normalize('NFKC', text).casefold())
-    for start in range(max(len(words) - self._words + 1, 1)):
-      ngram = ' '.join(words[start : start + self._words])
+    for start in range(max(len(words) - self._ngram_words + 1, 1)):
+      ngram = ' '.join(words[start : start + self._ngram_words])
       digest = hashlib.blake2b(ngram.encode(), digest_size=8).digest()
       yield int.from_bytes(digest, 'big')

@@ -52,16 +52,16 @@ class Expression:
 
   def __str__(self) -> str:
     """The expression with as few parentheses as possible."""
-    first = self._operators[0]
-    ordered = sorted(
+    main_operator = self._operators[0]
+    sorted_terms = sorted(
       self._terms,
       key=lambda term: (
-        term.operator != first,
-        first == '*' and not term.text.startswith('('),
+        term.operator != main_operator,
+        main_operator == '*' and not term.text.startswith('('),
         -term.value,
       ),
     )
-    return ' '.join(f'{term.operator} {term.text}' for term in ordered)[2:]
+    return ' '.join(f'{term.operator} {term.text}' for term in sorted_terms)[2:]
 
 
 def random_expression(
@@ -100,13 +100,18 @@ def _swap_in_divisor(
   rng: random.Random, numbers: list[int], index: int, value: int
 ) -> bool:
   """Swaps a remaining divisor of `value` to `index`; false without one."""
-  divisors = [
-    other for other in range(index, len(numbers)) if value % numbers[other] == 0
+  divisor_indices = [
+    divisor_index
+    for divisor_index in range(index, len(numbers))
+    if value % numbers[divisor_index] == 0
   ]
-  if not divisors:
+  if not divisor_indices:
     return False
-  other = rng.choice(divisors)
-  numbers[index], numbers[other] = numbers[other], numbers[index]
+  divisor_index = rng.choice(divisor_indices)
+  numbers[index], numbers[divisor_index] = (
+    numbers[divisor_index],
+    numbers[index],
+  )
   return True
 
 

@@ -115,22 +115,26 @@ def filter_sources(
   Raises:
     ValueError: all problems of a source are dropped.
   """
-  seen: dict[str, str] = {}
-  return [_filter_source(source, criteria, seen) for source in sources]
+  reference_digests: dict[str, str] = {}
+  return [
+    _filter_source(source, criteria, reference_digests) for source in sources
+  ]
 
 
 def _filter_source(
-  source: ProblemSource, criteria: ProblemFilter, seen: dict[str, str]
+  source: ProblemSource,
+  criteria: ProblemFilter,
+  reference_digests: dict[str, str],
 ) -> FilteredSource:
   """Filters one source.
 
   Args:
     source: the problems.
     criteria: criteria that problems must meet.
-    seen: digest of the reference by question key, of all problems so far;
-      updated.
+    reference_digests: digest of the reference by question key, of all problems
+      so far; updated.
   """
-  kept: list[int] = []
+  kept_indices: list[int] = []
   dropped: dict[str, int] = {}
   examples: dict[str, str] = {}
   digest = hashlib.sha256()
@@ -139,17 +143,19 @@ def _filter_source(
     reference = json.dumps(problem.reference, sort_keys=True)
     reason = None
     if criteria.deduplicate:
-      reason = _duplicate_reason(problem, reference, seen)
+      reason = _duplicate_reason(problem, reference, reference_digests)
     reason = reason or criteria.drop_reason(problem)
     if reason is not None:
       dropped[reason] = dropped.get(reason, 0) + 1
       examples.setdefault(reason, problem.location)
       continue
-    kept.append(index)
+    kept_indices.append(index)
     digest.update(problems_fingerprint([problem]).encode())
-  subset = SubsetSource(source, np.array(kept, np.int64), digest.hexdigest())
+  subset = SubsetSource(
+    source, np.array(kept_indices, np.int64), digest.hexdigest()
+  )
   filtered = FilteredSource(subset, len(source), dropped, examples)
-  if not kept:
+  if not kept_indices:
     raise ValueError(
       'a source must have at least one problem to use, got'
       f' {", ".join(source.names)}: {filtered}'
@@ -158,12 +164,14 @@ def _filter_source(
 
 
 def _duplicate_reason(
-  problem: Problem, reference: str, seen: dict[str, str]
+  problem: Problem, reference: str, reference_digests: dict[str, str]
 ) -> str | None:
-  """Reason for dropping a duplicate; a new question is added to `seen`."""
+  """Reason for dropping a duplicate; a new question is added to the digests."""
   digest = hashlib.blake2b(reference.encode(), digest_size=8).hexdigest()
-  first = seen.get(problem.key) if problem.key else None
-  if first is None:
-    seen[problem.key] = digest
+  first_digest = reference_digests.get(problem.key) if problem.key else None
+  if first_digest is None:
+    reference_digests[problem.key] = digest
     return None
-  return 'repeated' if first == digest else 'repeated, with another answer'
+  return (
+    'repeated' if first_digest == digest else 'repeated, with another answer'
+  )

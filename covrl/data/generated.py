@@ -62,28 +62,30 @@ class HeldOut(Generic[GeneratorConfig]):
 
 @functools.lru_cache(maxsize=8)
 def _problems(
-  held_out: HeldOut[Any], kind: type[Any], /, **bounds: int
+  held_out: HeldOut[Any], config_type: type[Any], /, **bounds: int
 ) -> tuple[Problem, ...]:
   """Generates the problems of `HeldOut`; cached per task and bounds."""
-  config = kind(**bounds)
-  kept: dict[Hashable, Problem] = {}
+  config = config_type(**bounds)
+  distinct_problems: dict[Hashable, Problem] = {}
   problems = held_out.generate(config)
-  remaining = 10 * config.held_out + MAX_REDRAWS
-  while len(kept) < config.held_out:
-    if not remaining:
+  attempts_left = 10 * config.held_out + MAX_REDRAWS
+  while len(distinct_problems) < config.held_out:
+    if not attempts_left:
       raise too_few_problems(config)
-    remaining -= 1
+    attempts_left -= 1
     problem = next(problems)
-    kept.setdefault(held_out.key(problem), problem)
-  return tuple(kept.values())
+    distinct_problems.setdefault(held_out.key(problem), problem)
+  return tuple(distinct_problems.values())
 
 
 @functools.lru_cache(maxsize=16)
 def _keys(
-  held_out: HeldOut[Any], kind: type[Any], /, **bounds: int
+  held_out: HeldOut[Any], config_type: type[Any], /, **bounds: int
 ) -> frozenset[Hashable]:
   """Keys of the problems of `HeldOut`; cached per task and bounds."""
-  return frozenset(map(held_out.key, _problems(held_out, kind, **bounds)))
+  return frozenset(
+    map(held_out.key, _problems(held_out, config_type, **bounds))
+  )
 
 
 def _bounds(config: GeneratorConfig) -> dict[str, int]:

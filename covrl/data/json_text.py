@@ -23,7 +23,7 @@ def parse_json(text: bytes | bytearray, subject: str) -> Any:
   """
   repeated: list[str] = []
 
-  def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  def to_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for name, value in pairs:
       if name in fields:
@@ -32,7 +32,7 @@ def parse_json(text: bytes | bytearray, subject: str) -> Any:
     return fields
 
   try:
-    content = json.loads(text, object_pairs_hook=unique)
+    content = json.loads(text, object_pairs_hook=to_object)
   except (ValueError, RecursionError) as error:
     raise ValueError(
       f'{subject} must be JSON, got {str(error)[:200]}'

@@ -62,7 +62,7 @@ class JsonTokenizer:
     if not end_tokens:
       raise ValueError('end_tokens must name at least one token, got none')
     self._end_ids = tuple(map(self._id, end_tokens))
-    bos = self._own_bos_id() if bos_token is None else bos_token
+    bos = self._post_processor_bos_id() if bos_token is None else bos_token
     self._bos_id = None if bos is None else self._id(bos)
     self._pad_id = (
       self._end_ids[0] if pad_token is None else self._id(pad_token)
@@ -146,16 +146,17 @@ class JsonTokenizer:
   def _add_special(self, texts: Iterable[str]) -> None:
     """Makes tokens of the vocabulary special, as transformers does."""
     added = self._tokenizer.get_added_tokens_decoder().values()
-    known = {token.content for token in added}
+    added_texts = {token.content for token in added}
     self._tokenizer.add_special_tokens(
       [
         text
         for text in texts
-        if text not in known and self._tokenizer.token_to_id(text) is not None
+        if text not in added_texts
+        and self._tokenizer.token_to_id(text) is not None
       ]
     )
 
-  def _own_bos_id(self) -> int | None:
+  def _post_processor_bos_id(self) -> int | None:
     """The token that the post-processor puts before a text, if any."""
     vocabulary = itertools.islice(self._tokenizer.get_vocab(), _MAX_PROBES)
     for text in ('a', *vocabulary):
@@ -164,13 +165,13 @@ class JsonTokenizer:
       if 0 not in is_added:
         # The vocabulary has no token for this text.
         continue
-      begin = encoding.ids[: is_added.index(0)]
-      if len(begin) > 1:
+      prefix_ids = encoding.ids[: is_added.index(0)]
+      if len(prefix_ids) > 1:
         raise ValueError(
           'a tokenizer must put at most one token before a text,'
-          f' got one that puts {begin}'
+          f' got one that puts {prefix_ids}'
         )
-      return begin[0] if begin else None
+      return prefix_ids[0] if prefix_ids else None
     return None
 
   def _check_size(self, vocab_size: int | None) -> int:
@@ -182,13 +183,13 @@ class JsonTokenizer:
       return size
     # Text models may lack embeddings of special tokens that mark images.
     added = self._tokenizer.get_added_tokens_decoder()
-    beyond = [
+    excess_ids = [
       token
       for token in ids
       if token >= vocab_size
       and (token not in added or not added[token].special)
     ]
-    if beyond or len(ids) < _MIN_USED_FRACTION * vocab_size:
+    if excess_ids or len(ids) < _MIN_USED_FRACTION * vocab_size:
       raise ValueError(
         f"a tokenizer must have the model's {vocab_size} tokens, a few of"
         f' them unused, got {len(ids)} with ids up to {size - 1}'

@@ -77,8 +77,10 @@ def maze_tokenizer(config: MazeConfig) -> SentencePieceTokenizer:
   >>> tokenizer.vocab_size, len(tokenizer.encode('from a1 to e5 walls c3 :'))
   (33, 7)
   """
-  side = range(config.side)
-  cells = [cell_name((column, row)) for column in side for row in side]
+  coordinates = range(config.side)
+  cells = [
+    cell_name((column, row)) for column in coordinates for row in coordinates
+  ]
   return train_sentencepiece([*cells, 'from', 'to', 'walls', ':'])
 
 
@@ -174,8 +176,8 @@ def explorer_walk(rng: random.Random, maze: Maze, max_steps: int) -> list[Cell]:
   trail, visited = [maze.start], {maze.start}
   while len(walk) < max_steps and trail[-1] != maze.goal:
     neighbours = maze.free_neighbours(trail[-1])
-    if new := [cell for cell in neighbours if cell not in visited]:
-      trail.append(rng.choice(new))
+    if unvisited := [cell for cell in neighbours if cell not in visited]:
+      trail.append(rng.choice(unvisited))
       visited.add(trail[-1])
     else:
       trail.pop()
@@ -191,13 +193,13 @@ def random_maze(rng: random.Random, config: MazeConfig) -> Maze:
   Raises:
     ValueError: the bounds allow too few mazes.
   """
-  side = range(config.side)
-  cells = [(column, row) for column in side for row in side]
+  coordinates = range(config.side)
+  cells = [(column, row) for column in coordinates for row in coordinates]
   for _ in range(100 * MAX_REDRAWS):
     rng.shuffle(cells)
-    count = rng.randint(config.min_walls, config.max_walls)
-    start = cells[count]
-    maze = Maze(config.side, frozenset(cells[:count]), start, start)
+    num_walls = rng.randint(config.min_walls, config.max_walls)
+    start = cells[num_walls]
+    maze = Maze(config.side, frozenset(cells[:num_walls]), start, start)
     goals: dict[int, list[Cell]] = {}
     for cell, steps in distances(maze, start).items():
       if config.min_distance <= steps <= config.max_steps:

@@ -64,25 +64,25 @@ def prompt_ids(problem: Problem, tokenizer: Tokenizer) -> list[int]:
     ValueError: the prompt is not valid Unicode, has words outside the
       vocabulary, or has no tokens.
   """
-  given: object = problem
-  if not isinstance(given, Problem) or not isinstance(problem.prompt, str):
+  entry: object = problem
+  if not isinstance(entry, Problem) or not isinstance(problem.prompt, str):
     raise TypeError(
-      f'a source must hold Problem objects with a text prompt, got {given!r:.200}'
+      f'a source must hold Problem objects with a text prompt, got {entry!r:.200}'
     )
   check_unicode(problem.prompt, 'the prompt', problem.location)
   ids = tokenizer.encode(problem.prompt)
-  check_token_ids(ids, tokenizer, f'the prompt of {_name(problem)}')
+  check_token_ids(ids, tokenizer, f'the prompt of {_description(problem)}')
   bos = tokenizer.bos_id
   if bos is None and not ids:
     raise ValueError(
-      f'a prompt must have at least one token, got none in {_name(problem)}'
+      f'a prompt must have at least one token, got none in {_description(problem)}'
     )
   if bos is None or ids[:1] == [bos]:
     return ids
   if problem.prompt[:1].isspace():
-    stripped = tokenizer.encode(problem.prompt.lstrip())
-    if stripped[:1] == [bos]:
-      return stripped
+    stripped_ids = tokenizer.encode(problem.prompt.lstrip())
+    if stripped_ids[:1] == [bos]:
+      return stripped_ids
   return [bos, *ids]
 
 
@@ -161,7 +161,7 @@ def token_rows(
     if length > max_length:
       raise ValueError(
         f'a prompt and its solution must have at most {max_length} tokens, got'
-        f' {length} in {_name(problem)}'
+        f' {length} in {_description(problem)}'
       )
     tokens[row, :length] = ids[:-1]
     targets[row, :length] = ids[1:]
@@ -200,13 +200,13 @@ def pack_rows(rows: RowsT, *, length: int, count: int | None = None) -> RowsT:
   """
   sequences = _sequences(rows)
   slots = _first_fit([len(columns) for _, columns in sequences], length)
-  needed = _num_rows(slots)
-  if count is not None and needed > count:
+  num_needed_rows = _num_rows(slots)
+  if count is not None and num_needed_rows > count:
     raise ValueError(
-      f'count must be at least {needed} for {len(sequences)} sequences in rows of'
+      f'count must be at least {num_needed_rows} for {len(sequences)} sequences in rows of'
       f' {length} tokens, got {count}'
     )
-  shape = needed if count is None else count, length
+  shape = num_needed_rows if count is None else count, length
   return _copy_to_slots(rows, sequences, slots, shape)
 
 
@@ -294,8 +294,8 @@ def _first_fit(lengths: Sequence[int], width: int) -> list[_Slot]:
   >>> _first_fit([3, 4, 2, 1], 5)
   [(0, 0, 1), (1, 0, 1), (0, 3, 2), (1, 4, 2)]
   """
-  used: list[int] = []
-  segments: list[int] = []
+  used_lengths: list[int] = []
+  segment_counts: list[int] = []
   slots: list[_Slot] = []
   for length in lengths:
     if length > width:
@@ -305,17 +305,17 @@ def _first_fit(lengths: Sequence[int], width: int) -> list[_Slot]:
     row = next(
       (
         row
-        for row, used_length in enumerate(used)
+        for row, used_length in enumerate(used_lengths)
         if used_length + length <= width
       ),
-      len(used),
+      len(used_lengths),
     )
-    if row == len(used):
-      used.append(0)
-      segments.append(0)
-    segments[row] += 1
-    slots.append((row, used[row], segments[row]))
-    used[row] += length
+    if row == len(used_lengths):
+      used_lengths.append(0)
+      segment_counts.append(0)
+    segment_counts[row] += 1
+    slots.append((row, used_lengths[row], segment_counts[row]))
+    used_lengths[row] += length
   return slots
 
 
@@ -328,15 +328,15 @@ def _response_ids(problem: Problem, tokenizer: Tokenizer) -> list[int]:
     )
   if not solution.strip():
     raise ValueError(
-      f'a problem must have a solution, got {_name(problem)} without one'
+      f'a problem must have a solution, got {_description(problem)} without one'
     )
   check_unicode(solution, 'the solution', problem.location)
   ids = tokenizer.encode(solution)
-  check_token_ids(ids, tokenizer, f'the solution of {_name(problem)}')
+  check_token_ids(ids, tokenizer, f'the solution of {_description(problem)}')
   return [*ids, tokenizer.end_ids[0]]
 
 
-def _name(problem: Problem) -> str:
+def _description(problem: Problem) -> str:
   """A problem for error messages: its row, or its prompt and source."""
   if problem.location:
     return problem.location

@@ -137,14 +137,14 @@ def code_tests(row: Row, column: str) -> list[dict[str, Any]]:
       column, "be JSON with as many 'inputs' as 'outputs', at least one"
     )
   name = fields.get('fn_name')
-  further = _tolerance(fields.get('tolerance'), row, column)
+  tolerance = _tolerance(fields.get('tolerance'), row, column)
   if name is None:
     if not all(map(_is_text_or_lines, (*inputs, *outputs))):
       raise row.error(
         column, "have 'inputs' and 'outputs' of text, numbers or lists of them"
       )
     return [
-      {'stdin': _joined_lines(i), 'stdout': _joined_lines(o), **further}
+      {'stdin': _joined_lines(i), 'stdout': _joined_lines(o), **tolerance}
       for i, o in pairs
     ]
   if not isinstance(name, str):
@@ -153,7 +153,7 @@ def code_tests(row: Row, column: str) -> list[dict[str, Any]]:
     raise row.error(column, "have 'inputs' that list a call's arguments")
   is_wrapped = all(isinstance(o, list) and len(o) == 1 for _, o in pairs)
   return [
-    {'call': name, 'args': i, 'result': o[0] if is_wrapped else o, **further}
+    {'call': name, 'args': i, 'result': o[0] if is_wrapped else o, **tolerance}
     for i, o in pairs
   ]
 

@@ -141,7 +141,9 @@ class ParquetRecords(Records):
 
   def __getitem__(self, index: int) -> Any:
     try:
-      return self._shortened(self._table.slice(index, 1).to_pylist()[0])
+      return self._shorten_narrow_columns(
+        self._table.slice(index, 1).to_pylist()[0]
+      )
     except (ValueError, OverflowError) as error:
       # Values are not checked when a file is opened: text may not be UTF-8.
       raise ValueError(
@@ -157,11 +159,13 @@ class ParquetRecords(Records):
         stop = min(start + _PARQUET_BATCH, len(self))
         yield from (self[index] for index in range(start, stop))
         continue
-      yield from map(self._shortened, rows)
+      yield from map(self._shorten_narrow_columns, rows)
 
-  def _shortened(self, row: dict[str, Any]) -> dict[str, Any]:
+  def _shorten_narrow_columns(self, row: dict[str, Any]) -> dict[str, Any]:
     """Replaces numbers of narrow columns by their shortest decimals."""
-    narrow = {f.name: _shortest(row[f.name], f.type) for f in self._narrow}
+    narrow = {
+      f.name: _with_shortest_decimals(row[f.name], f.type) for f in self._narrow
+    }
     return {**row, **narrow}
 
 
@@ -310,24 +314,29 @@ def _first_sentence(error: BaseException) -> str:
   return ' '.join(str(error).split()).partition('. ')[0].removesuffix('.')
 
 
-def _shortest(value: Any, arrow_type: Any) -> Any:
+def _with_shortest_decimals(value: Any, arrow_type: Any) -> Any:
   """Replaces narrow floats in a value of an Arrow type by shortest decimals."""
   import pyarrow.types as types
 
   if types.is_map(arrow_type):
-    kinds = arrow_type.key_type, arrow_type.item_type
+    pair_types = arrow_type.key_type, arrow_type.item_type
     return value and [
       tuple(
-        _shortest(item, kind) for item, kind in zip(pair, kinds, strict=True)
+        _with_shortest_decimals(item, item_type)
+        for item, item_type in zip(pair, pair_types, strict=True)
       )
       for pair in value
     ]
   if types.is_dictionary(arrow_type):  # Values that are stored once each.
-    return _shortest(value, arrow_type.value_type)
+    return _with_shortest_decimals(value, arrow_type.value_type)
   if isinstance(value, list) and hasattr(arrow_type, 'value_type'):
-    return [_shortest(item, arrow_type.value_type) for item in value]
+    return [
+      _with_shortest_decimals(item, arrow_type.value_type) for item in value
+    ]
   if isinstance(value, dict) and types.is_struct(arrow_type):
-    return {f.name: _shortest(value[f.name], f.type) for f in arrow_type}
+    return {
+      f.name: _with_shortest_decimals(value[f.name], f.type) for f in arrow_type
+    }
   if types.is_float16(arrow_type) or types.is_float32(arrow_type):
     return _shortest_decimal(value, arrow_type.to_pandas_dtype())
   return value

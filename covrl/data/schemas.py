@@ -68,13 +68,13 @@ class Schema:
 
   def columns(self, row: Row) -> tuple[str, ...]:
     """The columns that `parse` reads of a row; question and answer are first."""
-    read = [
+    columns = [
       row.first_present(*self.prompt_columns),
       row.first_present(*self.answer_columns),
     ]
     if self.solution_column and row.has(self.solution_column):
-      read.append(self.solution_column)
-    return tuple(dict.fromkeys(read))
+      columns.append(self.solution_column)
+    return tuple(dict.fromkeys(columns))
 
   def parse(self, row: Row, source: str) -> Problem:
     """Parses a row.
@@ -96,7 +96,7 @@ class Schema:
     return Problem(
       prompt=question,
       reference=_reference(row, column, self.parse_reference),
-      source=_own_source(row) or source,
+      source=_data_source(row) or source,
       solution=parsers.solution_text(solution),
       messages=messages,
       kind=kind,
@@ -327,7 +327,7 @@ def _prompt(row: Row, column: str) -> tuple[str, tuple[Mapping[str, Any], ...]]:
   return questions[-1]['content'], messages
 
 
-def _own_source(row: Row) -> str:
+def _data_source(row: Row) -> str:
   """The row's own `data_source`, empty without one."""
   value = row.value('data_source')
   if not isinstance(value, str | None):

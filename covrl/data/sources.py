@@ -78,7 +78,7 @@ class FileSource:
     """Parses all rows and returns the kind of each source's problems."""
     kinds: dict[str, tuple[str, str]] = {}
     types: dict[str, tuple[str, str]] = {}
-    parts: dict[str, tuple[str, str]] = {}
+    column_of_part: dict[str, tuple[str, str]] = {}
     for index, columns in enumerate(self._records):
       row = self._row(index, columns)
       problem = self.schema.parse(row, self._name)
@@ -94,7 +94,7 @@ class FileSource:
         ('questions', 'answers'), column_names, strict=False
       ):
         _check_consistent(
-          parts,
+          column_of_part,
           part,
           (repr(column), row.location),
           f'the {part} of a file must be in one column',
@@ -110,7 +110,7 @@ class FileSource:
 
 
 def _check_consistent(
-  seen: dict[str, tuple[str, str]],
+  first_values: dict[str, tuple[str, str]],
   name: str,
   value: tuple[str, str],
   requirement: str,
@@ -118,12 +118,12 @@ def _check_consistent(
   """Checks that a value equals the first one of the same name.
 
   Args:
-    seen: first value and its location, by name; updated.
+    first_values: first value and its location, by name; updated.
     name: a source or a column.
     value: the value and its location.
     requirement: first part of the error message.
   """
-  first, location = seen.setdefault(name, value)
+  first, location = first_values.setdefault(name, value)
   if first != value[0]:
     raise ValueError(
       f'{requirement}, got {first} in {location} and {value[0]} in {value[1]}'
@@ -139,11 +139,11 @@ class ListSource:
 
   def __init__(self, problems: Sequence[Problem]) -> None:
     self._problems = tuple(problems)
-    for each in self._problems:
-      given: object = each
-      if not isinstance(given, Problem):
+    for problem in self._problems:
+      entry: object = problem
+      if not isinstance(entry, Problem):
         raise TypeError(
-          f'a source must hold Problem objects, got {given!r:.200}'
+          f'a source must hold Problem objects, got {entry!r:.200}'
         )
     self.names = tuple(dict.fromkeys(p.source for p in self._problems))
 

@@ -190,14 +190,16 @@ def check_suite_names(suites: Sequence[Suite]) -> None:
 
 def _suite_files(name: str, directory: epath.Path) -> list[epath.Path]:
   """Files of a suite in `SUITES`."""
-  single = [directory / f'{name}{suffix}' for suffix in SUFFIXES]
-  files = [file for file in single if file.exists()]
+  single_files = [directory / f'{name}{suffix}' for suffix in SUFFIXES]
+  files = [file for file in single_files if file.exists()]
   if files:
     return files[:1]
   folder = directory / name
   if folder.is_dir():
-    inside = [*folder.glob('*'), *folder.glob('*/*')]
-    files = sorted(file for file in inside if file.name.endswith(SUFFIXES))
+    folder_files = [*folder.glob('*'), *folder.glob('*/*')]
+    files = sorted(
+      file for file in folder_files if file.name.endswith(SUFFIXES)
+    )
     files = [file for file in files if file.name.startswith('test')] or files
   if not files:
     raise ValueError(

@@ -74,10 +74,10 @@ def check_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> None:
       f"the tokenizer must have the policy's {vocab_size} tokens, got one"
       f' of {tokenizer.vocab_size} (SHA-256 {tokenizer.fingerprint[:12]}…)'
     )
-  special = [tokenizer.pad_id, *tokenizer.end_ids]
+  special_ids = [tokenizer.pad_id, *tokenizer.end_ids]
   if tokenizer.bos_id is not None:
-    special.append(tokenizer.bos_id)
-  check_token_ids(special, tokenizer, 'special tokens')
+    special_ids.append(tokenizer.bos_id)
+  check_token_ids(special_ids, tokenizer, 'special tokens')
 
 
 def check_token_ids(
@@ -102,7 +102,7 @@ def check_token_ids(
     check_integer(f'token ids of {name}', token)
   size = tokenizer.vocab_size
   if ids and not 0 <= min(ids) <= max(ids) < size:
-    wrong = next(token for token in ids if not 0 <= token < size)
+    invalid = next(token for token in ids if not 0 <= token < size)
     raise ValueError(
-      f'{name} must have token ids in [0, {size}), the vocabulary, got {wrong}'
+      f'{name} must have token ids in [0, {size}), the vocabulary, got {invalid}'
     )

@@ -129,11 +129,11 @@ def _edges(
   low: Setpoint, high: Setpoint, context: dict[str, Any]
 ) -> tuple[Scalar, Scalar]:
   """The edges at this step; NaN if they are not in order."""
-  bottom, top = setpoint(low, context), setpoint(high, context)
-  in_order = bottom <= top
+  low_value, high_value = setpoint(low, context), setpoint(high, context)
+  in_order = low_value <= high_value
   return (
-    jnp.where(in_order, bottom, jnp.nan),
-    jnp.where(in_order, top, jnp.nan),
+    jnp.where(in_order, low_value, jnp.nan),
+    jnp.where(in_order, high_value, jnp.nan),
   )
 
 

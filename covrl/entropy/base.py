@@ -45,7 +45,7 @@ def require_stats(params: object, transform: str) -> TokenStats:
   )
 
 
-def check_token_chain(token_tx: object, where: str) -> None:
+def check_token_chain(token_tx: object, function_name: str) -> None:
   """Refuses anything but a transformation that may edit per-token signals.
 
   A token chain keeps scalars only: a state with an array per token would belong
@@ -53,7 +53,7 @@ def check_token_chain(token_tx: object, where: str) -> None:
 
   Args:
     token_tx: a token chain.
-    where: name of the function that was called, for the error.
+    function_name: name of the function that was called, for the error.
 
   Raises:
     TypeError: it is not an optax transformation, or it is an optimiser.
@@ -67,13 +67,13 @@ parameter transforms belong in the optimiser
   """
   if not isinstance(token_tx, optax.GradientTransformation):
     raise TypeError(
-      f'the token chain of {where} must be an optax.GradientTransformation such as '
+      f'the token chain of {function_name} must be an optax.GradientTransformation such as '
       f'covrl.kl_cov(), got {token_tx!r}'
     )
-  _check_token_state(token_tx.init(TokenStats.template()), where)
+  _check_token_state(token_tx.init(TokenStats.template()), function_name)
 
 
-def _check_token_state(token_state: PyTree, where: str) -> None:
+def _check_token_state(token_state: PyTree, function_name: str) -> None:
   """Refuses a state that has the structure of per-token statistics in it."""
 
   def is_stats(node: object) -> bool:
@@ -81,7 +81,7 @@ def _check_token_state(token_state: PyTree, where: str) -> None:
 
   if any(map(is_stats, jax.tree.leaves(token_state, is_leaf=is_stats))):
     raise TypeError(
-      f'the token chain of {where} must have a state of scalars only, got a '
+      f'the token chain of {function_name} must have a state of scalars only, got a '
       'transformation that keeps statistics of every parameter, like '
       'optax.adam; parameter transforms belong in the optimiser'
     )
@@ -107,16 +107,18 @@ def check_fraction(value: Fraction, *, allow_large: bool = False) -> None:
   number = concrete_number(value, 'fraction')
   # `inject_hyperparams` passes arrays: float32, in which 0.05 is a little more,
   # and 0 if a schedule begins or ends there.
-  top = np.float32(1 if allow_large else MAX_FRACTION)
+  largest = np.float32(1 if allow_large else MAX_FRACTION)
   is_scheduled = isinstance(value, jax.Array) and number == 0
-  if number is None or is_scheduled or 0 < number <= top:
+  if number is None or is_scheduled or 0 < number <= largest:
     return
   hint = (
     ''
     if allow_large or not 0 < number <= 1
     else f'; pass allow_large=True if you mean {number:.3g} of all tokens'
   )
-  raise ValueError(f'fraction must lie in (0, {top:g}], got {number:g}{hint}')
+  raise ValueError(
+    f'fraction must lie in (0, {largest:g}], got {number:g}{hint}'
+  )
 
 
 def check_minimum(value: ArrayLike) -> None:
@@ -242,11 +244,11 @@ def update_signal(
       signal of another structure, shape or dtype.
     ValueError: if an array is of another shape than the statistics.
   """
-  where = 'update_signal'
-  check_stats('stats', stats, where)
-  check_stats('signal', signal, where, stats.logprobs.shape)
-  check_context(context, where, stats)
-  _check_token_state(token_state, where)
+  function_name = 'update_signal'
+  check_stats('stats', stats, function_name)
+  check_stats('signal', signal, function_name, stats.logprobs.shape)
+  check_context(context, function_name, stats)
+  _check_token_state(token_state, function_name)
   expected = jax.tree.structure(token_tx.init(TokenStats.template()))
   if jax.tree.structure(token_state) != expected:
     raise TypeError(
@@ -270,8 +272,8 @@ def check_form(name: str, edited: PyTree, signal: TokenStats) -> None:
   Raises:
     TypeError: they differ.
   """
-  is_like = jax.tree.structure(edited) == jax.tree.structure(signal)
-  if not is_like or _form(edited) != _form(signal):
+  has_same_structure = jax.tree.structure(edited) == jax.tree.structure(signal)
+  if not has_same_structure or _form(edited) != _form(signal):
     raise TypeError(
       f'{name} must return a signal of the form that it gets,'
       f' {_form(signal)}, got {_form(edited)}'

@@ -41,19 +41,19 @@ def keep_if_unmeasured(
   next_state: State, state: State, context: dict[str, Any]
 ) -> State:
   """The next state, or the present one if the entropy could not be measured."""
-  known = is_measured(context)
+  measured = is_measured(context)
   return jax.tree.map(
-    lambda new, old: jnp.where(known, new, old), next_state, state
+    lambda new, old: jnp.where(measured, new, old), next_state, state
   )
 
 
 def setpoint(
-  value: Setpoint, context: dict[str, Any], *, later: float = 0.0
+  value: Setpoint, context: dict[str, Any], *, updates_ahead: float = 0.0
 ) -> Scalar:
-  """A set point at the current step, or `later` updates ahead."""
+  """A set point at the current step, or `updates_ahead` steps later."""
   if callable(value):
     step = require(cast(TokenContext, context), 'step', 'a schedule')
-    value = value(step + round(later))
+    value = value(step + round(updates_ahead))
     check_array('the value of a schedule', value, 'real', '')
   return jnp.asarray(value, jnp.result_type(float))
 
@@ -86,20 +86,20 @@ def check_positive(value: float, name: str) -> None:
 
 
 def check_bounds(
-  minimum: float, maximum: float, start: float, name: str = 'initial'
+  minimum: float, maximum: float, initial: float, name: str = 'initial'
 ) -> None:
   """Refuses bounds out of order and a start value outside them."""
-  for each, value in (
+  for argument, value in (
     ('minimum', minimum),
     ('maximum', maximum),
-    (name, start),
+    (name, initial),
   ):
-    concrete_number(value, each, allow_schedule=False)
+    concrete_number(value, argument, allow_schedule=False)
   if not minimum < maximum:
     raise ValueError(
       f'minimum must be below maximum, got {minimum:g} and {maximum:g}'
     )
-  if not minimum <= start <= maximum:
+  if not minimum <= initial <= maximum:
     raise ValueError(
-      f'{name} must lie in [{minimum:g}, {maximum:g}], got {start:g}'
+      f'{name} must lie in [{minimum:g}, {maximum:g}], got {initial:g}'
     )

@@ -250,9 +250,9 @@ class _DoublingScale:
   ) -> DoublingScaleState:
     updates = state.updates + 1
     direction = jnp.sign(setpoint(self.target, context) - entropy_in(context))
-    due = (updates % self.every == 0) & (direction != 0)
-    changed = self._changed_scale(state.scale, direction)
-    scale = jnp.where(due, changed, state.scale)
+    is_due = (updates % self.every == 0) & (direction != 0)
+    changed_scale = self._changed_scale(state.scale, direction)
+    scale = jnp.where(is_due, changed_scale, state.scale)
     scale = jnp.where(jnp.isnan(direction), jnp.nan, scale)
     return keep_if_unmeasured(
       DoublingScaleState(scale, updates), state, context

@@ -51,14 +51,14 @@ class Selection(NamedTuple):
   @classmethod
   def of_mask(cls, mask: Bool[Array, 'B T']) -> Selection:
     """A selection by a selector that returns nothing but a mask."""
-    chosen = jnp.sum(mask, dtype=jnp.int32)
+    num_chosen = jnp.sum(mask, dtype=jnp.int32)
     zero = jnp.zeros((), jnp.int32)
     return cls(
       mask=mask,
       scores=jnp.zeros(mask.shape),
       threshold=jnp.zeros(()),
-      quota=chosen,
-      eligible=chosen,
+      quota=num_chosen,
+      eligible=num_chosen,
       nonfinite=zero,
       clamped=zero,
     )

@@ -113,9 +113,9 @@ def detach_drain(amount: Coefficient) -> TokenTransformation:
       ),
     )
     predicted = {**context, 'entropy_prediction': lambda: prediction}
-    value = schedule(state.schedule, **predicted)
-    check_array('the amount of detach_drain', value, 'real', '')
-    share = decisions.decide('share', lambda: prefix_share(drain, value))
+    amount_now = schedule(state.schedule, **predicted)
+    check_array('the amount of detach_drain', amount_now, 'real', '')
+    share = decisions.decide('share', lambda: prefix_share(drain, amount_now))
     selection = decisions.decide(
       'selection', lambda: _selection(drain, share, unknown)
     )
@@ -125,7 +125,7 @@ def detach_drain(amount: Coefficient) -> TokenTransformation:
     edited = jax.tree.map(lambda u: (u * (1 - share)).astype(u.dtype), updates)
     return edited, DetachDrainState(
       schedule.update(state.schedule, **predicted),
-      jnp.asarray(value, jnp.float32),
+      jnp.asarray(amount_now, jnp.float32),
       summary,
     )
 

@@ -109,14 +109,16 @@ def required_truncation(token_tx: optax.GradientTransformation) -> Truncation:
 
   jax.eval_shape(trace, *single_token())
   return Truncation(
-    min_p=_only('min_p', {truncation.min_p for truncation in truncations}),
-    removed=_only(
+    min_p=_single_number(
+      'min_p', {truncation.min_p for truncation in truncations}
+    ),
+    removed=_single_number(
       'removed', {truncation.removed for truncation in truncations}
     ),
   )
 
 
-def _only(name: str, numbers: set[float | None]) -> float | None:
+def _single_number(name: str, numbers: set[float | None]) -> float | None:
   """The only number of a set, `None` without one."""
   known = sorted(number for number in numbers if number is not None)
   if len(known) > 1:
@@ -129,36 +131,36 @@ def _only(name: str, numbers: set[float | None]) -> float | None:
 
 def single_token() -> tuple[TokenStats, TokenContext]:
   """Returns the statistics and the whole context of one token."""
-  real, whole = jnp.ones((1, 1)), jnp.ones((1, 1), jnp.int32)
-  number, flag = jnp.ones(()), jnp.ones((1, 1), bool)
+  floats, integers = jnp.ones((1, 1)), jnp.ones((1, 1), jnp.int32)
+  scalar, bools = jnp.ones(()), jnp.ones((1, 1), bool)
   moments = TokenMoments(
-    square=real,
-    square_log=real,
-    square_log_square=real,
-    filtered_logprobs=real,
+    square=floats,
+    square_log=floats,
+    square_log_square=floats,
+    filtered_logprobs=floats,
   )
   return TokenStats(
-    logprobs=real, entropy=real, divergence=real, top_entropy=real
+    logprobs=floats, entropy=floats, divergence=floats, top_entropy=floats
   ), TokenContext(
-    advantages=real,
-    old_logprobs=real,
-    old_entropy=real,
+    advantages=floats,
+    old_logprobs=floats,
+    old_entropy=floats,
     old_moments=moments,
-    mask=flag,
-    weights=real,
-    segment_ids=whole,
-    sequence_ids=whole,
-    positions=whole,
-    step=whole[0, 0],
+    mask=bools,
+    weights=floats,
+    segment_ids=integers,
+    sequence_ids=integers,
+    positions=integers,
+    step=integers[0, 0],
     key=jax.random.key(0),
     moments=moments,
-    sampler_logprobs=real,
-    ref_logprobs=real,
-    entropy=number,
-    score_weight=real,
-    clipped=flag,
-    entropy_change=number,
-    log_ratio_noise=number,
+    sampler_logprobs=floats,
+    ref_logprobs=floats,
+    entropy=scalar,
+    score_weight=floats,
+    clipped=bools,
+    entropy_change=scalar,
+    log_ratio_noise=scalar,
   )
 
 

@@ -70,17 +70,17 @@ def jvp_score(
   shape = check_array('mask', mask, 'bool', 'B T')
   check_array('score_weight', score_weight, 'real', 'B T', shape)
 
-  def checked(params: PyTree) -> TokenStats:
+  def checked_statistics(params: PyTree) -> TokenStats:
     stats = statistics(params)
     check_stats('the result of statistics', stats, 'jvp_score', shape)
     return stats
 
   def mean_entropy(params: PyTree) -> Float[Array, '']:
-    total = jnp.sum(checked(params).entropy, where=mask)
+    total = jnp.sum(checked_statistics(params).entropy, where=mask)
     return total / jnp.maximum(count(mask), 1)
 
   direction = precondition(jax.grad(mean_entropy)(params))
   _, change = jax.jvp(
-    lambda params: checked(params).logprobs, (params,), (direction,)
+    lambda params: checked_statistics(params).logprobs, (params,), (direction,)
   )
   return jnp.where(mask, -score_weight * change, 0)

@@ -118,13 +118,13 @@ def lp_reg(
     DecisionCache.of(context).truncations.add(truncation)
     weights = require(context, 'weights', 'lp_reg')
     moments: TokenMoments = require(context, entry, 'lp_reg')
-    target = moments.filtered_logprobs
-    if target is None:
+    proxy_logprobs = moments.filtered_logprobs
+    if proxy_logprobs is None:
       raise TypeError(
         f'filtered_logprobs of {entry} must be given to lp_reg, got None; use '
         f'token_stats(…, moments=True, truncation=Truncation(min_p={min_p:g}))'
       )
-    log_ratio = jax.lax.stop_gradient(stats.logprobs) - target
+    log_ratio = jax.lax.stop_gradient(stats.logprobs) - proxy_logprobs
     log_ratio = jnp.where(weights != 0, log_ratio, 0)
     # 0 for tokens above the proxy and (+∞) those that the filter removes; NaN stays.
     log_ratio = jnp.where(log_ratio >= 0, 0, log_ratio)

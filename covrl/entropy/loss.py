@@ -43,7 +43,7 @@ def as_loss(
   """
   check_token_chain(token_tx, 'as_loss')
 
-  def controlled(
+  def combined_loss(
     stats: TokenStats, token_state: PyTree, **context: Unpack[TokenContext]
   ) -> tuple[Scalar, PyTree]:
     fixed = jax.lax.stop_gradient(stats)
@@ -62,7 +62,7 @@ def as_loss(
     terms = jax.tree.map(_inner_product, signal, stats, fixed)
     return value + sum(jax.tree.leaves(terms)), token_state
 
-  return controlled
+  return combined_loss
 
 
 def _inner_product(

@@ -27,10 +27,10 @@ from covrl.objectives.segments import segment_sums, spread_segments
 from covrl.types import Divergence, TokenContext, TokenStats
 
 Level = Literal['token', 'sequence']
-Beyond = Literal['truncate', 'mask']
+OutOfRange = Literal['truncate', 'mask']
 
 LEVELS = get_args(Level)
-BEYOND = get_args(Beyond)
+OUT_OF_RANGE = get_args(OutOfRange)
 
 
 class ImportanceWeightState(NamedTuple):
@@ -42,7 +42,7 @@ def truncated_importance_weights(
   floor: float = 0.0,
   *,
   level: Level = 'token',
-  beyond: Beyond = 'truncate',
+  out_of_range: OutOfRange = 'truncate',
 ) -> TokenTransformation:
   """Corrects for differences between sampler and trainer probabilities.
 
@@ -56,7 +56,7 @@ def truncated_importance_weights(
     cap: largest weight.
     floor: smallest weight.
     level: `'token'`, or `'sequence'`: ρ is the product over the response.
-    beyond: `'truncate'` clips weights outside [floor, cap] to the bound;
+    out_of_range: `'truncate'` clips weights outside [floor, cap] to the bound;
       `'mask'` sets them to 0.
 
   Raises:
@@ -78,8 +78,10 @@ def truncated_importance_weights(
   """
   if level not in LEVELS:
     raise ValueError(f'level must be one of {LEVELS}, got {level!r}')
-  if beyond not in BEYOND:
-    raise ValueError(f'beyond must be one of {BEYOND}, got {beyond!r}')
+  if out_of_range not in OUT_OF_RANGE:
+    raise ValueError(
+      f'out_of_range must be one of {OUT_OF_RANGE}, got {out_of_range!r}'
+    )
   check_range('floor', floor, 0, math.inf)
   check_range('cap', cap, 0, math.inf)
   if not floor < cap:
@@ -103,7 +105,7 @@ def truncated_importance_weights(
       log_ratio = spread_segments(sums, ids, mask.shape[1])
     ratio = jnp.exp(log_ratio)
     weight = jnp.clip(ratio, floor, cap)
-    if beyond == 'mask':
+    if out_of_range == 'mask':
       weight = jnp.where((ratio < floor) | (ratio > cap), 0, weight)
     return jnp.where(mask, weight, 1)
 
@@ -127,8 +129,8 @@ def ce_gppo(
   clip range of 0.2; both 1 is GPPO. A smaller `negative` keeps entropy higher.
 
   Args:
-    negative: share of the gradient that falling tokens keep.
-    positive: share of the gradient that rising tokens keep.
+    negative: share of the gradient that tokens below the range keep.
+    positive: share of the gradient that tokens above the range keep.
     low: clip range below 1.
     high: clip range above 1.
 
@@ -166,11 +168,15 @@ def ce_gppo(
     old = require(context, 'old_logprobs', 'ce_gppo')
     advantages = require(context, 'advantages', 'ce_gppo')
     ratio = jnp.exp(jnp.where(weights != 0, stats.logprobs - old, 0))
-    fallen = (advantages < 0) & (ratio < 1 - low)
-    risen = (advantages > 0) & (ratio > 1 + high)
-    kept = jnp.where(fallen, negative * (1 - low), positive * (1 + high))
+    below_range = (advantages < 0) & (ratio < 1 - low)
+    above_range = (advantages > 0) & (ratio > 1 + high)
+    bounded_ratio = jnp.where(
+      below_range, negative * (1 - low), positive * (1 + high)
+    )
     signal = updates.logprobs
-    edited = jnp.where(fallen | risen, -weights * advantages * kept, signal)
+    edited = jnp.where(
+      below_range | above_range, -weights * advantages * bounded_ratio, signal
+    )
     return dataclasses.replace(
       updates, logprobs=jax.lax.stop_gradient(edited).astype(signal.dtype)
     ), state

@@ -126,10 +126,8 @@ def predict_effect(
     return token_sum(entropy_change(edit(coefficient), stats, moments))
 
   def predict() -> EntropyPrediction:
-    without = change(0.0)
-    return EntropyPrediction.of_arrays(
-      drift=without, effect=change(1.0) - without
-    )
+    drift = change(0.0)
+    return EntropyPrediction.of_arrays(drift=drift, effect=change(1.0) - drift)
 
   return DecisionCache.of(context).decide('prediction', predict)
 

@@ -52,7 +52,9 @@ def icepop(
   >>> signal.logprobs
   Array([[2., 0.]], dtype=float32)
   """
-  return truncated_importance_weights(cap, floor, level=level, beyond='mask')
+  return truncated_importance_weights(
+    cap, floor, level=level, out_of_range='mask'
+  )
 
 
 def decoupled_ppo(cap: float = 5.0) -> TokenTransformation:
@@ -77,7 +79,7 @@ def decoupled_ppo(cap: float = 5.0) -> TokenTransformation:
 
   >>> tx = decoupled_ppo()
   """
-  return truncated_importance_weights(cap, beyond='mask')
+  return truncated_importance_weights(cap, out_of_range='mask')
 
 
 def reject_sequences(
@@ -141,16 +143,18 @@ def reject_sequences(
     divergences = divergence(jnp.where(mask, sampler - old, 0), kind)
     ids = context.get('segment_ids')
 
-    def total(values: Array) -> Array:
+    def sum_over_sequence(values: Array) -> Array:
       return sequence_sums(jnp.where(mask, values, 0), ids)
 
     if reduction == 'max':
-      kept = total((jnp.abs(divergences) > limit).astype(jnp.int32)) == 0
+      kept = (
+        sum_over_sequence((jnp.abs(divergences) > limit).astype(jnp.int32)) == 0
+      )
     else:
-      tokens = total(mask.astype(jnp.int32))
+      tokens = sum_over_sequence(mask.astype(jnp.int32))
       scale = jnp.maximum(tokens, 1) if reduction == 'mean' else 1
-      kept = jnp.abs(total(divergences)) <= limit * scale
-    unknown = total(jnp.isnan(divergences).astype(jnp.int32)) > 0
+      kept = jnp.abs(sum_over_sequence(divergences)) <= limit * scale
+    unknown = sum_over_sequence(jnp.isnan(divergences).astype(jnp.int32)) > 0
     return _kept_or_nan(kept | ~mask, unknown & mask)
 
   return scale_by_token(name, factor)

@@ -28,9 +28,9 @@ from covrl.types import (
   TokenStats,
 )
 
-Shape = Literal['exponential', 'linear']
+Curve = Literal['exponential', 'linear']
 
-SHAPES = get_args(Shape)
+CURVES = get_args(Curve)
 
 # Lower bound of STEER's scale of entropy changes.
 _LEAST_CHANGE = 0.02
@@ -70,17 +70,17 @@ def forking_tokens(
   >>> signal.logprobs
   Array([[0., 1.]], dtype=float32)
   """
-  kept = top_entropy(
+  selector = top_entropy(
     fraction, minimum=minimum, selection_source=selection_source
   )
-  return token_masked(optax.set_to_zero(), all_but(kept), scope=scope)
+  return token_masked(optax.set_to_zero(), all_but(selector), scope=scope)
 
 
 def steer(
   low: float = 0.8,
   high: float | None = None,
   *,
-  shape: Shape = 'exponential',
+  curve: Curve = 'exponential',
   scope: Scope = 'batch',
 ) -> TokenTransformation:
   """STEER: scales down the tokens whose update changes the entropy most.
@@ -96,7 +96,7 @@ def steer(
     low: factor of the largest change; published 0.8.
     high: factor of the smallest change under `'linear'`; published 1.2, which
       is the default there. Under `'exponential'` it is always 1.
-    shape: `'exponential'` or `'linear'`.
+    curve: `'exponential'` or `'linear'`.
     scope: `'batch'` or, for parity, `'micro_batch'`.
 
   Raises:
@@ -116,20 +116,22 @@ def steer(
   >>> signal.logprobs
   Array([[0.5, 1. ]], dtype=float32)
   """
-  if shape not in SHAPES:
-    raise ValueError(f'shape must be one of {SHAPES}, got {shape!r}')
+  if curve not in CURVES:
+    raise ValueError(f'curve must be one of {CURVES}, got {curve!r}')
   check_scope(scope)
-  if high is not None and shape == 'exponential':
+  if high is not None and curve == 'exponential':
     raise ValueError(
-      f"high must be None with shape='exponential', where it is 1, got {high:g}"
+      f"high must be None with curve='exponential', where it is 1, got {high:g}"
     )
   for name, value in (('low', low), ('high', high)):
     if value is not None:
       concrete_number(value, name, allow_schedule=False)
-  top = 1.0 if shape == 'exponential' else 1.2 if high is None else high
-  if not 0 < low < top < math.inf:
+  largest_factor = (
+    1.0 if curve == 'exponential' else 1.2 if high is None else high
+  )
+  if not 0 < low < largest_factor < math.inf:
     raise ValueError(
-      f'low must lie between 0 and {top:g}, the factor of the smallest change, '
+      f'low must lie between 0 and {largest_factor:g}, the factor of the smallest change, '
       f'got {low:g}'
     )
 
@@ -141,16 +143,18 @@ def steer(
     least, most = DecisionCache.of(context).decide(
       'range', lambda: _range(change, mask), scope
     )
-    if shape == 'exponential':
+    if curve == 'exponential':
       most = jnp.maximum(most, _LEAST_CHANGE)
       factors = jnp.maximum(jnp.exp(math.log(low) * change / most), low)
     else:
       width = most - least
       # A width of NaN makes factors NaN.
-      rank = jnp.where(
+      relative_change = jnp.where(
         width == 0, 0.5, (change - least) / jnp.where(width == 0, 1, width)
       )
-      factors = top - (top - low) * jnp.clip(rank, 0, 1)
+      factors = largest_factor - (largest_factor - low) * jnp.clip(
+        relative_change, 0, 1
+      )
     return jnp.where(mask, factors, 1)
 
   return scale_by_token('steer', factor)

@@ -119,10 +119,12 @@ def definition_score(
   return (stats.logprobs + stats.entropy) * (update - exact_mean(update, mask))
 
 
-def _check_per_token(stats: TokenStats, where: str, **entries: object) -> None:
+def _check_per_token(
+  stats: TokenStats, function_name: str, **entries: object
+) -> None:
   """Refuses arrays that are not one entry per token of the statistics."""
-  check_stats('stats', stats, where)
-  check_context(entries, where, stats)
+  check_stats('stats', stats, function_name)
+  check_context(entries, function_name, stats)
 
 
 def _at_least_float32(values: Float[Array, '...']) -> Float[Array, '...']:

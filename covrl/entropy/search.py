@@ -75,7 +75,7 @@ def largest(
     # Tokens tied at the lowest chosen key, and how many of them are to choose.
     remaining, total = (
       remaining - boundary.above,
-      boundary.kept - boundary.above,
+      boundary.at_or_above - boundary.above,
     )
 
   eligible, keys = rank(tokens)
@@ -91,13 +91,13 @@ class Interval(NamedTuple):
   Attributes:
     bits: number of low bits of the k-th largest key that are not yet known.
     low: the lowest key.
-    kept: number of tokens at or above `low`; at least k.
+    at_or_above: number of tokens at or above `low`; at least k.
     above: number of tokens above the interval; fewer than k.
   """
 
   bits: Int[Array, '']
   low: Int[Array, '']
-  kept: Int[Array, '']
+  at_or_above: Int[Array, '']
   above: Int[Array, '']
 
 
@@ -106,7 +106,7 @@ def full_interval(dtype: jnp.dtype, total: Int[Array, '']) -> Interval:
   return Interval(
     bits=jnp.asarray(dtype.itemsize * 8, jnp.int32),
     low=jnp.asarray(jnp.iinfo(dtype).min, dtype),
-    kept=total,
+    at_or_above=total,
     above=jnp.zeros_like(total),
   )
 
@@ -131,25 +131,27 @@ def kth_largest(
   one = jnp.ones((), dtype)
 
   def undecided(interval: Interval) -> Bool[Array, '']:
-    return (interval.bits > 0) & (interval.kept != k)
+    return (interval.bits > 0) & (interval.at_or_above != k)
 
   def narrow(interval: Interval) -> Interval:
     # The barrier keeps XLA from hoisting the keys out of the loop into memory.
-    interval, inside = jax.lax.optimization_barrier((interval, tokens))
-    is_candidate, key = candidates(inside)
+    interval, loop_tokens = jax.lax.optimization_barrier((interval, tokens))
+    is_candidate, key = candidates(loop_tokens)
     bits = jnp.maximum(interval.bits - _ROUND_BITS, 0)
     step = one << bits.astype(dtype)
-    trials = [interval.low + step * i for i in range(1, 2**_ROUND_BITS)]
-    counts = sum_each(*(is_candidate & (key >= trial) for trial in trials))
+    trial_keys = [interval.low + step * i for i in range(1, 2**_ROUND_BITS)]
+    counts = sum_each(*(is_candidate & (key >= trial) for trial in trial_keys))
     # A trial beyond the largest integer overflows to a negative one.
-    counts = jnp.where(jnp.stack(trials) > interval.low, counts, 0)
-    kept = jnp.concatenate([interval.kept[None], counts, interval.above[None]])
+    counts = jnp.where(jnp.stack(trial_keys) > interval.low, counts, 0)
+    at_or_above = jnp.concatenate(
+      [interval.at_or_above[None], counts, interval.above[None]]
+    )
     index = jnp.sum(counts >= k, dtype=jnp.int32)
     return Interval(
       bits=bits,
       low=interval.low + step * index.astype(dtype),
-      kept=kept[index],
-      above=kept[index + 1],
+      at_or_above=at_or_above[index],
+      above=at_or_above[index + 1],
     )
 
   return jax.lax.while_loop(undecided, narrow, start)

@@ -66,9 +66,9 @@ def select_top(
   check_mask(mask, scores)
   _check_identity(scores, sequence_ids, positions)
   tokens = _ScoredTokens(scores, mask, sequence_ids, positions)
-  counted, total = sum_each(mask, _rank_by_score(tokens).eligible)
-  k = _quota_of(counted, fraction, minimum)
-  return largest(_rank_by_score, tokens, k, total)
+  num_masked, num_eligible = sum_each(mask, _rank_by_score(tokens).eligible)
+  k = _quota_of(num_masked, fraction, minimum)
+  return largest(_rank_by_score, tokens, k, num_eligible)
 
 
 def select_random(
@@ -117,9 +117,11 @@ def select_random(
   _check_identity(eligible, sequence_ids, positions)
   salt = jax.random.bits(jax.random.fold_in(key, step), (2,), jnp.uint32)
   tokens = _SaltedTokens(eligible, salt, sequence_ids, positions)
-  counted, total = sum_each(eligible if mask is None else mask, eligible)
-  k = _quota_of(counted, fraction, minimum)
-  return largest(_rank_by_hash, tokens, k, total)
+  num_masked, num_eligible = sum_each(
+    eligible if mask is None else mask, eligible
+  )
+  k = _quota_of(num_masked, fraction, minimum)
+  return largest(_rank_by_hash, tokens, k, num_eligible)
 
 
 def quota(
@@ -154,10 +156,12 @@ def exact_quantile(
   tokens = jax.lax.stop_gradient((mask, values))
   start = full_interval(float_key(values).dtype, total)
   low = kth_largest(_key_of_value, tokens, k, start).low
-  kept = mask & (float_key(values) >= low)
-  lowest = jnp.min(jnp.where(kept, values, jnp.inf), initial=jnp.inf)
-  is_level = (level >= 0) & (level <= 1)
-  return jnp.where((total > 0) & (unknown == 0) & is_level, lowest, jnp.nan)
+  at_or_above = mask & (float_key(values) >= low)
+  lowest = jnp.min(jnp.where(at_or_above, values, jnp.inf), initial=jnp.inf)
+  is_valid_level = (level >= 0) & (level <= 1)
+  return jnp.where(
+    (total > 0) & (unknown == 0) & is_valid_level, lowest, jnp.nan
+  )
 
 
 class _ScoredTokens(NamedTuple):

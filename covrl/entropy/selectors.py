@@ -73,10 +73,10 @@ def top_score(
 
   def select(stats: TokenStats, **context: Unpack[TokenContext]) -> Selection:
     inputs = _inputs(stats, context, score, selection_source)
-    ranked = inputs.scores if signed else jnp.abs(inputs.scores)
+    scores = inputs.scores if signed else jnp.abs(inputs.scores)
     share, clamped = _fraction_now(fraction, context, allow_large)
     mask = select_top(
-      ranked,
+      scores,
       inputs.valid,
       fraction=share,
       sequence_ids=context.get('sequence_ids'),
@@ -84,7 +84,7 @@ def top_score(
       minimum=minimum,
     )
     return _selection(
-      mask, ranked, inputs, inputs.valid, share, minimum, clamped
+      mask, scores, inputs, inputs.valid, share, minimum, clamped
     )
 
   return select
@@ -156,13 +156,17 @@ def random_in_band(
   check_fraction(fraction, allow_large=allow_large)
   check_minimum(minimum)
   _check_options(score, selection_source)
-  bottom, top = (
+  low_number, high_number = (
     concrete_number(bound, name, allow_schedule=False)
     for name, bound in (('low', low), ('high', high))
   )
-  if bottom is not None and top is not None and not bottom < top:
+  if (
+    low_number is not None
+    and high_number is not None
+    and not low_number < high_number
+  ):
     raise ValueError(
-      f'low must be below high, got low={bottom:g} and high={top:g}'
+      f'low must be below high, got low={low_number:g} and high={high_number:g}'
     )
 
   def select(stats: TokenStats, **context: Unpack[TokenContext]) -> Selection:
@@ -329,9 +333,9 @@ def _fraction_now(
   else:
     value = fraction
   share = jnp.asarray(value, jnp.result_type(float))
-  kept = jnp.minimum(share, 1 if allow_large else MAX_FRACTION)
-  kept = jnp.where(kept > 0, kept, 0)  # NaN becomes 0.
-  return kept, (kept != share).astype(jnp.int32)
+  clamped = jnp.minimum(share, 1 if allow_large else MAX_FRACTION)
+  clamped = jnp.where(clamped > 0, clamped, 0)  # NaN becomes 0.
+  return clamped, (clamped != share).astype(jnp.int32)
 
 
 def _draw(

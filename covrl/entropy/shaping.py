@@ -174,8 +174,10 @@ def repo(scale: Coefficient = 0.01) -> TokenTransformation:
     raise ValueError(f'scale must be finite, got {number:g}')
 
   def factor(inputs: _FactorInputs, value: ArrayLike) -> Float[Array, 'B T']:
-    tilt = jnp.asarray(value) * jnp.sign(inputs.advantages) * inputs.logprobs
-    return jnp.maximum(1 - tilt, 0)
+    reduction = (
+      jnp.asarray(value) * jnp.sign(inputs.advantages) * inputs.logprobs
+    )
+    return jnp.maximum(1 - reduction, 0)
 
   return _scale_by('repo', scale, factor)
 
@@ -217,10 +219,12 @@ def entropy_shaped(
     raise ValueError(f'bound must be finite and above 1, got {bound:g}')
 
   def factor(inputs: _FactorInputs, value: ArrayLike) -> Float[Array, 'B T']:
-    size = jnp.abs(inputs.advantages)
-    added = jnp.minimum(jnp.asarray(value) * inputs.entropy, size / bound)
-    share = added / jnp.where(size > 0, size, 1)
-    return 1 + jnp.sign(inputs.advantages) * share
+    magnitude = jnp.abs(inputs.advantages)
+    increase = jnp.minimum(
+      jnp.asarray(value) * inputs.entropy, magnitude / bound
+    )
+    relative_increase = increase / jnp.where(magnitude > 0, magnitude, 1)
+    return 1 + jnp.sign(inputs.advantages) * relative_increase
 
   return _scale_by('entropy_shaped', coefficient, factor)
 

@@ -103,12 +103,16 @@ class _TargetEntropy:
     if is_initializing(context):
       return scalar(self.minimum)
     prediction = prediction_in(context)
-    future_target = setpoint(self.target, context, later=self.horizon)
-    rise = (future_target - entropy_in(context)) / (self.horizon * self.slope)
+    future_target = setpoint(self.target, context, updates_ahead=self.horizon)
+    change_per_update = (future_target - entropy_in(context)) / (
+      self.horizon * self.slope
+    )
     effect = jnp.asarray(prediction.effect)
     has_effect = (effect > 0) & is_measured(context)
-    needed = (rise - prediction.drift) / jnp.where(has_effect, effect, 1)
+    coefficient = (change_per_update - prediction.drift) / jnp.where(
+      has_effect, effect, 1
+    )
     # A coefficient without effect, or with the opposite one, is at its minimum.
-    needed = jnp.where(has_effect, needed, self.minimum)
+    coefficient = jnp.where(has_effect, coefficient, self.minimum)
     limit = jnp.clip(prediction.limit, self.minimum, self.maximum)
-    return jnp.clip(needed, self.minimum, limit)
+    return jnp.clip(coefficient, self.minimum, limit)

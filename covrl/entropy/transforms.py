@@ -54,7 +54,7 @@ class SelectionSummary(NamedTuple):
   """Counts of a selection, as scalars that are kept in the chain's state.
 
   Under `scope='micro_batch'` each micro-batch has its own summary, in
-  `DecisionCache.local`: see `from_sum`.
+  `DecisionCache.local`: see `as_batch_summary`.
 
   Attributes:
     threshold: the lowest chosen score; 0 if no token was chosen.
@@ -81,13 +81,13 @@ class SelectionSummary(NamedTuple):
   negative_likely: Int[Array, '']
   negative_rare: Int[Array, '']
 
-  def from_sum(self, count: int) -> 'SelectionSummary':
-    """The batch's summary, from the sum of `count` micro-batches' summaries.
+  def as_batch_summary(self, num_micro_batches: int) -> 'SelectionSummary':
+    """The batch's summary, if this one is the sum of the micro-batches'.
 
     Counts are those of the optimiser batch; the threshold is the mean over
     micro-batches.
     """
-    return self._replace(threshold=self.threshold / count)
+    return self._replace(threshold=self.threshold / num_micro_batches)
 
 
 class TokenMaskedState(NamedTuple):
@@ -164,10 +164,10 @@ def token_masked(
     context: TokenContext,
   ) -> tuple[TokenStats, TokenMaskedState]:
     decisions = DecisionCache.of(context)
-    with_step: TokenContext = {'step': state.updates, **context}
+    selector_context: TokenContext = {'step': state.updates, **context}
     selection = decisions.decide(
       'selection',
-      lambda: _select(selector, jax.lax.stop_gradient(stats), with_step),
+      lambda: _select(selector, jax.lax.stop_gradient(stats), selector_context),
       scope,
     )
     selected = selection.mask & context.get('selected', True)
@@ -266,12 +266,12 @@ def add_divergence_penalty(
     scale = jnp.asarray(value) * weights
     if divergence == 'full':
       return _add_full_divergence(updates, stats, scale)
-    old = require(context, reference, 'add_divergence_penalty')
-    zone = context.get('log_ratio_noise', DEAD_ZONE)
+    reference_logprobs = require(context, reference, 'add_divergence_penalty')
+    default_zone = context.get('log_ratio_noise', DEAD_ZONE)
     gradient = divergence_gradient(
-      jnp.where(weights != 0, stats.logprobs - old, 0),
+      jnp.where(weights != 0, stats.logprobs - reference_logprobs, 0),
       divergence,
-      dead_zone=jnp.asarray(zone if dead_zone is None else dead_zone),
+      dead_zone=jnp.asarray(default_zone if dead_zone is None else dead_zone),
     )
     return dataclasses.replace(
       updates, logprobs=_add(updates.logprobs, scale * gradient)
@@ -306,11 +306,11 @@ def scale_by_token(
     stats: TokenStats,
     context: TokenContext,
   ) -> tuple[TokenStats, PyTree]:
-    by = factor(jax.lax.stop_gradient(stats), **context)
+    factors = factor(jax.lax.stop_gradient(stats), **context)
     check_array(
-      f'the factor of {name}', by, 'real', 'B T', stats.logprobs.shape
+      f'the factor of {name}', factors, 'real', 'B T', stats.logprobs.shape
     )
-    return jax.tree.map(lambda u: (u * by).astype(u.dtype), updates), state
+    return jax.tree.map(lambda u: (u * factors).astype(u.dtype), updates), state
 
   return token_transform(name, init, update)
 

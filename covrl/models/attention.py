@@ -60,7 +60,7 @@ class AttentionMask(NamedTuple):
   lengths: Int[Array, ' B'] | None = None
 
 
-class LayerKeys(NamedTuple):
+class KeyValues(NamedTuple):
   """Keys and values of tokens in one layer, heads before tokens.
 
   Attributes:
@@ -111,8 +111,8 @@ def attend(
     )
 
   # Queries that share a key head are rows of one matrix product.
-  grouped = (batch, length, kv_heads, groups, head_dim)
-  rows = queries.reshape(grouped).transpose(0, 2, 3, 1, 4)
+  grouped_shape = (batch, length, kv_heads, groups, head_dim)
+  rows = queries.reshape(grouped_shape).transpose(0, 2, 3, 1, 4)
   rows = rows.reshape(batch, kv_heads, groups * length, head_dim)
   allowed = jnp.tile(mask, (1, groups, 1))[:, None]
 
@@ -223,7 +223,7 @@ class Attention(nnx.Module):
     self.key_adapter = make_adapter(config, 'key', self.key, rngs=rngs)
     self.value_adapter = make_adapter(config, 'value', self.value, rngs=rngs)
     self.output_adapter = make_adapter(
-      config, 'output', self.output, inputs=2, rngs=rngs
+      config, 'output', self.output, num_input_axes=2, rngs=rngs
     )
     self.biases = Biases(config) if config.qkv_bias else None
     self.query_norm = _head_norm(config)
@@ -234,7 +234,7 @@ class Attention(nnx.Module):
     x: Float[Array, 'B T D'],
     rotation: Rotation,
     mask: AttentionMask,
-  ) -> tuple[Float[Array, 'B T D'], LayerKeys]:
+  ) -> tuple[Float[Array, 'B T D'], KeyValues]:
     """Applies attention.
 
     Args:
@@ -260,19 +260,21 @@ class Attention(nnx.Module):
       checkpoint_name(_shard_heads(heads), name)
       for heads, name in ((query, 'query'), (key, 'key'), (value, 'value'))
     )
-    keys = LayerKeys(key.swapaxes(1, 2), value.swapaxes(1, 2))
-    attended = self._attend(query, keys, mask)
+    key_values = KeyValues(key.swapaxes(1, 2), value.swapaxes(1, 2))
+    attended = self._attend(query, key_values, mask)
     attended = constrain(attended, 'batch', 'sequence', 'heads', None)
-    return linear(attended, self.output, self.output_adapter, inputs=2), keys
+    return linear(
+      attended, self.output, self.output_adapter, num_input_axes=2
+    ), key_values
 
   def _attend(
     self,
     query: Float[Array, 'B T H h'],
-    new: LayerKeys,
+    key_values: KeyValues,
     mask: AttentionMask,
   ) -> Float[Array, 'B T H h']:
     """Chooses the implementation by the field of the mask that is set."""
-    config, (keys, values) = self.config, new
+    config, (keys, values) = self.config, key_values
     if mask.cached is not None:
       attended = attend_token(
         query[:, 0], keys[:, :, 0], values[:, :, 0], mask.cached, config
@@ -321,8 +323,12 @@ def kv_head_copies(config: ModelConfig) -> int:
   shards = sharding.num_shards(
     mesh, 'attention_heads', sharding.current_rules()
   )
-  needed = math.lcm(config.num_kv_heads, shards)
-  return 1 if config.num_heads % needed else needed // config.num_kv_heads
+  num_copied_heads = math.lcm(config.num_kv_heads, shards)
+  return (
+    1
+    if config.num_heads % num_copied_heads
+    else num_copied_heads // config.num_kv_heads
+  )
 
 
 def _head_norm(config: ModelConfig) -> RMSNorm | None:

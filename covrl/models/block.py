@@ -10,7 +10,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, UInt
 
-from covrl.models.attention import Attention, AttentionMask, LayerKeys
+from covrl.models.attention import Attention, AttentionMask, KeyValues
 from covrl.models.config import ModelConfig
 from covrl.models.experts import RoutedMLP, Routing
 from covrl.models.layers import GatedMLP, RMSNorm, constrain
@@ -78,14 +78,14 @@ class BlockOutputs(NamedTuple):
 
   Attributes:
     x: residual stream.
-    keys: the tokens' keys and values.
+    key_values: the tokens' keys and values.
     routing: routing statistics, if they were requested and there are experts.
     record: record of the tokens' experts, see `ExpertRecord`; `None` without
       experts.
   """
 
   x: Float[Array, 'B T D']
-  keys: LayerKeys
+  key_values: KeyValues
   routing: Routing | None
   record: UInt[Array, 'B T k'] | None
 
@@ -113,7 +113,7 @@ class Block(nnx.Module):
     rotation: Rotation,
     mask: AttentionMask,
     real: Bool[Array, 'B T'] | None = None,
-    recorded: UInt[Array, 'B T k'] | None = None,
+    recorded_experts: UInt[Array, 'B T k'] | None = None,
   ) -> BlockOutputs:
     """Applies the block to the residual stream.
 
@@ -123,19 +123,21 @@ class Block(nnx.Module):
       mask: keys that each query attends to.
       real: true for tokens that are not padding; with it, routing statistics
         of these tokens are computed if there are experts.
-      recorded: experts to route each token to; see `RoutedMLP`.
+      recorded_experts: experts to route each token to; see `RoutedMLP`.
     """
-    attended, keys = self.attention(self.attention_norm(x), rotation, mask)
+    attended, key_values = self.attention(
+      self.attention_norm(x), rotation, mask
+    )
     if self.attention_post_norm is not None:
       attended = self.attention_post_norm(attended)
     x = constrain(x + attended, 'batch', 'sequence', 'embed')
     x = checkpoint_name(x, 'attention_residual')
     normed, routing, record = self.mlp_norm(x), None, None
     if isinstance(self.mlp, RoutedMLP):
-      output, routing, record = self.mlp(normed, real, recorded)
+      output, routing, record = self.mlp(normed, real, recorded_experts)
     else:
       output = self.mlp(normed)
     if self.mlp_post_norm is not None:
       output = self.mlp_post_norm(output)
     x = constrain(x + output, 'batch', 'sequence', 'embed')
-    return BlockOutputs(x, keys, routing, record)
+    return BlockOutputs(x, key_values, routing, record)

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped, UInt
 
 from covrl.models.cache_writes import (
   exceeds_vmem,
-  whole_tiles,
+  slots_in_whole_tiles,
   write_by_shard,
   write_slots,
 )
@@ -40,11 +40,13 @@ def repeat_rows(
   [1, 1, 2, 2]
   """
   shape = x.shape
-  wide = jnp.broadcast_to(
+  repeated = jnp.broadcast_to(
     jnp.expand_dims(x, axis + 1),
     (*shape[: axis + 1], count, *shape[axis + 1 :]),
   )
-  return wide.reshape(*shape[:axis], shape[axis] * count, *shape[axis + 1 :])
+  return repeated.reshape(
+    *shape[:axis], shape[axis] * count, *shape[axis + 1 :]
+  )
 
 
 class PromptCache(NamedTuple):
@@ -125,7 +127,7 @@ class DecodeCache(NamedTuple):
 
   Attributes:
     prompts: the prompts.
-    prompt: index of each row's prompt, among the prompts of the row's shard;
+    prompt_index: index of each row's prompt, among the prompts of the row's shard;
       see `num_shards`.
     keys: keys of the responses' tokens, `[l, S, K, C, h]`, in the layers without
       a ring; slot `t` holds token `t`.
@@ -137,7 +139,7 @@ class DecodeCache(NamedTuple):
   """
 
   prompts: PromptCache
-  prompt: Int[Array, ' S']
+  prompt_index: Int[Array, ' S']
   keys: Vectors
   values: Vectors
   length: Int[Array, ' S']
@@ -148,7 +150,7 @@ class DecodeCache(NamedTuple):
   def empty(
     cls,
     prompts: PromptCache,
-    prompt: Int[Array, ' S'],
+    prompt_index: Int[Array, ' S'],
     slots: int,
     windows: tuple[int, ...] = (),
   ) -> DecodeCache:
@@ -156,17 +158,17 @@ class DecodeCache(NamedTuple):
 
     Args:
       prompts: the prompts.
-      prompt: index of each row's prompt, see `DecodeCache`.
+      prompt_index: index of each row's prompt, see `DecodeCache`.
       slots: tokens per row. Large caches on TPUs have a few more, for whole
         tiles.
       windows: sliding window of each layer in tokens, 0 for none. Layers whose
         window is shorter than a row keep a ring; without `windows`, none does.
     """
     layers, _, heads, _, width = prompts.keys.shape
-    rows, dtype = prompt.shape[0], prompts.keys.dtype
+    rows, dtype = prompt_index.shape[0], prompts.keys.dtype
 
     def zeros(layers: int, slots: int) -> Vectors:
-      slots = whole_tiles((layers, rows, heads, slots, width), dtype)
+      slots = slots_in_whole_tiles((layers, rows, heads, slots, width), dtype)
       zeros = zeros_stored((layers, rows, heads, slots, width), prompts.keys)
       return jax.tree.map(_shard_heads, zeros)
 
@@ -176,10 +178,10 @@ class DecodeCache(NamedTuple):
     ring = zeros(in_ring, ring_size) if ring_size else None
     return cls(
       prompts=prompts,
-      prompt=prompt,
+      prompt_index=prompt_index,
       keys=without_ring,
       values=without_ring,
-      length=jnp.zeros_like(prompt),
+      length=jnp.zeros_like(prompt_index),
       ring=None if ring is None else ResponseRing(ring, ring),
     )
 
@@ -187,8 +189,8 @@ class DecodeCache(NamedTuple):
     """Index of each row's next token within its sequence."""
     shards = num_shards(self)
     lengths = self.prompts.lengths.reshape(shards, -1)
-    prompt = self.prompt.reshape(shards, -1)
-    row_lengths = jnp.take_along_axis(lengths, prompt, axis=1)
+    prompt_index = self.prompt_index.reshape(shards, -1)
+    row_lengths = jnp.take_along_axis(lengths, prompt_index, axis=1)
     return row_lengths.reshape(-1) + self.length
 
   def append(

@@ -20,7 +20,7 @@ _TILE_SLOTS = 16
 _VMEM_BYTES = 2**27
 
 
-def whole_tiles(shape: tuple[int, ...], dtype: Any) -> int:
+def slots_in_whole_tiles(shape: tuple[int, ...], dtype: Any) -> int:
   """Number of slots of a cache, on TPUs rounded up to whole tiles if it is large.
 
   With a partial tile XLA would store such a cache in another layout, and convert
@@ -67,14 +67,20 @@ def write_slots_by_row(
   For a scatter into so large an array, XLA's TPU compiler copies all of it to
   another layout and back.
   """
-  last = cache.shape[3] - 1
+  last_slot = cache.shape[3] - 1
 
   def write(row: Int[Array, ''], cache: Array) -> Array:
-    start = (0, row, 0, jnp.minimum(slot[row], last), *(0,) * (cache.ndim - 4))
+    start = (
+      0,
+      row,
+      0,
+      jnp.minimum(slot[row], last_slot),
+      *(0,) * (cache.ndim - 4),
+    )
     shape = (cache.shape[0], 1, cache.shape[2], 1, *cache.shape[4:])
-    old = jax.lax.dynamic_slice(cache, start, shape)
+    old_token = jax.lax.dynamic_slice(cache, start, shape)
     token = jax.lax.dynamic_slice_in_dim(new, row, 1, axis=1)[:, :, :, None]
-    token = jnp.where(slot[row] <= last, token, old)
+    token = jnp.where(slot[row] <= last_slot, token, old_token)
     return _row_major(jax.lax.dynamic_update_slice(cache, token, start))
 
   return jax.lax.fori_loop(0, slot.shape[0], write, _row_major(cache))
@@ -82,17 +88,17 @@ def write_slots_by_row(
 
 def _row_major(cache: Array) -> Array:
   """Fixes the row-major layout of the kernel that reads the cache."""
-  order = Layout(major_to_minor=tuple(range(cache.ndim)))
-  return with_layout_constraint(cache, order)
+  layout = Layout(major_to_minor=tuple(range(cache.ndim)))
+  return with_layout_constraint(cache, layout)
 
 
 def write_by_shard(
-  rows: tuple[str, ...], cache: Array, new: Array, slot: Array
+  row_axes: tuple[str, ...], cache: Array, new: Array, slot: Array
 ) -> Array:
   """Runs `write_slots_by_row` on every device, for its own rows and heads.
 
   Args:
-    rows: mesh axes that split the rows.
+    row_axes: mesh axes that split the rows.
     cache: see `write_slots`.
     new: see `write_slots`.
     slot: see `write_slots`.
@@ -104,7 +110,7 @@ def write_by_shard(
   heads = sharding.fitted_spec(
     mesh, axes, cache.shape, sharding.current_rules()
   )[2]
-  cache_spec, row_spec = P(None, rows or None, heads), P(rows or None)
+  cache_spec, row_spec = P(None, row_axes or None, heads), P(row_axes or None)
   return jax.shard_map(
     write_slots_by_row,
     in_specs=(cache_spec, cache_spec, row_spec),

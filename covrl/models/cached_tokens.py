@@ -114,14 +114,14 @@ def response_slots(cached: CachedTokens) -> list[ResponseSlots]:
 def list_prompts(cache: DecodeCache, live: Bool[Array, ' S']) -> PromptReads:
   """Lists the prompts that each tile of rows has to read, once per step."""
   if jax.sharding.get_abstract_mesh().empty:
-    return list_prompts_of_shard(cache.prompt, live)
+    return list_prompts_of_shard(cache.prompt_index, live)
   axes = P(row_axes(cache) or None)
   return jax.shard_map(
     list_prompts_of_shard,
     in_specs=(axes, axes),
     out_specs=axes,
     check_vma=False,
-  )(cache.prompt, live)
+  )(cache.prompt_index, live)
 
 
 def list_prompts_of_shard(

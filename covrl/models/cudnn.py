@@ -57,7 +57,7 @@ def attend_sequences(
   return jnp.where(real, attended, 0)
 
 
-def uses_lengths(config: ModelConfig) -> bool:
+def uses_attend_sequences(config: ModelConfig) -> bool:
   """Whether rows of one sequence each use `attend_sequences`.
 
   Layers must not differ in their windows, nor devices split rows.

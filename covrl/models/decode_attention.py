@@ -31,7 +31,7 @@ from covrl.models.cached_tokens import (
 )
 from covrl.models.config import ModelConfig
 from covrl.models.decode_kernel import DecodeOptions
-from covrl.models.int8 import Vectors, score
+from covrl.models.int8 import Vectors, attention_scores
 from covrl.models.layers import soft_cap
 from covrl.models.online_softmax import OnlineSoftmax
 from covrl.parallel import sharding
@@ -99,8 +99,8 @@ def attend_token(
 
 def uses_kernel(config: ModelConfig) -> bool:
   """Whether decoding uses the TPU kernel."""
-  narrow = jnp.finfo(config.dtype).bits <= 32
-  return sharding.platform() == 'tpu' and narrow
+  is_narrow = jnp.finfo(config.dtype).bits <= 32
+  return sharding.platform() == 'tpu' and is_narrow
 
 
 def _attend_local(
@@ -150,29 +150,29 @@ def _attend_prompts(
   """Adds the prompts to the online softmax, a few tiles of rows at a time."""
   cache, reads = cached.cache, cached.reads
   rows, _, groups, _ = queries.shape
-  size, slots = rows_per_tile(rows), cache.prompts.keys.shape[3]
-  first = slots - cache.prompts.lengths
+  tile_rows, slots = rows_per_tile(rows), cache.prompts.keys.shape[3]
+  first_slot = slots - cache.prompts.lengths
   lowest = lowest_slot(cache, cached.window, slots)
   slot = jnp.arange(slots)
   # Each prompt once; more often where several tiles continue it.
-  pairs = max(min(cache.prompts.keys.shape[1], rows), rows // size)
-  count = min(pairs, _prompts_per_trip(cache.prompts.keys))
+  num_pairs = max(min(cache.prompts.keys.shape[1], rows), rows // tile_rows)
+  pairs_per_trip = min(num_pairs, _prompts_per_trip(cache.prompts.keys))
 
   def to_tiles(x: Array) -> Array:
     x = x.swapaxes(1, 2)
-    return x.reshape(*x.shape[:2], size * groups, *x.shape[4:])
+    return x.reshape(*x.shape[:2], tile_rows * groups, *x.shape[4:])
 
   def from_tiles(x: Array) -> Array:
-    x = x.reshape(*x.shape[:2], size, groups, *x.shape[3:])
+    x = x.reshape(*x.shape[:2], tile_rows, groups, *x.shape[3:])
     return x.swapaxes(1, 2)
 
-  def read(trip: Int[Array, ''], state: OnlineSoftmax) -> OnlineSoftmax:
-    pair = trip * count + jnp.arange(count)
+  def add_prompts(trip: Int[Array, ''], state: OnlineSoftmax) -> OnlineSoftmax:
+    pair = trip * pairs_per_trip + jnp.arange(pairs_per_trip)
     prompt = reads.prompt[pair]
-    row = reads.tile[pair][:, None] * size + jnp.arange(size)
-    continues = (cache.prompt[row] == prompt[:, None]) & cached.live[row]
+    row = reads.tile[pair][:, None] * tile_rows + jnp.arange(tile_rows)
+    continues = (cache.prompt_index[row] == prompt[:, None]) & cached.live[row]
     continues &= (pair < reads.length[0])[:, None]
-    start = jnp.maximum(first[prompt][:, None], lowest[row])
+    start = jnp.maximum(first_slot[prompt][:, None], lowest[row])
     allowed = continues[..., None] & (slot >= start[..., None])
     allowed = jnp.repeat(allowed, groups, axis=1)[:, None]
     key, value = (
@@ -182,22 +182,22 @@ def _attend_prompts(
     tiles, tile_state = jax.tree.map(
       lambda x: to_tiles(x[row]), (queries, state)
     )
-    scores = score(tiles, key, tile_state.peak.dtype)
+    scores = attention_scores(tiles, key, tile_state.peak.dtype)
     scores = soft_cap(scores * options.scale, options.cap)
     scores = jnp.where(allowed, scores, -jnp.inf)
     tile_state = tile_state.add(scores, value, queries.dtype)
     # A row continues one prompt only, so that no two pairs write the same row.
-    written = jnp.where(continues, row, rows)
+    target_rows = jnp.where(continues, row, rows)
     return jax.tree.map(
-      lambda x, new: x.at[written].set(from_tiles(new), mode='drop'),
+      lambda x, new: x.at[target_rows].set(from_tiles(new), mode='drop'),
       state,
       tile_state,
     )
 
   # `covrl compile` reads the number of trips, which depends on data, from the scope.
-  with jax.named_scope(f'about_{-(-pairs // count)}_trips'):
-    trips = (reads.length[0] + count - 1) // count
-    return jax.lax.fori_loop(0, trips, read, state)
+  with jax.named_scope(f'about_{-(-num_pairs // pairs_per_trip)}_trips'):
+    trips = (reads.length[0] + pairs_per_trip - 1) // pairs_per_trip
+    return jax.lax.fori_loop(0, trips, add_prompts, state)
 
 
 def _prompts_per_trip(keys: Vectors) -> int:
@@ -225,19 +225,19 @@ def _attend_responses(
   size = min(CPU_BLOCK_SLOTS if on_cpu else BLOCK_SLOTS, slots)
   lowest = lowest_slot(cached.cache, cached.window, 0)
 
-  def read(block: Int[Array, ''], state: OnlineSoftmax) -> OnlineSoftmax:
+  def add_block(block: Int[Array, ''], state: OnlineSoftmax) -> OnlineSoftmax:
     # The last block of a row may overlap the one before.
-    first = jnp.minimum(block * size, slots - size)
+    first_slot = jnp.minimum(block * size, slots - size)
 
     def at_block(x: Array) -> Array:
-      start = (responses.layer, 0, 0, first, *(0,) * (x.ndim - 4))
+      start = (responses.layer, 0, 0, first_slot, *(0,) * (x.ndim - 4))
       # Of one type also where JAX's integers have 64 bits.
       start = tuple(jnp.asarray(index, jnp.int32) for index in start)
       return jax.lax.dynamic_slice(
         x, start, (1, *x.shape[1:3], size, *x.shape[4:])
       )[0]
 
-    slot = first + jnp.arange(size)
+    slot = first_slot + jnp.arange(size)
     token = slot
     if responses.is_ring:
       token = newest_tokens(cached.cache.length, slot, slots)
@@ -246,7 +246,7 @@ def _attend_responses(
       & (slot < responses.length[:, None])
       & (token >= lowest[:, None])
     )
-    scores = score(
+    scores = attention_scores(
       queries, jax.tree.map(at_block, responses.keys), state.peak.dtype
     )
     scores = soft_cap(scores * options.scale, options.cap)
@@ -260,4 +260,4 @@ def _attend_responses(
   trips = max(round(-(-slots // size) * responses.share), 1)
   # `covrl compile` reads the number of trips, which depends on data, from the scope.
   with jax.named_scope(f'about_{trips}_trips'):
-    return jax.lax.fori_loop(0, end_block, read, state)
+    return jax.lax.fori_loop(0, end_block, add_block, state)

@@ -167,7 +167,7 @@ def attend_blocks(
   weighted_values = jax.ShapeDtypeStruct(
     (tiles, kv_heads, tile_queries, width), jnp.float32
   )
-  before = OnlineSoftmax(*(to_tiles(x) for x in state))
+  old_state = OnlineSoftmax(*(to_tiles(x) for x in state))
   call = pl.pallas_call(
     functools.partial(
       _kernel,
@@ -195,7 +195,7 @@ def attend_blocks(
     interpret=interpret,
     name='attend_blocks',
   )
-  after = call(
+  new_state = call(
     layer[None],
     reads.tile,
     reads.source,
@@ -205,15 +205,15 @@ def attend_blocks(
     reads.slots.end,
     to_tiles(queries),
     *cached,
-    *before,
+    *old_state,
   )
   # Tiles without a block are not written by the kernel.
   valid = jnp.arange(reads.tile.shape[0]) < reads.length
-  is_read = jnp.zeros(tiles, bool).at[reads.tile].max(valid)
-  is_read = is_read[:, None, None, None]
+  has_block = jnp.zeros(tiles, bool).at[reads.tile].max(valid)
+  has_block = has_block[:, None, None, None]
   peak, total, weighted_values = (
-    from_tiles(jnp.where(is_read, new, old))
-    for new, old in zip(after, before, strict=True)
+    from_tiles(jnp.where(has_block, new, old))
+    for new, old in zip(new_state, old_state, strict=True)
   )
   return OnlineSoftmax(peak[..., 0], total[..., 0], weighted_values)
 
@@ -234,7 +234,7 @@ def _kernel(
   start: Ref,
   end: Ref,
   query: Ref,
-  *others: Ref,
+  *cache_and_state_refs: Ref,
   size: int,
   tile_rows: int,
   groups: int,
@@ -252,7 +252,7 @@ def _kernel(
     peak,
     total,
     weighted_values,
-  ) = others
+  ) = cache_and_state_refs
   key_scale: Ref = None
   value_scale: Ref = None
   if is_int8:
@@ -267,7 +267,7 @@ def _kernel(
   )
 
   @pl.when((step == 0) | (tile[jnp.maximum(step - 1, 0)] != this_tile))
-  def _begin() -> None:
+  def _load_state() -> None:
     peak[...] = peak_before[...]
     total[...] = total_before[...]
     weighted_values[...] = weighted_values_before[...]
@@ -308,8 +308,10 @@ def _kernel(
   is_valid = (columns >= lowest) & (columns < highest)
   block_values = jnp.where(is_valid, values[...].astype(query.dtype), 0)
   if is_int8:
-    in_row = first_slot + jax.lax.broadcasted_iota(jnp.int32, (1, 1, size), 2)
-    is_valid = (in_row >= lowest) & (in_row < highest)
+    columns_of_scale = first_slot + jax.lax.broadcasted_iota(
+      jnp.int32, (1, 1, size), 2
+    )
+    is_valid = (columns_of_scale >= lowest) & (columns_of_scale < highest)
     weights = weights * jnp.where(is_valid, value_scale[...][:, None], 0)
   weighted_values[...] = weighted_values[...] * shrink + jnp.einsum(
     'kqc,kch->kqh',

@@ -37,12 +37,13 @@ def attend_prompts(
   slots_per_block = block_size(slots, _slot_bytes(keys))
   first = slots - cache.prompts.lengths
   start = jnp.maximum(
-    first[cache.prompt], lowest_slot(cache, cached.window, slots)
+    first[cache.prompt_index], lowest_slot(cache, cached.window, slots)
   )
   start = jnp.where(cached.live, jnp.minimum(start, slots), slots)
   # For each pair, the slots that a row of its tile attends to.
   has_prompt = (
-    cache.prompt.reshape(-1, tile_rows)[reads.tile] == reads.prompt[:, None]
+    cache.prompt_index.reshape(-1, tile_rows)[reads.tile]
+    == reads.prompt[:, None]
   )
   tile_starts = start.reshape(-1, tile_rows)[reads.tile]
   first_read = jnp.min(jnp.where(has_prompt, tile_starts, slots), axis=1)
@@ -62,7 +63,7 @@ def attend_prompts(
       tile=reads.tile[blocks.range_index],
       source=reads.prompt[blocks.range_index],
       block=blocks.block,
-      row_source=jnp.where(cached.live, cache.prompt, -1),
+      row_source=jnp.where(cached.live, cache.prompt_index, -1),
       slots=SlotRange(start, ends),
     ),
     tile_rows=tile_rows,
@@ -112,9 +113,9 @@ def _attend_slots(
   state: OnlineSoftmax,
   responses: ResponseSlots,
   slots: SlotRange,
-  ranges: int,
+  num_ranges: int,
 ) -> OnlineSoftmax:
-  """Adds a range of slots of each row; `ranges` is the number of such calls."""
+  """Adds a range of slots of each row; `num_ranges` is the number of such calls."""
   row = jnp.arange(queries.shape[0], dtype=jnp.int32)
   num_slots = responses.keys.shape[3]
   slots_per_block = block_size(num_slots, _slot_bytes(responses.keys))
@@ -136,7 +137,7 @@ def _attend_slots(
     tile_rows=1,
     scale=options.scale,
     cap=options.cap,
-    share=responses.share / ranges,
+    share=responses.share / num_ranges,
     interpret=options.interpret,
   )
 

@@ -190,7 +190,7 @@ class RoutedMLP(nnx.Module):
     self,
     x: Float[Array, 'B T D'],
     real: Bool[Array, 'B T'] | None,
-    recorded: UInt[Array, 'B T k'] | None = None,
+    recorded_experts: UInt[Array, 'B T k'] | None = None,
   ) -> tuple[Float[Array, 'B T D'], Routing | None, UInt[Array, 'B T k']]:
     """Applies the layer to each token.
 
@@ -198,24 +198,24 @@ class RoutedMLP(nnx.Module):
       x: normalised residual stream.
       real: true for tokens to compute routing statistics of; `None` computes
         none.
-      recorded: experts to route each token to, see `ExpertRecord`; those that
+      recorded_experts: experts to route each token to, see `ExpertRecord`; those that
         were not recorded, and all if `None`, are the router's likeliest.
 
     Returns:
       The term to add to the residual stream, the statistics or `None`, and the
       record of the experts.
     """
-    wide = self.config.stats_dtype
+    stats_dtype = self.config.stats_dtype
     logits = jnp.einsum(
       'btd,de->bte',
       x,
       self.router[...].astype(x.dtype),
-      preferred_element_type=wide,
+      preferred_element_type=stats_dtype,
     )
     probabilities = jax.nn.softmax(logits, axis=-1)
     shares, chosen = jax.lax.top_k(probabilities, self.experts.per_token)
-    if recorded is not None:
-      recorded_ids = recorded.astype(chosen.dtype) - 1
+    if recorded_experts is not None:
+      recorded_ids = recorded_experts.astype(chosen.dtype) - 1
       chosen = jnp.where(recorded_ids < 0, chosen, recorded_ids)
       shares = jnp.take_along_axis(probabilities, chosen, axis=-1)
     if self.experts.normalised:
@@ -253,12 +253,12 @@ def mix_experts(
     down: down-projection of each expert.
     activation: activation of the gate.
   """
-  run = functools.partial(_mix_local, activation=activation)
+  mix_local = functools.partial(_mix_local, activation=activation)
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
-    return run(x, chosen, shares, gate, up, down)
+    return mix_local(x, chosen, shares, gate, up, down)
   rules = sharding.current_rules()
-  tokens, up_spec, down_spec = (
+  token_spec, up_spec, down_spec = (
     sharding.fitted_spec(mesh, axes, array.shape, rules)
     for axes, array in (
       (('batch', 'sequence', None), x),
@@ -266,12 +266,14 @@ def mix_experts(
       (('expert', 'mlp', None), down),
     )
   )
-  experts, hidden = (
+  expert_axes, hidden_axes = (
     sharding.mesh_axes_of(up_spec[0]),
     sharding.mesh_axes_of(up_spec[2]),
   )
   # Devices with different experts may also have different tokens.
-  gathered = tuple(e for e in experts if e in sharding.mesh_axes_of(tokens[0]))
+  gathered_axes = tuple(
+    e for e in expert_axes if e in sharding.mesh_axes_of(token_spec[0])
+  )
 
   def on_device(
     x: Float[Array, 'B T D'],
@@ -279,24 +281,27 @@ def mix_experts(
     shares: Float[Array, 'B T k'],
     *weights: Float[Array, 'E _ _'],
   ) -> Float[Array, 'B T D']:
-    if gathered:
+    if gathered_axes:
       x, chosen, shares = (
-        jax.lax.all_gather(each, gathered, tiled=True)
-        for each in (x, chosen, shares)
+        jax.lax.all_gather(array, gathered_axes, tiled=True)
+        for array in (x, chosen, shares)
       )
-    if experts:
-      chosen = chosen - jax.lax.axis_index(experts) * len(weights[0])
-    y = run(x, chosen, shares, *weights)
-    if gathered:
-      y = jax.lax.psum_scatter(y, gathered, tiled=True)
-    rest = tuple(name for name in experts if name not in gathered) + hidden
-    return jax.lax.psum(y, rest) if rest else y
+    if expert_axes:
+      chosen = chosen - jax.lax.axis_index(expert_axes) * len(weights[0])
+    y = mix_local(x, chosen, shares, *weights)
+    if gathered_axes:
+      y = jax.lax.psum_scatter(y, gathered_axes, tiled=True)
+    summed_axes = (
+      tuple(name for name in expert_axes if name not in gathered_axes)
+      + hidden_axes
+    )
+    return jax.lax.psum(y, summed_axes) if summed_axes else y
 
   return jax.shard_map(
     on_device,
     mesh=mesh,
-    in_specs=(tokens, tokens, tokens, up_spec, up_spec, down_spec),
-    out_specs=tokens,
+    in_specs=(token_spec, token_spec, token_spec, up_spec, up_spec, down_spec),
+    out_specs=token_spec,
   )(x, chosen, shares, gate, up, down)
 
 
@@ -312,18 +317,20 @@ def _mix_local(
 ) -> Float[Array, 'B T D']:
   """`mix_experts` on one device; choices out of range add 0."""
   count, per_token = len(gate), chosen.shape[-1]
-  flat = chosen.reshape(-1)
-  is_local = (flat >= 0) & (flat < count)
+  flat_choices = chosen.reshape(-1)
+  is_local = (flat_choices >= 0) & (flat_choices < count)
   # Rows sorted by expert, those without a local expert last.
-  order = jnp.argsort(jnp.where(is_local, flat, count), stable=True)
-  sizes = jnp.sum(flat == jnp.arange(count)[:, None], axis=1, dtype=jnp.int32)
+  order = jnp.argsort(jnp.where(is_local, flat_choices, count), stable=True)
+  group_sizes = jnp.sum(
+    flat_choices == jnp.arange(count)[:, None], axis=1, dtype=jnp.int32
+  )
   rows = repeat_rows(x.reshape(-1, x.shape[-1]), per_token)
   # Rows beyond the groups are undefined in grouped products, backward too.
   rows = jnp.where(is_local[:, None], rows, 0)[order]
-  gated = checkpoint_name(jax.lax.ragged_dot(rows, gate, sizes), 'gate')
-  projected = checkpoint_name(jax.lax.ragged_dot(rows, up, sizes), 'up')
+  gated = checkpoint_name(jax.lax.ragged_dot(rows, gate, group_sizes), 'gate')
+  projected = checkpoint_name(jax.lax.ragged_dot(rows, up, group_sizes), 'up')
   hidden = activate(gated, activation) * projected
-  result = jax.lax.ragged_dot(hidden, down, sizes)[jnp.argsort(order)]
+  result = jax.lax.ragged_dot(hidden, down, group_sizes)[jnp.argsort(order)]
   result = jnp.where(is_local[:, None], result, 0)
   result = result.reshape(*chosen.shape, x.shape[-1])
   return jnp.einsum('btkd,btk->btd', result, shares).astype(x.dtype)

@@ -67,25 +67,34 @@ def attend_rows(
   queries = (queries * scale).astype(queries.dtype).swapaxes(1, 2)
   arrays = (queries, keys, values, segment_ids)
 
-  def attend_within(size: int, *arrays: Array) -> Float[Array, 'B H T h']:
+  def attend_within(
+    window_size: int, *arrays: Array
+  ) -> Float[Array, 'B H T h']:
     return _shard_map(
       functools.partial(
         _attend_local,
-        window=size,
+        window=window_size,
         cap=config.attention_soft_cap,
         interpret=interpret,
       ),
       *arrays,
     )
 
-  sizes = sorted(set(config.windows or (0,)))
-  if len(sizes) == 1 or window is None:
-    attended = attend_within(sizes[0], *arrays)
+  windows = sorted(set(config.windows or (0,)))
+  if len(windows) == 1 or window is None:
+    attended = attend_within(windows[0], *arrays)
   else:
     # Layers without a window have the largest integer as theirs.
-    order = [size for size in sizes if size] + [0] * (0 in sizes)
-    index = jnp.searchsorted(jnp.asarray([s for s in order if s]), window)
-    branches = [functools.partial(attend_within, size) for size in order]
+    ordered_windows = [
+      window_size for window_size in windows if window_size
+    ] + [0] * (0 in windows)
+    index = jnp.searchsorted(
+      jnp.asarray([size for size in ordered_windows if size]), window
+    )
+    branches = [
+      functools.partial(attend_within, window_size)
+      for window_size in ordered_windows
+    ]
     attended = jax.lax.switch(index, branches, *arrays)
   return attended.swapaxes(1, 2)
 
@@ -134,17 +143,17 @@ def _attend_local(
 ) -> Float[Array, 'B H T h']:
   """Attention on one device; rows are padded to whole blocks."""
   length = queries.shape[2]
-  size = padded_length(length)
-  padding = size - length
+  padded_size = padded_length(length)
+  padding = padded_size - length
 
   def pad(x: Array) -> Array:
     if not padding:
       return x
     return jnp.pad(x, ((0, 0), (0, 0), (0, padding), (0, 0)))
 
-  block = block_size(size)
+  block = block_size(padded_size)
   kernel: Any = splash.make_splash_mha(
-    masks.MultiHeadMask([_block_mask(size, window)] * queries.shape[1]),
+    masks.MultiHeadMask([_block_mask(padded_size, window)] * queries.shape[1]),
     block_sizes=splash.BlockSizes(
       block_q=block,
       block_kv=block,

@@ -47,15 +47,15 @@ def check_params(
   Traceback (most recent call last):
   ValueError: params must have the shapes of the policy, head (4,), got (3,)
   """
-  given = param_shapes(params)
-  for name in sorted(given.keys() | expected.keys()):
-    if given.get(name) != expected.get(name):
+  actual_shapes = param_shapes(params)
+  for name in sorted(actual_shapes.keys() | expected.keys()):
+    if actual_shapes.get(name) != expected.get(name):
       raise ValueError(
         'params must have the shapes of the policy,'
         f' {name} {expected.get(name, "absent")}, got'
-        f' {given.get(name, "none")}'
+        f' {actual_shapes.get(name, "none")}'
       )
-  for name, leaf in zip(given, jax.tree.leaves(params), strict=True):
+  for name, leaf in zip(actual_shapes, jax.tree.leaves(params), strict=True):
     check_array(f'params.{name}', leaf, 'float', '...')
 
 
@@ -93,8 +93,8 @@ def check_rows(
   _check_range('segment_ids', segment_ids, 0)
 
 
-def check_recorded(
-  recorded: object, tokens: object, config: ModelConfig
+def check_recorded_experts(
+  recorded_experts: object, tokens: object, config: ModelConfig
 ) -> None:
   """Checks the record of experts that tokens are routed to.
 
@@ -105,20 +105,23 @@ def check_recorded(
   """
   record = ExpertRecord.of(config)
   shape = record.shape(*check_array('tokens', tokens, 'int', 'B T'))
-  check_array('recorded', recorded, 'int', 'B T L k', shape)
+  check_array('recorded_experts', recorded_experts, 'int', 'B T L k', shape)
   assert config.experts is not None
-  _check_range('recorded', recorded, 0, config.experts.count + 1)
-  values = concrete(recorded)
+  _check_range(
+    'recorded_experts', recorded_experts, 0, config.experts.count + 1
+  )
+  values = concrete(recorded_experts)
   if values is None:
     return
-  ordered = np.sort(values, axis=-1)
-  twice = ordered[..., 1:][
-    (ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] > 0)
+  sorted_values = np.sort(values, axis=-1)
+  repeated = sorted_values[..., 1:][
+    (sorted_values[..., 1:] == sorted_values[..., :-1])
+    & (sorted_values[..., 1:] > 0)
   ]
-  if twice.size:
+  if repeated.size:
     raise ValueError(
-      'recorded must name different experts for a token, got'
-      f' {int(twice[0])} twice'
+      'recorded_experts must name different experts for a token, got'
+      f' {int(repeated[0])} twice'
     )
 
 
@@ -130,7 +133,7 @@ def _check_range(
   if array is None or not array.size:
     return
   least, most = int(array.min()), int(array.max())
-  wrong = least if least < low else most
+  invalid = least if least < low else most
   if least < low or (end is not None and most >= end):
-    need = f'at least {low}' if end is None else f'in [{low}, {end})'
-    raise ValueError(f'{name} must be {need}, got {wrong}')
+    requirement = f'at least {low}' if end is None else f'in [{low}, {end})'
+    raise ValueError(f'{name} must be {requirement}, got {invalid}')

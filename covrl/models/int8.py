@@ -72,7 +72,7 @@ def zeros_stored(shape: tuple[int, ...], stored: Vectors) -> Vectors:
   return zeros
 
 
-def score(
+def attention_scores(
   queries: Float[Array, '*B Q h'], keys: Vectors, dtype: Any
 ) -> Float[Array, '*B Q C']:
   """Products of queries and keys; integers are scaled after the product."""

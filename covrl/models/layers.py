@@ -47,34 +47,36 @@ class Adapter(nnx.Module):
   """
 
   def __init__(
-    self, lora: Lora, weight: nnx.Param, inputs: int, rngs: nnx.Rngs
+    self, lora: Lora, weight: nnx.Param, num_input_axes: int, rngs: nnx.Rngs
   ) -> None:
     """Creates the adapter of a matrix.
 
     Args:
       lora: rank and scale.
       weight: the matrix.
-      inputs: number of its leading axes that the product sums over.
+      num_input_axes: number of its leading axes that the product sums over.
       rngs: source of randomness; adapters have their own stream, so that the
         matrices do not depend on them.
     """
     self.scale = lora.scale
     rank, dtype = lora.rank, jnp.promote_types(weight.dtype, jnp.float32)
     axes, shape = weight.get_metadata('axes'), weight.shape
-    input_shape, output_shape = shape[:inputs], shape[inputs:]
-    drawn = jax.random.normal(rngs.adapters(), (*input_shape, rank), dtype)
+    input_shape, output_shape = shape[:num_input_axes], shape[num_input_axes:]
+    normals = jax.random.normal(rngs.adapters(), (*input_shape, rank), dtype)
     self.a = nnx.Param(
-      drawn * math.prod(input_shape) ** -0.5, axes=(*axes[:inputs], 'rank')
+      normals * math.prod(input_shape) ** -0.5,
+      axes=(*axes[:num_input_axes], 'rank'),
     )
     self.b = nnx.Param(
-      jnp.zeros((rank, *output_shape), dtype), axes=('rank', *axes[inputs:])
+      jnp.zeros((rank, *output_shape), dtype),
+      axes=('rank', *axes[num_input_axes:]),
     )
 
   def __call__(self, x: Float[Array, 'B T ...']) -> Float[Array, 'B T ...']:
     """Computes the term to add to the product of `x` with the matrix."""
     a, b = self.a[...].astype(x.dtype), self.b[...].astype(x.dtype)
-    narrow = jnp.tensordot(x, a, axes=a.ndim - 1)
-    return self.scale * jnp.tensordot(narrow, b, axes=1)
+    low_rank = jnp.tensordot(x, a, axes=a.ndim - 1)
+    return self.scale * jnp.tensordot(low_rank, b, axes=1)
 
 
 def make_adapter(
@@ -82,7 +84,7 @@ def make_adapter(
   name: str,
   weight: nnx.Param,
   *,
-  inputs: int = 1,
+  num_input_axes: int = 1,
   rngs: nnx.Rngs,
 ) -> Adapter | None:
   """Creates the adapter of a matrix, or `None` if it has none.
@@ -91,12 +93,12 @@ def make_adapter(
     config: its `lora` names the adapted matrices.
     name: of the matrix.
     weight: the matrix.
-    inputs: number of its leading axes that the product sums over.
+    num_input_axes: number of its leading axes that the product sums over.
     rngs: source of randomness.
   """
   if config.lora is None or name not in config.lora.targets:
     return None
-  return Adapter(config.lora, weight, inputs, rngs)
+  return Adapter(config.lora, weight, num_input_axes, rngs)
 
 
 def linear(
@@ -104,7 +106,7 @@ def linear(
   weight: nnx.Param,
   adapter: Adapter | None,
   *,
-  inputs: int = 1,
+  num_input_axes: int = 1,
 ) -> Float[Array, 'B T ...']:
   """Multiplies inputs with a matrix and adds the adapter's term.
 
@@ -112,14 +114,14 @@ def linear(
     x: inputs, in the dtype to multiply in.
     weight: the matrix.
     adapter: the matrix's adapter, or `None`.
-    inputs: number of the matrix's leading axes that are summed over.
+    num_input_axes: number of the matrix's leading axes that are summed over.
   """
-  result = multiply(x, weight[...].astype(x.dtype), inputs)
+  result = multiply(x, weight[...].astype(x.dtype), num_input_axes)
   return result if adapter is None else result + adapter(x)
 
 
 def multiply(
-  x: Float[Array, 'B T ...'], matrix: Float[Array, '...'], inputs: int
+  x: Float[Array, 'B T ...'], matrix: Float[Array, '...'], num_input_axes: int
 ) -> Float[Array, 'B T ...']:
   """Multiplies inputs with a matrix of several axes.
 
@@ -130,13 +132,15 @@ def multiply(
   Args:
     x: inputs.
     matrix: the matrix.
-    inputs: number of the matrix's leading axes that are summed over.
+    num_input_axes: number of the matrix's leading axes that are summed over.
   """
   if sharding.platform() != 'cpu' or _splits_arrays():
-    return jnp.tensordot(x, matrix, axes=inputs)
-  rows = x.reshape(-1, math.prod(x.shape[-inputs:]))
+    return jnp.tensordot(x, matrix, axes=num_input_axes)
+  rows = x.reshape(-1, math.prod(x.shape[-num_input_axes:]))
   product = rows @ matrix.reshape(rows.shape[1], -1)
-  return product.reshape(*x.shape[:-inputs], *matrix.shape[inputs:])
+  return product.reshape(
+    *x.shape[:-num_input_axes], *matrix.shape[num_input_axes:]
+  )
 
 
 def _splits_arrays() -> bool:
@@ -184,8 +188,10 @@ class RMSNorm(nnx.Module):
 
   def __init__(self, config: ModelConfig, size: int, axis: str) -> None:
     self.config = config
-    start = jnp.zeros if config.unit_offset else jnp.ones
-    self.scale = nnx.Param(start((size,), config.param_dtype), axes=(axis,))
+    initializer = jnp.zeros if config.unit_offset else jnp.ones
+    self.scale = nnx.Param(
+      initializer((size,), config.param_dtype), axes=(axis,)
+    )
 
   def __call__(self, x: Float[Array, '*B D']) -> Float[Array, '*B D']:
     """Normalises the last axis."""

@@ -24,7 +24,7 @@ from covrl.models.config import ModelConfig
 from covrl.models.experts import Routing
 from covrl.models.input_checks import (
   check_params,
-  check_recorded,
+  check_recorded_experts,
   check_rows,
   check_token_ids,
   param_shapes,
@@ -58,7 +58,7 @@ class Policy:
   @functools.cached_property
   def graphdef(self) -> nnx.GraphDef[Transformer]:
     """Graph definition of the modules, without parameters; static."""
-    return self._split[0]
+    return self._graphdef_and_params[0]
 
   @functools.cached_property
   def num_params(self) -> int:
@@ -75,13 +75,13 @@ class Policy:
     return nnx.to_pure_dict(
       jax.tree.map(
         lambda param: param.replace(param.get_metadata('axes')),
-        self._split[1],
+        self._graphdef_and_params[1],
         is_leaf=lambda leaf: isinstance(leaf, nnx.Param),
       )
     )
 
   @functools.cached_property
-  def _split(self) -> tuple[nnx.GraphDef[Transformer], PyTree]:
+  def _graphdef_and_params(self) -> tuple[nnx.GraphDef[Transformer], PyTree]:
     """Graph definition and abstract parameters."""
     return nnx.split(
       nnx.eval_shape(
@@ -116,18 +116,18 @@ class Policy:
     self,
     key: Key[Array, ''],
     mesh: Mesh | None,
-    part: Callable[[PyTree], PyTree],
+    select: Callable[[PyTree], PyTree],
   ) -> PyTree:
-    """Initialises the part of the parameters that `part` selects."""
+    """Initialises the parameters that `select` returns."""
 
     def create(key: Key[Array, '']) -> PyTree:
       module = Transformer(self.config, rngs=make_rngs(key))
-      return part(nnx.to_pure_dict(nnx.state(module)))
+      return select(nnx.to_pure_dict(nnx.state(module)))
 
     if mesh is None:
       return jax.jit(create)(key)
-    like = part(self.abstract_params(mesh))
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
+    abstract = select(self.abstract_params(mesh))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     return jax.jit(create, out_shardings=shardings)(key)
 
   @functools.cached_property
@@ -176,7 +176,7 @@ class Policy:
     Returns:
       A tree of `jax.ShapeDtypeStruct`, suitable to restore a checkpoint.
     """
-    shapes = nnx.to_pure_dict(self._split[1])
+    shapes = nnx.to_pure_dict(self._graphdef_and_params[1])
     if mesh is None:
       return shapes
 
@@ -227,7 +227,7 @@ class Policy:
     positions: Int[Array, 'B T'],
     segment_ids: Int[Array, 'B T'],
     one_sequence: bool = False,
-    recorded: UInt[Array, 'B T L k'] | None = None,
+    recorded_experts: UInt[Array, 'B T L k'] | None = None,
   ) -> tuple[Float[Array, 'B T D'], Routing | None]:
     """Like `hidden`, with routing statistics if there are experts.
 
@@ -238,7 +238,7 @@ class Policy:
       segment_ids: index of the sequence within the row, from 1; 0 is padding.
       one_sequence: whether no row has several sequences; GPUs then need no
         attention mask in memory.
-      recorded: experts to route each token to, see
+      recorded_experts: experts to route each token to, see
         `covrl.models.experts.ExpertRecord`; those that were not recorded, and
         all if `None`, are the router's likeliest.
 
@@ -248,14 +248,14 @@ class Policy:
         or one twice for a token; or the model has no experts.
     """
     check_rows(tokens, positions, segment_ids, self.config.vocab_size)
-    if recorded is not None:
-      check_recorded(recorded, tokens, self.config)
+    if recorded_experts is not None:
+      check_recorded_experts(recorded_experts, tokens, self.config)
     return self._module(params)(
       tokens,
       positions,
       segment_ids,
       one_sequence=one_sequence,
-      recorded=recorded,
+      recorded_experts=recorded_experts,
     )
 
   def unembedding(self, params: PyTree) -> Float[Array, 'D V']:

@@ -51,12 +51,12 @@ def with_remat(
     return body
   policies = jax.checkpoint_policies
   if policy == 'host':
-    saved = policies.save_and_offload_only_these_names(
+    checkpoint_policy = policies.save_and_offload_only_these_names(
       names_which_can_be_saved=[],
       names_which_can_be_offloaded=list(names),
       offload_src='device',
       offload_dst='pinned_host',
     )
   else:
-    saved = policies.save_only_these_names(*names)
-  return jax.checkpoint(body, prevent_cse=False, policy=saved)
+    checkpoint_policy = policies.save_only_these_names(*names)
+  return jax.checkpoint(body, prevent_cse=False, policy=checkpoint_policy)

@@ -108,8 +108,11 @@ class Llama3Scaling:
     """Scales the frequencies."""
     del theta
     turns = self.original_length * frequencies / (2 * np.pi)
-    kept = np.clip((turns - self.low) / (self.high - self.low), 0, 1)
-    return kept * frequencies + (1 - kept) * frequencies / self.factor
+    unscaled_share = np.clip((turns - self.low) / (self.high - self.low), 0, 1)
+    return (
+      unscaled_share * frequencies
+      + (1 - unscaled_share) * frequencies / self.factor
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -173,8 +176,10 @@ class YarnScaling:
     first, last = max(first, 0), min(last, 2 * half - 1)
     # A ramp of length 0 is a step.
     width = max(last - first, 1e-3)
-    slowed = np.clip((np.arange(half) - first) / width, 0, 1)
-    return (1 - slowed) * frequencies + slowed * frequencies / self.factor
+    scaled_share = np.clip((np.arange(half) - first) / width, 0, 1)
+    return (
+      1 - scaled_share
+    ) * frequencies + scaled_share * frequencies / self.factor
 
   def _pair(self, turns: float, theta: float, half: int) -> float:
     """Fractional index of the pair that makes this number of turns."""

@@ -16,13 +16,13 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt
 
 from covrl.models import flash, remat
-from covrl.models.attention import AttentionMask, LayerKeys, kv_head_copies
+from covrl.models.attention import AttentionMask, KeyValues, kv_head_copies
 from covrl.models.block import Block, LayerOptions
 from covrl.models.cache import DecodeCache, LayerIndices, PromptCache
 from covrl.models.cached_tokens import CachedTokens, list_prompts
 from covrl.models.chunk_attention import ChunkContext
 from covrl.models.config import ModelConfig
-from covrl.models.cudnn import uses_lengths
+from covrl.models.cudnn import uses_attend_sequences
 from covrl.models.experts import ExpertRecord, Routing
 from covrl.models.layers import RMSNorm, constrain, normal_param
 from covrl.models.roll import roll_rows
@@ -64,7 +64,7 @@ class Transformer(nnx.Module):
     segment_ids: Int[Array, 'B T'],
     *,
     one_sequence: bool = False,
-    recorded: UInt[Array, 'B T L k'] | None = None,
+    recorded_experts: UInt[Array, 'B T L k'] | None = None,
   ) -> tuple[Float[Array, 'B T D'], Routing | None]:
     """Hidden states of whole rows, and routing statistics of real tokens.
 
@@ -76,21 +76,21 @@ class Transformer(nnx.Module):
       segment_ids: index of the sequence within the row, from 1; 0 is padding.
       one_sequence: whether no row has several sequences; padding may be on both
         sides.
-      recorded: experts to route each token to; see `RoutedMLP`.
+      recorded_experts: experts to route each token to; see `RoutedMLP`.
     """
     graphdef, layers = nnx.split(self.layers)
-    start = None
-    if one_sequence and uses_lengths(self.config):
-      start = jnp.argmax(segment_ids > 0, axis=1)
+    first_column = None
+    if one_sequence and uses_attend_sequences(self.config):
+      first_column = jnp.argmax(segment_ids > 0, axis=1)
       tokens, positions, segment_ids = (
-        roll_rows(x, -start) for x in (tokens, positions, segment_ids)
+        roll_rows(x, -first_column) for x in (tokens, positions, segment_ids)
       )
-      if recorded is not None:
-        recorded = roll_rows(recorded, -start)
+      if recorded_experts is not None:
+        recorded_experts = roll_rows(recorded_experts, -first_column)
       lengths = jnp.sum(segment_ids > 0, axis=1, dtype=jnp.int32)
-      all_layers = AttentionMask(lengths=lengths)
+      mask_of_all_layers = AttentionMask(lengths=lengths)
     else:
-      all_layers = segment_mask(segment_ids, self.config)
+      mask_of_all_layers = segment_mask(segment_ids, self.config)
     real, rotations = segment_ids > 0, self._rotations(positions)
     distance = _distances(tokens.shape[1])
 
@@ -100,23 +100,25 @@ class Transformer(nnx.Module):
       layer, options, layer_experts = scanned
       block, mask = (
         nnx.merge(graphdef, layer),
-        options.apply_window(all_layers, distance),
+        options.apply_window(mask_of_all_layers, distance),
       )
       output = block(
         x,
         options.choose_rotation(rotations),
         mask,
         real=real,
-        recorded=layer_experts,
+        recorded_experts=layer_experts,
       )
       return output.x, output.routing
 
     run_layer = remat.with_remat(run_layer, self.config.remat)
-    by_layer = None if recorded is None else jnp.moveaxis(recorded, 2, 0)
-    scanned = (layers, LayerOptions.stacked(self.config), by_layer)
+    experts_by_layer = (
+      None if recorded_experts is None else jnp.moveaxis(recorded_experts, 2, 0)
+    )
+    scanned = (layers, LayerOptions.stacked(self.config), experts_by_layer)
     x, routing = self._scan_layers(run_layer, self._embed(tokens), scanned)
     x = self.final_norm(x)
-    return (x if start is None else roll_rows(x, start)), routing
+    return (x if first_column is None else roll_rows(x, first_column)), routing
 
   def prefill(
     self,
@@ -129,30 +131,33 @@ class Transformer(nnx.Module):
   ) -> tuple[Float[Array, 'P D'], PromptCache]:
     """Prefill: the last hidden state of prompts, and their cache."""
     if 0 < chunk < tokens.shape[1]:
-      rows = tokens, positions, mask
-      return self._prefill_chunks(*rows, chunk, record_experts)
+      arrays = tokens, positions, mask
+      return self._prefill_chunks(*arrays, chunk, record_experts)
     graphdef, layers = nnx.split(self.layers)
     length = tokens.shape[1]
-    all_layers = segment_mask(mask.astype(jnp.int32), self.config)
+    mask_of_all_layers = segment_mask(mask.astype(jnp.int32), self.config)
     distance, rotations = _distances(length), self._rotations(positions)
 
     def run_layer(
       x: Float[Array, 'P T D'], scanned: tuple[PyTree, LayerOptions]
-    ) -> tuple[Float[Array, 'P T D'], tuple[LayerKeys, Array | None]]:
+    ) -> tuple[Float[Array, 'P T D'], tuple[KeyValues, Array | None]]:
       layer, options = scanned
       block, mask = (
         nnx.merge(graphdef, layer),
-        options.apply_window(all_layers, distance),
+        options.apply_window(mask_of_all_layers, distance),
       )
       output = block(x, options.choose_rotation(rotations), mask)
-      return output.x, (output.keys, output.record if record_experts else None)
+      return output.x, (
+        output.key_values,
+        output.record if record_experts else None,
+      )
 
     scanned = (layers, LayerOptions.stacked(self.config))
-    x, (keys, record) = self._scan_layers(
+    x, (key_values, record) = self._scan_layers(
       run_layer, self._embed(tokens), scanned
     )
     cache = PromptCache(
-      *keys,
+      *key_values,
       lengths=jnp.sum(mask, axis=1, dtype=jnp.int32),
       experts=_by_token(record),
     )
@@ -183,32 +188,34 @@ class Transformer(nnx.Module):
 
       def run_layer(
         x: Float[Array, 'P c D'],
-        scanned: tuple[PyTree, LayerOptions, LayerKeys],
-      ) -> tuple[Float[Array, 'P c D'], tuple[LayerKeys, Array | None]]:
-        layer, options, before = scanned
-        block, context = (
+        scanned: tuple[PyTree, LayerOptions, KeyValues],
+      ) -> tuple[Float[Array, 'P c D'], tuple[KeyValues, Array | None]]:
+        layer, options, cached = scanned
+        block, chunk_mask = (
           nnx.merge(graphdef, layer),
           AttentionMask(
-            chunk=ChunkContext(before.keys, before.values, mask, start)
+            chunk=ChunkContext(cached.keys, cached.values, mask, start)
           ),
         )
-        context = options.apply_window(context, None)
-        output = block(x, options.choose_rotation(rotations), context)
+        chunk_mask = options.apply_window(chunk_mask, None)
+        output = block(x, options.choose_rotation(rotations), chunk_mask)
         return output.x, (
-          output.keys,
+          output.key_values,
           output.record if record_experts else None,
         )
 
-      scanned = (layers, options, LayerKeys(cache.keys, cache.values))
-      x, (new, record) = self._scan_layers(
+      scanned = (layers, options, KeyValues(cache.keys, cache.values))
+      x, (chunk_key_values, record) = self._scan_layers(
         run_layer, self._embed(token), scanned
       )
-      cache = cache.with_columns(new.keys, new.values, _by_token(record), start)
+      cache = cache.with_columns(
+        chunk_key_values.keys, chunk_key_values.values, _by_token(record), start
+      )
       return cache, x[:, -1]
 
     empty = self._empty_prompts(mask, record_experts)
-    cache, last = jax.lax.scan(run_chunk, empty, jnp.arange(count))
-    return self.final_norm(last[-1]), cache
+    cache, last_states = jax.lax.scan(run_chunk, empty, jnp.arange(count))
+    return self.final_norm(last_states[-1]), cache
 
   def _empty_prompts(
     self, mask: Bool[Array, 'P T'], record_experts: bool
@@ -250,13 +257,16 @@ class Transformer(nnx.Module):
     def run_layer(
       x: Float[Array, 'S 1 D'],
       scanned: tuple[LayerIndices, PyTree, LayerOptions],
-    ) -> tuple[Float[Array, 'S 1 D'], tuple[LayerKeys, Array | None]]:
+    ) -> tuple[Float[Array, 'S 1 D'], tuple[KeyValues, Array | None]]:
       indices, layer, options = scanned
       mask = AttentionMask(cached=cached._replace(**indices._asdict()))
       mask = options.apply_window(mask, None)
       block = nnx.merge(graphdef, layer)
       output = block(x, options.choose_rotation(rotations), mask)
-      return output.x, (output.keys, output.record if record_experts else None)
+      return output.x, (
+        output.key_values,
+        output.record if record_experts else None,
+      )
 
     start = self._embed(token[:, None])
     windows = self.config.windows
@@ -331,8 +341,10 @@ def segment_mask(
   if flash.uses_kernel(config, length):
     return AttentionMask(segment_ids=segment_ids)
   causal = jnp.tril(jnp.ones((length, length), bool))
-  same = segment_ids[:, :, None] == segment_ids[:, None, :]
-  return AttentionMask(mask=causal & same & (segment_ids > 0)[:, None, :])
+  same_segment = segment_ids[:, :, None] == segment_ids[:, None, :]
+  return AttentionMask(
+    mask=causal & same_segment & (segment_ids > 0)[:, None, :]
+  )
 
 
 def make_rngs(key: Key[Array, '']) -> nnx.Rngs:

@@ -100,8 +100,8 @@ def leave_one_out(
   """
   _, size = same_group(rewards, group_ids)
   centred = centre(rewards, group_ids, singleton=singleton)
-  others = jnp.maximum(size - 1, 1).astype(centred.dtype)
-  return centred * (size.astype(centred.dtype) / others)
+  num_others = jnp.maximum(size - 1, 1).astype(centred.dtype)
+  return centred * (size.astype(centred.dtype) / num_others)
 
 
 def opo(
@@ -136,10 +136,12 @@ def opo(
   total = jnp.sum(jnp.where(same, lengths[None, :], 0), axis=1)
   gaps = rewards[:, None] - rewards[None, :]
   centred = jnp.sum(jnp.where(same, gaps * lengths[None, :], 0), axis=1)
-  known = (size > 1) & (total > 0)
-  advantages = jnp.where(known, centred / jnp.where(known, total, 1), rewards)
-  impossible = jnp.any(same & (lengths < 0)[None, :], axis=1)
-  return jnp.where(impossible, jnp.nan, advantages)
+  has_baseline = (size > 1) & (total > 0)
+  advantages = jnp.where(
+    has_baseline, centred / jnp.where(has_baseline, total, 1), rewards
+  )
+  has_negative_length = jnp.any(same & (lengths < 0)[None, :], axis=1)
+  return jnp.where(has_negative_length, jnp.nan, advantages)
 
 
 def pass_at_k(
@@ -317,6 +319,6 @@ def _choose_ratio(
   """C(m, k) / C(n, k) = Π_{i<k} (m − i)/(n − i), 0 where m < k."""
   ratio = jnp.ones(m.shape, dtype)
   for i in range(min(k, m.size + 1)):
-    top = jnp.maximum(m - i, 0).astype(dtype)
-    ratio *= top / jnp.maximum(n - i, 1).astype(dtype)
+    numerator = jnp.maximum(m - i, 0).astype(dtype)
+    ratio *= numerator / jnp.maximum(n - i, 1).astype(dtype)
   return ratio

@@ -72,28 +72,28 @@ class LossInputs(NamedTuple):
 
 
 def loss_inputs(
-  stats: TokenStats, context: TokenContext, loss: str
+  stats: TokenStats, context: TokenContext, loss_name: str
 ) -> LossInputs:
   """Reads a loss's inputs from the context and masks them.
 
   Args:
     stats: statistics of the policy.
     context: keyword arguments of the loss.
-    loss: name of the loss, for errors.
+    loss_name: name of the loss, for errors.
 
   Raises:
     TypeError: if an entry is missing, unknown, or of another dtype.
     ValueError: if an entry is of another shape than the statistics, or a weight
       off the mask is not 0; in a compiled program that is NaN.
   """
-  check_stats('stats', stats, loss)
-  check_context(context, loss, stats)
+  check_stats('stats', stats, loss_name)
+  check_context(context, loss_name, stats)
   return _masked_inputs(
     stats,
-    _required(context, 'advantages', loss),
-    _required(context, 'old_logprobs', loss),
+    _required(context, 'advantages', loss_name),
+    _required(context, 'old_logprobs', loss_name),
     _consistent_weights(
-      _required(context, 'weights', loss), context.get('mask')
+      _required(context, 'weights', loss_name), context.get('mask')
     ),
     context.get('segment_ids'),
   )
@@ -105,22 +105,22 @@ def _consistent_weights(
   """Weights, NaN where they are not 0 off the mask: prompts would be trained on."""
   if mask is None:
     return weights
-  contradict = (weights != 0) & ~mask
-  values = concrete(contradict)
+  contradicts_mask = (weights != 0) & ~mask
+  values = concrete(contradicts_mask)
   if values is not None and values.any():
     raise ValueError(
       f'weights must be 0 off the mask, got others at {values.sum()} tokens'
     )
   weights = weights.astype(jnp.result_type(weights, jnp.float32))
-  return jnp.where(contradict, jnp.nan, weights)
+  return jnp.where(contradicts_mask, jnp.nan, weights)
 
 
-def _required(context: TokenContext, entry: str, loss: str) -> Any:
+def _required(context: TokenContext, entry: str, loss_name: str) -> Any:
   """Returns an entry of the context, or raises an error that names it."""
   value = context.get(entry)
   if value is None:
     raise TypeError(
-      f'{entry} must be in the context of {loss}, got None; pass {entry}=… to it'
+      f'{entry} must be in the context of {loss_name}, got None; pass {entry}=… to it'
     )
   return value
 
@@ -142,16 +142,16 @@ def _masked_inputs(
     stats.logprobs, advantages, old_logprobs, weights, jnp.float32
   )
 
-  def keep(x: Float[Array, 'B T']) -> Float[Array, 'B T']:
+  def masked(x: Float[Array, 'B T']) -> Float[Array, 'B T']:
     return jnp.where(active, x.astype(dtype), 0)
 
-  logprobs = keep(stats.logprobs)
+  logprobs = masked(stats.logprobs)
   return LossInputs(
     active=active,
     weights=weights.astype(dtype),
-    advantages=jax.lax.stop_gradient(keep(advantages)),
+    advantages=jax.lax.stop_gradient(masked(advantages)),
     logprobs=logprobs,
-    log_ratio=logprobs - jax.lax.stop_gradient(keep(old_logprobs)),
+    log_ratio=logprobs - jax.lax.stop_gradient(masked(old_logprobs)),
     segment_ids=segment_ids,
   )
 

@@ -121,10 +121,10 @@ def clipped_surrogate(
   ratio, clamped = clamped_ratio(inputs.log_ratio, max_log_ratio)
   losses, clipped = pessimistic_loss(inputs, ratio, low, high)
   if dual_clip is not None:
-    floor = -inputs.advantages * dual_clip
-    negative = inputs.advantages < 0
-    clipped |= negative & (losses > floor)
-    losses = jnp.where(negative, jnp.minimum(floor, losses), losses)
+    ceiling = -inputs.advantages * dual_clip
+    is_negative = inputs.advantages < 0
+    clipped |= is_negative & (losses > ceiling)
+    losses = jnp.where(is_negative, jnp.minimum(ceiling, losses), losses)
   return weighted_loss(
     inputs,
     losses,
@@ -279,8 +279,10 @@ def dppo(
   fixed = jax.lax.stop_gradient(inputs)
   clipped = _outside_trust_region(fixed, low, high, measure)
   ratio, _ = clamped_ratio(fixed.log_ratio, max_log_ratio)
-  trusted = ratio if max_ratio is None else jnp.minimum(ratio, max_ratio)
-  score_weight = inputs.advantages * trusted
+  truncated_ratio = (
+    ratio if max_ratio is None else jnp.minimum(ratio, max_ratio)
+  )
+  score_weight = inputs.advantages * truncated_ratio
   # exp(x − sg(x)) is 1 and has the derivative of x: the truncation then bounds
   # the gradient instead of removing it.
   straight_through = jnp.exp(inputs.log_ratio - fixed.log_ratio)

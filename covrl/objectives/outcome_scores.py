@@ -91,8 +91,8 @@ def outcome_cross_entropy(
   def masked(x: Float[Array, 'B T']) -> Float[Array, 'B T']:
     return jnp.where(mask, x.astype(dtype), 0)
 
-  gap = masked(logprobs) - jax.lax.stop_gradient(masked(ref_logprobs))
-  scores = coefficient * sequence_sums(gap, segment_ids)
+  log_ratio = masked(logprobs) - jax.lax.stop_gradient(masked(ref_logprobs))
+  scores = coefficient * sequence_sums(log_ratio, segment_ids)
   outcomes = masked(labels)
   is_known = (outcomes >= 0) & (outcomes <= 1)
   losses = masked(jax.nn.softplus(scores) - outcomes * scores)
@@ -128,12 +128,17 @@ def pair_accuracy(
   same, _ = same_group(scores, group_ids)
   check_array('labels', labels, 'bool', 'S', scores.shape)
   pairs = same & labels[:, None] & ~labels[None, :]
-  above = scores[:, None] > scores[None, :]
-  ties = scores[:, None] == scores[None, :]
-  total, known = count(pairs), count(pairs & (above | ties | above.T))
-  ordered = 2 * count(pairs & above) + count(pairs & ties)
-  share = ordered / (2 * jnp.maximum(total, 1))
-  return jnp.where((total > 0) & (known == total), share, jnp.nan)
+  is_above = scores[:, None] > scores[None, :]
+  is_tie = scores[:, None] == scores[None, :]
+  num_pairs, num_ordered = (
+    count(pairs),
+    count(pairs & (is_above | is_tie | is_above.T)),
+  )
+  twice_correct = 2 * count(pairs & is_above) + count(pairs & is_tie)
+  accuracy = twice_correct / (2 * jnp.maximum(num_pairs, 1))
+  return jnp.where(
+    (num_pairs > 0) & (num_ordered == num_pairs), accuracy, jnp.nan
+  )
 
 
 def calibration_error(
@@ -174,8 +179,10 @@ def calibration_error(
   gaps = probabilities - labels.astype(probabilities.dtype)
   is_known = (probabilities >= 0) & (probabilities <= 1)
   gaps = jnp.where(is_known, gaps, jnp.nan)
-  clean = jnp.where(is_known, probabilities, 0)
-  indices = jnp.clip(jnp.floor(clean * bins), 0, bins - 1).astype(jnp.int32)
+  valid_probabilities = jnp.where(is_known, probabilities, 0)
+  indices = jnp.clip(jnp.floor(valid_probabilities * bins), 0, bins - 1).astype(
+    jnp.int32
+  )
   errors = jax.vmap(
     lambda index: jnp.abs(exact_sum(gaps, mask & (indices == index)))
   )(jnp.arange(bins))

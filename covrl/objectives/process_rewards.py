@@ -74,12 +74,12 @@ def implicit_rewards(
   check_tokens('ref_logprobs', ref_logprobs, mask)
   check_number('coefficient', coefficient, 0, is_open=True)
   dtype = jnp.result_type(logprobs, ref_logprobs, jnp.float32)
-  gap = logprobs.astype(dtype) - ref_logprobs.astype(dtype)
-  return jnp.where(mask, coefficient * gap, 0)
+  log_ratio = logprobs.astype(dtype) - ref_logprobs.astype(dtype)
+  return jnp.where(mask, coefficient * log_ratio, 0)
 
 
 def process_advantages(
-  process: Float[Array, 'S T'],
+  process_rewards: Float[Array, 'S T'],
   outcomes: Float[Array, ' S'],
   group_ids: Int[Array, ' S'],
   mask: Bool[Array, 'S T'],
@@ -110,7 +110,7 @@ def process_advantages(
   code takes the largest of the responses on one device.)
 
   Args:
-    process: process reward of each token; entries off the mask may be NaN.
+    process_rewards: process reward of each token; entries off the mask may be NaN.
     outcomes: outcome of each response; those of responses without a token on the
       mask may be NaN.
     group_ids: responses to the same prompt share an id; a response alone in its
@@ -135,26 +135,30 @@ def process_advantages(
   """
   if form not in get_args(PrimeForm):
     raise ValueError(f'form must be one of {get_args(PrimeForm)}, got {form!r}')
-  shape = check_tokens('process', process, mask)
+  shape = check_tokens('process_rewards', process_rewards, mask)
   check_array('outcomes', outcomes, 'real', 'S', shape[:1])
   check_number('process_coefficient', process_coefficient, 0)
   check_number('outcome_coefficient', outcome_coefficient, 0)
   check_number('discount', discount, 0, 1)
-  dtype = jnp.result_type(process, outcomes, jnp.float32)
-  process = jnp.where(mask, process.astype(dtype), 0)
+  dtype = jnp.result_type(process_rewards, outcomes, jnp.float32)
+  process_rewards = jnp.where(mask, process_rewards.astype(dtype), 0)
   outcomes = jnp.where(jnp.any(mask, axis=1), outcomes.astype(dtype), 0)
-  last = _is_last(mask)
+  is_last = _is_last(mask)
   if form == 'code':
     # NaN and infinities are kept, so that advantages become NaN.
-    process = jnp.where(last & jnp.isfinite(process), 0, process)
-  scale = _largest(_returns(process, mask, 1.0), mask)
+    process_rewards = jnp.where(
+      is_last & jnp.isfinite(process_rewards), 0, process_rewards
+    )
+  scale = _largest(_returns(process_rewards, mask, 1.0), mask)
   if normalise:
     divisor = jnp.where(jnp.isfinite(scale), scale + _SCALE_EPSILON, jnp.nan)
-    process = jnp.where(mask, process / divisor, 0)
-  rewards = process_coefficient * _leave_one_out(process, group_ids, mask, form)
+    process_rewards = jnp.where(mask, process_rewards / divisor, 0)
+  rewards = process_coefficient * _leave_one_out(
+    process_rewards, group_ids, mask, form
+  )
   outcome = outcome_coefficient * leave_one_out(outcomes, group_ids)
   if form == 'code':
-    rewards += jnp.where(last, outcome[:, None], 0)
+    rewards += jnp.where(is_last, outcome[:, None], 0)
   advantages = _returns(rewards, mask, discount)
   if form == 'paper':
     advantages += jnp.where(mask, outcome[:, None], 0)
@@ -166,7 +170,7 @@ def process_advantages(
 
 
 def _leave_one_out(
-  process: Float[Array, 'S T'],
+  process_rewards: Float[Array, 'S T'],
   group_ids: Int[Array, ' S'],
   mask: Bool[Array, 'S T'],
   form: PrimeForm,
@@ -177,12 +181,14 @@ def _leave_one_out(
   advantage of that mean, which is exactly 0 where the means of a group are equal.
   """
   lengths = jnp.sum(mask, axis=1, dtype=jnp.int32)
-  means = jnp.sum(process, axis=1) / jnp.maximum(lengths, 1)
-  deviations = process - means[:, None]
+  means = jnp.sum(process_rewards, axis=1) / jnp.maximum(lengths, 1)
+  deviations = process_rewards - means[:, None]
   if form == 'code':
     _, size = same_group(means, group_ids)
-    others = jnp.maximum(size - 1, 1)
-    factor = jnp.where(size > 1, size / others, 1).astype(process.dtype)
+    num_others = jnp.maximum(size - 1, 1)
+    factor = jnp.where(size > 1, size / num_others, 1).astype(
+      process_rewards.dtype
+    )
     deviations *= factor[:, None]
   advantages = leave_one_out(means, group_ids)
   return jnp.where(mask, deviations + advantages[:, None], 0)
@@ -207,5 +213,5 @@ def _largest(values: Float[Array, 'S T'], mask: Bool[Array, 'S T']) -> Scalar:
 
 def _is_last(mask: Bool[Array, 'S T']) -> Bool[Array, 'S T']:
   """Whether a token is the last one of its row's mask."""
-  later = jnp.cumsum(mask[:, ::-1], axis=1, dtype=jnp.int32)[:, ::-1]
-  return mask & (later == 1)
+  tokens_left = jnp.cumsum(mask[:, ::-1], axis=1, dtype=jnp.int32)[:, ::-1]
+  return mask & (tokens_left == 1)

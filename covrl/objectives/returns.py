@@ -130,12 +130,12 @@ def discounted_returns(
   rewards = token_rewards.astype(dtype)
 
   def step(
-    following: Float[Array, ' S'],
+    next_return: Float[Array, ' S'],
     token: tuple[Float[Array, ' S'], Bool[Array, ' S']],
   ) -> tuple[Float[Array, ' S'], Float[Array, ' S']]:
     reward, on_mask = token
-    total = jnp.where(on_mask, reward + discount * following, 0)
-    return total, total
+    current_return = jnp.where(on_mask, reward + discount * next_return, 0)
+    return current_return, current_return
 
   _, returns = jax.lax.scan(
     step,
@@ -169,15 +169,17 @@ def whiten(
   mean = exact_sum(values, mask) / (tokens + COUNT_EPSILON)
   centred = jnp.where(mask, values - mean, 0)
   variance = exact_sum(centred**2, mask) / (tokens + COUNT_EPSILON)
-  unbiased = variance * tokens / jnp.maximum(tokens - 1, 1)
+  unbiased_variance = variance * tokens / jnp.maximum(tokens - 1, 1)
   # NaN, since values divided by an infinite deviation would be 0.
-  unbiased = jnp.where(jnp.isfinite(unbiased), unbiased, jnp.nan)
+  unbiased_variance = jnp.where(
+    jnp.isfinite(unbiased_variance), unbiased_variance, jnp.nan
+  )
   largest = jnp.max(jnp.where(mask, values, -jnp.inf), initial=-jnp.inf)
   smallest = jnp.min(jnp.where(mask, values, jnp.inf), initial=jnp.inf)
   # Equal values differ from their mean by rounding only, which must not be scaled.
-  equal = (largest == smallest) & jnp.isfinite(largest)
-  white = centred * jax.lax.rsqrt(unbiased + VARIANCE_EPSILON)
-  return jnp.where(mask & ~equal, white, 0)
+  all_equal = (largest == smallest) & jnp.isfinite(largest)
+  whitened = centred * jax.lax.rsqrt(unbiased_variance + VARIANCE_EPSILON)
+  return jnp.where(mask & ~all_equal, whitened, 0)
 
 
 def check_tokens(name: str, values: object, mask: object) -> tuple[int, ...]:

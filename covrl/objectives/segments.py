@@ -80,25 +80,25 @@ def _sums_within(
   if not blocks or length < blocks[0]:
     same = ids[..., :, None] == ids[..., None, :]
     return _sum_where(same, values[..., None, :], axes=(-1,))
-  count, *rest = blocks
-  fill = [*[(0, 0)] * (ids.ndim - 1), (0, -length % count)]
+  count, *inner_blocks = blocks
+  padding = [*[(0, 0)] * (ids.ndim - 1), (0, -length % count)]
   ids, values = (
-    jnp.pad(x, fill).reshape(*x.shape[:-1], count, -1) for x in (ids, values)
+    jnp.pad(x, padding).reshape(*x.shape[:-1], count, -1) for x in (ids, values)
   )
-  sums = _sums_within(ids, values, (*rest,))
+  sums = _sums_within(ids, values, (*inner_blocks,))
   # A sequence that spans several blocks is at one end, or both, of each.
-  ends, at_ends = (
+  ends, end_sums = (
     jnp.stack([x[..., 0], x[..., -1]], axis=-1) for x in (ids, sums)
   )
-  first_end = (ends != ends[..., :1]) | jnp.array([True, False])
+  is_first_end = (ends != ends[..., :1]) | jnp.array([True, False])
   is_end = ids[..., None, None] == ends[..., None, None, :, :]
-  across = _sum_where(
-    is_end & first_end[..., None, None, :, :],
-    at_ends[..., None, None, :, :],
+  sums_across_blocks = _sum_where(
+    is_end & is_first_end[..., None, None, :, :],
+    end_sums[..., None, None, :, :],
     axes=(-2, -1),
   )
-  is_own_end = jnp.any(ids[..., None] == ends[..., None, :], axis=-1)
-  joined = jnp.where(is_own_end, across, sums)
+  has_id_of_end = jnp.any(ids[..., None] == ends[..., None, :], axis=-1)
+  joined = jnp.where(has_id_of_end, sums_across_blocks, sums)
   return joined.reshape(*joined.shape[:-2], -1)[..., :length]
 
 

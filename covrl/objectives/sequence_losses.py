@@ -128,8 +128,8 @@ def geo_mean(
   sign = jnp.sign(inputs.advantages)
   unclipped = sign * inputs.log_ratio
   clipped = sign * bounded(inputs.log_ratio, -low, high)
-  smaller = sign * jnp.minimum(unclipped, clipped)
-  ratio = jnp.exp(_sequence_mean(smaller, inputs, COUNT_EPSILON))
+  pessimistic = sign * jnp.minimum(unclipped, clipped)
+  ratio = jnp.exp(_sequence_mean(pessimistic, inputs, COUNT_EPSILON))
   advantage = _sequence_mean(inputs.advantages, inputs, COUNT_EPSILON)
   return weighted_loss(
     inputs,
@@ -188,12 +188,14 @@ def vespo(
   inputs = loss_inputs(stats, context, 'vespo')
   fixed = jax.lax.stop_gradient(inputs.log_ratio)
   bounds = -max_log_ratio, max_log_ratio
-  total = sequence_sums(jnp.clip(fixed, *bounds), inputs.segment_ids)
-  total = jnp.clip(total, *bounds)
-  ratio, rises = jnp.exp(total), inputs.advantages >= 0
-  shape = jnp.where(rises, positive_shape, negative_shape)
-  rate = jnp.where(rises, positive_rate, negative_rate)
-  score_weight = inputs.advantages * jnp.exp(shape * total + rate * (1 - ratio))
+  log_weight = sequence_sums(jnp.clip(fixed, *bounds), inputs.segment_ids)
+  log_weight = jnp.clip(log_weight, *bounds)
+  ratio, is_positive = jnp.exp(log_weight), inputs.advantages >= 0
+  shape = jnp.where(is_positive, positive_shape, negative_shape)
+  rate = jnp.where(is_positive, positive_rate, negative_rate)
+  score_weight = inputs.advantages * jnp.exp(
+    shape * log_weight + rate * (1 - ratio)
+  )
   return weighted_loss(
     inputs,
     -score_weight * inputs.logprobs,

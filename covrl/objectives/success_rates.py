@@ -58,8 +58,8 @@ def max_likelihood(
   total = jnp.sum(jnp.where(same, rewards[None, :], 0), axis=1)
   mean = total / size.astype(rewards.dtype)
   scaled = centred / jnp.where(mean > 0, mean, 1) ** order
-  least = jnp.min(jnp.where(same, rewards[None, :], jnp.inf), axis=1)
-  is_known = (least >= 0) & jnp.isfinite(mean)
+  smallest_reward = jnp.min(jnp.where(same, rewards[None, :], jnp.inf), axis=1)
+  is_known = (smallest_reward >= 0) & jnp.isfinite(mean)
   return jnp.where(is_known, jnp.where(mean > 0, scaled, 0), jnp.nan)
 
 
@@ -106,11 +106,13 @@ def quantile_relative(
   rewards = widen(rewards)
   not_above = same & (rewards[None, :] <= rewards[:, None])
   ranks = jnp.sum(not_above, axis=1, dtype=jnp.int32)
-  needed = quantile * size.astype(rewards.dtype) - _ROUNDING
-  reached = ranks.astype(rewards.dtype) >= needed
-  candidates = jnp.where(same & reached[None, :], rewards[None, :], jnp.inf)
+  required_rank = quantile * size.astype(rewards.dtype) - _ROUNDING
+  reaches_quantile = ranks.astype(rewards.dtype) >= required_rank
+  candidates = jnp.where(
+    same & reaches_quantile[None, :], rewards[None, :], jnp.inf
+  )
   baseline = jnp.min(candidates, axis=1)
   unknown = jnp.any(same & jnp.isnan(rewards)[None, :], axis=1)
   centred = centre(rewards, group_ids, singleton='zero')
-  relative = (rewards - baseline) / (deviation(centred, group_ids) + eps)
-  return jnp.where(unknown, jnp.nan, relative)
+  advantages = (rewards - baseline) / (deviation(centred, group_ids) + eps)
+  return jnp.where(unknown, jnp.nan, advantages)

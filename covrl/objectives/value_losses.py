@@ -74,20 +74,20 @@ def clipped_value_loss(
   active = weights != 0
   dtype = jnp.result_type(values, old_values, returns, weights, jnp.float32)
 
-  def keep(x: Float[Array, 'B T']) -> Float[Array, 'B T']:
+  def masked(x: Float[Array, 'B T']) -> Float[Array, 'B T']:
     return jnp.where(active, x.astype(dtype), 0)
 
-  values = keep(values)
-  targets = jax.lax.stop_gradient(keep(returns))
+  values = masked(values)
+  targets = jax.lax.stop_gradient(masked(returns))
   losses = jnp.square(values - targets) / 2
   clipped = jnp.zeros(shape, bool)
   if clip is not None:
     check_number('clip', clip, 0, is_open=True)
-    old = jax.lax.stop_gradient(keep(old_values))
+    old = jax.lax.stop_gradient(masked(old_values))
     change = jax.lax.stop_gradient(values) - old
-    bounds = old + jnp.clip(change, -clip, clip)
+    bounded_values = old + jnp.clip(change, -clip, clip)
     # A change of NaN counts as outside the clip range and makes the loss NaN.
-    clipped_values = jnp.where(jnp.abs(change) <= clip, values, bounds)
+    clipped_values = jnp.where(jnp.abs(change) <= clip, values, bounded_values)
     clipped_losses = jnp.square(clipped_values - targets) / 2
     clipped = clipped_losses > losses
     losses = jnp.maximum(losses, clipped_losses)
@@ -124,8 +124,10 @@ def explained_variance(
   check_array('returns', returns, 'real', 'B T', shape)
   total = _variance(returns, mask)
   unexplained = _variance(returns - values, mask)
-  known = (total > 0) & (count(mask) > 0)
-  return jnp.where(known, 1 - unexplained / jnp.where(known, total, 1), jnp.nan)
+  is_defined = (total > 0) & (count(mask) > 0)
+  return jnp.where(
+    is_defined, 1 - unexplained / jnp.where(is_defined, total, 1), jnp.nan
+  )
 
 
 def _variance(values: Float[Array, 'B T'], mask: Bool[Array, 'B T']) -> Scalar:

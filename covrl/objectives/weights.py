@@ -88,22 +88,22 @@ def token_weights(
   ):
     if ids is not None:
       check_array(name, ids, 'int', 'B T', shape)
-  mask = loss_mask.astype(jnp.result_type(float))
+  weights = loss_mask.astype(jnp.result_type(float))
   if mode == 'token-sum':
-    return mask
+    return weights
   if mode == 'token-mean':
-    return mask / _positive_float(jnp.sum(loss_mask, dtype=jnp.int32))
+    return weights / _positive_float(jnp.sum(loss_mask, dtype=jnp.int32))
   segments = sequence_ids if segment_ids is None else segment_ids
   tokens = sequence_sums(loss_mask.astype(jnp.int32), segments)
   sequences = jnp.sum(
-    _sequence_starts(segments, mask.shape) & (tokens > 0), dtype=jnp.int32
+    _sequence_starts(segments, weights.shape) & (tokens > 0), dtype=jnp.int32
   )
-  mask = mask / _positive_float(sequences)
+  weights = weights / _positive_float(sequences)
   if mode == 'sequence-mean-token-sum':
-    return mask
+    return weights
   if mode == 'sequence-mean-token-mean':
-    return mask / (_positive_float(tokens) + COUNT_EPSILON)
-  return mask if length is None else mask / length
+    return weights / (_positive_float(tokens) + COUNT_EPSILON)
+  return weights if length is None else weights / length
 
 
 def _sequence_starts(

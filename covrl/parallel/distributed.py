@@ -32,7 +32,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-HEARTBEAT = 100
+HEARTBEAT_TIMEOUT = 100
 """Seconds without a heartbeat after which a process counts as lost."""
 
 # Seconds until all processes have to be connected.
@@ -65,7 +65,7 @@ def initialize(
   num_processes: int | None = None,
   process_id: int | None = None,
   *,
-  heartbeat: int = HEARTBEAT,
+  heartbeat: int = HEARTBEAT_TIMEOUT,
 ) -> None:
   """Connects this process to the other processes of the run, if any.
 
@@ -121,10 +121,10 @@ def initialize(
       shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
     )
   except Exception as error:
-    first = str(error).strip().partition('\n')[0]
+    reason = str(error).strip().partition('\n')[0]
     raise RuntimeError(
       'the other processes cannot be reached '
-      f'({coordinator or "addresses found by JAX"}): {first}'
+      f'({coordinator or "addresses found by JAX"}): {reason}'
     ) from error
 
 
@@ -196,12 +196,12 @@ def polling(
     on_progress: called when a wait ends.
   """
   global _poll, _on_progress
-  before = _poll, _on_progress
+  previous = _poll, _on_progress
   _poll, _on_progress = poll, on_progress
   try:
     yield
   finally:
-    _poll, _on_progress = before
+    _poll, _on_progress = previous
 
 
 def wait_until(
@@ -261,11 +261,11 @@ def gather_rows(tree: PyTree) -> PyTree:
   processes = process_count()
   if processes == 1:
     return tree
-  owners: dict[int, Any] = {}
+  device_of_process: dict[int, Any] = {}
   for device in jax.devices():
-    owners.setdefault(device.process_index, device)
+    device_of_process.setdefault(device.process_index, device)
   mesh = Mesh(
-    np.array([owners[process] for process in range(processes)]), ('p',)
+    np.array([device_of_process[n] for n in range(processes)]), ('p',)
   )
   split = NamedSharding(mesh, PartitionSpec('p'))
 
@@ -363,15 +363,15 @@ def _identity(x: PyTree) -> PyTree:
 def _replicate(tree: PyTree) -> PyTree:
   """Replicates arrays in one program, so that its gathers have one order."""
 
-  def replicated(leaf: jax.Array) -> jax.sharding.Sharding:
+  def replicated_sharding(leaf: jax.Array) -> jax.sharding.Sharding:
     if leaf.is_fully_addressable or leaf.is_fully_replicated:
       return leaf.sharding
     assert isinstance(leaf.sharding, NamedSharding)
     return NamedSharding(leaf.sharding.mesh, PartitionSpec())
 
-  before = jax.tree.map(lambda leaf: leaf.sharding, tree)
-  shardings = jax.tree.map(replicated, tree)
-  if shardings == before:
+  present_shardings = jax.tree.map(lambda leaf: leaf.sharding, tree)
+  shardings = jax.tree.map(replicated_sharding, tree)
+  if shardings == present_shardings:
     return tree
   return jax.jit(_identity, out_shardings=shardings)(tree)
 

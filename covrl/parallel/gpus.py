@@ -20,7 +20,7 @@ MEMORY_SHARE = 0.92
 # Distributions that compile without a GPU: the compiler, and cuDNN, which plans fused
 # attention. They come in two versions, for CUDA 12 and CUDA 13.
 _PLUGINS = ('jax-cuda12-plugin', 'jax-cuda13-plugin')
-_INSTALL = "python -m pip install 'covrl[gpu-compile]'"
+_INSTALL_COMMAND = "python -m pip install 'covrl[gpu-compile]'"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,19 +68,19 @@ class Gpu:
     """Bytes of memory available to a program."""
     return int(self.memory * MEMORY_SHARE)
 
-  def rate(self, kind: str) -> float:
+  def rate(self, dtype: str) -> float:
     """Peak operations per second of matrix products of a type.
 
     Args:
-      kind: HLO's name of the factors' type; `'f32 highest'` for float32 products
+      dtype: HLO's name of the factors' type; `'f32 highest'` for float32 products
         that must not be rounded to TF32.
 
     >>> find_gpus('h100:8').chip.rate('f32')
     494700000000000.0
     """
-    if kind.startswith('f8') and self.fp8 is not None:
+    if dtype.startswith('f8') and self.fp8 is not None:
       return self.fp8
-    return {'f32': self.tf32, 'f32 highest': self.fp32}.get(kind, self.flops)
+    return {'f32': self.tf32, 'f32 highest': self.fp32}.get(dtype, self.flops)
 
   def description(self) -> str:
     """Returns the description that XLA's compiler takes in place of a GPU."""
@@ -270,14 +270,14 @@ def find_gpus(name: str) -> GpuTopology:
   >>> find_gpus('h100:4x8').hosts
   4
   """
-  kind, _, shape = name.partition(':')
+  gpu_name, _, shape = name.partition(':')
   match = re.fullmatch(r'(?:([1-9]\d*)x)?([1-9]\d*)', shape)
   for gpu in GPUS:
-    if gpu.name != kind or match is None:
+    if gpu.name != gpu_name or match is None:
       continue
     hosts, per_host = int(match[1] or 1), int(match[2])
-    whole = per_host == _GPUS_PER_HOST[-1] and hosts <= _MAX_HOSTS
-    if whole or (hosts == 1 and per_host in _GPUS_PER_HOST):
+    has_whole_hosts = per_host == _GPUS_PER_HOST[-1] and hosts <= _MAX_HOSTS
+    if has_whole_hosts or (hosts == 1 and per_host in _GPUS_PER_HOST):
       return GpuTopology(gpu, hosts, per_host)
   raise ValueError(
     f'the topology of GPUs must be one of {known_gpus()} (at most'
@@ -295,13 +295,13 @@ def compile_only_gpus(topology: GpuTopology) -> list[Any]:
   check_compiler(_installed())
   from jax.experimental import topologies
 
-  described = topologies.get_topology_desc(
+  description = topologies.get_topology_desc(
     topology.chip.name,
     platform='cuda',
     topology=f'1x{topology.hosts}x{topology.per_host}',
     target_config=topology.chip.description(),
   )
-  return list(described.devices)
+  return list(description.devices)
 
 
 def check_compiler(installed: Mapping[str, str]) -> None:
@@ -323,7 +323,7 @@ def check_compiler(installed: Mapping[str, str]) -> None:
     raise ValueError(
       f'compiling for GPUs needs {" and ".join(missing)}, which '
       f'{"are" if len(missing) > 1 else "is"} not installed; on Linux, '
-      f'{_INSTALL} installs everything'
+      f'{_INSTALL_COMMAND} installs everything'
     )
   jaxlib_version = installed.get('jaxlib')
   for plugin in plugins:
@@ -331,7 +331,7 @@ def check_compiler(installed: Mapping[str, str]) -> None:
       if installed.get(name) != jaxlib_version:
         raise ValueError(
           f'{name} must have the version of jaxlib, {jaxlib_version}, got '
-          f'{installed.get(name)}; {_INSTALL} installs matching versions'
+          f'{installed.get(name)}; {_INSTALL_COMMAND} installs matching versions'
         )
 
 

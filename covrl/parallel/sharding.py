@@ -165,9 +165,9 @@ def arrange(sizes: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
       f'data must be a multiple of the {len(slices)} slices, got {sizes[0]}'
       f'{hint("data", multiples(len(slices), sizes[0]))}'
     )
-  within = (sizes[0] // len(slices), *sizes[1:])
+  sizes_within_slice = (sizes[0] // len(slices), *sizes[1:])
   return mesh_utils.create_hybrid_device_mesh(
-    within,
+    sizes_within_slice,
     (len(slices), *[1] * (len(sizes) - 1)),
     devices,
     allow_split_physical_axes=True,
@@ -229,9 +229,11 @@ def use_mesh(mesh: Mesh | None, rules: Rules) -> Iterator[None]:
     rules: logical axes to mesh axes.
   """
   token = _rules.set(rules)
-  entered = contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+  mesh_context = (
+    contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+  )
   try:
-    with entered:
+    with mesh_context:
       yield
   finally:
     _rules.reset(token)
@@ -247,8 +249,8 @@ def platform() -> str:
 
   It is that of the mesh in use, which need not be attached, or JAX's default.
   """
-  described = jax.sharding.get_abstract_mesh().abstract_device
-  name = jax.default_backend() if described is None else described.platform
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  name = jax.default_backend() if device is None else device.platform
   return 'gpu' if name in ('cuda', 'rocm') else name
 
 
@@ -265,9 +267,9 @@ def partition_spec(axes: Sequence[str | None], rules: Rules) -> PartitionSpec:
   for axis in axes:
     mesh_axes = rules[axis] if axis is not None else None
     names = mesh_axes_of(mesh_axes)
-    free = tuple(name for name in names if name not in used)
-    used.update(free)
-    spec.append(mesh_axes if free == names else (free or None))
+    unused = tuple(name for name in names if name not in used)
+    used.update(unused)
+    spec.append(mesh_axes if unused == names else (unused or None))
   return PartitionSpec(*spec)
 
 
@@ -300,13 +302,13 @@ def fitted_spec(
   rest divides it: small axes (six rows over two times four) are sharded less,
   or replicated, instead of refused.
   """
-  kept: list[MeshAxes] = []
+  spec: list[MeshAxes] = []
   for entry, size in zip(partition_spec(axes, rules), shape, strict=True):
     names = mesh_axes_of(entry)
     while size % _size(mesh, names):
       names = names[:-1]
-    kept.append(entry if names == mesh_axes_of(entry) else (names or None))
-  return PartitionSpec(*kept)
+    spec.append(entry if names == mesh_axes_of(entry) else (names or None))
+  return PartitionSpec(*spec)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

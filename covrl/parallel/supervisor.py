@@ -21,11 +21,11 @@ from covrl.exit_codes import Exit
 # Environment variable that is set in the child.
 _VARIABLE = 'COVRL_SUPERVISED'
 # Lines of JAX's messages about a lost peer.
-_LOST = re.compile(
+_PEER_LOSS = re.compile(
   r'coordination_service|JAX distributed service|stopped sending heartbeats'
 )
 # Beginning of covrl's own message about it.
-_SENTENCE = 'covrl: another process of the run is lost'
+_PEER_LOST_SENTENCE = 'covrl: another process of the run is lost'
 _PR_SET_PDEATHSIG = 1  # an option of `prctl`
 
 
@@ -55,36 +55,36 @@ def supervise(command: Sequence[str]) -> int:
     text=True,
     errors='replace',
   )
-  kinds = [signal.SIGTERM, signal.SIGINT]
+  signals = [signal.SIGTERM, signal.SIGINT]
   if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-    kinds.append(signal.SIGHUP)
-  before = {
-    kind: signal.signal(kind, lambda number, _: child.send_signal(number))
-    for kind in kinds
+    signals.append(signal.SIGHUP)
+  previous_handlers = {
+    kind: signal.signal(kind, lambda received, _: child.send_signal(received))
+    for kind in signals
   }
   try:
     return _watch(child)
   finally:
-    for kind, handler in before.items():
+    for kind, handler in previous_handlers.items():
       signal.signal(kind, handler)
 
 
 def _watch(child: subprocess.Popen[str]) -> int:
   """Forwards a child's standard error; returns the exit status to report."""
-  lost, reported = False, False
+  peer_is_lost, is_reported = False, False
   forward_all = bool(os.environ.get('COVRL_TRACEBACK'))
   assert child.stderr is not None
   with child.stderr:
     for line in child.stderr:
-      lost = lost or bool(_LOST.search(line))
-      reported = reported or line.startswith(_SENTENCE)
-      if not lost or forward_all or line.startswith('covrl:'):
+      peer_is_lost = peer_is_lost or bool(_PEER_LOSS.search(line))
+      is_reported = is_reported or line.startswith(_PEER_LOST_SENTENCE)
+      if not peer_is_lost or forward_all or line.startswith('covrl:'):
         sys.stderr.write(line)
         sys.stderr.flush()
   code = child.wait()
-  if lost and code in (Exit.FAILED, -signal.SIGABRT):
+  if peer_is_lost and code in (Exit.FAILED, -signal.SIGABRT):
     # The child may have reported the loss itself before JAX aborted it.
-    if not reported:
+    if not is_reported:
       print(
         peer_lost_message('it stopped responding'), file=sys.stderr, flush=True
       )
@@ -95,6 +95,6 @@ def _watch(child: subprocess.Popen[str]) -> int:
 def peer_lost_message(reason: str) -> str:
   """Returns the one-line message about a lost peer."""
   return (
-    f'{_SENTENCE} ({reason}); start the run again and it goes on from its latest '
+    f'{_PEER_LOST_SENTENCE} ({reason}); start the run again and it goes on from its latest '
     'checkpoint'
   )

@@ -59,7 +59,7 @@ class Chip:
 GIB = 2**30
 # Most slices that a run may have.
 MAX_SLICES = 1024
-_CUBES = (
+_SLICES_3D = (
   (2, 2, 1),
   (2, 2, 2),
   (2, 2, 4),
@@ -78,7 +78,7 @@ _CUBES = (
   (8, 12, 16),
   (8, 16, 16),
 )
-_SQUARES = (
+_SLICES_2D = (
   (1, 1),
   (2, 2),
   (2, 4),
@@ -103,7 +103,7 @@ CHIPS = (
     axes=2,
     wraps=16,
     dcn=3.125e9,
-    slices=_SQUARES,
+    slices=_SLICES_2D,
   ),
   Chip(
     name='v5p',
@@ -117,7 +117,7 @@ CHIPS = (
     axes=3,
     wraps=4,
     dcn=6.25e9,
-    slices=_CUBES,
+    slices=_SLICES_3D,
   ),
   Chip(
     name='v6e',
@@ -131,7 +131,7 @@ CHIPS = (
     axes=2,
     wraps=16,
     dcn=12.5e9,
-    slices=_SQUARES,
+    slices=_SLICES_2D,
   ),
 )
 
@@ -311,11 +311,11 @@ def no_compilation_cache() -> Iterator[None]:
   import jax
   from jax.experimental.compilation_cache import compilation_cache
 
-  before = jax.config.values['jax_enable_compilation_cache']
+  was_enabled = jax.config.values['jax_enable_compilation_cache']
   jax.config.update('jax_enable_compilation_cache', False)
   compilation_cache.reset_cache()  # JAX checks for the cache only once.
   try:
     yield
   finally:
-    jax.config.update('jax_enable_compilation_cache', before)
+    jax.config.update('jax_enable_compilation_cache', was_enabled)
     compilation_cache.reset_cache()

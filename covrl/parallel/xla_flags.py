@@ -57,7 +57,7 @@ GPU_ENVIRONMENT: Mapping[str, str] = {
   **NCCL_ENVIRONMENT,
 }
 # The older name of a variable; JAX refuses both at once.
-_OLDER = {'XLA_CLIENT_MEM_FRACTION': 'XLA_PYTHON_CLIENT_MEM_FRACTION'}
+_OLDER_NAMES = {'XLA_CLIENT_MEM_FRACTION': 'XLA_PYTHON_CLIENT_MEM_FRACTION'}
 
 # Flags of XLA, in XLA_FLAGS.
 CPU: Mapping[str, str] = {
@@ -104,7 +104,7 @@ def apply(
   environment[variable] = ' '.join(all_flags)
   if platform == 'gpu':
     for name, value in GPU_ENVIRONMENT.items():
-      if _OLDER.get(name, name) not in environment:
+      if _OLDER_NAMES.get(name, name) not in environment:
         environment.setdefault(name, value)
 
 
@@ -116,12 +116,12 @@ def user_flags(environment: Mapping[str, str] = os.environ) -> str:
   >>> user_flags({'XLA_FLAGS': '--xla_dump_to=a --xla_cpu_enable_fast_math=true'})
   '--xla_cpu_enable_fast_math=true'
   """
-  own = {name for _, flags in _FLAGS.values() for name in flags}
+  default_flags = {name for _, flags in _FLAGS.values() for name in flags}
   flags = {
     flag
     for variable in {variable for variable, _ in _FLAGS.values()}
     for flag in environment.get(variable, '').split()
     if not flag.lstrip('-').startswith(('xla_dump', 'xla_force_host'))
-    and flag.lstrip('-').partition('=')[0] not in own
+    and flag.lstrip('-').partition('=')[0] not in default_flags
   }
   return ' '.join(sorted(flags))

@@ -183,7 +183,7 @@ def fill_slots(
   cached = jnp.where(is_started, length - 1, 0).astype(jnp.int32)
   tokens, mask = (
     jnp.concatenate(
-      (take(prompt_part, state.cache.prompt, shards), response_part), 1
+      (take(prompt_part, state.cache.prompt_index, shards), response_part), 1
     )
     for prompt_part, response_part in (
       (prompts, response[:, :size]),

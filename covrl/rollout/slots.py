@@ -114,7 +114,7 @@ class State(NamedTuple):
     """The arrays whose sizes are the number of slots."""
     cache = self.cache
     return SlotArrays(
-      prompt=cache.prompt,
+      prompt=cache.prompt_index,
       keys=cache.keys,
       values=cache.values,
       ring=cache.ring,
@@ -126,7 +126,7 @@ class State(NamedTuple):
   def with_slots(self, arrays: SlotArrays) -> State:
     """The state with the slots of `arrays` in place of its own."""
     cache = self.cache._replace(
-      prompt=arrays.prompt,
+      prompt_index=arrays.prompt,
       keys=arrays.keys,
       values=arrays.values,
       ring=arrays.ring,
@@ -170,8 +170,8 @@ def refill(state: State, free: Bool[Array, ' S']) -> State:
   cache = state.cache
   return state._replace(
     cache=cache._replace(
-      prompt=jnp.where(
-        is_new, take(requests.prompt, request, shards), cache.prompt
+      prompt_index=jnp.where(
+        is_new, take(requests.prompt, request, shards), cache.prompt_index
       ),
       length=jnp.where(is_new, 0, cache.length),
     ),

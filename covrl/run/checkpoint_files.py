@@ -259,7 +259,7 @@ def _retry_read(read: Callable[[], T]) -> T:
     try:
       return read()
     except OSError as error:
-      if storage.failed_read(error) is None:
+      if storage.read_failure_message(error) is None:
         raise
       time.sleep(_PAUSE)
   return read()

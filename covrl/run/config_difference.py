@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from covrl.config import (
-  RESUMABLE,
+  CHANGEABLE_ON_RESUME,
   Recipe,
   flatten,
   from_dict,
@@ -30,7 +30,7 @@ def difference(saved: Mapping[str, Any], recipe: Recipe) -> str:
     return f'of another version of covrl, {changes}'
   before, fields = flatten(from_dict(saved['config'])), flatten(recipe.config)
   for name, value in fields.items():
-    if before[name] != value and not name.startswith(RESUMABLE):
+    if before[name] != value and not name.startswith(CHANGEABLE_ON_RESUME):
       return f'{name} is {before[name]!r} there and {value!r} here'
   return _CHANGED_SOURCES
 

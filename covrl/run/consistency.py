@@ -52,7 +52,7 @@ _SETTINGS = (
 _CPU_THREADS = ('PJRT_NPROC', 'NPROC')
 # Fields that may change when a run is resumed, and change the last bits: another
 # program is compiled.
-_RESUMABLE_FIELDS = ('logging.diagnostics_every',)
+_ROUNDING_FIELDS = ('logging.diagnostics_every',)
 # Key of the processor in `versions`, in which the hosts of a run may differ.
 _CPU = 'cpu'
 
@@ -167,7 +167,7 @@ def versions(config: Config | None = None) -> dict[str, str]:
     result[_CPU] = f'{_processor()}, {_cpu_threads()} threads'
   if config is not None:
     fields = flatten(config)
-    result |= {name: str(fields[name]) for name in _RESUMABLE_FIELDS}
+    result |= {name: str(fields[name]) for name in _ROUNDING_FIELDS}
   return result | {'xla_flags': xla_flags.user_flags()}
 
 

@@ -95,12 +95,12 @@ def cotangents(
     on_gpu: whether to multiply the logits' cotangent in the type of the other
       factor.
   """
-  wide = statistics_dtype(inputs.hidden, inputs.unembedding)
-  narrow = jnp.result_type(inputs.hidden, inputs.unembedding)
+  wide_dtype = statistics_dtype(inputs.hidden, inputs.unembedding)
+  narrow_dtype = jnp.result_type(inputs.hidden, inputs.unembedding)
   multiply = functools.partial(
     jnp.einsum,
     precision=matmul_precision(inputs.hidden, inputs.unembedding),
-    preferred_element_type=wide,
+    preferred_element_type=wide_dtype,
   )
 
   blocks = Blocks(wanted)
@@ -108,38 +108,47 @@ def cotangents(
   residuals = jax.tree.map(blocks.gather, residuals)
 
   def step(state: Cotangents, index: Int[Array, '']) -> tuple[Cotangents, None]:
-    first, chunk = _chunk_inputs(gathered, index, size)
+    first_column, chunk = _chunk_inputs(gathered, index, size)
 
     def add(block: Block, state: Cotangents) -> Cotangents:
-      hidden, chunk_columns = state
+      hidden_cotangent, chunk_cotangent = state
       rows = _block_inputs(chunk, blocks, block)
       cotangent = logit_cotangent(rows, blocks.read(residuals, block), soft_cap)
       if on_gpu:
         # As on TPUs: mixed with float32, bfloat16 factors would be multiplied in
         # TF32, at half the rate.
-        cotangent = cotangent.astype(narrow)
+        cotangent = cotangent.astype(narrow_dtype)
       hidden_rows = multiply('nv,dv->nd', cotangent, rows.unembedding)
-      hidden_rows += blocks.read(hidden, block)
-      chunk_columns += multiply('nd,nv->dv', rows.hidden, cotangent)
-      return blocks.write(hidden, hidden_rows, block), chunk_columns
+      hidden_rows += blocks.read(hidden_cotangent, block)
+      chunk_cotangent += multiply('nd,nv->dv', rows.hidden, cotangent)
+      return blocks.write(hidden_cotangent, hidden_rows, block), chunk_cotangent
 
-    hidden, columns = state
-    chunk_columns = jnp.zeros(chunk.unembedding.shape, wide)
-    hidden, chunk_columns = blocks.loop(add, (hidden, chunk_columns))
-    columns = jax.lax.dynamic_update_slice_in_dim(
-      columns, chunk_columns.astype(columns.dtype), first, axis=1
+    hidden_cotangent, unembedding_cotangent = state
+    chunk_cotangent = jnp.zeros(chunk.unembedding.shape, wide_dtype)
+    hidden_cotangent, chunk_cotangent = blocks.loop(
+      add, (hidden_cotangent, chunk_cotangent)
     )
-    return (hidden, columns), None
+    unembedding_cotangent = jax.lax.dynamic_update_slice_in_dim(
+      unembedding_cotangent,
+      chunk_cotangent.astype(unembedding_cotangent.dtype),
+      first_column,
+      axis=1,
+    )
+    return (hidden_cotangent, unembedding_cotangent), None
 
   start = (
-    jnp.zeros(gathered.hidden.shape, wide),
+    jnp.zeros(gathered.hidden.shape, wide_dtype),
     jnp.zeros(inputs.unembedding.shape, dtypes[1]),
   )
   # The last chunk first: the zeros that it writes to columns shared with the
   # chunk before it are then overwritten by that one.
   indices = jnp.arange(_num_chunks(inputs, size))
-  (hidden, columns), _ = jax.lax.scan(step, start, indices, reverse=True)
-  return blocks.scatter(hidden.astype(dtypes[0])), columns
+  (hidden_cotangent, unembedding_cotangent), _ = jax.lax.scan(
+    step, start, indices, reverse=True
+  )
+  return blocks.scatter(
+    hidden_cotangent.astype(dtypes[0])
+  ), unembedding_cotangent
 
 
 def _block_inputs(inputs: Inputs, blocks: Blocks, index: Block) -> Inputs:
@@ -166,15 +175,17 @@ def _chunk_inputs(
   the shared columns are marked impossible in the last.
   """
   begin = index * size
-  first = jnp.minimum(begin, inputs.unembedding.shape[1] - size)
+  first_column = jnp.minimum(begin, inputs.unembedding.shape[1] - size)
 
-  def cut(x: Array) -> Array:
-    return jax.lax.dynamic_slice_in_dim(x, first, size, axis=1)
+  def slice_columns(x: Array) -> Array:
+    return jax.lax.dynamic_slice_in_dim(x, first_column, size, axis=1)
 
-  shared = (first + jnp.arange(size) < begin)[None]
-  impossible = cut(inputs.impossible) | shared
-  return first, inputs._replace(
-    unembedding=jnp.where(impossible, 0, cut(inputs.unembedding)),
+  is_shared = (first_column + jnp.arange(size) < begin)[None]
+  impossible = slice_columns(inputs.impossible) | is_shared
+  return first_column, inputs._replace(
+    unembedding=jnp.where(impossible, 0, slice_columns(inputs.unembedding)),
     impossible=impossible,
-    targets=jnp.where(inputs.targets < begin, -1, inputs.targets - first),
+    targets=jnp.where(
+      inputs.targets < begin, -1, inputs.targets - first_column
+    ),
   )

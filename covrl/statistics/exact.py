@@ -42,7 +42,7 @@ def sum_each(
   """
   return jax.lax.platform_dependent(
     *(term.astype(jnp.int32) for term in terms),
-    cpu=lambda *terms: _reduce_together(terms, (0,) * len(terms), _sums),
+    cpu=lambda *terms: _reduce_together(terms, (0,) * len(terms), _add_each),
     default=lambda *terms: jnp.stack(
       [jnp.sum(term, dtype=jnp.int32) for term in terms]
     ),
@@ -60,7 +60,7 @@ def extremes(
     low,
     high,
     cpu=lambda *bounds: _reduce_together(
-      bounds, (limits.max, limits.min), _min_and_max
+      bounds, (limits.max, limits.min), _combine_extremes
     ),
     default=lambda low, high: jnp.stack([jnp.min(low), jnp.max(high)]),
   )
@@ -100,12 +100,12 @@ def exact_sum(
   largest = jnp.max(magnitudes, initial=0)
   _, exponent = jnp.frexp(largest)
 
-  rest = jnp.ldexp(values, -exponent)
+  remainder = jnp.ldexp(values, -exponent)
   limbs = []
   for _ in range(-(-kept_bits // limb_bits)):
-    rest = rest * 2.0**limb_bits
-    limb = jnp.trunc(rest)
-    rest = rest - limb
+    remainder = remainder * 2.0**limb_bits
+    limb = jnp.trunc(remainder)
+    remainder = remainder - limb
     limbs.append(limb.astype(jnp.int32))
   totals = [*sum_each(*limbs)]
   total = jnp.ldexp(_combine(totals, limb_bits, values.dtype), exponent)
@@ -150,7 +150,7 @@ def check_mask(mask: object, values: Any) -> None:
 
 def _reduce_together(
   terms: Sequence[Int[Array, '*shape']],
-  start: Sequence[int],
+  initial: Sequence[int],
   combine: Callable[[Sequence[Array], Sequence[Array]], Sequence[Array]],
 ) -> Int[Array, ' n']:
   """One reduction of many operands, which XLA vectorises on CPU.
@@ -159,18 +159,20 @@ def _reduce_together(
   communication there.
   """
   dtype = terms[0].dtype
-  first = [jnp.asarray(value, dtype) for value in start]
+  initial_values = [jnp.asarray(value, dtype) for value in initial]
   return jnp.stack(
-    jax.lax.reduce([*terms], first, combine, range(terms[0].ndim))
+    jax.lax.reduce([*terms], initial_values, combine, range(terms[0].ndim))
   )
 
 
-def _sums(left: Sequence[Array], right: Sequence[Array]) -> list[Array]:
+def _add_each(left: Sequence[Array], right: Sequence[Array]) -> list[Array]:
   """Adds two lists of arrays, element by element."""
   return [a + b for a, b in zip(left, right, strict=True)]
 
 
-def _min_and_max(left: Sequence[Array], right: Sequence[Array]) -> list[Array]:
+def _combine_extremes(
+  left: Sequence[Array], right: Sequence[Array]
+) -> list[Array]:
   """Combines two pairs of a minimum and a maximum."""
   return [jnp.minimum(left[0], right[0]), jnp.maximum(left[1], right[1])]
 
@@ -194,9 +196,9 @@ def _combine(
     carry = digits[i] >> limb_bits
     digits[i] = digits[i] - (carry << limb_bits)
     digits[i - 1] = digits[i - 1] + carry
-  top = digits[0] >> _LIMB_BITS
-  pieces = [(top, _LIMB_BITS - limb_bits)]
-  pieces.append((digits[0] - (top << _LIMB_BITS), -limb_bits))
+  leading = digits[0] >> _LIMB_BITS
+  pieces = [(leading, _LIMB_BITS - limb_bits)]
+  pieces.append((digits[0] - (leading << _LIMB_BITS), -limb_bits))
   pieces += [
     (digit, -limb_bits * (i + 2)) for i, digit in enumerate(digits[1:])
   ]

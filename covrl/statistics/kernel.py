@@ -65,8 +65,8 @@ def sums(
   blocks = Blocks(wanted)
   gathered = gather_inputs(inputs, blocks)
   grid = make_grid(gathered, outer='tokens')
-  wide = statistics_dtype(inputs.hidden, inputs.unembedding)
-  like = jax.ShapeDtypeStruct((grid.padded_count, 1), wide)
+  wide_dtype = statistics_dtype(inputs.hidden, inputs.unembedding)
+  like = jax.ShapeDtypeStruct((grid.padded_count, 1), wide_dtype)
   shapes = jax.eval_shape(functools.partial(empty_sums, moments=moments), like)
 
   def kernel(count: Ref, refs: Inputs, *sum_refs: Ref) -> None:
@@ -92,9 +92,11 @@ def sums(
     out_specs=jax.tree.map(lambda _: grid.token_spec(1, written=True), shapes),
     out_shape=shapes,
   )
-  found = grid.unpad_tokens(call(blocks.count, grid.pad_inputs(gathered)))
+  gathered_sums = grid.unpad_tokens(
+    call(blocks.count, grid.pad_inputs(gathered))
+  )
   empty = empty_sums(inputs.temperatures, moments=moments)
-  return jax.tree.map(blocks.scatter, found, empty)
+  return jax.tree.map(blocks.scatter, gathered_sums, empty)
 
 
 def cotangents(
@@ -213,7 +215,7 @@ def _write(refs: PyTree, values: PyTree, rows: Slice) -> None:
 def _matmul(
   cotangent: Float[Array, 'N V'],
   factor: Float[Array, '_ _'],
-  contract: tuple[int, int],
+  contracted_axes: tuple[int, int],
   dtype: jnp.dtype,
 ) -> Float[Array, '_ _']:
   """Matrix product in float32 of factors cast to `dtype`.
@@ -228,7 +230,7 @@ def _matmul(
   return jax.lax.dot_general(
     cotangent,
     factor,
-    (((contract[0],), (contract[1],)), ((), ())),
+    (((contracted_axes[0],), (contracted_axes[1],)), ((), ())),
     precision=matmul_precision(cotangent, factor),
     preferred_element_type=jnp.float32,
   )

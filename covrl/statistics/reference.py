@@ -129,16 +129,16 @@ def _stats_jvp(
   primals: tuple[Array, Array], tangents: tuple[Array, Any]
 ) -> tuple[TokenStats, TokenStats]:
   """d log π(a) = Σ (1{a} − π) dz and dH = −Σ π (log π + H) dz."""
-  (scaled, targets), (change, _) = primals, tangents
+  (scaled, targets), (logit_tangent, _) = primals, tangents
   normaliser = softmax_normaliser(scaled)
   shifted, possible = shift_logits(scaled, normaliser.peak[..., None])
   log_pi = shifted - normaliser.log_total[..., None]
   pi = jnp.where(possible, jnp.exp(log_pi), 0)
   entropy_slope = pi * (shifted - normaliser.mean[..., None])
-  change = jnp.where(possible, change, 0)
+  logit_tangent = jnp.where(possible, logit_tangent, 0)
   tangent = TokenStats(
-    logprobs=jnp.sum((one_hot(scaled, targets) - pi) * change, axis=-1),
-    entropy=-jnp.sum(entropy_slope * change, axis=-1),
+    logprobs=jnp.sum((one_hot(scaled, targets) - pi) * logit_tangent, axis=-1),
+    entropy=-jnp.sum(entropy_slope * logit_tangent, axis=-1),
   )
   return stats_from_normaliser(scaled, targets, normaliser), tangent
 

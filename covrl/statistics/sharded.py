@@ -110,15 +110,19 @@ def partition_of(
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     mesh = jax.typeof(unembedding).sharding.mesh
-  types = {
-    name: kind
-    for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+  axis_types = {
+    name: axis_type
+    for name, axis_type in zip(mesh.axis_names, mesh.axis_types, strict=True)
     if mesh.shape[name] > 1
   }
-  if all(kind == AxisType.Manual for kind in types.values()):
+  if all(axis_type == AxisType.Manual for axis_type in axis_types.values()):
     return Partition()
-  automatic = all(kind == AxisType.Auto for kind in types.values())
-  if not (automatic and set(types) <= set(MESH_AXES) <= set(mesh.axis_names)):
+  all_automatic = all(
+    axis_type == AxisType.Auto for axis_type in axis_types.values()
+  )
+  if not (
+    all_automatic and set(axis_types) <= set(MESH_AXES) <= set(mesh.axis_names)
+  ):
     return Partition(by_xla=True)
 
   axes = ('batch', 'sequence', *[None] * targets.ndim)[: targets.ndim]

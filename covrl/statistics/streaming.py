@@ -177,24 +177,24 @@ def raise_peak(sums: SoftmaxSums, peak: Float[Array, 'N 1']) -> SoftmaxSums:
 
   All terms of each sum have the same sign, so nothing cancels.
   """
-  step = jnp.where(peak == sums.peak, 0, peak - sums.peak)
-  step = jnp.minimum(step, MAX_SHIFT)
-  shrink = jnp.exp(-step)
+  increase = jnp.where(peak == sums.peak, 0, peak - sums.peak)
+  increase = jnp.minimum(increase, MAX_SHIFT)
+  shrink = jnp.exp(-increase)
   squares = sums.squares
   if squares is not None:
     squares = SquareSums(
       square=shrink**2 * squares.square,
-      square_x=shrink**2 * (squares.square_x - step * squares.square),
+      square_x=shrink**2 * (squares.square_x - increase * squares.square),
       square_x2=shrink**2
       * (
         squares.square_x2
-        - step * (2 * squares.square_x - step * squares.square)
+        - increase * (2 * squares.square_x - increase * squares.square)
       ),
     )
   return sums._replace(
     peak=peak,
     total=shrink * sums.total,
-    weighted=shrink * (sums.weighted - step * sums.total),
+    weighted=shrink * (sums.weighted - increase * sums.total),
     squares=squares,
   )
 

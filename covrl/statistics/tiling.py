@@ -170,14 +170,14 @@ class BlockGrid:
     """
     axis = int(self.outer == 'columns')
     block = self._token_block(pl.program_id(axis))
-    left = jnp.maximum(count[0] - block * self.block[0], 0)
+    num_wanted = jnp.maximum(count[0] - block * self.block[0], 0)
     tiles = self.outer_block_size // min(self.outer_block_size, TILE)
     if axis == 0:
       trips = jnp.minimum(
-        pl.cdiv(left, min(self.outer_block_size, TILE)), tiles
+        pl.cdiv(num_wanted, min(self.outer_block_size, TILE)), tiles
       )
     else:
-      trips = jnp.where(left > 0, tiles, 0)
+      trips = jnp.where(num_wanted > 0, tiles, 0)
     return functools.partial(self.for_each_tile, trips=trips)
 
   def read_token_values(self, refs: PyTree, tile: Slice) -> PyTree:

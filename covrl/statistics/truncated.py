@@ -5,7 +5,7 @@ A truncation needs all logits of a position to determine the kept tokens: min-p 
 largest of them, a share of the vocabulary a quantile. Therefore these statistics are
 computed a few positions at a time, each with its whole logits, by
 XLA on every platform; on a mesh each device has its own positions and columns.
-Memory is that of the logits of `POSITIONS` positions. It costs another product
+Memory is that of the logits of `POSITIONS_PER_STEP` positions. It costs another product
 with the unembedding beside `token_stats`, and two more backward.
 """
 
@@ -38,10 +38,10 @@ from covrl.statistics.sharded import Partition
 from covrl.statistics.streaming import Inputs, LogitTile, logit_tile
 
 # Positions whose logits exist at a time, on each device.
-POSITIONS = 128
+POSITIONS_PER_STEP = 128
 
 State = TypeVar('State')
-Rest = TypeVar('Rest')
+Extra = TypeVar('Extra')
 Result = TypeVar('Result')
 
 
@@ -169,14 +169,14 @@ def _top_entropy_forward(
 ) -> tuple[Float[Array, '*B'], tuple[Operands, TruncatedNormaliser]]:
   """Forward pass of `top_entropy`: the entropy, and residuals."""
   partition = options.partition
-  removed = int(options.truncation * operands.unembedding.shape[1])
+  num_removed = int(options.truncation * operands.unembedding.shape[1])
 
   def on_device(
     operands: Operands,
   ) -> tuple[Float[Array, '*B'], TruncatedNormaliser]:
     def run(rows: Inputs) -> tuple[Float[Array, 'N 1'], TruncatedNormaliser]:
       tile = logit_tile(rows, options.soft_cap)
-      kept = _is_kept(tile, removed, partition)
+      kept = _is_kept(tile, num_removed, partition)
       peak = _peak(tile, partition)
       x, possible = shift_logits(tile.scaled, peak)
       mass = jnp.where(possible & kept, jnp.exp(x), 0)
@@ -204,7 +204,7 @@ def _top_entropy_backward(
   """dz_j = −h π̃_j (log π̃_j + H̃) on kept tokens, and its products."""
   partition = options.partition
   operands, normaliser = residuals
-  removed = int(options.truncation * operands.unembedding.shape[1])
+  num_removed = int(options.truncation * operands.unembedding.shape[1])
 
   def on_device(
     operands: Operands,
@@ -212,25 +212,25 @@ def _top_entropy_backward(
     cotangent: Float[Array, '*B'],
   ) -> tuple[Float[Array, '*B D'], Float[Array, '_ V']]:
     hidden, unembedding = operands.hidden, operands.unembedding
-    wide = statistics_dtype(hidden, unembedding)
+    wide_dtype = statistics_dtype(hidden, unembedding)
     multiply = functools.partial(
       jnp.einsum,
       precision=matmul_precision(hidden, unembedding),
-      preferred_element_type=wide,
+      preferred_element_type=wide_dtype,
     )
 
     def run(
       unembedding_cotangent: Float[Array, 'D V'],
       rows: Inputs,
-      rest: tuple[TruncatedNormaliser, Float[Array, 'N 1']],
+      extra: tuple[TruncatedNormaliser, Float[Array, 'N 1']],
       is_copy: Bool[Array, 'N 1'],
     ) -> tuple[Float[Array, 'D V'], Float[Array, 'N D']]:
-      normaliser, signal = rest[0], jnp.where(is_copy, 0, rest[1])
+      normaliser, signal = extra[0], jnp.where(is_copy, 0, extra[1])
       tile = logit_tile(rows, options.soft_cap)
       x, possible = shift_logits(tile.scaled, normaliser.peak)
       # The mask is computed again from these logits, which may differ from those
       # of the forward pass by rounding.
-      is_kept = possible & _is_kept(tile, removed, partition)
+      is_kept = possible & _is_kept(tile, num_removed, partition)
       pi = jnp.where(is_kept, jnp.exp(x), 0) / normaliser.total
       logit_cotangent = -signal * pi * (x - normaliser.mean) / rows.temperatures
       if options.soft_cap is not None:
@@ -248,7 +248,10 @@ def _top_entropy_backward(
       lambda x: x.reshape(-1, 1), (normaliser, cotangent)
     )
     unembedding_cotangent, hidden_cotangent = _scan_positions(
-      run, jnp.zeros(unembedding.shape, wide), inputs, (normaliser, cotangent)
+      run,
+      jnp.zeros(unembedding.shape, wide_dtype),
+      inputs,
+      (normaliser, cotangent),
     )
     hidden_cotangent = partition.sum_over_columns(hidden_cotangent)
     unembedding_cotangent = partition.sum_over_tokens(unembedding_cotangent)
@@ -303,12 +306,12 @@ def _sum(terms: Array, partition: Partition) -> Array:
 
 
 def _is_kept(
-  tile: LogitTile, removed: int, partition: Partition
+  tile: LogitTile, num_removed: int, partition: Partition
 ) -> Bool[Array, 'N V']:
-  """Whether each token is among all but the `removed` least likely ones.
+  """Whether each token is among all but the `num_removed` least likely ones.
 
   The key of the least likely kept one is found bit by bit: the largest number
-  with at most `removed` keys below it.
+  with at most `num_removed` keys below it.
   """
   # With the barrier, the keys that are compared in the end are those that were
   # counted: XLA does not compute them again.
@@ -316,7 +319,7 @@ def _is_kept(
   info = jnp.iinfo(keys.dtype)
 
   def fits(bound: Int[Array, 'N 1']) -> Bool[Array, 'N 1']:
-    return _sum((keys < bound).astype(jnp.int32), partition) <= removed
+    return _sum((keys < bound).astype(jnp.int32), partition) <= num_removed
 
   def narrow(index: Array, low: Int[Array, 'N 1']) -> Int[Array, 'N 1']:
     bit = (info.bits - 2 - index).astype(keys.dtype)
@@ -331,34 +334,34 @@ def _is_kept(
 def _map_positions(run: Callable[[Inputs], Result], inputs: Inputs) -> Result:
   """Runs a function on a few positions at a time."""
   _, results = _scan_positions(
-    lambda state, rows, _rest, _is_copy: (state, run(rows)), (), inputs, ()
+    lambda state, rows, _extra, _is_copy: (state, run(rows)), (), inputs, ()
   )
   return results
 
 
 def _scan_positions(
   run: Callable[
-    [State, Inputs, Rest, Bool[Array, 'N 1']], tuple[State, Result]
+    [State, Inputs, Extra, Bool[Array, 'N 1']], tuple[State, Result]
   ],
   state: State,
   inputs: Inputs,
-  rest: Rest,
+  extra: Extra,
 ) -> tuple[State, Result]:
   """Runs a function on a few positions at a time, with a carried state.
 
   Args:
-    run: `(state, inputs, rest, is_copy) -> (state, [n, …] arrays)` of some
+    run: `(state, inputs, extra, is_copy) -> (state, [n, …] arrays)` of some
       positions. Copies of the last position pad the last call; their arrays are
       dropped.
     state: initial state.
     inputs: all positions and columns.
-    rest: further arrays `[N, …]`.
+    extra: further arrays `[N, …]`.
 
   Returns:
     The last state, and arrays `[N, …]`.
   """
   count = inputs.hidden.shape[0]
-  size = min(count, POSITIONS)
+  size = min(count, POSITIONS_PER_STEP)
   padding = -count % size if size else 0
   per_position = inputs.hidden, inputs.targets, inputs.temperatures
 
@@ -367,16 +370,16 @@ def _scan_positions(
     return jnp.pad(leaf, widths, mode='edge').reshape(-1, size, *leaf.shape[1:])
 
   def step(state: State, chunk: Any) -> tuple[State, Result]:
-    (hidden, targets, temperatures), others, is_copy = chunk
+    (hidden, targets, temperatures), chunk_extra, is_copy = chunk
     rows = inputs._replace(
       hidden=hidden, targets=targets, temperatures=temperatures
     )
-    return run(state, rows, others, is_copy)
+    return run(state, rows, chunk_extra, is_copy)
 
   is_copy = jnp.arange(count + padding) >= count
   if count == size:
-    return run(state, inputs, rest, is_copy[:, None])
-  chunks = jax.tree.map(split, (per_position, rest))
+    return run(state, inputs, extra, is_copy[:, None])
+  chunks = jax.tree.map(split, (per_position, extra))
   state, results = jax.lax.scan(
     step, state, (*chunks, is_copy.reshape(-1, size, 1))
   )

@@ -2,8 +2,8 @@
 """Files on local disks and in buckets, and append-only logs."""
 
 from covrl.storage.failures import StorageError as StorageError
-from covrl.storage.failures import failed_read as failed_read
 from covrl.storage.failures import first_storage_error as first_storage_error
+from covrl.storage.failures import read_failure_message as read_failure_message
 from covrl.storage.failures import reading as reading
 from covrl.storage.failures import writing as writing
 from covrl.storage.paths import absolute as absolute

@@ -55,7 +55,7 @@ class AppendLog:
     """
     if '\n' in line:
       raise ValueError(f'a line of a log must be one line, got {line!r:.80}')
-    self._require_intact()
+    self._restore_if_damaged()
     data = f'{line}\n'.encode()
     self._stored.append(data)
     self._digest.update(data)
@@ -73,9 +73,9 @@ class AppendLog:
     Returns:
       The position to resume the log at.
     """
-    self._require_intact()
+    self._restore_if_damaged()
     self._stored.sync()
-    self._require_intact(reads=True)
+    self._restore_if_damaged(compare_content=True)
     return self._position()
 
   def close(self) -> None:
@@ -83,7 +83,7 @@ class AppendLog:
     self._stored.close()
 
   def resume(self, content: bytes, position: LogPosition) -> None:
-    """Goes on after a position.
+    """Continues the log after a position.
 
     Args:
       content: the log as it is stored now. If its beginning differs from the
@@ -91,44 +91,45 @@ class AppendLog:
         its usable lines.
       position: the position to truncate the log at.
     """
-    kept = content[: position['size']]
-    if not _is_at(position, kept):
-      kept = _usable_lines(content, position, self._is_usable)
-      used = kept.count(b'\n')
-      text = (
-        f'{self._path} {_damage(content, position)}: {used:,} of'
+    usable_content = content[: position['size']]
+    if not _matches(position, usable_content):
+      usable_content = _usable_lines(content, position, self._is_usable)
+      num_usable = usable_content.count(b'\n')
+      message = (
+        f'{self._path} {_damage(content, position)}: {num_usable:,} of'
         f' {position["lines"]:,} lines are used'
       )
       if content:
-        text += f'; the file is kept as {self._copy(content)}'
-      self._note(text)
-    self.reset(kept)
+        message += f'; the file is kept as {self._copy(content)}'
+      self._note(message)
+    self.reset(usable_content)
 
   def content(self) -> bytes:
     """Returns the stored bytes."""
     return self._stored.read()
 
   def reset(self, content: bytes) -> None:
-    """Replaces the stored bytes by `content`, and goes on after it."""
+    """Replaces the stored bytes by `content`, after which the log continues."""
     self._stored.reset(content)
     self._digest = hashlib.sha256(content)
     self._size, self._lines = len(content), content.count(b'\n')
 
-  def _require_intact(self, *, reads: bool = False) -> None:
+  def _restore_if_damaged(self, *, compare_content: bool = False) -> None:
     """Restores a log that another program has moved, replaced or changed.
 
     Args:
-      reads: whether to compare the content, too, and not only file and size.
+      compare_content: whether to compare the content, too, and not only file
+        and size.
     """
     if self._stored.is_intact() and not (
-      reads and not _is_at(self._position(), self.content())
+      compare_content and not _matches(self._position(), self.content())
     ):
       return
-    content, other = self._stored.reopen()
-    text = f'{self._path} was moved, replaced or changed by another program'
-    if other:
-      text += f'; what it had is kept as {self._copy(other)}'
-    self._note(text)
+    content, replacement = self._stored.reopen()
+    message = f'{self._path} was moved, replaced or changed by another program'
+    if replacement:
+      message += f'; what it had is kept as {self._copy(replacement)}'
+    self._note(message)
     self.resume(content, self._position())
     self._stored.sync()
 
@@ -196,9 +197,9 @@ def log_damage(file: epath.Path, position: LogPosition) -> str:
     The end of a sentence about the file; empty if it is intact.
   """
   content = _read(file) or b''
-  if _is_at(position, content):
+  if _matches(position, content):
     return ''
-  if _is_at(position, content[: position['size']]):
+  if _matches(position, content[: position['size']]):
     more = len(content) - position['size']
     return f'has {more:,} bytes after those that were saved'
   return _damage(content, position)
@@ -212,7 +213,7 @@ def _read(file: epath.Path) -> bytes | None:
   return b''.join(storage.read_bytes(part) for part in parts or [file])
 
 
-def _is_at(position: LogPosition, content: bytes) -> bool:
+def _matches(position: LogPosition, content: bytes) -> bool:
   """Returns whether `content` has the length and digest of a position."""
   digest = hashlib.sha256(content).hexdigest()
   return len(content) == position['size'] and digest == position['sha256']
@@ -226,7 +227,7 @@ def _usable_lines(
   A last line without a line end is incomplete and dropped.
   """
   restored = _with_unix_line_ends(content)
-  if _is_at(position, restored[: position['size']]):
+  if _matches(position, restored[: position['size']]):
     return restored[: position['size']]
   usable = [line for line in restored.split(b'\n')[:-1] if is_usable(line)]
   return b''.join(line + b'\n' for line in usable[: position['lines']])
@@ -237,7 +238,7 @@ def _damage(content: bytes, position: LogPosition) -> str:
   size = position['size']
   if not content:
     return 'is missing or empty'
-  if _is_at(position, _with_unix_line_ends(content)[:size]):
+  if _matches(position, _with_unix_line_ends(content)[:size]):
     return 'has other line ends (CRLF) than were written'
   if len(content) < size:
     return f'has {len(content):,} of the {size:,} bytes that were saved'

@@ -47,8 +47,10 @@ _WRONG_PATHS = {
   *(errno.ENAMETOOLONG, errno.ENXIO),
 }
 # Libraries written in C++ report the same errors as text.
-_NUMBERS = {text.lower(): number for number, text in _CAUSES.items()}
-_TEXT = re.compile('|'.join(map(re.escape, _CAUSES.values())), re.IGNORECASE)
+_ERRNO_OF_TEXT = {text.lower(): number for number, text in _CAUSES.items()}
+_CAUSE_TEXT = re.compile(
+  '|'.join(map(re.escape, _CAUSES.values())), re.IGNORECASE
+)
 
 
 class StorageError(OSError):
@@ -93,7 +95,7 @@ def reading(path: os.PathLike[str] | str) -> Iterator[None]:
     path: file or directory that is read, for the message.
 
   Raises:
-    OSError: the system failed to read; `failed_read` describes it.
+    OSError: the system failed to read; `read_failure_message` describes it.
   """
   try:
     yield
@@ -102,32 +104,32 @@ def reading(path: os.PathLike[str] | str) -> Iterator[None]:
       error.filename = os.fspath(path)
     raise
   except Exception as error:
-    number = _failure(error)
+    number = _system_errno(error)
     if number is None or os.fspath(path).startswith('gs://'):
       raise
     raise OSError(number, os.strerror(number), os.fspath(path)) from error
 
 
-def _failure(error: BaseException | None) -> int | None:
+def _system_errno(error: BaseException | None) -> int | None:
   """Returns the number of a system's error that led to another one, if any."""
   while error is not None:
     number = error.errno if isinstance(error, OSError) else None
-    if number is None and (match := _TEXT.search(str(error))):
-      number = _NUMBERS[match[0].lower()]
+    if number is None and (match := _CAUSE_TEXT.search(str(error))):
+      number = _ERRNO_OF_TEXT[match[0].lower()]
     if number in _CAUSES.keys() - _WRONG_PATHS:
       return number
     error = error.__cause__ or error.__context__
   return None
 
 
-def failed_read(error: BaseException) -> str | None:
+def read_failure_message(error: BaseException) -> str | None:
   """Returns a sentence on a file that the system failed to read, else `None`.
 
   Examples are a failing device and a missing permission; a missing file is not one.
 
-  >>> failed_read(OSError(errno.EIO, 'Input/output error', 'a.json'))
+  >>> read_failure_message(OSError(errno.EIO, 'Input/output error', 'a.json'))
   'a.json cannot be read: input/output error'
-  >>> failed_read(FileNotFoundError(errno.ENOENT, 'No such file', 'a.json'))
+  >>> read_failure_message(FileNotFoundError(errno.ENOENT, 'No such file', 'a.json'))
   """
   if not isinstance(error, OSError) or error.filename is None:
     return None
@@ -153,15 +155,15 @@ def first_storage_error(error: BaseException | None) -> StorageError | None:
 
 def _cause(error: BaseException | None, *, in_bucket: bool) -> str | None:
   """Returns the reason of a failed write; `None` for other errors."""
-  first = error
+  last_error = error
   while error is not None:
     if isinstance(error, OSError) and error.errno in _CAUSES:
       return _lower(_CAUSES[error.errno])
-    if match := _TEXT.search(str(error)):
+    if match := _CAUSE_TEXT.search(str(error)):
       return _lower(match[0])
     error = error.__cause__ or error.__context__
-  if in_bucket and first is not None:
-    return ' '.join(str(first).split())[:200] or type(first).__name__
+  if in_bucket and last_error is not None:
+    return ' '.join(str(last_error).split())[:200] or type(last_error).__name__
   return None
 
 

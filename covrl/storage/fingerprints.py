@@ -33,27 +33,29 @@ def directory_fingerprint(
     SHA-256 in hexadecimal; empty without any such file.
   """
   if is_bucket(directory):
-    parts = {
-      name: text
-      for name, text in digests(directory).items()
+    file_digests = {
+      name: digest
+      for name, digest in digests(directory).items()
       if name.endswith(tuple(suffixes))
     }
   else:
-    parts = {
+    file_digests = {
       file.name: _sampled_digest(file)
       for file in sorted(directory.iterdir(), key=lambda file: file.name)
       if file.name.endswith(tuple(suffixes)) and file.is_file()
     }
-  if not parts:
+  if not file_digests:
     return ''
-  return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+  return hashlib.sha256(
+    json.dumps(file_digests, sort_keys=True).encode()
+  ).hexdigest()
 
 
 def _sampled_digest(file: epath.Path) -> str:
   size = file_size(file)
   digest = hashlib.sha256(str(size).encode())
-  last = max(size - _SAMPLE_SIZE, 0)
-  offsets = {last * k // (_SAMPLES - 1) for k in range(_SAMPLES)}
+  last_offset = max(size - _SAMPLE_SIZE, 0)
+  offsets = {last_offset * k // (_SAMPLES - 1) for k in range(_SAMPLES)}
   with reading(file), open_binary(file) as stream:
     for offset in sorted(offsets):
       stream.seek(offset)

@@ -79,7 +79,7 @@ class StoredLog(Protocol):
     ...
 
   def reset(self, content: bytes) -> None:
-    """Replaces the stored bytes by `content`; the log goes on after it."""
+    """Replaces the stored bytes by `content`, after which the log continues."""
     ...
 
   def is_intact(self) -> bool:
@@ -131,11 +131,11 @@ class _LocalLog:
 
   def reset(self, content: bytes) -> None:
     # A file with several names may be that of a copy of the run.
-    before = self.read()
+    stored = self.read()
     is_shared = self._path.is_symlink() or (
       self._path.exists() and self._path.stat().st_nlink > 1
     )
-    if before.startswith(content) and not is_shared:
+    if stored.startswith(content) and not is_shared:
       self._open().truncate(len(content))
     else:
       storage.write_atomically(epath.Path(self._path), content)
@@ -146,9 +146,9 @@ class _LocalLog:
 
   def reopen(self) -> tuple[bytes, bytes]:
     file, self._file = self._open(), None
-    content, other = file.read(), self.read()
+    content, replacement = file.read(), self.read()
     file.close()
-    return content, b'' if other == content else other
+    return content, b'' if replacement == content else replacement
 
   def append(self, data: bytes) -> None:
     self._open().append(data)
@@ -181,20 +181,20 @@ class _BucketLog:
     return b''.join(part.read_bytes() for part in parts_of(self._path))
 
   def reset(self, content: bytes) -> None:
-    parts, rest = parts_of(self._path), content
+    parts, remaining = parts_of(self._path), content
     self._number, self._content = 0, b''
-    while parts and rest.startswith(text := parts[0].read_bytes()):
+    while parts and remaining.startswith(text := parts[0].read_bytes()):
       self._number, self._content = int(parts.pop(0).stem), text
-      rest = rest[len(text) :]
+      remaining = remaining[len(text) :]
     self._stored_size = len(self._content)
-    if self._stored_size and (rest or self._stored_size > _MAX_PART_SIZE):
+    if self._stored_size and (remaining or self._stored_size > _MAX_PART_SIZE):
       self._begin_part()
     with storage.writing(self._path.with_suffix('')):
       # From last to first, so that an interruption leaves a prefix of the log.
       for part in reversed(parts):
-        if not rest or part != _part(self._path, self._number):
+        if not remaining or part != _part(self._path, self._number):
           part.unlink()
-    for line in rest.splitlines(keepends=True):
+    for line in remaining.splitlines(keepends=True):
       self._content += line
       if len(self._content) > _MAX_PART_SIZE:
         self.flush()

@@ -24,18 +24,18 @@ def without_repeated_errors() -> Iterator[None]:
   if os.environ.get('COVRL_TRACEBACK'):
     yield
     return
-  logger, hook = logging.getLogger('absl'), sys.unraisablehook
+  logger, previous_hook = logging.getLogger('absl'), sys.unraisablehook
 
-  def is_own(record: logging.LogRecord) -> bool:
+  def is_not_from_orbax(record: logging.LogRecord) -> bool:
     return f'{os.sep}orbax{os.sep}' not in record.pathname
 
-  def report(raised: Any) -> None:
-    text = str(raised.exc_value)
+  def report_unraisable(unraisable: Any) -> None:
+    text = str(unraisable.exc_value)
     if text != 'Event loop is closed' and "no attribute '_ssock'" not in text:
-      hook(raised)
+      previous_hook(unraisable)
 
-  logger.addFilter(is_own)
-  sys.unraisablehook = report
+  logger.addFilter(is_not_from_orbax)
+  sys.unraisablehook = report_unraisable
   warning_filters = warnings.catch_warnings()
   warning_filters.__enter__()
   warnings.filterwarnings(
@@ -43,5 +43,5 @@ def without_repeated_errors() -> Iterator[None]:
   )
   yield
   warning_filters.__exit__(None, None, None)
-  sys.unraisablehook = hook
-  logger.removeFilter(is_own)
+  sys.unraisablehook = previous_hook
+  logger.removeFilter(is_not_from_orbax)

@@ -32,11 +32,11 @@ from covrl.storage.failures import reading, writing
 # does TensorStore within this process.
 fsspec.config.conf.setdefault('gcs', {})['use_listings_cache'] = False
 
-_BUCKET = 'gs://'
+_BUCKET_SCHEME = 'gs://'
 # Ending of the name of a file that is being written.
-_TEMPORARY = '.tmp'
+_TEMPORARY_SUFFIX = '.tmp'
 # Bytes per read request.
-_BLOCK = 2**26
+_READ_SIZE = 2**26
 
 
 def as_path(name: epath.PathLike) -> epath.Path:
@@ -52,9 +52,9 @@ def as_path(name: epath.PathLike) -> epath.Path:
   text = os.fspath(name)
   if '://' not in text:
     return epath.Path(text)
-  if not text.startswith(_BUCKET):
+  if not text.startswith(_BUCKET_SCHEME):
     raise ValueError(
-      f'a path must be on a disk or begin with {_BUCKET}, got {text}'
+      f'a path must be on a disk or begin with {_BUCKET_SCHEME}, got {text}'
     )
   if importlib.util.find_spec('gcsfs') is None:
     raise ValueError(
@@ -70,7 +70,7 @@ def absolute(path: epath.Path) -> epath.Path:
 
 def is_bucket(path: epath.PathLike) -> bool:
   """Returns whether a path is in a bucket."""
-  return os.fspath(path).startswith(_BUCKET)
+  return os.fspath(path).startswith(_BUCKET_SCHEME)
 
 
 def is_regular_file(path: epath.Path) -> bool:
@@ -132,7 +132,7 @@ def write_atomically(file: epath.Path, content: str | bytes) -> None:
     local.parent.mkdir(parents=True, exist_ok=True)
     # Another process may write the same file, such as a page of a report.
     unique = os.urandom(4).hex()
-    temporary = local.with_name(f'.{local.name}.{unique}{_TEMPORARY}')
+    temporary = local.with_name(f'.{local.name}.{unique}{_TEMPORARY_SUFFIX}')
     try:
       with temporary.open('xb', buffering=0) as stream:
         write_all(stream, data)
@@ -150,7 +150,7 @@ def is_temporary(name: str) -> bool:
   >>> is_temporary('.config.json.5e0c.tmp'), is_temporary('config.json')
   (True, False)
   """
-  return name.startswith('.') and name.endswith(_TEMPORARY)
+  return name.startswith('.') and name.endswith(_TEMPORARY_SUFFIX)
 
 
 def write_all(stream: io.FileIO, data: bytes) -> None:
@@ -158,9 +158,9 @@ def write_all(stream: io.FileIO, data: bytes) -> None:
 
   A disk that becomes full may take a part before it raises.
   """
-  rest = memoryview(data)
-  while rest:
-    rest = rest[stream.write(rest) :]
+  remaining = memoryview(data)
+  while remaining:
+    remaining = remaining[stream.write(remaining) :]
 
 
 def sync_directory(directory: pathlib.Path) -> None:
@@ -180,9 +180,9 @@ def numbered_sibling(path: epath.Path, word: str) -> epath.Path:
   """
   number = 1
   while True:
-    other = path.with_name(f'{path.stem}.{word}_{number}{path.suffix}')
-    if not other.exists():
-      return other
+    sibling = path.with_name(f'{path.stem}.{word}_{number}{path.suffix}')
+    if not sibling.exists():
+      return sibling
     number += 1
 
 
@@ -241,11 +241,11 @@ def digests(
   if is_bucket(directory):
     root = os.fspath(directory)
     objects = _buckets().find(root, detail=True)
-    skip = len(root.removeprefix(_BUCKET)) + 1
+    prefix_length = len(root.removeprefix(_BUCKET_SCHEME)) + 1
     return {
-      name[skip:]: f'{info["size"]}:{info["crc32c"]}'
+      name[prefix_length:]: f'{info["size"]}:{info["crc32c"]}'
       for name, info in sorted(objects.items())
-      if names is None or name[skip:] in names
+      if names is None or name[prefix_length:] in names
     }
   local = pathlib.Path(directory)
   files = (
@@ -324,7 +324,7 @@ def read_into(file: epath.Path, begin: int, array: np.ndarray) -> None:
     stream.seek(begin)
     filled = 0
     while filled < len(buffer):
-      read = stream.readinto(buffer[filled : filled + _BLOCK])
+      read = stream.readinto(buffer[filled : filled + _READ_SIZE])
       if not read:
         raise ValueError(
           f'{file} must have {begin + len(buffer)} bytes, got {file_size(file)}'
@@ -363,11 +363,11 @@ def upload(
   if not source.is_dir():
     raise NotADirectoryError(f'{source} must be a directory, got none')
   for file in sorted(_files_below(source), key=lambda file: file.name in last):
-    copy = target / str(file.relative_to(source))
-    with writing(copy):
-      if not is_bucket(copy):
-        copy.parent.mkdir(parents=True, exist_ok=True)
-      copy.write_bytes(file.read_bytes())
+    target_file = target / str(file.relative_to(source))
+    with writing(target_file):
+      if not is_bucket(target_file):
+        target_file.parent.mkdir(parents=True, exist_ok=True)
+      target_file.write_bytes(file.read_bytes())
 
 
 def local_copy(path: epath.Path) -> pathlib.Path:

@@ -294,7 +294,8 @@ def _evaluation_ngrams(
   if not data.overlap_words:
     return None
   return NgramIndex(
-    {suite.name: suite.problems for suite in suites}, words=data.overlap_words
+    {suite.name: suite.problems for suite in suites},
+    ngram_words=data.overlap_words,
   )
 
 

@@ -151,7 +151,7 @@ def forward(
     positions=rows.positions,
     segment_ids=rows.segment_ids,
     one_sequence=first_column > 0,
-    recorded=rows.experts,
+    recorded_experts=rows.experts,
   )
   mesh = jax.sharding.get_abstract_mesh()
   if dict(mesh.shape).get('context', 1) > 1:

@@ -126,7 +126,7 @@ def test_questions_are_recognised_however_their_characters_are_encoded(form):
   question = 'Où est le théâtre après la 3e rue où Noël a dîné hier soir ?'
   other = unicodedata.normalize(form, question)
   problem = Problem(prompt=question, reference='1', source='s')
-  index = NgramIndex({'evaluation': [problem]}, words=13)
+  index = NgramIndex({'evaluation': [problem]}, ngram_words=13)
   assert index.find(other) == 'evaluation'
   assert index.find(other.replace('3', '\uff13')) == 'evaluation'
   assert question_key(other) == question_key(question)
@@ -139,15 +139,15 @@ def test_ignores_ngrams_that_questions_of_a_set_share():
     'Solve the following with care and write the answer on a line: {}'
   )
   suite = [problem(instruction.format(f'{LONG} {n}')) for n in ('x', 'y')]
-  index = NgramIndex({'suite': suite}, words=8)
+  index = NgramIndex({'suite': suite}, ngram_words=8)
   assert index.find(instruction.format('something else')) is None
   assert index.find('six seven eight nine ten eleven twelve thirteen y')
   # Problems of a program may have no key.
   keyless = [dataclasses.replace(each, key='') for each in suite]
-  index = NgramIndex({'suite': keyless}, words=8)
+  index = NgramIndex({'suite': keyless}, ngram_words=8)
   assert index.find(instruction.format('something else')) is None
   # A repeated question does not share n-grams with itself.
-  again = NgramIndex({'suite': [*suite, suite[0]]}, words=8)
+  again = NgramIndex({'suite': [*suite, suite[0]]}, ngram_words=8)
   assert again.find('six seven eight nine ten eleven twelve thirteen x')
 
 
@@ -156,7 +156,7 @@ def test_short_questions_match_as_a_whole():
   assert index.find('add 2 and 2') == 'suite'
   assert index.find('First add 2 and 2, then 3.') is None
   with pytest.raises(ValueError, match='at least 1 word, got 0'):
-    NgramIndex({}, words=0)
+    NgramIndex({}, ngram_words=0)
 
 
 @given(

@@ -124,7 +124,12 @@ def test_summaries_of_micro_batch_scope_sum_to_the_batch():
     ]
     added = jax.tree.map(jnp.add, *halves)
     shown = covrl.explain(tx, stats, **context)
-    return whole.decisions, halves, [s.from_sum(2) for s in added], shown
+    return (
+      whole.decisions,
+      halves,
+      [s.as_batch_summary(2) for s in added],
+      shown,
+    )
 
   decisions, halves, (total,), shown = whole_and_halves(stats, context)
   # Recorded for the batch: the second transform's alone.

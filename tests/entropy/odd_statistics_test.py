@@ -210,7 +210,7 @@ BAND = functools.partial(covrl.controllers.entropy_band, below=0.1)
 @pytest.mark.parametrize(
   ('token_tx', 'entry', 'value'),
   [
-    (covrl.steer(shape='linear'), 'entropy', NAN),
+    (covrl.steer(curve='linear'), 'entropy', NAN),
     (covrl.entropy_ratio_clip(), 'old_entropy', float('inf')),
     (covrl.detach_drain(WrappedSchedule(lambda step: NAN)), '', NAN),
     (covrl.entropy_bonus(BAND(lambda step: NAN, 1.0)), '', NAN),

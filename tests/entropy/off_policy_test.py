@@ -45,7 +45,7 @@ def test_importance_weights_of_tokens_equal_their_formula(batch):
   weights = importance_weights(batch, cap=1.3)
   expected = np.minimum(ratio, 1.3)
   np.testing.assert_allclose(weights[mask], expected[mask], rtol=1e-5)
-  weights = importance_weights(batch, cap=1.3, floor=0.7, beyond='mask')
+  weights = importance_weights(batch, cap=1.3, floor=0.7, out_of_range='mask')
   expected = np.where((ratio > 1.3) | (ratio < 0.7), 0, ratio)
   np.testing.assert_allclose(weights[mask], expected[mask], rtol=1e-5)
 

@@ -105,7 +105,7 @@ def test_steer_of_linear_shape_weights_changes_linearly(batch):
   change = entropy_change(a)
   least, most = change[a['mask']].min(), change[a['mask']].max()
   weight = 1.2 - 0.4 * (change - least) / (most - least)
-  token_tx = covrl.steer(shape='linear')
+  token_tx = covrl.steer(curve='linear')
   check_rescaled(batch, token_tx, a['advantages'] * weight)
 
 
@@ -238,11 +238,11 @@ def test_refuses_options_outside_their_range():
     (lambda: covrl.steer(1.2), 'low must lie between 0 and 1'),
     (
       lambda: covrl.steer(high=1.2),
-      "high must be None with shape='exponential'",
+      "high must be None with curve='exponential'",
     ),
     (
-      lambda: covrl.steer(shape=untyped('cubic')),
-      "shape must be one of .* got 'cubic'",
+      lambda: covrl.steer(curve=untyped('cubic')),
+      "curve must be one of .* got 'cubic'",
     ),
     (
       lambda: covrl.steer(scope=untyped('rank')),
@@ -260,8 +260,8 @@ def test_refuses_options_outside_their_range():
       "level must be one of .* got 'word'",
     ),
     (
-      lambda: covrl.truncated_importance_weights(beyond=untyped('drop')),
-      "beyond must be one of .* got 'drop'",
+      lambda: covrl.truncated_importance_weights(out_of_range=untyped('drop')),
+      "out_of_range must be one of .* got 'drop'",
     ),
     (lambda: covrl.kl_to_reference(divergence='full'), 'to the old policy'),
   ):

@@ -122,7 +122,7 @@ def test_integers_are_within_half_of_a_scale():
 
 def test_tokens_are_appended_as_integers():
   cache = make_cache()
-  cache = DecodeCache.empty(cache.prompts.as_int8(), cache.prompt, 3)
+  cache = DecodeCache.empty(cache.prompts.as_int8(), cache.prompt_index, 3)
   new = draw(2, 4, 1, 4)
   after = cache.append(new, 2 * new, jnp.array([True, False, True, True]))
   expected = Int8Vectors.of(new)

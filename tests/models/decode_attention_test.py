@@ -82,7 +82,7 @@ def check_decode(
       lengths,
     ),
     # Two shards of rows count their prompts from 0.
-    prompt=jnp.asarray(prompt % 2 if mesh else prompt),
+    prompt_index=jnp.asarray(prompt % 2 if mesh else prompt),
     keys=cached(3, rows, response_slots, in_response),
     values=cached(4, rows, response_slots, in_response),
     length=length,
@@ -95,7 +95,7 @@ def check_decode(
     assert window is not None
     windows = (0, window)
     cache_under_test = DecodeCache.empty(
-      cache.prompts, cache.prompt, response_slots, windows
+      cache.prompts, cache.prompt_index, response_slots, windows
     )
     cache_under_test = cache_under_test.filled(
       cache.keys, cache.values, length, windows

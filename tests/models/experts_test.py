@@ -228,7 +228,7 @@ def replayed(policy, params, tokens, record, **options):
     static_argnames='one_sequence',
     compiler_options=QUICK,
   )
-  return run(params, tokens, **rows | options, recorded=record)
+  return run(params, tokens, **rows | options, recorded_experts=record)
 
 
 def test_recorded_experts_take_the_place_of_the_likeliest():

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from covrl.models import Experts, Lora, Policy, tiny
-from covrl.models.input_checks import check_recorded, check_rows
+from covrl.models.input_checks import check_recorded_experts, check_rows
 
 CONFIG = tiny(16)
 POLICY = Policy(CONFIG)
@@ -95,17 +95,23 @@ def test_policies_refuse_token_ids_without_an_embedding():
 @pytest.mark.parametrize(
   ('record', 'message'),
   [
-    (RECORD + 2, r'recorded must be in \[0, 5\), got 5'),
+    (RECORD + 2, r'recorded_experts must be in \[0, 5\), got 5'),
     (jnp.full_like(RECORD, 3), 'different experts for a token, got 3 twice'),
-    (RECORD[..., :1], r'recorded must be \[B, T, L, k\] = \(2, 3, 2, 2\)'),
-    (RECORD.astype(jnp.float32), 'recorded must be an array of integers'),
+    (
+      RECORD[..., :1],
+      r'recorded_experts must be \[B, T, L, k\] = \(2, 3, 2, 2\)',
+    ),
+    (
+      RECORD.astype(jnp.float32),
+      'recorded_experts must be an array of integers',
+    ),
   ],
 )
 def test_records_of_experts_that_no_sampler_returns_are_refused(
   record, message
 ):
   with pytest.raises((TypeError, ValueError), match=message):
-    check_recorded(record, TOKENS, ROUTED.config)
+    check_recorded_experts(record, TOKENS, ROUTED.config)
 
 
 def test_policies_check_records_of_experts():
@@ -113,7 +119,11 @@ def test_policies_check_records_of_experts():
 
   def run(record):
     return ROUTED.hidden_and_routing(
-      params, TOKENS, positions=TOKENS, segment_ids=ONES, recorded=record
+      params,
+      TOKENS,
+      positions=TOKENS,
+      segment_ids=ONES,
+      recorded_experts=record,
     )
 
   run(RECORD // 3)  # An entry of 0, not recorded, may occur twice.

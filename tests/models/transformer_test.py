@@ -169,8 +169,10 @@ def test_rows_of_one_sequence_need_no_mask(monkeypatch):
   }
   weights = jax.random.normal(jax.random.key(1), (3, 9, CONFIG.model_dim))
 
-  def value(params, uses_lengths):
-    monkeypatch.setattr(transformer, 'uses_lengths', lambda _: uses_lengths)
+  def value(params, uses_attend_sequences):
+    monkeypatch.setattr(
+      transformer, 'uses_attend_sequences', lambda _: uses_attend_sequences
+    )
     hidden, _ = POLICY.hidden_and_routing(
       params, tokens, one_sequence=True, **rows
     )
@@ -197,13 +199,15 @@ def test_gpus_compute_rows_of_one_sequence_without_a_mask():
     abstract_device=jax.sharding.AbstractDevice('NVIDIA H100', None, 'gpu'),
   )
   narrow = dataclasses.replace(CONFIG, dtype='bfloat16', head_dim=64)
-  assert not cudnn.uses_lengths(narrow)
+  assert not cudnn.uses_attend_sequences(narrow)
   with jax.sharding.use_abstract_mesh(mesh):
-    assert cudnn.uses_lengths(narrow)
-    assert not cudnn.uses_lengths(CONFIG)
+    assert cudnn.uses_attend_sequences(narrow)
+    assert not cudnn.uses_attend_sequences(CONFIG)
     windows = tuple(range(CONFIG.num_layers))
-    assert not cudnn.uses_lengths(dataclasses.replace(narrow, windows=windows))
-    assert cudnn.uses_lengths(
+    assert not cudnn.uses_attend_sequences(
+      dataclasses.replace(narrow, windows=windows)
+    )
+    assert cudnn.uses_attend_sequences(
       dataclasses.replace(narrow, windows=(4,) * CONFIG.num_layers)
     )
 

@@ -261,7 +261,7 @@ def test_failed_array_reads_are_retried_and_reported_in_one_sentence(
     return
   with pytest.raises(OSError) as caught:
     checkpoint.restore(like)
-  assert storage.failed_read(caught.value) == (
+  assert storage.read_failure_message(caught.value) == (
     f'{checkpoint.path / "arrays"} cannot be read: input/output error'
   )
 
@@ -283,6 +283,6 @@ def test_a_directory_that_cannot_be_examined_is_an_error_and_not_absent(
   for read in (store.latest, store.newest_whole, directory.has_checkpoint):
     with pytest.raises(OSError) as caught:
       read()
-    assert storage.failed_read(caught.value) == (
+    assert storage.read_failure_message(caught.value) == (
       f'{checkpoint_directory} cannot be read: input/output error'
     )

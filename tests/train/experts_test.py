@@ -104,7 +104,7 @@ def test_the_load_balancing_loss_is_added_to_the_gradient():
       batch.tokens,
       positions=batch.positions,
       segment_ids=batch.segment_ids,
-      recorded=batch.experts,
+      recorded_experts=batch.experts,
     )
     assert routing is not None
     return load_balance(routing.mass, routing), routing

@@ -263,7 +263,7 @@ def test_nan_log_ratios_make_gradients_and_weights_nan():
   gradient = covrl.losses.divergence_gradient
   for kind in ('abs', 'k2', 'k3'):
     assert jnp.isnan(gradient(jnp.array([jnp.nan]), kind)).all(), kind
-  tx: Any = covrl.truncated_importance_weights(5.0, 0.5, beyond='mask')
+  tx: Any = covrl.truncated_importance_weights(5.0, 0.5, out_of_range='mask')
   ones = covrl.TokenStats(logprobs=jnp.ones((1, 2)), entropy=jnp.ones((1, 2)))
   signal, _ = tx.update(
     ones,

@@ -235,7 +235,7 @@ def test_records_of_another_model_are_refused(policy, shape, message):
 
   def run(params):
     return policy.hidden_and_routing(
-      params, ids, positions=ids, segment_ids=ids, recorded=record
+      params, ids, positions=ids, segment_ids=ids, recorded_experts=record
     )
 
   with pytest.raises(ValueError, match=message):

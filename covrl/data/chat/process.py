@@ -44,7 +44,7 @@ class RenderingProcess:
   def __init__(self) -> None:
     self._lock = threading.Lock()
     self._process: subprocess.Popen[bytes] | None = None
-    self._owner = 0
+    self._owner_pid = 0
     atexit.register(self.close)
 
   def render(self, request: Mapping[str, Any]) -> dict[str, str]:
@@ -60,7 +60,7 @@ class RenderingProcess:
     limits = {'characters': MAX_CHARACTERS, 'seconds': MAX_SECONDS}
     line = json.dumps({**request, **limits}).encode() + b'\n'
     with self._lock:
-      process = self._running()
+      process = self._running_process()
       try:
         reply = _exchange(process, line)
       except BaseException:
@@ -76,13 +76,13 @@ class RenderingProcess:
 
   def close(self) -> None:
     """Ends the process."""
-    if self._process is not None and self._owner == os.getpid():
+    if self._process is not None and self._owner_pid == os.getpid():
       _end(self._process)
     self._process = None
 
-  def _running(self) -> subprocess.Popen[bytes]:
+  def _running_process(self) -> subprocess.Popen[bytes]:
     """Returns the rendering process; starts one, also after a fork."""
-    if self._process is None or self._owner != os.getpid():
+    if self._process is None or self._owner_pid != os.getpid():
       self._process = subprocess.Popen(
         [sys.executable, '-P', str(_PROGRAM), str(MAX_MEMORY)],
         stdin=subprocess.PIPE,
@@ -91,7 +91,7 @@ class RenderingProcess:
         # Ctrl-C in a terminal then interrupts this process only.
         process_group=0,
       )
-      self._owner = os.getpid()
+      self._owner_pid = os.getpid()
     return self._process
 
 

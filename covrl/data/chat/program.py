@@ -30,7 +30,7 @@ import jinja2.sandbox
 
 _MAX_REASON = 200  # characters of the reason for which a template fails
 # Names of the field of a message with the model's reasoning; the first is standard.
-_REASONING = ('reasoning_content', 'thinking', 'reasoning')
+_REASONING_FIELDS = ('reasoning_content', 'thinking', 'reasoning')
 
 
 class RefusalError(Exception):
@@ -96,12 +96,12 @@ def _limit_time(seconds: int) -> None:
   _limit(resource.RLIMIT_CPU, int(time.process_time()) + 1 + seconds)
 
 
-def _limit(kind: int, value: int) -> None:
+def _limit(resource_id: int, value: int) -> None:
   """Sets a resource limit of this process, at most that of the system."""
-  _, hard = resource.getrlimit(kind)
+  _, hard = resource.getrlimit(resource_id)
   if hard != resource.RLIM_INFINITY:
     value = min(value, hard)
-  resource.setrlimit(kind, (value, hard))
+  resource.setrlimit(resource_id, (value, hard))
 
 
 @functools.lru_cache(maxsize=8)
@@ -122,9 +122,13 @@ def _messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
   result = []
   for message in messages:
     fields = {name: v for name, v in message.items() if v is not None}
-    named = [fields[name] for name in _REASONING if name in fields]
-    if named:
-      fields = {'thinking': named[0], **fields, 'reasoning_content': named[0]}
+    reasonings = [fields[name] for name in _REASONING_FIELDS if name in fields]
+    if reasonings:
+      fields = {
+        'thinking': reasonings[0],
+        **fields,
+        'reasoning_content': reasonings[0],
+      }
     result.append(fields)
   return result
 

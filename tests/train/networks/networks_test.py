@@ -234,11 +234,13 @@ def test_a_critic_uses_a_causal_mask_alone_for_rows_of_one_sequence(
   """A mask of segments makes cuDNN compute blocks that a causal mask alone skips."""
   seen = []
 
-  def uses_lengths(config):
+  def uses_attend_sequences(config):
     seen.append(config)
     return False
 
-  monkeypatch.setattr(transformer, 'uses_lengths', uses_lengths)
+  monkeypatch.setattr(
+    transformer, 'uses_attend_sequences', uses_attend_sequences
+  )
   jax.eval_shape(
     lambda params, rows: network_output(
       'values', CRITIC, params, rows, 1.0, first_column
