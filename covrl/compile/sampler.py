@@ -24,7 +24,7 @@ from covrl.compile.hlo import Instruction, Module
 from covrl.compile.report import Program
 from covrl.compile.sampling_time import DecodingTime, StepCost, decoding_times
 from covrl.data.packing import prompt_width
-from covrl.models.decode_attention import RESPONSES, uses_kernel
+from covrl.models.decode_attention import RESPONSES_SCOPE, uses_kernel
 from covrl.parallel import sharding
 from covrl.rollout.sampling import TRUNCATION
 
@@ -139,7 +139,7 @@ def _decoding_estimates(
   if segment.module is None or loop is None or program.cost is None:
     return ()
   body = segment.module.computations[loop.attribute('body') or '']
-  scopes = _scopes(work)._replace(omitted=frozenset([RESPONSES]))
+  scopes = _scopes(work)._replace(omitted=frozenset([RESPONSES_SCOPE]))
   others = cost_of(segment.module, body, scopes=scopes)
   config = work.recipe.config
   mesh = work.engine.mesh

@@ -57,7 +57,7 @@ def _field(field: Field, value: object) -> str:
 def _override_text(value: object) -> str:
   """Returns the text of a value in an override.
 
-  >>> _shown(True), _shown('a b'), _shown(0.5)
+  >>> _override_text(True), _override_text('a b'), _override_text(0.5)
   ('true', "'a b'", '0.5')
   """
   if isinstance(value, bool):

@@ -17,11 +17,11 @@ from covrl.config.recipe_files import RecipeFiles
 from covrl.config.validation import check
 
 _CHECKOUT = pathlib.Path(__file__).parents[2]
-_INSTALLED = _CHECKOUT / 'covrl' / 'recipes'
+_INSTALLED_RECIPES = _CHECKOUT / 'covrl' / 'recipes'
 
 SHIPPED_RECIPES = (
-  _INSTALLED
-  if (_INSTALLED / 'countdown.py').is_file()
+  _INSTALLED_RECIPES
+  if (_INSTALLED_RECIPES / 'countdown.py').is_file()
   else _CHECKOUT / 'configs'
 )
 """Directory of the recipe files that covrl ships: copies, or a checkout's own."""
@@ -212,7 +212,7 @@ def _call(files: RecipeFiles, file: pathlib.Path, function: str) -> Recipe:
     )
   return dataclasses.replace(
     recipe,
-    task=files.resolve(recipe.task),
+    task=files.resolve_score_functions(recipe.task),
     name=f'{file.stem}:{function}',
     sources=files.sources,
   )

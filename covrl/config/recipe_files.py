@@ -23,7 +23,7 @@ SCORE_FUNCTION = re.compile(
 )
 """Name of a score function, `module:function`."""
 
-_FORM = (
+_FORM_HINT = (
   'write module:function for a function (response, reference) -> number in'
   ' module.py beside the recipe'
 )
@@ -92,7 +92,7 @@ class RecipeFiles:
     if match is None:
       raise ConfigError(
         'the name of a score function must have the form module:function, got'
-        f' {name!r}; {_FORM}'
+        f' {name!r}; {_FORM_HINT}'
       )
     self.score_function(name)
     file = self._find(match['module'])
@@ -121,7 +121,7 @@ class RecipeFiles:
         raise ConfigError(
           f'the score function {name!r} must be in a file {module_name}.py beside the'
           f' recipe, in {self._directory}, or in an installed module, got neither;'
-          f' {_FORM}'
+          f' {_FORM_HINT}'
         )
       return name
     module = self._import(module_name, file)
@@ -132,14 +132,16 @@ class RecipeFiles:
       hint = (
         f'; did you mean {close_matches[0]!r}?'
         if close_matches
-        else f'; {_FORM}'
+        else f'; {_FORM_HINT}'
       )
       raise ConfigError(
         f'{file} must have the score function {function!r}, got none{hint}'
       )
     return recipe_function
 
-  def resolve(self, make_task: Callable[[Any], Any]) -> Callable[[Any], Any]:
+  def resolve_score_functions(
+    self, make_task: Callable[[Any], Any]
+  ) -> Callable[[Any], Any]:
     """Returns a recipe's task function, with names of score functions resolved.
 
     Args:
@@ -147,7 +149,7 @@ class RecipeFiles:
     """
 
     @functools.wraps(make_task)
-    def resolved(config: Any) -> Any:
+    def make_resolved_task(config: Any) -> Any:
       """Builds the task, and replaces names of score functions by functions."""
       seed_generators(config.seed)
       with self.importable():
@@ -162,7 +164,7 @@ class RecipeFiles:
       ]
       return dataclasses.replace(task, **{'rewards': rewards})
 
-    return resolved
+    return make_resolved_task
 
   def _find(self, module: str) -> pathlib.Path | None:
     """Returns the file of a module beside the recipe or in the working directory."""
@@ -187,7 +189,7 @@ class RecipeFiles:
         reason = ' '.join(f'{type(error).__name__}: {error}'.split())
         raise ConfigError(
           f'{file}, in which a score function is looked for, cannot be imported:'
-          f' {reason}{_line_of(error, file)}; {_FORM}'
+          f' {reason}{_line_of(error, file)}; {_FORM_HINT}'
         ) from error
     return module
 

@@ -167,7 +167,7 @@ def check_suite_names(suites: Sequence[Suite]) -> None:
     ValueError: a name is empty or has a slash, is that of other results of a run,
       or two suites have the same.
   """
-  seen: set[str] = set()
+  used_names: set[str] = set()
   for suite in suites:
     name = suite.name
     if not name or '/' in name:
@@ -180,12 +180,12 @@ def check_suite_names(suites: Sequence[Suite]) -> None:
         'an evaluation set must not be named held_out or iteration_…, as results'
         f' of runs are, got {name!r}'
       )
-    if name in seen:
+    if name in used_names:
       raise ValueError(
         f'evaluation sets must have different names, got two {name!r}; a set in a'
         ' file has the name of the file'
       )
-    seen.add(name)
+    used_names.add(name)
 
 
 def _suite_files(name: str, directory: epath.Path) -> list[epath.Path]:

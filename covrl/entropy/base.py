@@ -343,11 +343,11 @@ def with_coefficient(
         return NO_PREDICTION
       return predict_effect(signal, stats, context)
 
-    predicted = {**context, 'entropy_prediction': prediction}
-    value = schedule(state.schedule, **predicted)
+    schedule_context = {**context, 'entropy_prediction': prediction}
+    value = schedule(state.schedule, **schedule_context)
     check_array(f'the coefficient of {name}', value, 'real', '')
     new_state = state_type(
-      schedule.update(state.schedule, **predicted),
+      schedule.update(state.schedule, **schedule_context),
       jnp.asarray(value, jnp.float32),
     )
     return edited(value), new_state

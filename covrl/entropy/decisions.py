@@ -73,7 +73,7 @@ class DecisionCache:
 
   Attributes:
     decisions: decisions of the whole optimiser batch by key.
-    local: decisions of scope `'micro_batch'` by key. They are taken anew in
+    micro_batch_decisions: decisions of scope `'micro_batch'` by key. They are taken anew in
       each micro-batch; to report on the optimiser batch, add them up.
     sources: statistics that the chain's selectors read.
     truncations: truncated policies whose statistics the chain reads.
@@ -92,7 +92,7 @@ class DecisionCache:
 
   def __init__(self, recorded: Mapping[str, PyTree] | None = None) -> None:
     self.decisions: dict[str, Any] = dict(recorded or {})
-    self.local: dict[str, Any] = {}
+    self.micro_batch_decisions: dict[str, Any] = {}
     self.sources: set[SelectionSource] = set()
     self.truncations: set[Truncation] = set()
     self._is_replay = recorded is not None
@@ -139,7 +139,9 @@ class DecisionCache:
       ValueError: if decisions are replayed and this one was not recorded.
     """
     key = '/'.join((*self._path, name))
-    decisions = self.decisions if scope == 'batch' else self.local
+    decisions = (
+      self.decisions if scope == 'batch' else self.micro_batch_decisions
+    )
     if key not in decisions:
       if self._is_replay and scope == 'batch':
         raise ValueError(

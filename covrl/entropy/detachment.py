@@ -112,8 +112,8 @@ def detach_drain(amount: Coefficient) -> TokenTransformation:
         limit=token_sum(jnp.maximum(drain, 0)),
       ),
     )
-    predicted = {**context, 'entropy_prediction': lambda: prediction}
-    amount_now = schedule(state.schedule, **predicted)
+    schedule_context = {**context, 'entropy_prediction': lambda: prediction}
+    amount_now = schedule(state.schedule, **schedule_context)
     check_array('the amount of detach_drain', amount_now, 'real', '')
     share = decisions.decide('share', lambda: prefix_share(drain, amount_now))
     selection = decisions.decide(
@@ -124,7 +124,7 @@ def detach_drain(amount: Coefficient) -> TokenTransformation:
     )
     edited = jax.tree.map(lambda u: (u * (1 - share)).astype(u.dtype), updates)
     return edited, DetachDrainState(
-      schedule.update(state.schedule, **predicted),
+      schedule.update(state.schedule, **schedule_context),
       jnp.asarray(amount_now, jnp.float32),
       summary,
     )

@@ -130,7 +130,7 @@ def kth_largest(
   dtype = start.low.dtype
   one = jnp.ones((), dtype)
 
-  def undecided(interval: Interval) -> Bool[Array, '']:
+  def is_undecided(interval: Interval) -> Bool[Array, '']:
     return (interval.bits > 0) & (interval.at_or_above != k)
 
   def narrow(interval: Interval) -> Interval:
@@ -154,7 +154,7 @@ def kth_largest(
       above=at_or_above[index + 1],
     )
 
-  return jax.lax.while_loop(undecided, narrow, start)
+  return jax.lax.while_loop(is_undecided, narrow, start)
 
 
 def _tied_candidates(

@@ -25,7 +25,7 @@ from covrl.entropy.search import (
 from covrl.statistics.exact import check_mask, count, float_key, sum_each
 from covrl.types import Scalar
 
-Identity = Int[Array, 'B T'] | None
+OptionalIds = Int[Array, 'B T'] | None
 
 
 def select_top(
@@ -33,8 +33,8 @@ def select_top(
   mask: Bool[Array, 'B T'],
   *,
   fraction: ArrayLike,
-  sequence_ids: Identity = None,
-  positions: Identity = None,
+  sequence_ids: OptionalIds = None,
+  positions: OptionalIds = None,
   minimum: ArrayLike = 0,
 ) -> Bool[Array, 'B T']:
   """Selects the highest-scoring tokens of the whole batch.
@@ -64,7 +64,7 @@ def select_top(
   """
   check_array('scores', scores, 'real', 'B T')
   check_mask(mask, scores)
-  _check_identity(scores, sequence_ids, positions)
+  _check_ids(scores, sequence_ids, positions)
   tokens = _ScoredTokens(scores, mask, sequence_ids, positions)
   num_masked, num_eligible = sum_each(mask, _rank_by_score(tokens).eligible)
   k = _quota_of(num_masked, fraction, minimum)
@@ -77,8 +77,8 @@ def select_random(
   fraction: ArrayLike,
   key: Array,
   step: ArrayLike,
-  sequence_ids: Identity = None,
-  positions: Identity = None,
+  sequence_ids: OptionalIds = None,
+  positions: OptionalIds = None,
   mask: Bool[Array, 'B T'] | None = None,
   minimum: ArrayLike = 0,
 ) -> Bool[Array, 'B T']:
@@ -114,7 +114,7 @@ def select_random(
   check_array('eligible', eligible, 'bool', 'B T')
   if mask is not None:
     check_mask(mask, eligible)
-  _check_identity(eligible, sequence_ids, positions)
+  _check_ids(eligible, sequence_ids, positions)
   salt = jax.random.bits(jax.random.fold_in(key, step), (2,), jnp.uint32)
   tokens = _SaltedTokens(eligible, salt, sequence_ids, positions)
   num_masked, num_eligible = sum_each(
@@ -176,8 +176,8 @@ class _ScoredTokens(NamedTuple):
 
   scores: Float[Array, 'B T']
   mask: Bool[Array, 'B T']
-  sequence_ids: Identity
-  positions: Identity
+  sequence_ids: OptionalIds
+  positions: OptionalIds
 
 
 class _SaltedTokens(NamedTuple):
@@ -192,13 +192,13 @@ class _SaltedTokens(NamedTuple):
 
   eligible: Bool[Array, 'B T']
   salt: UInt[Array, '2']
-  sequence_ids: Identity
-  positions: Identity
+  sequence_ids: OptionalIds
+  positions: OptionalIds
 
 
 def _rank_by_score(tokens: _ScoredTokens) -> RankedTokens:
   """Ranks by finite and +inf scores, ties by identity."""
-  sequences, positions = _identity(
+  sequences, positions = _ids_or_default(
     tokens.scores, tokens.sequence_ids, tokens.positions
   )
   return RankedTokens(
@@ -209,7 +209,7 @@ def _rank_by_score(tokens: _ScoredTokens) -> RankedTokens:
 
 def _rank_by_hash(tokens: _SaltedTokens) -> RankedTokens:
   """Ranks by a hash of each token's identity, ties by identity."""
-  sequences, positions = _identity(
+  sequences, positions = _ids_or_default(
     tokens.eligible, tokens.sequence_ids, tokens.positions
   )
   sequence_salt, position_salt = tokens.salt
@@ -241,15 +241,15 @@ def _quota_of(
   return jnp.maximum(jnp.floor(exact).astype(jnp.int32), minimum)
 
 
-def _check_identity(like: Any, sequence_ids: object, positions: object) -> None:
+def _check_ids(like: Any, sequence_ids: object, positions: object) -> None:
   """Refuses identities that are not integers, one per token."""
   for name, ids in (('sequence_ids', sequence_ids), ('positions', positions)):
     if ids is not None:
       check_array(name, ids, 'int', 'B T', jnp.shape(like))
 
 
-def _identity(
-  like: Shaped[Array, 'B T'], sequence_ids: Identity, positions: Identity
+def _ids_or_default(
+  like: Shaped[Array, 'B T'], sequence_ids: OptionalIds, positions: OptionalIds
 ) -> tuple[Int[Array, 'B T'], Int[Array, 'B T']]:
   """Sequence and position of each token; row and column if not given."""
   if sequence_ids is None:

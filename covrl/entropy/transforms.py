@@ -54,7 +54,7 @@ class SelectionSummary(NamedTuple):
   """Counts of a selection, as scalars that are kept in the chain's state.
 
   Under `scope='micro_batch'` each micro-batch has its own summary, in
-  `DecisionCache.local`: see `as_batch_summary`.
+  `DecisionCache.micro_batch_decisions`: see `as_batch_summary`.
 
   Attributes:
     threshold: the lowest chosen score; 0 if no token was chosen.

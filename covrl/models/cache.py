@@ -173,9 +173,9 @@ class DecodeCache(NamedTuple):
       return jax.tree.map(_shard_heads, zeros)
 
     ring_size = max((w for w in windows if 0 < w < slots), default=0)
-    in_ring = sum(0 < window <= ring_size for window in windows)
-    without_ring = zeros(layers - in_ring, slots)
-    ring = zeros(in_ring, ring_size) if ring_size else None
+    num_in_ring = sum(0 < window <= ring_size for window in windows)
+    without_ring = zeros(layers - num_in_ring, slots)
+    ring = zeros(num_in_ring, ring_size) if ring_size else None
     return cls(
       prompts=prompts,
       prompt_index=prompt_index,
@@ -229,7 +229,7 @@ class DecodeCache(NamedTuple):
       ),
     )
 
-  def filled(
+  def with_contents(
     self,
     keys: Float[Array, 'L S K n h'],
     values: Float[Array, 'L S K n h'],

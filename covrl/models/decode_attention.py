@@ -43,7 +43,7 @@ BLOCK_SLOTS, CPU_BLOCK_SLOTS = 64, 32
 PROMPT_BYTES = 1 << 21
 # JAX scopes of attention to the responses' own tokens, for `covrl.compile`, which
 # also reads the trip counts of loops that depend on data from scopes.
-RESPONSES, RINGS = 'responses', 'rings'
+RESPONSES_SCOPE, RINGS_SCOPE = 'responses', 'rings'
 
 
 def attend_token(
@@ -68,7 +68,7 @@ def attend_token(
   options = DecodeOptions(
     scale=config.attention_scale or config.head_dim**-0.5,
     cap=config.attention_soft_cap,
-    kernel=uses_kernel(config),
+    use_kernel=uses_kernel(config),
     interpret=interpret,
   )
   attend = functools.partial(_attend_local, options)
@@ -126,13 +126,13 @@ def _attend_local(
       values[:, :, None].astype(dtype), grouped.shape
     ),
   )
-  if options.kernel:
+  if options.use_kernel:
     state = decode_on_tpu.attend_prompts(options, grouped, state, cached)
   else:
     state = _attend_prompts(options, grouped, state, cached)
   for responses in response_slots(cached):
-    with jax.named_scope(RINGS if responses.is_ring else RESPONSES):
-      if options.kernel:
+    with jax.named_scope(RINGS_SCOPE if responses.is_ring else RESPONSES_SCOPE):
+      if options.use_kernel:
         state = decode_on_tpu.attend_responses(
           options, grouped, state, cached, responses
         )

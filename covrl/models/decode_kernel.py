@@ -39,13 +39,13 @@ class DecodeOptions(NamedTuple):
   Attributes:
     scale: scale of the scores.
     cap: soft cap of the scores, or `None`.
-    kernel: whether the TPU kernel is used.
+    use_kernel: whether the TPU kernel is used.
     interpret: whether the kernel runs in interpret mode, for tests.
   """
 
   scale: float
   cap: float | None
-  kernel: bool
+  use_kernel: bool
   interpret: Any
 
 

@@ -35,9 +35,9 @@ def attend_prompts(
   keys, num_rows = cache.prompts.keys, queries.shape[0]
   slots, tile_rows = keys.shape[3], rows_per_tile(num_rows)
   slots_per_block = block_size(slots, _slot_bytes(keys))
-  first = slots - cache.prompts.lengths
+  first_slot = slots - cache.prompts.lengths
   start = jnp.maximum(
-    first[cache.prompt_index], lowest_slot(cache, cached.window, slots)
+    first_slot[cache.prompt_index], lowest_slot(cache, cached.window, slots)
   )
   start = jnp.where(cached.live, jnp.minimum(start, slots), slots)
   # For each pair, the slots that a row of its tile attends to.
@@ -46,12 +46,14 @@ def attend_prompts(
     == reads.prompt[:, None]
   )
   tile_starts = start.reshape(-1, tile_rows)[reads.tile]
-  first_read = jnp.min(jnp.where(has_prompt, tile_starts, slots), axis=1)
-  first_read = jnp.where(
-    jnp.arange(num_rows) < reads.length[0], first_read, slots
+  first_slot_read = jnp.min(jnp.where(has_prompt, tile_starts, slots), axis=1)
+  first_slot_read = jnp.where(
+    jnp.arange(num_rows) < reads.length[0], first_slot_read, slots
   )
-  ends = jnp.full_like(first_read, slots)
-  blocks = blocks_to_read(SlotRange(first_read, ends), slots_per_block, slots)
+  ends = jnp.full_like(first_slot_read, slots)
+  blocks = blocks_to_read(
+    SlotRange(first_slot_read, ends), slots_per_block, slots
+  )
   return attend_blocks(
     queries,
     state,

@@ -121,7 +121,7 @@ class Routing(NamedTuple):
     )
 
 
-def load_balance(mass: Float[Array, 'L E'], whole: Routing) -> Scalar:
+def load_balance(mass: Float[Array, 'L E'], routing: Routing) -> Scalar:
   """Load-balancing loss: 1 if experts are used equally, more otherwise.
 
       (1/L) Σ_l E Σ_e f_le · P_le
@@ -131,7 +131,7 @@ def load_balance(mass: Float[Array, 'L E'], whole: Routing) -> Scalar:
 
   Args:
     mass: `Routing.mass` of some of the tokens; losses of disjoint sets add up.
-    whole: routing statistics of all tokens.
+    routing: routing statistics of all tokens.
 
   References:
     Fedus, Zoph & Shazeer, "Switch Transformers: Scaling to Trillion Parameter
@@ -139,9 +139,9 @@ def load_balance(mass: Float[Array, 'L E'], whole: Routing) -> Scalar:
     expert per token.
   """
   layers, experts = mass.shape
-  choices = jnp.maximum(jnp.sum(whole.counts, axis=-1, keepdims=True), 1)
-  fraction = jax.lax.stop_gradient(whole.counts / choices)
-  tokens = jnp.maximum(whole.tokens, 1)[:, None]
+  choices = jnp.maximum(jnp.sum(routing.counts, axis=-1, keepdims=True), 1)
+  fraction = jax.lax.stop_gradient(routing.counts / choices)
+  tokens = jnp.maximum(routing.tokens, 1)[:, None]
   return experts * jnp.sum(fraction * mass / tokens) / layers
 
 

@@ -66,7 +66,7 @@ def group_relative(
   centred = centre(rewards, group_ids, singleton=singleton)
   if scale is None:
     return centred
-  return centred / (deviation(centred, group_ids) + eps)
+  return centred / (standard_deviation(centred, group_ids) + eps)
 
 
 def leave_one_out(
@@ -196,10 +196,12 @@ def pass_at_k(
   failures = jnp.sum(same & ~success[None, :], axis=1, dtype=jnp.int32)
   miss = _choose_ratio(failures, size, k, dtype)
   others_miss = _choose_ratio(failures - 1, size - 1, k - 1, dtype)
-  deviation = jnp.sqrt(miss * (1 - miss))
+  score_deviation = jnp.sqrt(miss * (1 - miss))
   gain = miss - jnp.where(success, 0, others_miss)
-  defined = (deviation > 0) & (size >= k)
-  advantages = jnp.where(defined, gain / jnp.where(defined, deviation, 1), 0)
+  defined = (score_deviation > 0) & (size >= k)
+  advantages = jnp.where(
+    defined, gain / jnp.where(defined, score_deviation, 1), 0
+  )
   return jnp.where(unknown, jnp.nan, advantages)
 
 
@@ -275,7 +277,7 @@ def centre(
   return jnp.where(size > 1, centred, rewards)
 
 
-def deviation(
+def standard_deviation(
   centred: Float[Array, ' S'], group_ids: Int[Array, ' S']
 ) -> Float[Array, ' S']:
   """Unbiased standard deviation of each response's group; 1 if it is alone.

@@ -7,7 +7,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from covrl.array_checks import check_number
-from covrl.objectives.advantages import centre, deviation, same_group, widen
+from covrl.objectives.advantages import (
+  centre,
+  same_group,
+  standard_deviation,
+  widen,
+)
 from covrl.objectives.base import Number
 
 # Tolerance of `quantile · group size`, in responses, for rounding.
@@ -114,5 +119,7 @@ def quantile_relative(
   baseline = jnp.min(candidates, axis=1)
   unknown = jnp.any(same & jnp.isnan(rewards)[None, :], axis=1)
   centred = centre(rewards, group_ids, singleton='zero')
-  advantages = (rewards - baseline) / (deviation(centred, group_ids) + eps)
+  advantages = (rewards - baseline) / (
+    standard_deviation(centred, group_ids) + eps
+  )
   return jnp.where(unknown, jnp.nan, advantages)

@@ -42,7 +42,7 @@ def atomic_directory(directory: epath.PathLike) -> Iterator[pathlib.Path]:
       )
     draft = storage.temporary_directory()
     yield draft
-    storage.upload(draft, path, last=_UPLOADED_LAST)
+    storage.upload(draft, path, copied_last=_UPLOADED_LAST)
     return
   target = pathlib.Path(path).absolute()
   if target.exists() and (not target.is_dir() or any(target.iterdir())):

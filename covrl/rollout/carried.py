@@ -198,6 +198,6 @@ def fill_slots(
   keys, values = (x[..., width:, :] for x in (cache.keys, cache.values))
   windows = policy.config.windows
   return state._replace(
-    cache=state.cache.filled(keys, values, cached, windows),
+    cache=state.cache.with_contents(keys, values, cached, windows),
     token=jnp.where(is_started, last, state.token),
   )

@@ -186,7 +186,7 @@ def read_log(file: epath.Path, errors: str = 'strict') -> str | None:
   return None if content is None else content.decode(errors=errors)
 
 
-def log_damage(file: epath.Path, position: LogPosition) -> str:
+def describe_log_damage(file: epath.Path, position: LogPosition) -> str:
   """Describes how a log that has ended differs from its last position.
 
   Args:
@@ -200,8 +200,8 @@ def log_damage(file: epath.Path, position: LogPosition) -> str:
   if _matches(position, content):
     return ''
   if _matches(position, content[: position['size']]):
-    more = len(content) - position['size']
-    return f'has {more:,} bytes after those that were saved'
+    num_extra = len(content) - position['size']
+    return f'has {num_extra:,} bytes after those that were saved'
   return _damage(content, position)
 
 

@@ -347,14 +347,14 @@ def is_link(path: epath.Path) -> bool:
 
 
 def upload(
-  source: pathlib.Path, target: epath.Path, last: Sequence[str] = ()
+  source: pathlib.Path, target: epath.Path, copied_last: Sequence[str] = ()
 ) -> None:
   """Copies the files below a local directory.
 
   Args:
     source: the directory.
     target: the directory to copy to, local or in a bucket.
-    last: names of files that are copied after all others.
+    copied_last: names of files that are copied after all others.
 
   Raises:
     StorageError: a file cannot be written.
@@ -362,7 +362,7 @@ def upload(
   """
   if not source.is_dir():
     raise NotADirectoryError(f'{source} must be a directory, got none')
-  for file in sorted(_files_below(source), key=lambda file: file.name in last):
+  for file in sorted(_files_below(source), key=lambda f: f.name in copied_last):
     target_file = target / str(file.relative_to(source))
     with writing(target_file):
       if not is_bucket(target_file):

@@ -27,7 +27,7 @@ from covrl.run.profiler import Profiler
 from covrl.run.progress import Progress
 from covrl.run.watchdog import Watchdog
 from covrl.storage import StorageError
-from covrl.storage.append_log import log_damage
+from covrl.storage.append_log import describe_log_damage
 from covrl.train import stages
 from covrl.train.effects import without_effect
 from covrl.train.rollout_batch import RolloutBatch
@@ -138,7 +138,7 @@ def train(
       directory.check_records(saved.notes, warn)
       position = saved.notes['metrics']['log']
       if directory.writes and (
-        damage := log_damage(directory.metrics, position)
+        damage := describe_log_damage(directory.metrics, position)
       ):
         warn(f'{directory.metrics} {damage}')
       # The run may have ended before its last report was written.

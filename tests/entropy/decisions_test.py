@@ -109,7 +109,7 @@ def test_summaries_of_micro_batch_scope_sum_to_the_batch():
       cache = run(DecisionCache(decisions), stats, context)
       return [
         decision
-        for decision in cache.local.values()
+        for decision in cache.micro_batch_decisions.values()
         if isinstance(decision, covrl.SelectionSummary)
       ]
 

@@ -88,7 +88,7 @@ def test_layers_with_a_window_keep_the_newest_tokens_only():
   assert not np.any(cache.ring.keys[:, 2, :, 1:])
 
   empty = DecodeCache.empty(prompts, prompt, 5, windows)
-  filled = empty.filled(
+  filled = empty.with_contents(
     new[:, :, :, :5], -new[:, :, :, :5], jnp.array([5, 5, 1]), windows
   )
   assert filled.ring is not None

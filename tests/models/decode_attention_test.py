@@ -97,7 +97,7 @@ def check_decode(
     cache_under_test = DecodeCache.empty(
       cache.prompts, cache.prompt_index, response_slots, windows
     )
-    cache_under_test = cache_under_test.filled(
+    cache_under_test = cache_under_test.with_contents(
       cache.keys, cache.values, length, windows
     )
     assert cache_under_test.ring is not None

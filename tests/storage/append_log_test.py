@@ -7,7 +7,7 @@ import pytest
 from etils import epath
 
 from covrl.storage import log_files
-from covrl.storage.append_log import log_damage, open_log, read_log
+from covrl.storage.append_log import describe_log_damage, open_log, read_log
 
 ROOT = epath.Path('gs://bucket/run')
 LOG_FILE = 'gs://bucket/run/metrics.jsonl'
@@ -106,17 +106,20 @@ def test_a_line_that_is_changed_in_place_is_reported_at_the_next_sync(tmp_path):
 
 def test_damage_of_a_log_that_has_ended_is_described(log_file):
   positions = write_lines(log_file)
-  assert log_damage(log_file, positions[-1]) == ''
+  assert describe_log_damage(log_file, positions[-1]) == ''
   after = 'has 8 bytes after those that were saved'
-  assert log_damage(log_file, positions[-2]) == after
+  assert describe_log_damage(log_file, positions[-2]) == after
   short = positions[-1].copy()
   short['size'] = 99
-  assert log_damage(log_file, short) == 'has 48 of the 99 bytes that were saved'
+  assert (
+    describe_log_damage(log_file, short)
+    == 'has 48 of the 99 bytes that were saved'
+  )
   other = positions[-1].copy()
   other['sha256'] = ''
-  assert log_damage(log_file, other) == 'is not what was saved'
+  assert describe_log_damage(log_file, other) == 'is not what was saved'
   missing = log_file.with_name('missing.jsonl')
-  assert log_damage(missing, positions[-1]) == 'is missing or empty'
+  assert describe_log_damage(missing, positions[-1]) == 'is missing or empty'
 
 
 def test_parts_are_small_and_a_lost_part_is_noticed(bucket, monkeypatch):

@@ -96,7 +96,7 @@ def test_copies_directories_to_and_from_a_bucket(bucket, tmp_path):
   (tmp_path / 'sub').mkdir()
   for name in ('config.json', 'sub/weights', 'z'):
     (tmp_path / name).write_text(name)
-  storage.upload(tmp_path, ROOT / 'model', last=['config.json'])
+  storage.upload(tmp_path, ROOT / 'model', copied_last=['config.json'])
   generations = {name: g for name, (_, g) in bucket.objects.items()}
   assert max(generations, key=lambda n: generations[n]).endswith('config.json')
   here = storage.local_copy(ROOT / 'model')
