@@ -23,7 +23,7 @@ from covrl.compile.model_cost import (
   scoring_flops,
   update_flops,
 )
-from covrl.config import Config, ConfigError, Recipe
+from covrl.config import Config, ConfigError, Recipe, flatten
 from covrl.models import ExpertRecord, ModelConfig, Policy
 from covrl.parallel import sharding
 from covrl.parallel.topologies import AnyTopology
@@ -42,6 +42,29 @@ _STAGES = {
   'score': 'scoring',
   'train_step': 'training',
 }
+# Fields that determine the compiled programs, and those among them that do not
+# change their size or cost.
+_SIZES = (
+  'pretrained',
+  'mesh.',
+  'rollout.',
+  'train.',
+  'lora.',
+  'critic.initial',
+)
+_NOT_SIZES = (
+  'rollout.min_accuracy',
+  'rollout.max_accuracy',
+  'rollout.temperature',
+  'train.balance',
+  'train.clip_high',
+  'train.clip_low',
+  'train.iterations',
+  'train.learning_rate',
+  'train.max_gradient_norm',
+  'train.max_skipped_updates',
+  'train.schedule_iterations',
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,8 +76,10 @@ class StateMemory:
     frozen: parameters that are not trained, such as the reference policy's.
     optimizer: state of the parameter chain.
     networks: parameters and optimiser state of second networks.
-    gradients: float32 gradients of an update, of the largest network.
-    cache: KV cache of an iteration's responses at full length.
+    gradients: float32 gradients of the parameters that an update trains, of the
+      network that trains most.
+    cache: KV cache of the prompts and, at full length, of the responses that
+      are decoded together.
     experts: ids of the experts that an iteration's tokens were routed to,
       recorded by the sampler and replayed by the trainer; 0 without routing
       replay.
@@ -117,9 +142,10 @@ def state_memory(recipe: Recipe, policy: Policy) -> StateMemory:
     frozen=_bytes(state.frozen),
     optimizer=_bytes(state.opt_state),
     networks=_bytes(state.networks),
+    # Frozen parameters, such as those under adapters, have none.
     gradients=4
     * max(
-      policy.num_params,
+      _count(state.trainable),
       *(model.num_params for model in network_models(recipe, policy)),
       0,
     ),
@@ -148,6 +174,7 @@ def iteration_time(
 
   Scoring and training take the model's FLOPs (`covrl.compile.model_cost`); each
   decoding step reads the weights once and, on average, half of the KV cache.
+  With fewer slots than responses, slots hold several responses in turn.
 
   Args:
     config: the run's configuration.
@@ -163,8 +190,11 @@ def iteration_time(
   bandwidth = topology.chip.bandwidth * chips * BANDWIDTH_SHARE
   sequences, width = config.sequences_per_iteration, max_input_tokens(config)
   scoring = scoring_flops(policy.config, sequences, width)
-  step = (memory.params + memory.cache / 2) / bandwidth
-  steps = config.rollout.max_response_length * config.rollout.max_draws
+  # Under adapters the weights are frozen, and are read all the same.
+  weights = _bytes(policy.abstract_params())
+  step = (weights + memory.cache / 2) / bandwidth
+  turns = -(-_responses(config) // _slots(config))
+  steps = turns * config.rollout.max_response_length * config.rollout.max_draws
   return IterationTime(
     sampling=steps * step,
     scoring=(
@@ -211,8 +241,8 @@ def read_compiled(
     num_slices: the number of slices that it must be compiled for.
 
   Raises:
-    ConfigError: if the file is not such an output, or describes another recipe
-      or topology.
+    ConfigError: if the file is not such an output, or describes another recipe,
+      topology or sizes.
   """
   stages = dict(_STAGES)
   for name in recipe.networks(recipe.config):
@@ -221,6 +251,7 @@ def read_compiled(
     output = json.loads(file.read_text(encoding='utf-8'))
     programs: dict[str, dict[str, Any]] = output['programs']
     described = output['recipe'], output['topology'], output['num_slices']
+    fields = dict(output['config'])
     missing = [name for name in stages if name not in programs]
     fullest = max(programs, key=lambda name: programs[name]['hbm_bytes'])
     seconds = dict.fromkeys(stages.values(), 0.0)
@@ -249,6 +280,16 @@ def read_compiled(
       f' {described[0]} on {described[2]} × {described[1]}, with'
       f' {", ".join(programs)}'
     )
+  for name, value in flatten(recipe.config).items():
+    if (
+      name.startswith(_SIZES)
+      and name not in _NOT_SIZES
+      and fields.get(name, value) != value
+    ):
+      raise ConfigError(
+        f'--compiled must be of a recipe with {name} = {value}, got {file}, of one'
+        f' with {fields[name]}'
+      )
   return compiled
 
 
@@ -259,15 +300,32 @@ def max_input_tokens(config: Config) -> int:
 
 
 def _cache_bytes(config: Config, model: ModelConfig) -> int:
-  """Returns the bytes of keys and values of an iteration's responses."""
+  """Returns the bytes of keys and values while an iteration is sampled.
+
+  The sampler stores a prompt once for all responses to it, and of the responses
+  those that slots hold.
+  """
   rollout = config.rollout
+  prompts = rollout.prompts_per_iteration + rollout.carried_groups
+  int8 = rollout.cache_dtype == 'int8'
   return cache_bytes(
-    model,
-    config.sequences_per_iteration,
-    rollout.max_prompt_length,
-    rollout.max_response_length - 1,
-    int8=rollout.cache_dtype == 'int8',
+    model, prompts, rollout.max_prompt_length, 0, int8=int8
+  ) + cache_bytes(
+    model, _slots(config), 0, rollout.max_response_length - 1, int8=int8
   )
+
+
+def _responses(config: Config) -> int:
+  """Returns the number of responses that a draw samples."""
+  rollout = config.rollout
+  groups = rollout.prompts_per_iteration + rollout.carried_groups
+  return groups * rollout.responses_per_prompt
+
+
+def _slots(config: Config) -> int:
+  """Returns the number of responses that are decoded together."""
+  responses = _responses(config)
+  return min(config.rollout.slots or responses, responses)
 
 
 def _record_bytes(config: Config, model: ModelConfig) -> int:
@@ -276,6 +334,11 @@ def _record_bytes(config: Config, model: ModelConfig) -> int:
     return 0
   tokens = config.sequences_per_iteration * row_width(config)
   return tokens * ExpertRecord.of(model).bytes_per_token
+
+
+def _count(tree: PyTree) -> int:
+  """Returns the number of elements of a tree of arrays or shapes."""
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
 def _bytes(tree: PyTree) -> int:

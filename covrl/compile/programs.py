@@ -22,7 +22,7 @@ from covrl.compile.compiling import (
 )
 from covrl.compile.network import Network
 from covrl.compile.report import Program, Report
-from covrl.config import Recipe
+from covrl.config import Recipe, flatten
 from covrl.models import Policy
 from covrl.parallel import sharding, topologies
 from covrl.parallel.topologies import AnyTopology
@@ -98,6 +98,7 @@ def compile_recipe(
   )
   report = Report(
     recipe=recipe.name,
+    config=flatten(config),
     topology=topology,
     num_slices=num_slices,
     mesh=dict(mesh.shape),

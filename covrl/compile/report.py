@@ -195,6 +195,7 @@ class Report:
 
   Attributes:
     recipe: name of the recipe.
+    config: all fields of the configuration by dotted name.
     topology: the TPU slice or the hosts of GPUs.
     num_slices: number of slices.
     mesh: axis sizes of the training mesh.
@@ -205,6 +206,7 @@ class Report:
   """
 
   recipe: str
+  config: dict[str, Any]
   topology: AnyTopology
   num_slices: int
   mesh: dict[str, int]
@@ -223,6 +225,7 @@ class Report:
     return {
       'fits': self.fits,
       'recipe': self.recipe,
+      'config': self.config,
       'topology': self.topology.name,
       'accelerator': self.topology.accelerator,
       'num_slices': self.num_slices,

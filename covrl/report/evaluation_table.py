@@ -15,6 +15,7 @@ from jaxtyping import Float
 
 from covrl.evaluation.intervals import Estimate, bootstrap_sets
 from covrl.report import formats
+from covrl.report.evaluation_settings import setting_notes
 from covrl.report.problem_results import ProblemId, problem_score
 from covrl.report.published_results import PUBLISHED
 from covrl.report.run_data import RunData
@@ -139,6 +140,7 @@ def evaluation_table(
     for name in names
     if (note := _unmatched(other, baseline, name))
   ]
+  notes += setting_notes(configurations, names)
   return EvaluationTable(titles, rows, means, notes)
 
 

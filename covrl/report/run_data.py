@@ -198,15 +198,19 @@ class RunData:
     ]
     return read_results(later or evaluation_files[-1:], self.unreadable)
 
+  @functools.cached_property
+  def evaluation_summary(self) -> Mapping[str, Any]:
+    """Settings of the results of `covrl evaluate` by evaluation set."""
+    name = 'evaluation/summary.json'
+    return read_json(self.path / name, name, self.unreadable)
+
   def _is_old(
     self, file: epath.Path, evaluation_files: Sequence[epath.Path]
   ) -> bool:
     """Whether a file's results on held-out problems are older than the run's own."""
     if not evaluation_files or file.stem != HELD_OUT:
       return False
-    name = 'evaluation/summary.json'
-    summary = read_json(self.path / name, name, self.unreadable)
-    held_out = summary.get(HELD_OUT)
+    held_out = self.evaluation_summary.get(HELD_OUT)
     iteration = (
       held_out.get('iteration') if isinstance(held_out, dict) else None
     )

@@ -199,6 +199,42 @@ def test_seeds_are_averaged_problem_by_problem(make_results):
   assert table.rows[0][1][0] == '2'
 
 
+def test_results_of_other_settings_are_named(make_results):
+  sets = {name: results(name, [1, 0], samples=4) for name in ('amc', 'gsm8k')}
+  one, other = (make_results(name, sets, recipe='x') for name in 'ab')
+  line = {'phase': 'train', 'iteration': 6, 'step': 6}
+  (one / 'metrics.jsonl').write_text(f'{json.dumps(line)}\n')
+
+  def write(path, **entries):
+    common = {'policy': f'runs/{path.name}', 'iteration': 6, 'samples': 4}
+    summary = {
+      name: {**common, 'temperature': 0.6, **entry}
+      for name, entry in entries.items()
+    }
+    file = path / 'evaluation' / 'summary.json'
+    file.write_text(json.dumps(summary))
+
+  write(one, amc={}, gsm8k={'policy': f'{one}/'})
+  write(other, amc={}, gsm8k={})
+  assert table_of(one, other).notes == []
+  write(one, amc={'iteration': 4}, gsm8k={})
+  write(other, amc={'temperature': 1.0}, gsm8k={'policy': 'models/other'})
+  assert table_of(one, other).notes == [
+    'a: the results of amc are of iteration 4, and the run has trained to'
+    ' iteration 6 since.',
+    'b: the results are of several policies: b (amc) and other (gsm8k).',
+    'The samples of amc have different temperatures: 0.6 (a) and 1 (b).',
+  ]
+
+
+def test_summaries_that_are_not_settings_are_left_out(make_results):
+  run = make_results('a', {'amc': results('amc', [1, 0], samples=4)})
+  file = run / 'evaluation' / 'summary.json'
+  for content in ('{"amc": 3}', '{"amc": {"iteration": "x"}}', '[]', '{'):
+    file.write_text(content)
+    assert table_of(run).notes == []
+
+
 def test_published_results_are_shown(make_results):
   name = 'qwen2_5_7b_kl_cov'
   sets = {suite: results(suite, [1, 0]) for suite in PUBLISHED[name].accuracies}

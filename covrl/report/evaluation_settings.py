@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Notes on results of evaluation sets that are not of one policy and setting.
+
+`covrl evaluate` adds the results of a set to those of earlier commands, which may
+have had an earlier checkpoint, another temperature or another policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from covrl.report.formats import join_words
+from covrl.report.run_data import RunData
+from covrl.report.run_json import finite_number, short_text
+
+
+def setting_notes(
+  configurations: Sequence[tuple[str, Sequence[RunData]]], sets: Sequence[str]
+) -> list[str]:
+  """Returns sentences about results of some evaluation sets.
+
+  They name results of a checkpoint before the run's last iteration, different
+  temperatures of the samples of one set, and results of several policies in one
+  directory.
+
+  Args:
+    configurations: name and runs of each.
+    sets: names of the sets; a run's own problems, without a name, are left out.
+  """
+  settings = [
+    (run, {name: _settings_of(run, name) for name in sets if name})
+    for _, runs in configurations
+    for run in runs
+  ]
+  notes = [
+    note
+    for run, entries in settings
+    for note in (*_early(run, entries), *_mixed(run, entries))
+  ]
+  return notes + [
+    note for name in sets if name and (note := _temperatures(settings, name))
+  ]
+
+
+def _settings_of(run: RunData, name: str) -> Mapping[str, Any]:
+  """Entry of a set in the summary of a run's evaluations; empty without one."""
+  entry = run.evaluation_summary.get(name)
+  return entry if isinstance(entry, Mapping) else {}
+
+
+def _early(run: RunData, entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
+  """Notes about results of checkpoints before the run's last iteration."""
+  done, _ = run.iterations
+  sets_at: dict[int, list[str]] = {}
+  for name, entry in entries.items():
+    iteration = finite_number(entry.get('iteration'))
+    if iteration is not None and iteration < done:
+      sets_at.setdefault(int(iteration), []).append(name)
+  return [
+    f'{run.path.name}: the results of {join_words(names)} are of iteration'
+    f' {iteration:,}, and the run has trained to iteration {done:,} since.'
+    for iteration, names in sorted(sets_at.items())
+  ]
+
+
+def _mixed(run: RunData, entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
+  """A note if the results of a directory are of several policies."""
+  sets_of: dict[str, list[str]] = {}
+  for name, entry in entries.items():
+    policy = entry.get('policy')
+    if isinstance(policy, str):
+      # One policy may be named by several paths.
+      last = policy.rstrip('/').rpartition('/')[2]
+      sets_of.setdefault(short_text(last, 80), []).append(name)
+  if len(sets_of) < 2:
+    return []
+  parts = [f'{name} ({join_words(sets)})' for name, sets in sets_of.items()]
+  return [
+    f'{run.path.name}: the results are of several policies: {join_words(parts)}.'
+  ]
+
+
+def _temperatures(
+  settings: Sequence[tuple[RunData, Mapping[str, Mapping[str, Any]]]],
+  name: str,
+) -> str:
+  """A note if the samples of a set have different temperatures; else empty."""
+  runs_at: dict[float, list[str]] = {}
+  for run, entries in settings:
+    temperature = finite_number(entries[name].get('temperature'))
+    if temperature is not None and entries[name].get('samples'):
+      runs_at.setdefault(temperature, []).append(run.path.name)
+  if len(runs_at) < 2:
+    return ''
+  parts = [f'{t:g} ({join_words(names)})' for t, names in runs_at.items()]
+  return (
+    f'The samples of {name} have different temperatures: {join_words(parts)}.'
+  )
