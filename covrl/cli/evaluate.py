@@ -128,6 +128,14 @@ def run(arguments: argparse.Namespace) -> None:
         on_progress=progress.counter('responses'),
         note=progress.note,
       )
+      if any(
+        result.suite.samples > 1 and not result.suite.temperature
+        for result in evaluation.results
+      ):
+        progress.note(
+          'samples at temperature 0 are the greedy response each time, so that'
+          ' mean@k and pass@k are greedy accuracy'
+        )
       policy_fields = {
         'policy': arguments.policy,
         'iteration': opened.iteration,

@@ -131,6 +131,7 @@ def prompt_format(
       f' those of {"data.template" if config.pretrained else "its task"}'
     )
   from covrl import pretrained
+  from covrl.data.prompts import PROMPT_DATE
   from covrl.tasks.text import parse_template_variables
 
   template = pretrained.load_chat_template(config.pretrained)
@@ -138,7 +139,7 @@ def prompt_format(
     arguments.template_variables or config.data.template_variables, template
   )
   return lambda prompt: template.render(
-    [{'role': 'user', 'content': prompt}], **variables
+    [{'role': 'user', 'content': prompt}], now=PROMPT_DATE, **variables
   )
 
 

@@ -17,7 +17,7 @@ from covrl.data.sources import check_outermost
 QUESTION = '{question}'
 
 # Some templates write the date; a resumed run must make the same prompts.
-_DATE = datetime.datetime(2024, 7, 26)
+PROMPT_DATE = datetime.datetime(2024, 7, 26)
 
 # Kinds of problems without the instruction of their dataset.
 _KINDS_WITHOUT_INSTRUCTION = {'math_dapo': 'math'}
@@ -76,7 +76,7 @@ class PromptFormat:
       prompt = self.text.replace(QUESTION, content)
       return dataclasses.replace(problem, prompt=prompt)
     try:
-      prompt = self.template.render(messages, now=_DATE, **self.variables)
+      prompt = self.template.render(messages, now=PROMPT_DATE, **self.variables)
     except ValueError as error:
       raise ValueError(f'{problem.location}: {error}') from None
     return dataclasses.replace(problem, prompt=prompt)

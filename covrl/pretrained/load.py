@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 
 import jax.numpy as jnp
 from etils import epath
@@ -27,7 +28,7 @@ from covrl.pretrained.orbax_cache import has_orbax, load_orbax
 from covrl.pretrained.policy import PretrainedPolicy
 from covrl.pretrained.redundant import has_own_unembedding, redundant_tensors
 from covrl.pretrained.resolve import read_config_files, resolve
-from covrl.pretrained.weight_files import open_tensors
+from covrl.pretrained.weight_files import has_tensors, open_tensors
 
 
 def load_pretrained(
@@ -163,13 +164,21 @@ def _load_base_params(
 ) -> PyTree:
   """Loads the parameters of a model without adapters."""
   if has_orbax(directory):
+    if has_tensors(directory):
+      warnings.warn(
+        f'{directory}: the weights in Orbax format are read, and not the'
+        ' safetensors beside them',
+        stacklevel=3,
+      )
     return load_orbax(directory, policy, mesh)
   family = find_family(*read_json(directory / 'config.json'))
   tensors = open_tensors(directory)
-  return load_arrays(
+  params = load_arrays(
     policy.abstract_params(mesh),
     family.names,
     tensors,
     redundant=redundant_tensors(tensors, family, policy.config),
     owner=f'{family.architecture} of this config.json',
   )
+  tensors.warn_of_zeros()
+  return params

@@ -40,6 +40,8 @@ class Tensors(abc.ABC):
 
   def __init__(self) -> None:
     self._versions: dict[epath.Path, str] = {}
+    # Whether all numbers of a tensor that were read are 0.
+    self._is_zero: dict[str, bool] = {}
 
   @abc.abstractmethod
   def shape(self, name: str) -> tuple[int, ...]:
@@ -120,12 +122,33 @@ class Tensors(abc.ABC):
     result = np.empty([len(rows), *map(len, rest)], tensor_dtype)
     row_bytes = max(math.prod(shape[1:]) * tensor_dtype.itemsize, 1)
     step = max(_BLOCK_BYTES // row_bytes, 1)
+    is_zero = self._is_zero.get(name, True)
     for first in range(rows.start, rows.stop, step):
       last = min(first + step, rows.stop)
       block = self.read_rows(name, first, last)[:, *columns]
+      is_zero = is_zero and not block.any()
       _check_finite(block, dtype or tensor_dtype, f'{self.files[name]}: {name}')
       result[first - rows.start : last - rows.start] = block
+    self._is_zero[name] = is_zero
     return result
+
+  def warn_of_zeros(self) -> None:
+    """Names matrices of which all numbers that were read are 0.
+
+    A file may have its full size before it is downloaded: what is missing is 0.
+    """
+    zeros = [
+      name
+      for name, is_zero in self._is_zero.items()
+      if is_zero and len(self.shape(name)) > 1
+    ]
+    if zeros:
+      warnings.warn(
+        f'{self.path}: {len(zeros)} of {len(self._is_zero)} tensors are matrices'
+        f' of zeros, the first of them {zeros[0]}, as an interrupted download'
+        ' leaves them',
+        stacklevel=3,
+      )
 
   def equal(self, name: str, other: str) -> bool:
     """Whether two tensors hold the same numbers."""

@@ -74,6 +74,30 @@ def load_tokenizer(directory: epath.PathLike) -> Tokenizer:
   return tokenizer
 
 
+def unused_turn_end(
+  directory: epath.PathLike, tokenizer: Tokenizer
+) -> str | None:
+  """Returns the end of a turn in the chat template that ends no response.
+
+  Base models often have a chat template whose token after an answer is not among
+  their end tokens. A response that is sampled from it goes on after that token.
+
+  Args:
+    directory: see `load_pretrained`.
+    tokenizer: the model's tokenizer.
+
+  Returns:
+    The text after an answer; `None` if it has an end token or no control token, or
+    there is no such text.
+  """
+  text = next(_template_turn_ends(base_model_directory(directory)), '')
+  ids = tokenizer.encode(text)
+  has_control = any(not tokenizer.decode([token]) for token in ids)
+  if not has_control or not set(ids).isdisjoint(tokenizer.end_ids):
+    return None
+  return text.strip()
+
+
 def load_chat_template(directory: epath.PathLike) -> ChatTemplate:
   """Loads the chat template of a model, or of an adapter's base model.
 
@@ -145,6 +169,12 @@ def _open_tokenizer(
 
 def _turn_ends(directory: epath.Path) -> Iterator[str]:
   """Texts that contain the end of a turn, in order of precedence."""
+  yield from _template_turn_ends(directory)
+  yield _special_tokens(directory).get('eos_token', '')
+
+
+def _template_turn_ends(directory: epath.Path) -> Iterator[str]:
+  """The text that the chat template writes after an answer, if there is any."""
   try:
     template = load_chat_template(directory)
     text = template.render(_TURNS, add_generation_prompt=False)
@@ -153,7 +183,6 @@ def _turn_ends(directory: epath.Path) -> Iterator[str]:
     # Not every model has a chat template, and not every template takes this
     # conversation.
     pass
-  yield _special_tokens(directory).get('eos_token', '')
 
 
 def _stated_template(directory: epath.Path) -> str:

@@ -25,8 +25,9 @@ BLOCK = 128
 # From this many tokens on, a copy that pads them to whole blocks costs more than
 # all else that drawing a token does.
 _LARGE = 32 * BLOCK
-# Temperatures outside this range overflow, or lose all logits, in float32.
-_MIN_TEMPERATURE, _MAX_TEMPERATURE = 1e-6, 1e6
+# In float32, temperatures outside this range overflow or lose all logits, and
+# smaller probabilities are 0.
+_MIN_TEMPERATURE, _MAX_TEMPERATURE, _MIN_TOP_P = 1e-6, 1e6, 1e-30
 # Above this number of logits, truncation processes rows in groups: at most
 # `_MAX_GROUPS`, each of at least `_MIN_ROWS` rows.
 _LARGE_TRUNCATION = 2**20
@@ -129,6 +130,8 @@ def check_sampling(
     )
   if not 0.0 < top_p <= 1.0:
     raise ValueError(f'top_p must lie in (0, 1], got {top_p}')
+  if top_p < _MIN_TOP_P:
+    raise ValueError(f'top_p must be at least {_MIN_TOP_P:g}, got {top_p}')
   if not 0 <= top_k < 2**31 or top_k != int(top_k):
     raise ValueError(f'top_k must be a whole number from 0, got {top_k}')
   if not 0.0 <= min_p <= 1.0:

@@ -33,6 +33,7 @@ from covrl.data.chat import ChatTemplate
 from covrl.data.packing import prompt_ids
 from covrl.data.readers import TFDS
 from covrl.pretrained import load_chat_template, load_tokenizer
+from covrl.pretrained.tokenizer import unused_turn_end
 from covrl.tasks.graders import (
   answer_extractor,
   make_rewards,
@@ -80,6 +81,13 @@ def text_task(config: Config) -> Task:
       f'{suite.name}: {len(suite.problems):,} problems (schema {suite.schema})'
     )
   rewards, sandbox_notes = make_rewards(kinds, config.rewards)
+  if format_prompt.template is not None and (
+    turn_end := unused_turn_end(config.pretrained, tokenizer)
+  ):
+    notes.append(
+      f'responses do not end with {turn_end}, which the chat template writes after'
+      ' an answer; eos_token_id in generation_config.json can name it'
+    )
   return Task(
     tokenizer=tokenizer,
     train=train,

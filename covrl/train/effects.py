@@ -140,6 +140,11 @@ def config_warnings(
       'update per iteration (train.sequences_per_update = '
       f'{train.sequences_per_update}) that is always: it does nothing'
     )
+  if config.evaluate.samples > 1 and not config.evaluate.temperature:
+    yield (
+      'evaluate.temperature = 0 makes all samples of a problem the greedy'
+      f' response, so that pass@{config.evaluate.samples} is greedy accuracy'
+    )
   if train.keep_reference and not reads_reference(algorithm):
     yield (
       'train.keep_reference has no effect but its cost: neither loss nor token'

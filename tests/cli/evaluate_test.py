@@ -62,6 +62,35 @@ def test_results_are_written_and_no_lock_is_left(evaluations, tmp_path, capsys):
   assert evaluations == [1.0]
 
 
+def test_samples_at_temperature_0_are_noted(monkeypatch, tmp_path, capsys):
+  problems = [Problem(prompt='1', reference='1', source='s', key='k')]
+  for temperature in (0.0, 0.5):
+    suite = Suite(
+      name='', problems=problems, samples=2, temperature=temperature
+    )
+    result = SuiteResult(
+      suite=suite,
+      greedy=np.ones(1),
+      correct=np.ones((1, 2)),
+      responses=[['r'] * 3],
+    )
+    opened = types.SimpleNamespace(
+      evaluate=lambda result=result, **options: Evaluation(
+        results=(result,), entropy=0.5
+      ),
+      iteration=3,
+      config=types.SimpleNamespace(seed=0),
+    )
+    monkeypatch.setattr(
+      evaluate,
+      '_open',
+      lambda arguments, opened=opened: contextlib.nullcontext(opened),
+    )
+    run(tmp_path)
+    is_noted = 'samples at temperature 0 are' in capsys.readouterr().err
+    assert is_noted == (temperature == 0)
+
+
 def test_two_evaluations_into_one_directory_are_refused(
   evaluations, tmp_path, capsys
 ):

@@ -7,6 +7,7 @@ import os
 import numpy as np
 import pytest
 from pretrained.fixtures import (
+  assert_trees_equal,
   copy_of,
   edit_config,
   loaded,
@@ -315,3 +316,25 @@ def test_names_rotary_frequencies_that_differ(scale, tmp_path):
   else:
     with pytest.warns(UserWarning, match=f'{name} is not used, and differs'):
       load_pretrained(directory)
+
+
+def test_names_matrices_that_an_interrupted_download_left_as_zeros(tmp_path):
+  directory = copy_of('llama3', tmp_path)
+  file = directory / 'model-00002-of-00002.safetensors'
+  content = bytearray(file.read_bytes())
+  begin = 8 + int.from_bytes(content[:8], 'little')
+  content[begin:] = bytes(len(content) - begin)
+  file.write_bytes(content)
+  with pytest.warns(UserWarning, match=r'tensors are matrices of zeros, the'):
+    load_pretrained(directory)
+
+
+def test_weights_beside_an_orbax_copy_are_named(tmp_path):
+  policy, params = loaded('mistral')
+  directory = tmp_path / 'out'
+  save_orbax(directory, model_files(policy, params), params)
+  load_pretrained(directory)
+  rewrite(directory, **{HEAD: np.ones(2, np.float32)})
+  with pytest.warns(UserWarning, match='and not the safetensors beside them'):
+    _, read = load_pretrained(directory)
+  assert_trees_equal(read, params)

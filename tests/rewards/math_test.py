@@ -120,6 +120,9 @@ def test_refuses_invalid_references():
     ('dapo', '\\textbf{Answer:} 34', '34'),
     ('dapo', 'Answer：34', '34'),
     ('gsm8k', '####\n7', '7'),
+    ('gsm8k', '#### Answer: 7', '7'),
+    ('gsm8k', '#### **Final Answer:**\n7', '7'),
+    ('gsm8k', '#### The final answer is 7', '7'),
     # Boxes without braces, and other boxes.
     ('boxed', r'\boxed\frac12.', r'\frac12'),
     ('boxed', r'\boxed\dfrac{\sqrt{2}}{2}x', r'\dfrac{\sqrt{2}}{2}'),

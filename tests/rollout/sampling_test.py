@@ -316,6 +316,7 @@ def test_a_row_depends_on_its_own_key_only():
     ({'temperature': float('inf')}, 'temperature must be finite .* got inf'),
     ({'temperature': float('nan')}, 'temperature must be finite .* got nan'),
     ({'top_p': 0.0}, r'top_p must lie in \(0, 1\], got 0.0'),
+    ({'top_p': 1e-40}, 'top_p must be at least 1e-30, got 1e-40'),
     ({'top_p': 1.1}, r'top_p must lie in \(0, 1\], got 1.1'),
     ({'top_k': -1}, 'top_k must be a whole number from 0, got -1'),
     ({'min_p': 1.5}, r'min_p must lie in \[0, 1\], got 1.5'),

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Chat templates that leave out the question or settings of the prompt."""
 
+import argparse
+import json
 import pathlib
 import shutil
 
 import pytest
 
+from covrl.cli.policies import prompt_format
 from covrl.config import Config, ConfigError
 from covrl.tasks.text import text_task
 
@@ -46,3 +49,46 @@ def test_refuses_chat_templates_that_leave_out_text(
     setattr(config.data, name, value)
   with pytest.raises(ConfigError, match=error):
     text_task(config)
+
+
+def text_task_of(tmp_path, template, **files):
+  """Returns a task whose model has a chat template and other files."""
+  model = pathlib.Path(
+    shutil.copytree(GOLDEN / 'tokenizers' / 'bytes', tmp_path / 'model')
+  )
+  (model / 'chat_template.jinja').write_text(template)
+  for name, fields in files.items():
+    (model / f'{name}.json').write_text(json.dumps(fields))
+  config = Config(pretrained=str(model))
+  config.data.train = str(GOLDEN / 'data' / 'plain.jsonl')
+  config.rollout.max_prompt_length = 1000
+  return text_task(config)
+
+
+@pytest.mark.parametrize(
+  ('ends', 'is_named'), [([300], True), ([300, 302], False)]
+)
+def test_an_end_of_a_turn_that_ends_no_response_is_noted(
+  tmp_path, ends, is_named
+):
+  template = (
+    '{% for m in messages %}{{ m.content }}<|im_end|>\n{% endfor %}'
+    '{% if add_generation_prompt %}Answer:{% endif %}'
+  )
+  task = text_task_of(
+    tmp_path, template, generation_config={'eos_token_id': ends}
+  )
+  notes = [note for note in task.notes if 'responses do not end with' in note]
+  assert len(notes) == is_named
+  assert all('with <|im_end|>, which the chat template' in n for n in notes)
+
+
+def test_prompts_and_samples_have_the_same_date(tmp_path):
+  template = "{{ strftime_now('%d %b %Y') }}: {{ messages[-1].content }}"
+  task = text_task_of(tmp_path, template)
+  arguments = argparse.Namespace(
+    policy='model', chat=True, template_variables=''
+  )
+  config = Config(pretrained=str(tmp_path / 'model'))
+  date = task.train[0].prompt.partition(':')[0]
+  assert prompt_format(arguments, config)('q') == f'{date}: q'

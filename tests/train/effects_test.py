@@ -228,3 +228,15 @@ def with_value(edit):
 def test_losses_without_a_gradient_are_reported(loss, token_tx, trains):
   warnings = [*gradient_warnings(algorithm_of(loss, token_tx))]
   assert bool(warnings) is not trains
+
+
+def test_samples_of_evaluations_at_temperature_0_are_reported():
+  for temperature in ('0', '0.5'):
+    recipe = load(
+      str(RECIPES / 'toy_kl_cov.py'),
+      [f'--config.evaluate.temperature={temperature}'],
+    )
+    algorithm = Algorithm.from_recipe(recipe)
+    warnings = list(config_warnings(recipe.config, algorithm, ()))
+    is_reported = any('evaluate.temperature = 0' in text for text in warnings)
+    assert is_reported == (temperature == '0')

@@ -120,8 +120,9 @@ def _same_chains(
     return _any_same(_values(chain), [other_answer])
   if chain.name is None:
     return False
-  # 2x = 10 is unsolved; y = 2x and 2x − y = 0 are the same line.
-  is_solved = not numeric.symbols(chain.value)
+  # 2x = 10 is unsolved; y = 2x and 2x − y = 0 are the same line, and so are
+  # x + y = 1 and x + y − 1 = 0.
+  is_solved = not numeric.symbols(chain.value) and chain.name.kind != 'sum'
   return False if is_solved else _same_relations(answer, other_answer)
 
 
@@ -289,6 +290,11 @@ def _same_collections(left: Node, right: Node) -> Verdict:
     if {one.kind, other.kind} & {'set', 'list'}:
       return False
     return same_quantities(one, other)
+  for one, other in ((left, right), (right, left)):
+    # One value in two spellings, ½ or 0.5.
+    is_one = one.kind == 'list' and one.value == 'or'
+    if is_one and other.kind not in ('set', 'list'):
+      return _all_same(one.parts, [other] * len(one.parts))
   if not {left.kind, right.kind} <= {'set', 'list'}:
     return False
   if max(len(left.parts), len(right.parts)) > MAX_ELEMENTS:

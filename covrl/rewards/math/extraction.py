@@ -47,7 +47,10 @@ _TWO_ARGUMENTS = {
 # Argument of a command without braces, and the optional argument of a root.
 _TOKEN = re.compile(r'\s*(?:\\[a-zA-Z]+|[a-zA-Z0-9])')
 _OPTIONAL = re.compile(r'\[[^\[\]{}]*\]')
-_FINAL = re.compile(r'####[*_\s]*([^\n]*)')
+_FINAL = re.compile(
+  r'(?i)####[*_\s]*(?:(?:the\s+)?(?:final\s+)?answer(?:\s+is)?\s*[:：]?[*_\s]*)?'
+  r'([^\n]*)'
+)
 # A minus sign counts where no operand is before it.
 _PLAIN_NUMBER = re.compile(r'(?:(?<![^\s=:($])[-−])?\d+(?:[.,]\d+)*')
 _ANSWER = re.compile(r'(?i)answer[*_ \t]*[:：][*_}\s]*([^\n]*)')

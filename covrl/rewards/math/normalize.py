@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from covrl.rewards.math import vocabulary
 from covrl.rewards.math.number_bases import mark_bases
 
 _SUPERSCRIPTS = str.maketrans('⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ', '0123456789+-n')
@@ -97,6 +98,22 @@ _REWRITES = [
       r'\(\s*([a-z])\s*(\\(?:text|mathrm)\s*\{\s*(?:is|are|an?|any|integer)[^{}]*\})\s*\)',
       r', \1\2',
     ),
+    # Positive and non-negative real numbers.
+    (
+      r'\\mathbb\{R\}\s*(?:[_^]\s*\{\s*\+\s*\}|[_^]\s*\+|_\s*\{\s*>\s*0\s*\})',
+      r'(0, \\infty)',
+    ),
+    (
+      r'\\mathbb\{R\}\s*_\s*\{\s*(?:\\geq?(?:slant)?\s*|>=\s*)0\s*\}',
+      r'[0, \\infty)',
+    ),
+    # Ordinal numbers.
+    (
+      r'(?<=\d)\s*\^\s*(?:\{\s*(?:\\(?:text|mathrm)\s*\{\s*)?(?:st|nd|rd|th)\s*\}?\s*\}'
+      r'|\\(?:text|mathrm)\s*\{\s*(?:st|nd|rd|th)\s*\})',
+      '',
+    ),
+    (r'(?<=\d)(?:\\text\s*\{\s*(?:st|nd|rd|th)\s*\}|th(?![a-zA-Z]))', ''),
     (r'\\complement(?=\s*[_^])', 'C'),
     (r'\{\s*\\dot\s*\{?\s*(\d)\s*\}?\s*\}', r'\\dot{\1}'),
     # Combinations as _5 C_2.
@@ -252,6 +269,19 @@ _UNIT_REWRITES = [
     (r'\{\s*\}', ''),
   )
 ]
+# A number followed by several plain words, such as 18 dollars per day.
+_COUNTED = re.compile(
+  r'([-+]?\s*(?:\\?\$\s*)?\d[\d,]*(?:\.\d+)?)\s+([a-zA-Z]{2,}(?:[ /-]+[a-zA-Z]+){1,6})[.!]?'
+)
+# The quantifier of a free variable or constant after a formula; that of integers
+# makes a family, see `families`.
+_KIND = r'(?:\s*(?:real|complex|arbitrary|constants?|numbers?|values?|of))*'
+_UNIVERSAL = re.compile(
+  r'[\s,;]*(?:\\text\s*\{[\s,]*)?(?:\\forall|\bfor (?:all|any|every|each)|\bwhere)'
+  rf'{_KIND}\s*\}}?\s*[a-zA-Z]?(?:\s*\\in\s*\\mathbb\{{[RC]\}})?'
+  rf'(?:\s*(?:\\text\s*\{{)?\s*is (?:an?|any){_KIND})?\s*\}}?\s*$'
+  r'|\s*,\s*[a-zA-Z]\s*\\in\s*\\mathbb\{[RC]\}\s*$'
+)
 _ALIGNED = re.compile(
   r'\\(?:begin|end)\s*\{(?:align(?:ed|at)?|gather(?:ed)?|split|multline)\*?\}'
 )
@@ -267,12 +297,16 @@ def normalize_tex(text: str) -> str:
   >>> normalize_tex(r'$\left( \dfrac{1}{2},\; 3 \right]$.')
   '( \\frac {1}{2}, 3 ]'
   """
-  text = _unicode(text.strip().strip('*').strip())
+  text = _unicode(_SPACES.sub(' ', text).strip().strip('*`').strip())
+  if (
+    counted := _COUNTED.fullmatch(text)
+  ) and vocabulary.NAMES.keys().isdisjoint(counted[2].split()):
+    text = f'{counted[1]}\\text{{ {counted[2]}}}'
   text = _SI.sub(r'\1\\text', text)
   text = mark_bases(_display(_FONT.sub(_flattened, text)))
   for pattern, replacement in _REWRITES:
     text = pattern.sub(replacement, text)
-  text = _SPACES.sub(' ', text).strip()
+  text = _UNIVERSAL.sub('', _SPACES.sub(' ', text).strip()) or text
   # A trailing full stop or row end is not part of the answer.
   text = text.rstrip(_ENDS)
   while text.endswith('\\\\'):

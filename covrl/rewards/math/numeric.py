@@ -160,14 +160,19 @@ def _points(names: Sequence[str]) -> list[dict[str, Fraction]]:
         for name, rng in generators.items()
       }
     )
-  # Factorials and signs such as (−1)^n are defined for integers only.
-  for index in range(4):
-    generators = {
-      name: random.Random(f'whole {index} {name}') for name in names
-    }
-    points.append(
-      {name: Fraction(rng.randint(2, 9)) for name, rng in generators.items()}
-    )
+  # Factorials and signs such as (−1)^n are defined for integers only. Common
+  # divisors distinguish gcd(a, b) from 1.
+  for factor in (1, 6):
+    for index in range(4):
+      generators = {
+        name: random.Random(f'whole {index} {name}') for name in names
+      }
+      points.append(
+        {
+          name: factor * Fraction(rng.randint(2, 9))
+          for name, rng in generators.items()
+        }
+      )
   return points
 
 
