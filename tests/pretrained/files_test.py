@@ -128,7 +128,7 @@ def test_loading_holds_one_tensor_at_a_time(tmp_path):
   )
   policy = Policy(config)
   params = jax.tree.map(
-    lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), policy.abstract_params()
+    lambda leaf: jnp.ones(leaf.shape, leaf.dtype), policy.abstract_params()
   )
   save_pretrained(tmp_path / 'big', policy, params)
   largest, total = 256 * 1024 * 4, 4 * policy.num_params
