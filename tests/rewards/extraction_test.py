@@ -70,6 +70,24 @@ FUNCTION = _fence(DEF)
       f'{FUNCTION}{_fence("def g(x): return f(x)")}',
       f'{DEF}\ndef g(x): return f(x)\n',
     ),
+    (
+      f'{_fence("import math")}Then:\n{_fence("def g(x): return math.sqrt(x)")}',
+      'import math\n\ndef g(x): return math.sqrt(x)\n',
+    ),
+    (
+      f'{_fence("MOD = 7|N, M = 1, 2")}{_fence("MOD = 7")}{_fence("def g(x): return x % MOD")}',
+      'MOD = 7\n\ndef g(x): return x % MOD\n',
+    ),
+    (
+      f'{_fence("from math import *")}{_fence("def g(x): return sqrt(x)")}',
+      'from math import *\n\ndef g(x): return sqrt(x)\n',
+    ),
+    (f'{_fence("import math")}{FUNCTION}', DEF),
+    (f'{_fence("x = 3")}{FUNCTION}', DEF),
+    (
+      f'{_fence("import math")}{_fence("from __future__ import annotations|math")}',
+      'from __future__ import annotations\nmath\n',
+    ),
     # Several programs: the last one.
     (f'{_fence("def f(x): ...")}Better:\n{FUNCTION}', DEF),
     # Other ways to write a fence.

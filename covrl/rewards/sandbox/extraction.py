@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import itertools
 import re
@@ -44,8 +45,11 @@ _READS = re.compile(
   r'\binput\s*\(|\bstdin\b(?!\s*=[^=])|\bfileinput\b|\bopen\(\s*0\b'
   r'|\bos\.read\(\s*0\b'
 )
-# Names that are called.
+# Names, and names that are called.
+_NAME = re.compile(r'(?<![.\w])[^\W\d]\w*')
 _CALL = re.compile(r'(?<![.\w])([^\W\d]\w*)[ \t]*\(')
+# Characters of a block of imports and constants, at most.
+_MAX_PREAMBLE = 10_000
 # Code that writes to standard output.
 _PRINTS = re.compile(r'\bprint\s*\(|\bstdout\b|\bos\.write\(\s*1\b')
 
@@ -83,7 +87,8 @@ def find_program(response: str, tests: Sequence[Test] = ()) -> str | None:
   a function or class or reads input; else the last block. Blocks tagged as
   Python come before blocks without a tag, and these before others, unless only
   the latter define something. Earlier blocks that define functions which the
-  program calls but does not define are put before it. A block in the reasoning
+  program calls but does not define are put before it, and so are blocks of
+  imports and constants that it uses. A block in the reasoning
   (before `</think>`) counts only if none follows the reasoning. Without a fence
   the response, without its reasoning, is the program.
 
@@ -122,13 +127,41 @@ def _with_definitions(block: _Block, earlier: Sequence[_Block]) -> str:
   Only functions that the program does not define itself are looked for.
   """
   text, missing = block.text, set(_CALL.findall(block.text)) - block.assigned
+  # What a star import defines is not known. Nothing may precede an import from
+  # __future__.
+  unknown = {'*', *_NAME.findall(text)} - block.assigned
+  unknown = set() if '__future__' in unknown else unknown
   for other in reversed(earlier):
-    if not missing:
-      break
-    if other.tag_rank == block.tag_rank and other.defined & missing:
+    if other.tag_rank != block.tag_rank:
+      continue
+    if other.defined & missing or _constants(other.text) & unknown:
       text = f'{other.text}\n{text}'
       missing = (missing | set(_CALL.findall(other.text))) - other.assigned
+      unknown |= set(_NAME.findall(other.text))
   return text
+
+
+def _constants(text: str) -> set[str]:
+  """Returns the names that a block of imports and constants alone defines.
+
+  A constant has a name in capitals. Empty for a block with any other statement.
+  """
+  if len(text) > _MAX_PREAMBLE:
+    return set()
+  try:
+    statements = ast.parse(text).body
+  except (SyntaxError, ValueError, RecursionError, MemoryError):
+    return set()
+  names: set[str] = set()
+  for statement in statements:
+    match statement:
+      case ast.Import(aliases) | ast.ImportFrom(names=aliases):
+        names |= {(a.asname or a.name).partition('.')[0] for a in aliases}
+      case ast.Assign([ast.Name(name)]) if name.isupper():
+        names.add(name)
+      case _:
+        return set()
+  return names
 
 
 def _rank(
