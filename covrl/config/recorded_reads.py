@@ -27,7 +27,7 @@ def recorded_reads(config: Config) -> Iterator[set[str]]:
   >>> sorted(read)
   ['seed', 'train.clip_low']
   """
-  read: set[str] = set()
+  read_fields: set[str] = set()
   sections: list[tuple[Any, str]] = [(config, '')]
   for field in dataclasses.fields(config):
     value = getattr(config, field.name)
@@ -36,14 +36,16 @@ def recorded_reads(config: Config) -> Iterator[set[str]]:
   kinds = [type(section) for section, _ in sections]
   try:
     for section, prefix in sections:
-      section.__class__ = _recording(type(section), prefix, read)
-    yield read
+      section.__class__ = _recording_subclass(
+        type(section), prefix, read_fields
+      )
+    yield read_fields
   finally:
     for (section, _), kind in zip(sections, kinds, strict=True):
       section.__class__ = kind
 
 
-def _recording(kind: type, prefix: str, read: set[str]) -> type:
+def _recording_subclass(kind: type, prefix: str, read_fields: set[str]) -> type:
   """Returns a subclass whose instances add the fields that are read to a set."""
   leaf_fields = frozenset(
     field.name
@@ -56,7 +58,7 @@ def _recording(kind: type, prefix: str, read: set[str]) -> type:
     if name == '__class__':
       return kind
     if name in leaf_fields:
-      read.add(f'{prefix}{name}')
+      read_fields.add(f'{prefix}{name}')
     return object.__getattribute__(self, name)
 
   def reduce(self: Any, protocol: int) -> tuple[Any, ...]:

@@ -22,12 +22,12 @@ class PromptReads(NamedTuple):
 
   Attributes:
     tile: index of the tile in its shard.
-    prompt: index of a prompt that some live row of the tile continues.
+    prompt_index: index of a prompt that some live row of the tile continues.
     length: number of valid entries of each shard.
   """
 
   tile: Int[Array, ' S']
-  prompt: Int[Array, ' S']
+  prompt_index: Int[Array, ' S']
   length: Int[Array, ' shards']
 
 
@@ -125,12 +125,15 @@ def list_prompts(cache: DecodeCache, live: Bool[Array, ' S']) -> PromptReads:
 
 
 def list_prompts_of_shard(
-  prompt: Int[Array, ' S'], live: Bool[Array, ' S']
+  prompt_index: Int[Array, ' S'], live: Bool[Array, ' S']
 ) -> PromptReads:
   """Lists the prompts that the tiles of one shard have to read."""
-  rows = prompt.shape[0]
+  rows = prompt_index.shape[0]
   size = rows_per_tile(rows)
-  tile_prompts, tile_live = prompt.reshape(-1, size), live.reshape(-1, size)
+  tile_prompts, tile_live = (
+    prompt_index.reshape(-1, size),
+    live.reshape(-1, size),
+  )
   # Rows that are the first of their tile with their prompt.
   same_prompt = (
     tile_prompts[:, :, None] == tile_prompts[:, None, :]
@@ -140,7 +143,7 @@ def list_prompts_of_shard(
   (first_rows,) = jnp.nonzero(is_first, size=rows, fill_value=0)
   return PromptReads(
     tile=(first_rows // size).astype(jnp.int32),
-    prompt=prompt[first_rows],
+    prompt_index=prompt_index[first_rows],
     length=jnp.sum(is_first, dtype=jnp.int32)[None],
   )
 

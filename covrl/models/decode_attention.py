@@ -168,7 +168,7 @@ def _attend_prompts(
 
   def add_prompts(trip: Int[Array, ''], state: OnlineSoftmax) -> OnlineSoftmax:
     pair = trip * pairs_per_trip + jnp.arange(pairs_per_trip)
-    prompt = reads.prompt[pair]
+    prompt = reads.prompt_index[pair]
     row = reads.tile[pair][:, None] * tile_rows + jnp.arange(tile_rows)
     continues = (cache.prompt_index[row] == prompt[:, None]) & cached.live[row]
     continues &= (pair < reads.length[0])[:, None]

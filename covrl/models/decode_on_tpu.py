@@ -43,7 +43,7 @@ def attend_prompts(
   # For each pair, the slots that a row of its tile attends to.
   has_prompt = (
     cache.prompt_index.reshape(-1, tile_rows)[reads.tile]
-    == reads.prompt[:, None]
+    == reads.prompt_index[:, None]
   )
   tile_starts = start.reshape(-1, tile_rows)[reads.tile]
   first_slot_read = jnp.min(jnp.where(has_prompt, tile_starts, slots), axis=1)
@@ -63,7 +63,7 @@ def attend_prompts(
     BlockReads(
       length=blocks.length,
       tile=reads.tile[blocks.range_index],
-      source=reads.prompt[blocks.range_index],
+      source=reads.prompt_index[blocks.range_index],
       block=blocks.block,
       row_source=jnp.where(cached.live, cache.prompt_index, -1),
       slots=SlotRange(start, ends),

@@ -76,11 +76,11 @@ def attention_scores(
   queries: Float[Array, '*B Q h'], keys: Vectors, dtype: Any
 ) -> Float[Array, '*B Q C']:
   """Products of queries and keys; integers are scaled after the product."""
-  key_values = keys.values if isinstance(keys, Int8Vectors) else keys
+  key_array = keys.values if isinstance(keys, Int8Vectors) else keys
   scores = jnp.einsum(
     '...qh,...ch->...qc',
     queries,
-    key_values.astype(queries.dtype),
+    key_array.astype(queries.dtype),
     preferred_element_type=dtype,
   )
   if isinstance(keys, Int8Vectors):

@@ -59,14 +59,16 @@ def supervise(command: Sequence[str]) -> int:
   if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
     signals.append(signal.SIGHUP)
   previous_handlers = {
-    kind: signal.signal(kind, lambda received, _: child.send_signal(received))
-    for kind in signals
+    number: signal.signal(
+      number, lambda received, _: child.send_signal(received)
+    )
+    for number in signals
   }
   try:
     return _watch(child)
   finally:
-    for kind, handler in previous_handlers.items():
-      signal.signal(kind, handler)
+    for number, handler in previous_handlers.items():
+      signal.signal(number, handler)
 
 
 def _watch(child: subprocess.Popen[str]) -> int:

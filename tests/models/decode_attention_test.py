@@ -217,7 +217,9 @@ def test_prompts_to_read_are_those_of_live_rows(data):
   live = data.draw(st.lists(st.booleans(), min_size=rows, max_size=rows))
   reads = LIST_PROMPTS(jnp.array(prompt), jnp.array(live))
   count = int(reads.length[0])
-  actual = list(zip(reads.tile.tolist(), reads.prompt.tolist(), strict=True))
+  actual = list(
+    zip(reads.tile.tolist(), reads.prompt_index.tolist(), strict=True)
+  )
   expected = {(row // 8, prompt[row]) for row in range(rows) if live[row]}
   assert len(actual[:count]) == len(expected)
   assert set(actual[:count]) == expected
