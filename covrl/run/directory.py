@@ -111,9 +111,8 @@ class RunDirectory:
     """
     file = self.path / _CONFIG
     if not storage.is_regular_file(file):
-      raise ConfigError(
-        f'{self.path} is not a run directory: it has no config.json'
-      )
+      found = 'no config.json in it' if self.path.exists() else 'none there'
+      raise ConfigError(f'{self.path} must be a run directory, got {found}')
     try:
       saved = json.loads(storage.read_bytes(file).decode())
     except (ValueError, RecursionError):

@@ -62,7 +62,10 @@ def test_refuses_an_argument_that_is_not_an_override(refuse_training):
       'rollout.max_prompt_length=3',
       'a prompt must have at most 3 tokens, got 5',
     ),
-    ('warm_start.from_run=/nowhere', '/nowhere is not a run directory'),
+    (
+      'warm_start.from_run=/nowhere',
+      '/nowhere must be a run directory, got none there',
+    ),
     (
       'train.schedule_iterations=2147483647',
       'train.schedule_iterations must be at most 536870911, with 4 updates per',
