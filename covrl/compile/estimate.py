@@ -20,6 +20,8 @@ from jaxtyping import PyTree
 
 from covrl.compile.model_cost import (
   cache_bytes,
+  decode_flops,
+  prefill_flops,
   scoring_flops,
   update_flops,
 )
@@ -116,7 +118,8 @@ class IterationTime:
   """Estimated seconds of an iteration at full response length.
 
   Attributes:
-    sampling: decoding, bound by reading weights and KV cache.
+    sampling: prefill, and decoding, bound by reading weights and KV cache or by
+      FLOPs.
     scoring: a forward pass over all tokens per scoring policy.
     training: all optimiser updates.
   """
@@ -173,8 +176,8 @@ def iteration_time(
   """Estimates the seconds of an iteration from a chip's peak rates.
 
   Scoring and training take the model's FLOPs (`covrl.compile.model_cost`); each
-  decoding step reads the weights once and, on average, half of the KV cache.
-  With fewer slots than responses, slots hold several responses in turn.
+  decoding step reads the weights once and, on average, half of the KV cache,
+  or takes its FLOPs if these take longer; prompts are processed before. With fewer slots than responses, slots hold several responses in turn.
 
   Args:
     config: the run's configuration.
@@ -193,10 +196,15 @@ def iteration_time(
   # Under adapters the weights are frozen, and are read all the same.
   weights = _bytes(policy.abstract_params())
   step = (weights + memory.cache / 2) / bandwidth
-  turns = -(-_responses(config) // _slots(config))
-  steps = turns * config.rollout.max_response_length * config.rollout.max_draws
+  rollout, slots = config.rollout, _slots(config)
+  step = max(step, decode_flops(policy.config, slots, width // 2) / rate)
+  prefill = prefill_flops(
+    policy.config, _groups(config), rollout.max_prompt_length
+  )
+  turns = -(-_responses(config) // slots)
+  steps = turns * rollout.max_response_length
   return IterationTime(
-    sampling=steps * step,
+    sampling=rollout.max_draws * (prefill / rate + steps * step),
     scoring=(
       config.scoring_passes * scoring
       + sum(scoring_flops(model.config, sequences, width) for model in networks)
@@ -306,10 +314,9 @@ def _cache_bytes(config: Config, model: ModelConfig) -> int:
   those that slots hold.
   """
   rollout = config.rollout
-  prompts = rollout.prompts_per_iteration + rollout.carried_groups
   int8 = rollout.cache_dtype == 'int8'
   return cache_bytes(
-    model, prompts, rollout.max_prompt_length, 0, int8=int8
+    model, _groups(config), rollout.max_prompt_length, 0, int8=int8
   ) + cache_bytes(
     model, _slots(config), 0, rollout.max_response_length - 1, int8=int8
   )
@@ -317,9 +324,12 @@ def _cache_bytes(config: Config, model: ModelConfig) -> int:
 
 def _responses(config: Config) -> int:
   """Returns the number of responses that a draw samples."""
-  rollout = config.rollout
-  groups = rollout.prompts_per_iteration + rollout.carried_groups
-  return groups * rollout.responses_per_prompt
+  return _groups(config) * config.rollout.responses_per_prompt
+
+
+def _groups(config: Config) -> int:
+  """Returns the number of prompts that a draw samples responses to."""
+  return config.rollout.prompts_per_iteration + config.rollout.carried_groups
 
 
 def _slots(config: Config) -> int:

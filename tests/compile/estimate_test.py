@@ -54,6 +54,33 @@ def token_bytes(policy):
   return model.num_layers * model.num_kv_heads * model.head_dim * 2 * 4
 
 
+def prefill_seconds(policy):
+  """Seconds of processing 8 prompts of 6 tokens on four chips of v5p."""
+  return model_cost.prefill_flops(policy.config, 8, 6) / (4 * 459e12 * 0.4)
+
+
+def test_decoding_of_many_responses_takes_its_flops(policy):
+  many = load(
+    str(RECIPE),
+    [
+      '--config.rollout.prompts_per_iteration=8192',
+      '--config.train.sequences_per_update=32768',
+      '--config.rollout.cache_dtype=int8',
+    ],
+  )
+  slice_ = topologies.find_topology('v5p-8')
+  chip = dataclasses.replace(slice_.chip, bandwidth=1e18)
+  memory = state_memory(many, policy)
+  seconds = iteration_time(
+    many.config, policy, memory, slice_._replace(chip=chip), 1
+  )
+  prompts = model_cost.prefill_flops(policy.config, 8192, 6)
+  step = model_cost.decode_flops(policy.config, 4 * 8192, 4)
+  assert seconds.sampling == pytest.approx(
+    (prompts + 4 * step) / (4 * 459e12 * 0.4)
+  )
+
+
 def test_fewer_slots_take_less_memory_and_read_the_weights_more_often(policy):
   in_slots = load(str(RECIPE), ['--config.rollout.slots=8'])
   slice_ = topologies.find_topology('v5p-8')
@@ -62,7 +89,8 @@ def test_fewer_slots_take_less_memory_and_read_the_weights_more_often(policy):
   seconds = iteration_time(in_slots.config, policy, memory, slice_, 1)
   # Slots hold 32 / 8 responses of 4 tokens in turn.
   assert seconds.sampling == pytest.approx(
-    4 * 4 * (memory.params + memory.cache / 2) / (4 * 2765e9 * 0.6)
+    prefill_seconds(policy)
+    + 4 * 4 * (memory.params + memory.cache / 2) / (4 * 2765e9 * 0.6)
   )
 
 
@@ -76,7 +104,8 @@ def test_adapters_have_small_gradients_and_all_weights_are_read():
   seconds = iteration_time(adapters.config, policy, memory, slice_, 1)
   weights = 4 * policy.num_params
   assert seconds.sampling == pytest.approx(
-    4 * (weights + memory.cache / 2) / (4 * 2765e9 * 0.6)
+    prefill_seconds(policy)
+    + 4 * (weights + memory.cache / 2) / (4 * 2765e9 * 0.6)
   )
 
 
@@ -123,8 +152,9 @@ def test_iteration_time_equals_a_count_by_hand(recipe, policy):
   assert seconds.scoring == pytest.approx(
     (4 * matrices * tokens + 2 * attention) / flops
   )
+  prefill = model_cost.prefill_flops(model, 8, 6) / flops
   assert seconds.sampling == pytest.approx(
-    4 * (memory.params + memory.cache / 2) / bandwidth
+    prefill + 4 * (memory.params + memory.cache / 2) / bandwidth
   )
   assert seconds.iteration == pytest.approx(
     sum(dataclasses.asdict(seconds).values())
