@@ -15,6 +15,7 @@ LAYERS = (
   (
     'types',
     'array_checks',
+    'chain_checks',
     'context_checks',
     'exit_codes',
     'parallel',

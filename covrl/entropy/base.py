@@ -16,6 +16,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, PyTree
 
 from covrl.array_checks import check_array, concrete_number
+from covrl.chain_checks import check_pair, check_state
 from covrl.context_checks import check_context, check_stats
 from covrl.entropy.decisions import DecisionCache
 from covrl.entropy.prediction import (
@@ -241,7 +242,7 @@ def update_signal(
     TypeError: if the context has an unknown entry, an argument has another type
       than its annotation, the transformation is an optimiser such as
       `optax.adam`, the state is not one of the chain, or the chain returns a
-      signal of another structure, shape or dtype.
+      signal or a state of another structure, shape or dtype.
     ValueError: if an array is of another shape than the statistics.
   """
   function_name = 'update_signal'
@@ -256,9 +257,12 @@ def update_signal(
       f' {jax.tree.structure(token_state)}'
     )
   update = cast(Any, optax.with_extra_args_support(token_tx).update)
-  edited, token_state = update(signal, token_state, stats, **context)
+  edited, next_state = check_pair(
+    'a token chain', update(signal, token_state, stats, **context)
+  )
   check_form('a token chain', edited, signal)
-  return edited, token_state
+  check_state('a token chain', next_state, token_state)
+  return edited, next_state
 
 
 def check_form(name: str, edited: PyTree, signal: TokenStats) -> None:

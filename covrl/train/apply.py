@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, PyTree
 
+from covrl.chain_checks import check_pair, check_state
 from covrl.types import Measurements, Scalar, TrainState
 
 
@@ -45,11 +47,10 @@ def apply_gradients(
   gradients = jax.tree.map(
     lambda g, p: g.astype(p.dtype), gradients, state.trainable
   )
-  updates, opt_state = tx.update(gradients, state.opt_state, state.trainable)
-  check_state(state.opt_state, opt_state)
-  trainable = apply_updates(state.trainable, updates)
-  is_valid = jnp.isfinite(loss) | ~has_tokens
-  finite = is_valid & jnp.isfinite(norm) & all_finite(trainable)
+  trainable, opt_state, is_valid = run_chain(
+    tx, gradients, state.opt_state, state.trainable
+  )
+  finite = is_valid & jnp.isfinite(norm) & (jnp.isfinite(loss) | ~has_tokens)
   applied = finite & has_tokens
   updated = (
     trainable,
@@ -77,6 +78,36 @@ def apply_gradients(
     ),
     finite.astype(jnp.float32),
   )
+
+
+def run_chain(
+  tx: optax.GradientTransformation,
+  gradients: PyTree,
+  opt_state: PyTree,
+  params: PyTree,
+) -> tuple[PyTree, PyTree, Bool[Array, '']]:
+  """Updates parameters by a parameter chain.
+
+  Args:
+    tx: the parameter chain.
+    gradients: a gradient for each parameter.
+    opt_state: the chain's state.
+    params: the parameters.
+
+  Returns:
+    The updated parameters, the chain's next state, and whether both are finite.
+
+  Raises:
+    TypeError: the chain returns updates or a state of another form.
+  """
+  name = 'a parameter chain'
+  updates, next_state = check_pair(
+    name, tx.update(gradients, opt_state, params)
+  )
+  check_state(name, next_state, opt_state)
+  updated = apply_updates(params, updates)
+  finite = all_finite(updated) & _stays_finite(opt_state, next_state)
+  return updated, next_state, finite
 
 
 def apply_updates(params: PyTree, updates: PyTree) -> PyTree:
@@ -108,28 +139,6 @@ def apply_updates(params: PyTree, updates: PyTree) -> PyTree:
   return optax.apply_updates(params, updates)
 
 
-def check_state(before: PyTree, after: PyTree) -> None:
-  """Refuses a state of a parameter chain that belongs to other parameters.
-
-  Its arrays would be broadcast against those of the parameters.
-
-  Args:
-    before: the state that the chain was given.
-    after: the state that it returned.
-
-  Raises:
-    TypeError: an array has another shape.
-  """
-  given, _ = jax.tree_util.tree_flatten_with_path(before)
-  for (path, old), new in zip(given, jax.tree.leaves(after), strict=True):
-    if jnp.shape(old) != jnp.shape(new):
-      raise TypeError(
-        f"the parameter chain's state {jax.tree_util.keystr(path)} must keep its"
-        f' shape, {jnp.shape(old)}, got {jnp.shape(new)}; it belongs to other'
-        ' parameters'
-      )
-
-
 def all_finite(tree: PyTree) -> Bool[Array, '']:
   """Whether every float of a tree of arrays is finite."""
   flags = [
@@ -138,6 +147,34 @@ def all_finite(tree: PyTree) -> Bool[Array, '']:
     if jnp.issubdtype(leaf.dtype, jnp.inexact)
   ]
   return jnp.all(jnp.stack(flags)) if flags else jnp.asarray(True)
+
+
+def _stays_finite(before: PyTree, after: PyTree) -> Bool[Array, '']:
+  """Whether no number of a narrow type in a chain's state has overflowed.
+
+  A second moment of float16 that is infinite would keep its parameter where it is
+  for ever. In wider types the norm of the gradient overflows first.
+
+  Args:
+    before: the state before an update, in which a number may be infinite, such as
+      the best loss so far.
+    after: the state after it, of the same form.
+  """
+  flags = [
+    jnp.all(jnp.isfinite(new) | ~jnp.isfinite(old))
+    for old, new in zip(
+      jax.tree.leaves(before), jax.tree.leaves(after), strict=True
+    )
+    if _is_narrow(old)
+  ]
+  return jnp.all(jnp.stack(flags)) if flags else jnp.asarray(True)
+
+
+def _is_narrow(leaf: Any) -> bool:
+  """Whether an array's dtype has a smaller range than float32."""
+  dtype = jnp.result_type(leaf)
+  is_float = jnp.issubdtype(dtype, jnp.floating)
+  return is_float and bool(jnp.finfo(dtype).max < jnp.finfo(jnp.bfloat16).max)
 
 
 def to_device(opt_state: PyTree) -> PyTree:

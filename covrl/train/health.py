@@ -109,4 +109,4 @@ def _cause(metrics: Mapping[str, float], network: str) -> str:
     value = metrics[prefix + name]
     if not math.isfinite(value):
       return f'{described} is {value:g}'
-  return 'its parameters would not be finite'
+  return "its parameters or its parameter chain's state would not be finite"

@@ -35,7 +35,7 @@ from covrl.run.preemption import Stopped, StopSignal
 from covrl.run.progress import Progress
 from covrl.statistics import token_stats
 from covrl.tasks.task import Task
-from covrl.train.apply import all_finite, apply_updates
+from covrl.train.apply import run_chain
 from covrl.train.health import DivergedError
 from covrl.train.state_sharding import (
   abstract_opt_state,
@@ -133,10 +133,11 @@ def make_sft_step(
     (value, entropy), gradients = jax.value_and_grad(loss, has_aux=True)(
       state.params, batch
     )
-    updates, opt_state = tx.update(gradients, state.opt_state, state.params)
-    params = apply_updates(state.params, updates)
+    params, opt_state, is_valid = run_chain(
+      tx, gradients, state.opt_state, state.params
+    )
     norm = optax.tree.norm(gradients)
-    finite = jnp.isfinite(norm) & all_finite(params)
+    finite = jnp.isfinite(norm) & is_valid
     params, opt_state = jax.tree.map(
       lambda new, old: jnp.where(finite, new, old),
       (params, opt_state),
@@ -148,8 +149,7 @@ def make_sft_step(
       step=state.step + 1,
       skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
     )
-    metrics = {'loss': value, 'entropy': entropy, 'gradient_norm': norm}
-    return new_state, metrics
+    return new_state, {'loss': value, 'entropy': entropy, 'gradient_norm': norm}
 
   return update
 

@@ -15,9 +15,7 @@ from covrl.array_checks import check_scalar
 from covrl.models import Policy
 from covrl.train.apply import (
   accumulator_dtype,
-  all_finite,
-  apply_updates,
-  check_state,
+  run_chain,
   to_device,
 )
 from covrl.train.forward import Metrics, apply_token_weights
@@ -92,12 +90,10 @@ def make_network_step(
     gradients = jax.tree.map(
       lambda g, p: g.astype(p.dtype), gradients, state.params
     )
-    updates, next_opt_state = network.tx.update(
-      gradients, opt_state, state.params
+    params, next_opt_state, is_valid = run_chain(
+      network.tx, gradients, opt_state, state.params
     )
-    check_state(opt_state, next_opt_state)
-    params = apply_updates(state.params, updates)
-    finite = jnp.isfinite(value) & jnp.isfinite(norm) & all_finite(params)
+    finite = jnp.isfinite(value) & jnp.isfinite(norm) & is_valid
     kept = NetworkState(params=state.params, opt_state=opt_state)
     new = NetworkState(params=params, opt_state=next_opt_state)
     next_state = jax.tree.map(
