@@ -10,7 +10,7 @@ import optax
 from jaxtyping import PyTree
 
 from covrl.entropy.base import check_token_chain, update_signal
-from covrl.objectives import LossAux
+from covrl.objectives.base import check_aux
 from covrl.types import Scalar, TokenContext, TokenStats
 
 
@@ -50,11 +50,7 @@ def as_loss(
     (value, aux), signal = jax.value_and_grad(loss, has_aux=True)(
       fixed, **context
     )
-    if not isinstance(aux, LossAux):
-      raise TypeError(
-        'the loss of as_loss must return a value and a LossAux, got'
-        f' {type(aux).__name__} beside the value'
-      )
+    aux = check_aux(aux, 'the loss of as_loss', stats)
     context = cast(TokenContext, {**context, **aux.for_selection})
     signal, token_state = update_signal(
       token_tx, signal, token_state, fixed, **context

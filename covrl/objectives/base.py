@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from covrl.array_checks import concrete, concrete_number
+from covrl.array_checks import check_array, concrete, concrete_number
 from covrl.context_checks import check_context, check_stats
 from covrl.types import Scalar, TokenContext, TokenStats
 
@@ -48,6 +48,31 @@ class LossAux(NamedTuple):
   def for_selection(self) -> dict[str, Array]:
     """The entries of a `TokenContext` that the loss provides."""
     return {'score_weight': self.score_weight, 'clipped': self.clipped}
+
+
+def check_aux(aux: object, where: str, stats: TokenStats) -> LossAux:
+  """Refuses anything but a `LossAux` with an entry per token.
+
+  Args:
+    aux: what a loss has returned beside its value.
+    where: the loss, for the error.
+    stats: the statistics that it was given.
+
+  Raises:
+    TypeError: it is not a `LossAux`, or an entry has another dtype.
+    ValueError: an entry has another shape.
+  """
+  if not isinstance(aux, LossAux):
+    raise TypeError(
+      f'{where} must return a value and a LossAux, got'
+      f' {type(aux).__name__} beside the value'
+    )
+  shape = jnp.shape(stats.logprobs)
+  for name in ('ratio', 'log_ratio', 'score_weight'):
+    value = getattr(aux, name)
+    check_array(f'LossAux.{name} of {where}', value, 'real', 'B T', shape)
+  check_array(f'LossAux.clipped of {where}', aux.clipped, 'bool', 'B T', shape)
+  return aux
 
 
 class LossInputs(NamedTuple):

@@ -13,10 +13,12 @@ import optax
 from covrl.array_checks import check_scalar
 from covrl.config import ConfigError, Recipe
 from covrl.objectives import LossAux
+from covrl.objectives.base import check_aux
 from covrl.train.networks.estimator import Estimator
 from covrl.train.networks.network import Network
 from covrl.train.rollout_batch import Advantages
 from covrl.train.step import Loss
+from covrl.types import TokenStats
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,16 +75,19 @@ def checked_loss(loss: Any) -> Loss:
   Raises:
     ConfigError: it is not a function; or, when it is traced, does not return a
       pair with a `LossAux`.
-    ValueError: when it is traced, its value is not a scalar.
+    TypeError: when it is traced, an entry of the `LossAux` has another dtype.
+    ValueError: when it is traced, its value is not a scalar, or an entry has
+      another shape.
   """
   _function('loss', loss)
 
   @functools.wraps(loss)
-  def checked(*args: Any, **context: Any) -> Any:
-    result = loss(*args, **context)
+  def checked(stats: TokenStats, **context: Any) -> Any:
+    result = loss(stats, **context)
     match result:
-      case (value, LossAux()):
+      case (value, LossAux() as aux):
         check_scalar("the value of the recipe's loss", value)
+        check_aux(aux, "the recipe's loss", stats)
         return result
       case _:
         raise ConfigError(
