@@ -89,7 +89,7 @@ def plan(
   for text in (
     *without_effect(recipe, read, task, policy.config),
     *config_warnings(config, algorithm, task.rewards),
-    *direction_warnings(policy, tx=algorithm.tx),
+    *direction_warnings(policy, tx=(algorithm.tx, config.total_updates)),
     *gradient_warnings(algorithm),
   ):
     yield f'warning: {text}'

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.extend.core import Var
 from jaxtyping import PyTree
@@ -181,50 +182,89 @@ def config_warnings(
 
 
 def direction_warnings(
-  policy: Policy, **chains: optax.GradientTransformation
+  policy: Policy, **chains: tuple[optax.GradientTransformation, int]
 ) -> Iterator[str]:
   """Yields a sentence for each chain that moves parameters along gradients.
 
   Args:
     policy: the policy.
-    **chains: parameter chains of the policy, by their names in a `Recipe`.
+    **chains: parameter chains of the policy with their numbers of updates, by their
+      names in a `Recipe`.
   """
   trainable, _ = policy.split(policy.abstract_params())
-  for name, tx in chains.items():
-    if _ascends(tx, trainable):
+  for name, (tx, updates) in chains.items():
+    update = _first_ascent(tx, trainable, updates)
+    if update is None:
+      continue
+    along = (
+      f"the recipe's {name} moves parameters along their gradient, which raises"
+      ' the loss'
+    )
+    if update < 2:
       yield (
-        f"the recipe's {name} moves parameters along their gradient, which raises"
-        ' the loss: a chain needs scale_by_learning_rate at its end, and'
+        f'{along}: a chain needs scale_by_learning_rate at its end, and'
         ' optax.masked returns the gradients of the parameters that it leaves out'
+      )
+    else:
+      yield (
+        f'{along}, at update {update} of {updates}: its learning rate becomes'
+        ' negative'
       )
 
 
-def _ascends(tx: optax.GradientTransformation, params: PyTree) -> bool:
-  """Returns whether a chain moves a parameter along its gradient.
+def _first_ascent(
+  tx: optax.GradientTransformation, params: PyTree, updates: int
+) -> int | None:
+  """Returns an update at which a chain moves a parameter along its gradient.
 
-  It is run on gradients of 1 and parameters of 0 with one entry each, twice,
-  since a learning rate may begin at 0. A chain that fails on such shapes counts as
-  one that does not.
+  It is run on gradients of 1 and parameters of 0 with one entry each, twice, since
+  a learning rate may begin at 0; then once for each of some later updates, whose
+  number takes the place of the counts in its state. A chain that fails on such
+  shapes counts as one that does not.
 
   Args:
     tx: a parameter chain.
     params: shapes and dtypes of the parameters.
+    updates: number of updates that the chain makes.
   """
   update = optax.with_extra_args_support(tx).update
+  count = 32 if updates > 2 else 0
+  later = np.unique(np.linspace(2, updates - 1, count).astype(np.int32))
 
-  def run() -> list[jax.Array]:
+  def is_along(moves: PyTree) -> jax.Array:
+    return jnp.any(
+      jnp.stack([jnp.any(leaf > 0) for leaf in jax.tree.leaves(moves)])
+    )
+
+  def run() -> tuple[list[jax.Array], jax.Array]:
     zeros = jax.tree.map(
       lambda leaf: jnp.zeros((1,) * len(leaf.shape), leaf.dtype), params
     )
     gradients = jax.tree.map(jnp.ones_like, zeros)
     first, state = update(gradients, tx.init(zeros), zeros)
-    second, _ = update(gradients, state, zeros)
-    return [jnp.any(leaf > 0) for leaf in jax.tree.leaves((first, second))]
+    second, state = update(gradients, state, zeros)
+
+    def at(count: jax.Array) -> jax.Array:
+      counted = jax.tree.map(
+        lambda leaf: count if _is_count(leaf) else leaf, state
+      )
+      return is_along(update(gradients, counted, zeros)[0])
+
+    return [is_along(first), is_along(second)], jax.lax.map(at, later)
 
   try:
-    return any(jax.jit(run)())
+    early, along = jax.jit(run)()
   except Exception:
-    return False
+    return None
+  if any(early):
+    return 0
+  found = later[np.asarray(along)]
+  return int(found[0]) if found.size else None
+
+
+def _is_count(leaf: Any) -> bool:
+  """Whether an array of a chain's state counts updates."""
+  return jnp.shape(leaf) == () and jnp.result_type(leaf) == jnp.int32
 
 
 def gradient_warnings(algorithm: Algorithm) -> Iterator[str]:

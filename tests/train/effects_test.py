@@ -189,8 +189,26 @@ def test_recorded_reads_leave_the_configuration_as_it_was():
   ],
 )
 def test_chains_that_move_along_the_gradient_are_reported(tx, ascends):
-  warnings = [*direction_warnings(Policy(tiny(8)), tx=tx)]
+  warnings = [*direction_warnings(Policy(tiny(8)), tx=(tx, 2))]
   assert bool(warnings) is ascends
+
+
+def test_a_learning_rate_that_becomes_negative_is_reported():
+  def falling(count):
+    return 1e-2 * (1 - count / 10)
+
+  policy = Policy(tiny(8))
+  assert not [*direction_warnings(policy, tx=(optax.sgd(falling), 10))]
+  injected = optax.inject_hyperparams(optax.sgd)(learning_rate=falling)
+  warnings = direction_warnings(
+    policy, tx=(optax.sgd(falling), 40), warm_start_tx=(injected, 20)
+  )
+  for warning, updates in zip(warnings, (40, 20), strict=True):
+    assert warning.endswith(
+      f'at update 11 of {updates}: its learning rate becomes negative'
+    )
+  cosine = optax.warmup_cosine_decay_schedule(0.0, 1e-2, 5, 40)
+  assert not [*direction_warnings(policy, tx=(optax.sgd(cosine), 60))]
 
 
 def algorithm_of(loss, token_tx=None):
