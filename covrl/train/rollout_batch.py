@@ -24,7 +24,8 @@ from covrl.types import Rollouts, TokenBatch, TokenMoments
 # Folded into the key of the run's seed: independent random streams.
 ROLLOUT_STREAM, TRAIN_STREAM, EVALUATE_STREAM, INIT_STREAM = range(4)
 
-# `(rewards, group_ids) -> advantages`, one per response; or, with the response
+# `(rewards, group_ids) -> advantages`, one per response, of groups that are numbered
+# from 0 (see `baseline_groups`); or, with the response
 # tokens as a third argument `mask`, one per token.
 Advantages = Callable[..., Float[Array, ' S'] | Float[Array, 'S T']]
 
@@ -123,13 +124,19 @@ def shift_left(array: Any) -> np.ndarray:
 
 
 def baseline_groups(rollouts: Rollouts) -> Int[np.ndarray, ' S']:
-  """Returns group ids with masked sequences each in a separate group.
+  """Returns ids of the groups within which rewards are compared.
 
-  A sequence without a score must not count in the baseline of the others.
+  Groups are numbered from 0 in their order, in every iteration, so that a function
+  may take the ids for indices. Masked sequences follow, each in a separate group: a
+  sequence without a score must not count in the baseline of the others.
   """
   masked = np.logical_not(np.any(rollouts.loss_mask, axis=1))
-  separate = -1 - np.arange(masked.size)
-  return np.where(masked, separate, rollouts.group_ids).astype(np.int32)
+  _, first, index = np.unique(
+    rollouts.group_ids, return_index=True, return_inverse=True
+  )
+  ranks = np.argsort(np.argsort(first))
+  separate = first.size + np.arange(masked.size)
+  return np.where(masked, separate, ranks[index]).astype(np.int32)
 
 
 def zero_lone_advantages(

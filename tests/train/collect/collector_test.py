@@ -14,7 +14,7 @@ from covrl.rewards import Outcome, PendingScores, Reward, Status
 from covrl.rollout.score import PendingRollouts, ScoredRollouts
 from covrl.train.collect.group_filter import informative_groups
 from covrl.train.collect.rollout_metrics import outcome_metrics, rollout_metrics
-from covrl.train.rollout_batch import zero_lone_advantages
+from covrl.train.rollout_batch import baseline_groups, zero_lone_advantages
 from covrl.types import Rollouts
 
 
@@ -218,3 +218,12 @@ def finished_outcomes(*scores: float) -> Future[list[Outcome]]:
 def make_outcome(score: float) -> Outcome:
   status = Status.INFRASTRUCTURE if np.isnan(score) else Status.SCORED
   return Outcome(score, status, 'a sentence')
+
+
+def test_groups_are_numbered_from_0_in_every_iteration():
+  """A function of a recipe may take the ids for indices."""
+  rollouts: Any = SimpleNamespace(
+    group_ids=np.array([40, 40, 7, 7, 41, 41], np.int32),
+    loss_mask=np.array([[1], [1], [1], [0], [1], [1]], bool),
+  )
+  assert baseline_groups(rollouts).tolist() == [0, 0, 1, 3 + 3, 2, 2]
