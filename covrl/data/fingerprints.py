@@ -21,7 +21,7 @@ def problems_fingerprint(problems: Iterable[Problem]) -> str:
 
   Returns:
     SHA-256 in hexadecimal; an empty text, for unknown, if a reference cannot be
-    written as JSON.
+    written as JSON, such as an integer of 5,000 digits.
 
   >>> sums = Problem(prompt='1 + 1', reference=2, source='sums')
   >>> problems_fingerprint([sums])[:8]
@@ -41,7 +41,7 @@ def problems_fingerprint(problems: Iterable[Problem]) -> str:
     )
     try:
       text = json.dumps(content, sort_keys=True)
-    except TypeError:
+    except (TypeError, ValueError, RecursionError):
       return ''
     digest.update(f'{text}\n'.encode())
   return digest.hexdigest()

@@ -26,6 +26,7 @@ from covrl.data.sampler import (
   global_order,
   process_rows,
 )
+from covrl.data.sources import ListSource
 from covrl.data.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -68,6 +69,25 @@ class PromptBatch:
   indices: Int[np.ndarray, ' P']
   source_ids: Int[np.ndarray, ' P']
   draw: int
+
+
+def check_in_memory(
+  source: ProblemSource, build: Callable[[Sequence[Problem], range], object]
+) -> None:
+  """Builds every problem of a `ListSource`, so that unusable ones raise early.
+
+  A run that meets one later ends there, and again whenever it is resumed. Problems
+  of files are filtered when they are read; others are too many to be built.
+
+  Args:
+    source: the problems; nothing is done with other sources.
+    build: makes rows of problems and their indices.
+  """
+  if not isinstance(source, ListSource):
+    return
+  for first in range(0, len(source), 1024):
+    indices = range(first, min(first + 1024, len(source)))
+    build([source[index] for index in indices], indices)
 
 
 class _Stream(Generic[Batch], Iterator[Batch]):

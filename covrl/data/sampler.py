@@ -41,15 +41,26 @@ class ProblemDraw:
 
 
 class _IndexedSource:
-  """A source that returns each problem with its index."""
+  """A source that returns each problem with its index, and keeps its length.
+
+  Raises:
+    ValueError: when a problem is read, the source has another length than before:
+      the order of the problems would change within an epoch.
+  """
 
   def __init__(self, source: ProblemSource) -> None:
     self._source = source
+    self._length = len(source)
 
   def __len__(self) -> int:
-    return len(self._source)
+    return self._length
 
   def __getitem__(self, index: int) -> tuple[int, Problem]:
+    size = len(self._source)
+    if size != self._length:
+      raise ValueError(
+        f'a source must keep its length, {self._length} problems, got {size}'
+      )
     return index, self._source[index]
 
 

@@ -67,12 +67,19 @@ def check_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> None:
     vocab_size: vocabulary size of the policy.
 
   Raises:
-    ValueError: the sizes differ, or a special token is not in the vocabulary.
+    ValueError: the sizes differ, no token ends a response, or a special token is
+      not in the vocabulary.
   """
   if tokenizer.vocab_size != vocab_size:
     raise ValueError(
       f"the tokenizer must have the policy's {vocab_size} tokens, got one"
       f' of {tokenizer.vocab_size} (SHA-256 {tokenizer.fingerprint[:12]}…)'
+    )
+  end_ids: object = tokenizer.end_ids
+  if not isinstance(end_ids, list | tuple) or not end_ids:
+    raise ValueError(
+      'end_ids of a tokenizer must be a tuple of at least one id, without which no'
+      f' response ends, got {end_ids!r}'
     )
   special_ids = [tokenizer.pad_id, *tokenizer.end_ids]
   if tokenizer.bos_id is not None:

@@ -22,6 +22,7 @@ import numpy as np
 from covrl.config import Config, ConfigError, Recipe, flatten
 from covrl.config.divisors import hint, multiples
 from covrl.data import ProblemSource
+from covrl.data.fingerprints import problems_fingerprint
 from covrl.data.problems import source_fingerprint
 from covrl.parallel import distributed, xla_flags
 
@@ -83,18 +84,27 @@ def check_processes(recipe: Recipe, workdir: str) -> None:
   _compare('configuration', [*map(str, fields.values())], [*fields])
 
 
-def check_problems(source: ProblemSource) -> None:
-  """Compares the number and fingerprint of the problems over all processes.
+def check_problems(subject: str, source: ProblemSource) -> None:
+  """Compares the number and fingerprint of problems over all processes.
+
+  Of a source without a fingerprint some problems are compared.
 
   Args:
-    source: the problems that this process trains on.
+    subject: what the problems are, for the error.
+    source: the problems of this process.
 
   Raises:
     ConfigError: on every process; names the process that differs.
   """
   if distributed.process_count() > 1:
-    fingerprint = f'{len(source)} {source_fingerprint(source)}'
-    _compare('problems to train on', [fingerprint], ['set'])
+    fingerprint = source_fingerprint(source) or _sample_fingerprint(source)
+    _compare(subject, [f'{len(source)} {fingerprint}'], ['set'])
+
+
+def _sample_fingerprint(source: ProblemSource) -> str:
+  """Returns a digest of problems at equal distances."""
+  indices = np.unique(np.linspace(0, len(source) - 1, 16).astype(int))
+  return problems_fingerprint(source[int(index)] for index in indices)
 
 
 def check_process_count(config: Config, processes: int) -> None:

@@ -124,3 +124,12 @@ def test_a_subset_is_recognised_by_its_indices():
   }
   assert len(fingerprints) == 3
   assert SubsetSource(source, np.array([0]), 'given').fingerprint == 'given'
+
+
+def test_references_that_are_not_json_have_no_fingerprint():
+  nested: list[object] = []
+  for _ in range(100_000):
+    nested = [nested]
+  for reference in (10**5000, nested, {1, 2}):
+    problem = Problem(prompt='1', reference=reference, source='toy')
+    assert problems_fingerprint([problem]) == ''

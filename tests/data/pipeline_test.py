@@ -19,10 +19,12 @@ from covrl.data import (
   Problem,
   PromptStream,
   SolvedCountdownSource,
+  SubsetSource,
   SupervisedStream,
   countdown_tokenizer,
   train_sentencepiece,
 )
+from covrl.data.pipeline import check_in_memory
 
 TOKENIZER = train_sentencepiece([' '.join(map(str, range(64)))])
 
@@ -316,3 +318,41 @@ def test_streams_of_countdown_problems_have_rows_of_the_given_width():
   )
   (batch,) = take_draws(rows, 1)
   assert batch.tokens.shape == (8, 24)
+
+
+def test_a_source_keeps_its_length():
+  """Another length is another order, within an epoch, too."""
+
+  class Growing:
+    names = ('toy',)
+    size = 20
+
+    def __len__(self):
+      return self.size
+
+    def __getitem__(self, index):
+      return Problem(prompt='1', reference=index, source='toy')
+
+  source = Growing()
+  stream = PromptStream(
+    source,
+    seed=0,
+    prompts_per_draw=4,
+    tokenizer=TOKENIZER,
+    max_prompt_length=8,
+    prefetch=0,
+  )
+  next(stream)
+  source.size = 21
+  with pytest.raises(ValueError, match='keep its length, 20 problems, got 21'):
+    next(stream)
+
+
+def test_all_problems_in_memory_are_built_before_a_run():
+  built: list[int] = []
+  source = number_source(1500)
+  check_in_memory(source, lambda problems, indices: built.extend(indices))
+  assert built == [*range(1500)]
+  others = SubsetSource(source, np.arange(3))
+  check_in_memory(others, lambda problems, indices: built.clear())
+  assert built

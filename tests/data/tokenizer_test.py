@@ -145,3 +145,14 @@ def test_refuses_the_tokenizer_of_another_policy(tokenizer: Tokenizer):
   for size in (tokenizer.vocab_size - 1, tokenizer.vocab_size + 1):
     with pytest.raises(ValueError, match=f"policy's {size} tokens, got one of"):
       check_tokenizer(tokenizer, size)
+
+
+@pytest.mark.parametrize('end_ids', [(), [], 3, None])
+def test_refuses_tokenizers_without_a_token_that_ends_responses(
+  monkeypatch, end_ids
+):
+  monkeypatch.setattr(type(COUNTDOWN), 'end_ids', end_ids)
+  with pytest.raises(
+    ValueError, match='end_ids of a tokenizer must be a tuple'
+  ):
+    check_tokenizer(COUNTDOWN, COUNTDOWN.vocab_size)

@@ -109,14 +109,43 @@ def test_refuses_processes_with_different_fields(processes, recipe):
     processes.run(make_check(dataclasses.replace(recipe, config=config)))
 
 
+TRAIN = 'problems to train on'
+
+
 def test_refuses_processes_with_different_problems(processes, recipe):
   source = toy.make_task(recipe.config).train
   three = np.arange(3)
-  processes.run(lambda: check_problems(SubsetSource(source, three, 'a')))
+  processes.run(lambda: check_problems(TRAIN, SubsetSource(source, three, 'a')))
   with pytest.raises(
     ConfigError, match='same problems to train on, got another set on process 1'
   ):
-    processes.run(lambda: check_problems(SubsetSource(source, three, 'b')))
+    processes.run(
+      lambda: check_problems(TRAIN, SubsetSource(source, three, 'b'))
+    )
+
+
+def test_refuses_processes_with_different_problems_without_fingerprint(
+  processes, recipe
+):
+  task = toy.make_task(recipe.config)
+
+  class Source:
+    names = task.train.names
+
+    def __init__(self, step):
+      self.step = step
+
+    def __len__(self):
+      return 50
+
+    def __getitem__(self, index):
+      return task.train[index * self.step]
+
+  processes.run(lambda: check_problems('solved examples', Source(1)))
+  with pytest.raises(
+    ConfigError, match='same solved examples, got another set on process 1'
+  ):
+    processes.run(lambda: check_problems('solved examples', Source(2)))
 
 
 def test_refuses_processes_with_other_flags(processes, recipe, monkeypatch):

@@ -13,8 +13,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
 from covrl.config import Config, ConfigError, Recipe
-from covrl.data import Suite
-from covrl.data.packing import prompt_width
+from covrl.data import Problem, Suite
+from covrl.data.packing import prompt_rows, prompt_width, token_rows
+from covrl.data.pipeline import check_in_memory
 from covrl.evaluation.evaluator import Evaluator
 from covrl.models import Policy
 from covrl.parallel import sharding
@@ -107,7 +108,9 @@ def build(
       'the task must have training problems, got none; data.train names the'
       ' files of a task of text'
     )
-  check_problems(task.train)
+  check_problems('problems to train on', task.train)
+  if task.solved is not None:
+    check_problems('solved examples', task.solved)
   policy = make_policy(recipe, task.tokenizer)
   check_mesh(config, policy.config, mesh)
   algorithm = Algorithm.from_recipe(recipe)
@@ -116,9 +119,9 @@ def build(
   warm_start = None
   if saved is None or policy.config.lora is not None:
     warm_start = shared_warm_start(config, task)
-  chains = {'tx': algorithm.tx}
-  if config.warm_start.steps:
-    chains['warm_start_tx'] = warm_start_transformation(recipe)
+  chains = {'tx': (algorithm.tx, config.total_updates)}
+  if steps := config.warm_start.steps:
+    chains['warm_start_tx'] = warm_start_transformation(recipe), steps
   for text in (
     *config_warnings(config, algorithm, task.rewards),
     *direction_warnings(policy, **chains),
@@ -148,6 +151,7 @@ def build(
   # An invalid algorithm or prompt fails here rather than in the first update.
   programs.trace_update(collector.padding_batch().batch)
   collector.check_prompts()
+  check_problems_in_memory(task, config)
   evaluator = None
   if suites := task.evaluation(config.evaluate):
     evaluator = make_evaluator(config, task, engine, scoring, suites)
@@ -166,6 +170,29 @@ def build(
     init_key=stream_key(config, INIT_STREAM),
     train_key=stream_key(config, TRAIN_STREAM),
   )
+
+
+def check_problems_in_memory(task: Task, config: Config) -> None:
+  """Checks all problems in memory before training.
+
+  Raises:
+    ValueError: a prompt or a solved example is too long or has no tokens.
+  """
+  tokenizer, rollout = task.tokenizer, config.rollout
+  longest = rollout.max_prompt_length + rollout.max_response_length - 1
+
+  def prompts(problems: Sequence[Problem], indices: Sequence[int]) -> object:
+    return prompt_rows(
+      problems, tokenizer, rollout.max_prompt_length, indices=indices
+    )
+
+  def examples(problems: Sequence[Problem], indices: Sequence[int]) -> object:
+    del indices
+    return token_rows(problems, tokenizer, longest)
+
+  check_in_memory(task.train, prompts)
+  if task.solved is not None and config.warm_start.steps:
+    check_in_memory(task.solved, examples)
 
 
 def stream_key(config: Config, stream: int) -> Key[Array, '']:

@@ -15,7 +15,7 @@ from train.updates import padded
 
 import covrl
 from covrl.config import Config, ConfigError, Recipe
-from covrl.data import Suite
+from covrl.data import ListSource, Suite
 from covrl.data.packing import token_rows
 from covrl.entropy import update_signal
 from covrl.models import tiny
@@ -31,6 +31,7 @@ from covrl.train.networks import critic, critic_advantages
 from covrl.train.networks.estimator import checked_estimate
 from covrl.train.networks.step import make_network_step
 from covrl.train.rollout_batch import merge_metrics, token_advantages
+from covrl.train.setup.build import check_problems_in_memory
 from covrl.train.setup.initial_policy import make_policy_of_size
 from covrl.train.step import StepSettings
 from covrl.types import NetworkState
@@ -191,6 +192,18 @@ def test_advantages_of_integers_become_float32():
       r'must be a float scalar, got float32 of shape \(1, 2\)',
     ),
     (lambda value, aux: (1, aux), 'must be a float scalar, got 1'),
+    (
+      lambda value, aux: (value, aux._replace(score_weight=None)),
+      "LossAux.score_weight of the recipe's loss must be an array of numbers",
+    ),
+    (
+      lambda value, aux: (value, aux._replace(log_ratio=value)),
+      r'LossAux.log_ratio of the .* must be \[B, T\] = \(1, 2\), got \(\)',
+    ),
+    (
+      lambda value, aux: (value, aux._replace(log_ratio=aux.clipped)),
+      'LossAux.log_ratio of .* must be an array of numbers, got bool',
+    ),
   ],
 )
 def test_results_of_losses_of_another_form_are_refused(change, message):
@@ -199,7 +212,7 @@ def test_results_of_losses_of_another_form_are_refused(change, message):
 
   ones = jnp.ones((1, 2))
   stats = covrl.TokenStats(logprobs=-ones, entropy=ones)
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises((TypeError, ValueError), match=message):
     checked_loss(loss)(stats, advantages=ones, old_logprobs=-ones, weights=ones)
 
 
@@ -333,3 +346,24 @@ def test_metrics_of_different_origin_have_different_names():
   assert merge_metrics({'a': 1.0}, {}, {'b': 2.0}) == {'a': 1.0, 'b': 2.0}
   with pytest.raises(ValueError, match="different names, got two 'loss'"):
     merge_metrics({'entropy': 1.0, 'loss': 1.0}, {'loss': 7.0})
+
+
+@pytest.mark.parametrize(
+  ('train', 'solution', 'message'),
+  [
+    ('1 2 3 4 5 6 7 8 9 :', '1', 'a prompt must have at most 6 tokens, got 11'),
+    ('1 2 3 :', '1 ' * 50, 'a prompt and its solution must have at most 9 tok'),
+  ],
+)
+def test_problems_that_are_too_long_are_found_before_training(
+  train, solution, message
+):
+  """A run that draws one of them later ends, and again when it is resumed."""
+  task, config = toy.make_task(toy.get_config()), toy.get_config()
+  problems = [task.train[index] for index in range(20)]
+  last = dataclasses.replace(problems[0], prompt=train, solution=solution)
+  source = ListSource([*problems, last])
+  check_problems_in_memory(task, config)
+  changed = dataclasses.replace(task, train=source, solved=source)
+  with pytest.raises(ValueError, match=message):
+    check_problems_in_memory(changed, config)
