@@ -15,6 +15,7 @@ from typing import Any
 
 from covrl.data import parsers
 from covrl.data.columns import Row, type_name
+from covrl.data.json_text import LongNumber
 from covrl.data.problems import Problem, question_key
 
 # Texts that data frames write for a missing value.
@@ -342,6 +343,8 @@ def _reference(row: Row, column: str, parse: Callable[[Row, str], Any]) -> Any:
     raise row.error(column, 'hold an answer')
   if isinstance(reference, float) and not math.isfinite(reference):
     raise row.error(column, 'hold a finite number')
+  if isinstance(row.value(column), LongNumber):
+    raise row.error(column, 'hold text where a number has over 17 digits')
   try:
     json.dumps(reference)
   except (TypeError, ValueError, RecursionError):

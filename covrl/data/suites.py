@@ -6,12 +6,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import reprlib
 from collections.abc import Sequence
 
 from etils import epath
 
 from covrl import storage
-from covrl.data.problems import Problem
+from covrl.array_checks import concrete_number
+from covrl.data.problems import Problem, check_unicode
 from covrl.data.sources import FileSource
 
 # Suffixes of files of problems, in order of precedence.
@@ -31,8 +33,10 @@ class Suite:
     schema: names of the schemas of its files, separated by commas.
 
   Raises:
-    ValueError: the samples are not a whole number from 0, or the temperature is
-      negative or not finite.
+    TypeError: the problems are not a sequence of `Problem`, but a generator for
+      example, or the temperature is not a number.
+    ValueError: the name is not valid Unicode, the samples are not a whole number
+      from 0, or the temperature is negative or not finite.
   """
 
   name: str
@@ -43,6 +47,20 @@ class Suite:
 
   def __post_init__(self) -> None:
     samples, temperature = self.samples, self.temperature
+    check_unicode(self.name, 'the name of an evaluation set')
+    problems: object = self.problems
+    if not isinstance(problems, Sequence) or not all(
+      isinstance(each, Problem) for each in problems
+    ):
+      raise TypeError(
+        f'problems of the suite {self.name!r} must be a sequence of Problem, got'
+        f' {reprlib.repr(problems)}'
+      )
+    concrete_number(
+      temperature,
+      f'temperature of the suite {self.name!r}',
+      allow_schedule=False,
+    )
     is_whole = isinstance(samples, int) and not isinstance(samples, bool)
     if not is_whole or samples < 0:
       raise ValueError(

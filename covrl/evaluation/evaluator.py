@@ -26,7 +26,7 @@ from covrl.evaluation.batches import (
   graded_responses,
 )
 from covrl.evaluation.results import Evaluation, SuiteResult
-from covrl.evaluation.voting import merge_equal_answers
+from covrl.evaluation.voting import checked_extractor, merge_equal_answers
 from covrl.parallel import distributed
 from covrl.rewards import PendingScores, Scoring
 from covrl.rollout import Sampling, SamplingEngine
@@ -354,7 +354,9 @@ class Evaluator:
       The answers by problem, `None` if a problem has none; and the problems of
       which two wrong answers could not be compared.
     """
-    extractors = [self._answer_extractor(p) for p in suite.problems]
+    extractors = [
+      checked_extractor(self._answer_extractor(p)) for p in suite.problems
+    ]
     answers = [
       [extract(text) for text in responses]
       for extract, responses in zip(extractors, texts, strict=True)

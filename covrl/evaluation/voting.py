@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -78,3 +79,33 @@ def merge_equal_answers(
       zip(answers, correct, strict=True)
     )
   ]
+
+
+def checked_extractor(extract: Any) -> Callable[[str], str | None] | None:
+  """Wraps a function that extracts answers with checks of its results.
+
+  Args:
+    extract: what a task's `answer_extractor` has returned for a problem.
+
+  Raises:
+    TypeError: it is neither a function nor `None`; or, when it is called, it
+      returns neither a text nor `None`.
+  """
+  if extract is None:
+    return None
+  if not callable(extract):
+    raise TypeError(
+      "the task's answer_extractor must return a function or None for a problem,"
+      f' got {extract!r:.80}'
+    )
+
+  def checked(response: str) -> str | None:
+    answer: Any = extract(response)
+    if answer is not None and not isinstance(answer, str):
+      raise TypeError(
+        "the functions of the task's answer_extractor must return a text or None,"
+        f' got {answer!r:.80}'
+      )
+    return answer
+
+  return checked

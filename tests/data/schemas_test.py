@@ -345,3 +345,16 @@ def test_schemas_can_be_given_by_name(tmp_path):
   assert problem.reference == 'a #### 1'
   with pytest.raises(ValueError, match=r"one of Eurus.*, plain, got 'gsm9k'"):
     schema_by_name('gsm9k')
+
+
+def test_numbers_with_more_digits_than_a_float_are_refused_as_answers(tmp_path):
+  file = tmp_path / 'file.jsonl'
+  row = '{"question": "q", "answer": %s, "other": 0.12345678901234567891}\n'
+  for number in ('0.1', '3.141592653589793', '0.30000000000000004', '1e-7'):
+    file.write_text(row % number)
+    assert FileSource(file)[0].reference == str(float(number))
+  file.write_text(row % '3.14159265358979323846')
+  with pytest.raises(
+    ValueError, match=r"'answer' .* a number has over 17 digits"
+  ):
+    FileSource(file)

@@ -3,6 +3,7 @@
 
 import pathlib
 import shutil
+from typing import Any
 
 import pytest
 
@@ -99,3 +100,18 @@ def test_refuses_suites_without_files(tmp_path):
     ' .parquet or .array_record, or in a folder math500, got none; nothing is'
     ' downloaded'
   )
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'problems': iter(())}, 'must be a sequence of Problem, got <tuple_iter'),
+    ({'problems': [1]}, r'must be a sequence of Problem, got \[1\]'),
+    ({'temperature': '1'}, "temperature of the suite 'a' must be a number"),
+    ({'name': '\ud800'}, 'the name of an evaluation set must be valid Unicode'),
+  ],
+)
+def test_refuses_fields_of_another_type(changes, message):
+  fields: Any = {'name': 'a', 'problems': [], **changes}
+  with pytest.raises((TypeError, ValueError), match=message):
+    Suite(**fields)

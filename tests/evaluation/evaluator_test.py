@@ -17,6 +17,7 @@ from covrl.data import Suite
 from covrl.evaluation import evaluator as evaluator_module
 from covrl.evaluation.evaluator import EvaluationError, Evaluator
 from covrl.evaluation.metrics import majority_vote
+from covrl.evaluation.voting import checked_extractor
 from covrl.models import Policy
 from covrl.rewards import Reward, Scoring, math_reward
 from covrl.rewards.math import extract
@@ -309,3 +310,16 @@ def test_refuses_a_prompt_that_is_too_long(evaluator_parts):
       group_size=1,
       key=jax.random.key(0),
     )
+
+
+def test_extracted_answers_are_texts():
+  assert checked_extractor(None) is None
+  extract = checked_extractor(lambda text: None if text == '' else text)
+  assert extract is not None
+  assert (extract(''), extract('1')) == (None, '1')
+  with pytest.raises(TypeError, match='must return a function or None for a'):
+    checked_extractor(5)
+  lengths = checked_extractor(len)
+  assert lengths is not None
+  with pytest.raises(TypeError, match='must return a text or None, got 2'):
+    lengths('ab')
