@@ -43,7 +43,8 @@ def check_array(
     shape: required sizes; `None` for any.
 
   Raises:
-    TypeError: the dtype is of another kind, or the value is a list.
+    TypeError: the dtype is of another kind, or the value is a list or a masked
+      array.
     ValueError: the shape is another one, or an integer is too large for JAX,
       which would keep its last 32 bits.
 
@@ -56,6 +57,11 @@ def check_array(
   if isinstance(value, list | tuple):
     raise TypeError(
       f'{name} must be an array of {description}, got a {type(value).__name__}'
+    )
+  if isinstance(value, np.ma.MaskedArray):
+    raise TypeError(
+      f'{name} must be an array of {description}, got a masked array, whose mask'
+      ' would be ignored'
     )
   array: Any = value if hasattr(value, 'dtype') else np.asarray(value)
   if not any(jnp.issubdtype(array.dtype, dtype) for dtype in dtypes):

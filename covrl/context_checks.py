@@ -122,7 +122,7 @@ def check_context(
     elif entry in _MOMENTS:
       check_moments(entry, value, shape)
     elif entry == 'key':
-      _check_key(value)
+      check_key(value)
 
 
 def check_moments(entry: str, moments: object, shape: tuple[int, ...]) -> None:
@@ -147,8 +147,12 @@ def check_moments(entry: str, moments: object, shape: tuple[int, ...]) -> None:
       check_array(f'{entry}.{field.name}', moment, 'real', 'B T', shape)
 
 
-def _check_key(key: Any) -> None:
-  """Refuses anything but a single PRNG key, typed or of two words or more."""
+def check_key(key: Any) -> None:
+  """Refuses anything but a single PRNG key, typed or of two words or more.
+
+  Raises:
+    TypeError: it is something else.
+  """
   dtype = getattr(key, 'dtype', None)
   if dtype is None:
     raise TypeError(

@@ -57,9 +57,7 @@ def parse_json(text: bytes | bytearray, subject: str) -> Any:
     return fields
 
   try:
-    content = json.loads(
-      text, object_pairs_hook=to_object, parse_float=_number
-    )
+    content = json.loads(text, object_pairs_hook=to_object, parse_float=_number)
   except (ValueError, RecursionError) as error:
     raise ValueError(
       f'{subject} must be JSON, got {str(error)[:200]}'

@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt
 
 from covrl.array_checks import check_array, check_number
+from covrl.context_checks import check_key
 from covrl.entropy.base import check_minimum
 from covrl.entropy.search import (
   RankedTokens,
@@ -52,6 +53,7 @@ def select_top(
 
   Returns:
     True for the `max(minimum, ⌊fraction · N⌋)` best, or all eligible if fewer.
+    Inside of `jax.pmap` and `jax.shard_map` the batch is the device's part.
 
   Raises:
     TypeError: if an argument has another type than its annotation.
@@ -112,6 +114,9 @@ def select_random(
   (1, False)
   """
   check_array('eligible', eligible, 'bool', 'B T')
+  check_array('step', step, 'int', '')
+  check_number('step', step, 0)
+  check_key(key)
   if mask is not None:
     check_mask(mask, eligible)
   _check_ids(eligible, sequence_ids, positions)
@@ -238,7 +243,12 @@ def _quota_of(
   share = jnp.asarray(fraction, jnp.result_type(float))
   share = jnp.where(share > 0, share, 0)  # NaN becomes 0.
   exact = jnp.minimum(share, 1) * total.astype(share.dtype)
-  return jnp.maximum(jnp.floor(exact).astype(jnp.int32), minimum)
+  least = jnp.asarray(minimum)
+  if jnp.issubdtype(least.dtype, jnp.floating):  # A number, or traced.
+    least = jnp.where(least > 0, jnp.minimum(least, total), 0)
+  return jnp.maximum(
+    jnp.floor(exact).astype(jnp.int32), least.astype(jnp.int32)
+  )
 
 
 def _check_ids(like: Any, sequence_ids: object, positions: object) -> None:

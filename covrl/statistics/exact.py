@@ -54,13 +54,17 @@ def extremes(
 ) -> Int[Array, '2']:
   """The smallest and the largest value under a mask, in one pass."""
   limits = jnp.iinfo(values.dtype)
-  low = jnp.where(mask, values, limits.max)
-  high = jnp.where(mask, values, limits.min)
+  # Arrays, since JAX takes a number of Python for one of int32.
+  largest, smallest = (
+    jnp.asarray(limit, values.dtype) for limit in (limits.max, limits.min)
+  )
+  low = jnp.where(mask, values, largest)
+  high = jnp.where(mask, values, smallest)
   return jax.lax.platform_dependent(
     low,
     high,
     cpu=lambda *bounds: _reduce_together(
-      bounds, (limits.max, limits.min), _combine_extremes
+      bounds, (largest, smallest), _combine_extremes
     ),
     default=lambda low, high: jnp.stack([jnp.min(low), jnp.max(high)]),
   )
@@ -136,6 +140,7 @@ def float_key(values: Float[Array, '*shape']) -> Int[Array, '*shape']:
   >>> float_key(jnp.array([-1.0, -0.0, 0.0, 1e-45])).tolist()
   [-1065353216, 0, 0, 1]
   """
+  values = jnp.asarray(values)
   values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
   signed = jnp.dtype(f'int{values.dtype.itemsize * 8}')
   pattern = jax.lax.bitcast_convert_type(values, signed)
@@ -150,7 +155,7 @@ def check_mask(mask: object, values: Any) -> None:
 
 def _reduce_together(
   terms: Sequence[Int[Array, '*shape']],
-  initial: Sequence[int],
+  initial: Sequence[int | Array],
   combine: Callable[[Sequence[Array], Sequence[Array]], Sequence[Array]],
 ) -> Int[Array, ' n']:
   """One reduction of many operands, which XLA vectorises on CPU.

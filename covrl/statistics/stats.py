@@ -174,9 +174,11 @@ def token_stats(
       ' they hold, got False'
     )
   _check_arrays(hidden, unembedding, targets)
-  targets = wide_targets(targets)
+  targets = jnp.asarray(wide_targets(targets))
+  hidden, unembedding = jnp.asarray(hidden), jnp.asarray(unembedding)
   if mask is not None:
     check_array('mask', mask, 'bool', '...', targets.shape)
+    mask = jnp.asarray(mask)
   check_temperature(temperature, targets.shape)
   dtype = statistics_dtype(hidden, unembedding)
   infinite = unembedding == -jnp.inf

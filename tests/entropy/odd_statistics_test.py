@@ -3,6 +3,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -253,3 +254,24 @@ def test_tokens_whose_drain_is_nan_are_counted(batch):
     covrl.detach_drain(0.1), stats, context | {'moments': moments}
   )
   assert int(selection.nonfinite) == 1
+
+
+@pytest.mark.usefixtures('no_annotation_checks')
+def test_selections_take_arrays_of_numpy_and_unsigned_ids():
+  scores = np.random.default_rng(0).normal(size=(4, 8)).round(1)
+  sequences, positions = np.mgrid[:4, :8].astype(np.uint32)
+  arrays: dict[str, Any] = {'scores': scores, 'mask': np.ones((4, 8), bool)}
+  ids: dict[str, Any] = {'sequence_ids': sequences, 'positions': positions}
+  expected = covrl.select_top(
+    jnp.asarray(scores, jnp.float32), jnp.ones((4, 8), bool), fraction=0.3
+  )
+  chosen = covrl.select_top(**arrays, **ids, fraction=0.3)
+  np.testing.assert_array_equal(chosen, expected)
+
+
+def test_a_traced_minimum_is_a_whole_number():
+  scores, mask = jnp.ones((2, 4)), jnp.ones((2, 4), bool)
+  counts = jax.vmap(
+    lambda least: covrl.select_top(scores, mask, fraction=0.0, minimum=least)
+  )(jnp.array([2.5, -1.0, jnp.nan, jnp.inf])).sum((1, 2))
+  assert counts.tolist() == [2, 0, 0, 8]

@@ -3,6 +3,7 @@
 
 import contextlib
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -162,3 +163,16 @@ def test_statistics_of_truncated_policies_are_zero_off_the_mask():
 
   masked, unmasked = run(mask), run(None)
   assert_agree(masked, jax.tree.map(lambda x: jnp.where(mask, x, 0), unmasked))
+
+
+@pytest.mark.usefixtures('no_annotation_checks')
+def test_arrays_of_numpy_are_taken():
+  mask = np.array([True, False])
+  arrays: dict[str, Any] = {
+    'hidden': np.ones((2, 3), np.float32),
+    'unembedding': np.ones((3, 5), np.float32),
+    'targets': np.ones(2, np.int32),
+    'mask': mask,
+  }
+  stats = token_stats(**arrays, implementation='chunked')
+  np.testing.assert_allclose(stats.entropy, np.log(5) * mask, rtol=1e-6)
