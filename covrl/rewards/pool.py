@@ -198,7 +198,8 @@ class RewardPool:
       key = response, json.dumps(reference, sort_keys=True)
     except (TypeError, ValueError, RecursionError) as error:
       raise ValueError(
-        f'the reference of a problem must be JSON, got {reference!r:.200}: {error}'
+        'the reference of a problem must be JSON, got'
+        f' {_shown(reference)}: {str(error)[:200]}'
       ) from None
     with self._lock:
       self._check()
@@ -383,3 +384,11 @@ def _check_arguments(score_fn: ScoreFunction) -> None:
       'a score function must take a response and a reference, (response,'
       f' reference) -> number, got {name}{signature}'
     ) from None
+
+
+def _shown(reference: object) -> str:
+  """Returns the beginning of a value, or its type if it cannot be written."""
+  try:
+    return f'{reference!r:.200}'
+  except (ValueError, RecursionError):
+    return f'a value of type {type(reference).__name__}'

@@ -262,3 +262,17 @@ def test_refuses_invalid_arguments(scorers):
     pytest.raises(ValueError, match='1 for 2'),
   ):
     pool.submit(['1', '2'], [None])
+
+
+def test_references_that_are_not_json_are_refused(scorers):
+  nested: list[object] = []
+  for _ in range(100_000):
+    nested = [nested]
+  with RewardPool(scorers.echo, workers=1) as pool:
+    for reference, shown in (
+      (10**5000, 'a value of type int'),
+      (nested, 'a value of type list'),
+      ({1}, '{1}'),
+    ):
+      with pytest.raises(ValueError, match=f'must be JSON, got {shown}'):
+        pool.submit(['a'], [reference])
