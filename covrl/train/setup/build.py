@@ -19,6 +19,7 @@ from covrl.data.pipeline import check_in_memory
 from covrl.evaluation.evaluator import Evaluator
 from covrl.models import Policy
 from covrl.parallel import sharding
+from covrl.parallel.settings import check_settings
 from covrl.rewards import Scoring
 from covrl.rollout import Caching, GroupEngine, SamplingEngine
 from covrl.run.checkpoint import Checkpoint
@@ -100,6 +101,8 @@ def build(
   config = recipe.config
   mesh = sharding.make_mesh(dataclasses.asdict(config.mesh), jax.devices())
   task = make_task(recipe)
+  # Functions of the recipe may have changed settings of JAX.
+  check_settings(trains=True)
   task.check_evaluation(config.evaluate)
   for text in task.notes:
     note(text)
@@ -114,6 +117,7 @@ def build(
   policy = make_policy(recipe, task.tokenizer)
   check_mesh(config, policy.config, mesh)
   algorithm = Algorithm.from_recipe(recipe)
+  check_settings(trains=True)
   programs = CompiledPrograms(policy, algorithm, config, mesh)
   # A resumed run needs a warm start only as the base of its adapters.
   warm_start = None

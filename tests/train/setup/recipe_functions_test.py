@@ -31,7 +31,7 @@ from covrl.train.networks import critic, critic_advantages
 from covrl.train.networks.estimator import checked_estimate
 from covrl.train.networks.step import make_network_step
 from covrl.train.rollout_batch import merge_metrics, token_advantages
-from covrl.train.setup.build import check_problems_in_memory
+from covrl.train.setup.build import build, check_problems_in_memory
 from covrl.train.setup.initial_policy import make_policy_of_size
 from covrl.train.step import StepSettings
 from covrl.types import NetworkState
@@ -367,3 +367,20 @@ def test_problems_that_are_too_long_are_found_before_training(
   changed = dataclasses.replace(task, train=source, solved=source)
   with pytest.raises(ValueError, match=message):
     check_problems_in_memory(changed, config)
+
+
+def test_settings_of_jax_that_a_recipe_changes_are_refused():
+  name = 'jax_numpy_rank_promotion'
+  before = getattr(jax.config, name)
+
+  def strict(config):
+    jax.config.update(name, 'raise')
+    return toy.make_task(config)
+
+  try:
+    with pytest.raises(
+      ValueError, match=f'{name.upper()} must be allow or warn'
+    ):
+      build(toy.recipe(task=strict), None, print)
+  finally:
+    jax.config.update(name, before)
