@@ -69,7 +69,7 @@ COMPARISONS = (OPERATIONS, ARITHMETIC, TRAFFIC, COLLECTIVES, STATE, MEMORY)
 
 def as_json() -> list[dict[str, Any]]:
   """Returns all comparisons as plain JSON."""
-  return [each._asdict() for each in COMPARISONS]
+  return [comparison._asdict() for comparison in COMPARISONS]
 
 
 def lines(device: str) -> Iterator[str]:
@@ -79,6 +79,6 @@ def lines(device: str) -> Iterator[str]:
     device: name of the chip or GPU of the report.
   """
   yield 'estimates against measurements, on CPUs only:'
-  for each in COMPARISONS:
-    yield f'  {each.estimate}: {each.ratios} of {each.reference}'
+  for comparison in COMPARISONS:
+    yield f'  {comparison.estimate}: {comparison.ratios} of {comparison.reference}'
   yield f'  {device}: nothing was run, and neither time nor memory compared'

@@ -39,7 +39,7 @@ _WITH_ARGUMENTS = frozenset(
 
 # Bytes that a chip sends in a ring of g chips, relative to the size of the whole
 # array.
-_SENT = {
+_SENT_SHARE = {
   'all-reduce': lambda g: 2 * (g - 1) / g,
   'all-gather': lambda g: (g - 1) / g,
   'reduce-scatter': lambda g: (g - 1) / g,
@@ -57,7 +57,7 @@ class Collective(NamedTuple):
     kind: `'all-reduce'`, `'all-gather'`, …; `'reduce-scatter'` also where XLA
       fuses an all-reduce and a slice.
     size: bytes of the whole arrays.
-    sent: bytes that one chip sends.
+    sent_bytes: bytes that one chip sends.
     groups: device ids, one group per row; slice ids between slices.
     scope: JAX's `op_name` of the operation.
     network: `'ici'` within a slice of TPUs or between GPUs, `'dcn'` between
@@ -67,7 +67,7 @@ class Collective(NamedTuple):
 
   kind: str
   size: int
-  sent: float
+  sent_bytes: float
   groups: tuple[tuple[int, ...], ...]
   scope: str
   network: Literal['ici', 'dcn'] = 'ici'
@@ -79,35 +79,37 @@ def collectives_in(
 ) -> Iterator[Collective]:
   """Yields the collectives of an instruction and of its fused computation."""
   if instruction.opcode in COLLECTIVE_OPCODES:
-    yield _collective(instruction, instruction.opcode.removesuffix('-start'))
+    yield _parse_collective(
+      instruction, instruction.opcode.removesuffix('-start')
+    )
   elif (
     instruction.opcode == 'send' and 'xla_megascale_runtime' in instruction.text
   ):
-    yield _between_slices(instruction)
+    yield _parse_slice_transfer(instruction)
   elif instruction.opcode in ('fusion', 'async-start'):
     for called in module.called(instruction):
-      scatters = called.name.startswith('all-reduce-scatter')
+      is_reduce_scatter = called.name.startswith('all-reduce-scatter')
       for inner in called.instructions.values():
         for collective in collectives_in(module, inner):
-          if scatters and collective.kind == 'all-reduce':
+          if is_reduce_scatter and collective.kind == 'all-reduce':
             yield collective._replace(
-              kind='reduce-scatter', sent=collective.sent / 2
+              kind='reduce-scatter', sent_bytes=collective.sent_bytes / 2
             )
           else:
             yield collective
 
 
-def _collective(instruction: Instruction, kind: str) -> Collective:
+def _parse_collective(instruction: Instruction, kind: str) -> Collective:
   """Parses one collective instruction."""
   groups = groups_of(instruction.text)
   size = sum(shape.size for shape in written_arrays(instruction))
-  count = len(groups[0]) if groups else 1
+  group_size = len(groups[0]) if groups else 1
   if kind == 'reduce-scatter':
-    size *= count
+    size *= group_size
   return Collective(
     kind=kind,
     size=size,
-    sent=size * _SENT[kind](count),
+    sent_bytes=size * _SENT_SHARE[kind](group_size),
     groups=groups,
     scope=instruction.scope,
     channel=instruction.attribute('channel_id'),
@@ -135,7 +137,7 @@ def written_arrays(instruction: Instruction) -> list[Shape]:
   return arrays[len(arrays) // 2 :]
 
 
-def _between_slices(instruction: Instruction) -> Collective:
+def _parse_slice_transfer(instruction: Instruction) -> Collective:
   """Parses a transfer between the hosts of slices.
 
   Reductions and gathers within a slice are separate collectives.
@@ -145,15 +147,15 @@ def _between_slices(instruction: Instruction) -> Collective:
   )
   kind = attributes['transfer_type'].lower().replace('_', '-')
   slices = _numbers(attributes['target'].partition('x')[0])
-  if kind not in _SENT:
+  if kind not in _SENT_SHARE:
     raise ValueError(
-      f'an exchange between slices must be one of {tuple(_SENT)}, got {kind!r}'
+      f'an exchange between slices must be one of {tuple(_SENT_SHARE)}, got {kind!r}'
     )
   size = instruction.shapes[0].size
   return Collective(
     kind=kind,
     size=size,
-    sent=size * _SENT[kind](len(slices)),
+    sent_bytes=size * _SENT_SHARE[kind](len(slices)),
     groups=(slices,),
     scope=instruction.scope,
     network='dcn',
@@ -176,60 +178,68 @@ def groups_of(text: str) -> tuple[tuple[int, ...], ...]:
   >>> groups_of('source_target_pairs={{0,1},{1,0}}')
   ((0, 1), (1, 0))
   """
-  listed = re.search(
+  listed_match = re.search(
     r'(?:replica_groups|source_target_pairs)=\{(\{.*?\})\}', text
   )
-  if listed:
+  if listed_match:
     return tuple(
-      _numbers(group) for group in re.findall(r'\{([\d,]+)\}', listed[1])
+      _numbers(group) for group in re.findall(r'\{([\d,]+)\}', listed_match[1])
     )
-  short = re.search(r'replica_groups=(\[[\d,]+\])<=(\S+)', text)
-  if short:
-    return _rows(_ids(short[2]).reshape(_numbers(short[1])))
-  mesh = re.search(
+  iota_match = re.search(r'replica_groups=(\[[\d,]+\])<=(\S+)', text)
+  if iota_match:
+    return _to_tuples(
+      _parse_ids(iota_match[2]).reshape(_numbers(iota_match[1]))
+    )
+  mesh_match = re.search(
     r'replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((\S+?\)?)\))?'
     r' \{([^}]*)\}',
     text,
   )
-  return _mesh_groups(mesh[1], mesh[2], mesh[3]) if mesh else ()
+  return (
+    _mesh_groups(mesh_match[1], mesh_match[2], mesh_match[3])
+    if mesh_match
+    else ()
+  )
 
 
 def _mesh_groups(
-  axes: str, ids: str | None, named: str
+  axes: str, ids: str | None, group_axes: str
 ) -> tuple[tuple[int, ...], ...]:
   """Returns the groups along axes of a mesh.
 
   Args:
     axes: names and sizes of all axes, `'a'=2,'b'=4`.
-    ids: device ids in the mesh's order, see `_ids`; all in order if absent.
-    named: the axes, or parts of them, that a group extends over, `'a','b':(2)2`.
+    ids: device ids in the mesh's order, see `_parse_ids`; all in order if absent.
+    group_axes: the axes, or parts of them, that a group extends over, `'a','b':(2)2`.
   """
   sizes = {
     name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", axes)
   }
-  order = _ids(ids) if ids else np.arange(math.prod(sizes.values()))
+  order = _parse_ids(ids) if ids else np.arange(math.prod(sizes.values()))
   dims: list[int] = []
-  grouped: list[int] = []
-  whole_axes = dict(re.findall(r"'([^']+)'(?::\((\d+)\)\d+)?", named))
-  parts = re.findall(r"'([^']+)':\((\d+)\)(\d+)", named)
+  grouped_dims: list[int] = []
+  whole_axes = dict(re.findall(r"'([^']+)'(?::\((\d+)\)\d+)?", group_axes))
+  sub_axes = re.findall(r"'([^']+)':\((\d+)\)(\d+)", group_axes)
   for name, size in sizes.items():
-    split = next((p for p in parts if p[0] == name), None)
-    if split is not None:
+    sub_axis = next((p for p in sub_axes if p[0] == name), None)
+    if sub_axis is not None:
       # A sub-axis, given by the sizes before it and of it.
-      before, inside = int(split[1]), int(split[2])
-      grouped.append(len(dims) + 1)
-      dims += [before, inside, size // (before * inside)]
+      size_before, size_inside = int(sub_axis[1]), int(sub_axis[2])
+      grouped_dims.append(len(dims) + 1)
+      dims += [size_before, size_inside, size // (size_before * size_inside)]
     else:
       if name in whole_axes:
-        grouped.append(len(dims))
+        grouped_dims.append(len(dims))
       dims.append(size)
   array = order.reshape(dims)
-  others = [axis for axis in range(len(dims)) if axis not in grouped]
-  count = math.prod(dims[axis] for axis in grouped)
-  return _rows(array.transpose(others + grouped).reshape(-1, count))
+  others = [axis for axis in range(len(dims)) if axis not in grouped_dims]
+  group_size = math.prod(dims[axis] for axis in grouped_dims)
+  return _to_tuples(
+    array.transpose(others + grouped_dims).reshape(-1, group_size)
+  )
 
 
-def _ids(text: str) -> Int[np.ndarray, '...']:
+def _parse_ids(text: str) -> Int[np.ndarray, '...']:
   """Parses device ids such as `[4,16]T(1,0)`: an iota, then a transpose."""
   dims, _, order = text.rstrip(',').partition('T')
   sizes = _numbers(dims)
@@ -237,7 +247,7 @@ def _ids(text: str) -> Int[np.ndarray, '...']:
   return ids.transpose(_numbers(order)) if order else ids
 
 
-def _rows(
+def _to_tuples(
   groups: Int[np.ndarray, 'groups chips'],
 ) -> tuple[tuple[int, ...], ...]:
   """Returns the rows of an array of device ids as tuples."""

@@ -67,12 +67,12 @@ class Compiled(NamedTuple):
   Attributes:
     module: the compiled program; `None` if it does not fit.
     memory: bytes by kind; `None` if it does not fit.
-    needed: peak memory in bytes, known in both cases.
+    needed_bytes: peak memory in bytes, known in both cases.
   """
 
   module: Module | None
   memory: Memory | None
-  needed: int
+  needed_bytes: int
 
 
 def compile_program(work: Workload, traced: jax.stages.Traced) -> Compiled:
@@ -84,10 +84,10 @@ def compile_program(work: Workload, traced: jax.stages.Traced) -> Compiled:
   try:
     compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
-    needed = _required_bytes(str(error))
-    if needed is None:
+    needed_bytes = _required_bytes(str(error))
+    if needed_bytes is None:
       raise
-    return Compiled(None, None, needed)
+    return Compiled(None, None, needed_bytes)
   stats = compiled.memory_analysis()
   text = compiled.as_text()
   if stats is None or text is None:
@@ -169,7 +169,7 @@ def describe(
     cost = cost_of(module, body, scopes=scopes)
   return Program(
     memory=memory,
-    needed=compiled.needed + unread_state,
+    needed_bytes=compiled.needed_bytes + unread_state,
     cost=cost,
     model_flops=model_flops / chips,
     network=work.network,

@@ -18,7 +18,7 @@ from covrl.compile.collectives import (
   collectives_in,
 )
 from covrl.compile.flops import flops_of
-from covrl.compile.gpu_kernels import gpu_kernel_cost, kernel_names
+from covrl.compile.gpu_kernels import gpu_kernel_cost, kernel_and_type_of
 from covrl.compile.hlo import Computation, Instruction, Module
 from covrl.compile.kernels import pallas_kernel_cost
 from covrl.compile.traffic import traffic_of
@@ -53,7 +53,7 @@ class Cost:
     bytes: traffic to and from HBM.
     host_bytes: traffic to and from host memory.
     collectives: collectives with their numbers of executions.
-    unknown: names of kernels of unknown cost.
+    unknown_kernels: names of kernels of unknown cost.
     assumed_loops: number of loops whose trip count depends on data, is stated
       nowhere, and is assumed to be `ASSUMED_TRIPS`.
     products: operations of matrix products on GPUs, by kernel and type of the
@@ -66,7 +66,7 @@ class Cost:
   collectives: list[tuple[Collective, int]] = dataclasses.field(
     default_factory=list
   )
-  unknown: set[str] = dataclasses.field(default_factory=set)
+  unknown_kernels: set[str] = dataclasses.field(default_factory=set)
   assumed_loops: int = 0
   products: dict[tuple[str, str], float] = dataclasses.field(
     default_factory=dict
@@ -81,7 +81,7 @@ class Cost:
       (collective, executions * times)
       for collective, executions in other.collectives
     ]
-    self.unknown |= other.unknown
+    self.unknown_kernels |= other.unknown_kernels
     self.assumed_loops += other.assumed_loops
     for key, flops in other.products.items():
       self.products[key] = self.products.get(key, 0.0) + times * flops
@@ -120,7 +120,7 @@ def cost_of(
       for called in module.called(instruction):
         total.add(cost_of(module, called, scopes=scopes))
     else:
-      cost = _cost_of_one(module, computation, instruction)
+      cost = _cost_of_instruction(module, computation, instruction)
       if instruction.opcode == 'fusion':
         cost.collectives = [
           (collective, executions)
@@ -143,16 +143,16 @@ def _add_loop(
   scopes: Scopes,
 ) -> None:
   """Adds the cost of all trips of a loop."""
-  trips = module.trips(loop, computation)
+  trips = module.trip_count(loop, computation)
   if trips is None:
-    stated = re.search(r'about_(\d+)_trips/while$', loop.scope)
-    trips = int(stated[1]) if stated else ASSUMED_TRIPS
-    total.assumed_loops += stated is None
+    stated_trips = re.search(r'about_(\d+)_trips/while$', loop.scope)
+    trips = int(stated_trips[1]) if stated_trips else ASSUMED_TRIPS
+    total.assumed_loops += stated_trips is None
   body = module.computations[loop.attribute('body') or '']
   total.add(cost_of(module, body, scopes=scopes), trips)
 
 
-def _cost_of_one(
+def _cost_of_instruction(
   module: Module, computation: Computation, instruction: Instruction
 ) -> Cost:
   """Returns the cost of one instruction other than a loop."""
@@ -167,14 +167,16 @@ def _cost_of_one(
   if kernel is not None:
     cost.flops += kernel.flops
   if module.platform == 'gpu':
-    names = kernel_names(module, computation, instruction)
-    if names is not None:
-      cost.products[names] = cost.flops
+    kernel_and_type = kernel_and_type_of(module, computation, instruction)
+    if kernel_and_type is not None:
+      cost.products[kernel_and_type] = cost.flops
   if kernel is None:
     cost.bytes, cost.host_bytes = traffic_of(module, computation, instruction)
     return cost
   min_bytes, cost.host_bytes = traffic_of(module, computation, instruction)
-  cost.bytes = kernel.bytes if kernel.stated else max(min_bytes, kernel.bytes)
-  if not kernel.known:
-    cost.unknown.add(instruction.name.split('.')[0])
+  cost.bytes = (
+    kernel.bytes if kernel.is_stated else max(min_bytes, kernel.bytes)
+  )
+  if not kernel.is_known:
+    cost.unknown_kernels.add(instruction.name.split('.')[0])
   return cost

@@ -153,7 +153,7 @@ def state_memory(recipe: Recipe, policy: Policy) -> StateMemory:
       0,
     ),
     cache=_cache_bytes(config, policy.config),
-    experts=_record_bytes(config, policy.config),
+    experts=_expert_record_bytes(config, policy.config),
   )
 
 
@@ -189,32 +189,35 @@ def iteration_time(
       tokens once and is trained on them; see `network_models`.
   """
   chips = topology.chips * num_slices
-  rate = topology.chip.flops * chips * FLOPS_SHARE
+  flops_rate = topology.chip.flops * chips * FLOPS_SHARE
   bandwidth = topology.chip.bandwidth * chips * BANDWIDTH_SHARE
   sequences, width = config.sequences_per_iteration, max_input_tokens(config)
   scoring = scoring_flops(policy.config, sequences, width)
   # Under adapters the weights are frozen, and are read all the same.
-  weights = _bytes(policy.abstract_params())
-  step = (weights + memory.cache / 2) / bandwidth
-  rollout, slots = config.rollout, _slots(config)
-  step = max(step, decode_flops(policy.config, slots, width // 2) / rate)
-  prefill = prefill_flops(
-    policy.config, _groups(config), rollout.max_prompt_length
+  weight_bytes = _bytes(policy.abstract_params())
+  step_seconds = (weight_bytes + memory.cache / 2) / bandwidth
+  rollout, slots = config.rollout, _num_slots(config)
+  step_seconds = max(
+    step_seconds, decode_flops(policy.config, slots, width // 2) / flops_rate
   )
-  turns = -(-_responses(config) // slots)
-  steps = turns * rollout.max_response_length
+  prefill = prefill_flops(
+    policy.config, _num_groups(config), rollout.max_prompt_length
+  )
+  turns = -(-_num_responses(config) // slots)
+  num_steps = turns * rollout.max_response_length
   return IterationTime(
-    sampling=rollout.max_draws * (prefill / rate + steps * step),
+    sampling=rollout.max_draws
+    * (prefill / flops_rate + num_steps * step_seconds),
     scoring=(
       config.scoring_passes * scoring
       + sum(scoring_flops(model.config, sequences, width) for model in networks)
     )
-    / rate,
+    / flops_rate,
     training=sum(
       update_flops(model.config, sequences, width)
       for model in (policy, *networks)
     )
-    / rate,
+    / flops_rate,
   )
 
 
@@ -266,9 +269,13 @@ def read_compiled(
     for name in stages.keys() & programs.keys():
       program = programs[name]
       # Unknown for a program that does not fit.
-      bound = program['roofline_seconds']
-      bound = math.nan if bound is None else bound * program['calls']
-      seconds[stages[name]] += bound
+      program_seconds = program['roofline_seconds']
+      program_seconds = (
+        math.nan
+        if program_seconds is None
+        else program_seconds * program['calls']
+      )
+      seconds[stages[name]] += program_seconds
     compiled = CompiledEstimate(
       fits=bool(output['fits']),
       fullest=fullest,
@@ -316,29 +323,29 @@ def _cache_bytes(config: Config, model: ModelConfig) -> int:
   rollout = config.rollout
   int8 = rollout.cache_dtype == 'int8'
   return cache_bytes(
-    model, _groups(config), rollout.max_prompt_length, 0, int8=int8
+    model, _num_groups(config), rollout.max_prompt_length, 0, int8=int8
   ) + cache_bytes(
-    model, _slots(config), 0, rollout.max_response_length - 1, int8=int8
+    model, _num_slots(config), 0, rollout.max_response_length - 1, int8=int8
   )
 
 
-def _responses(config: Config) -> int:
+def _num_responses(config: Config) -> int:
   """Returns the number of responses that a draw samples."""
-  return _groups(config) * config.rollout.responses_per_prompt
+  return _num_groups(config) * config.rollout.responses_per_prompt
 
 
-def _groups(config: Config) -> int:
+def _num_groups(config: Config) -> int:
   """Returns the number of prompts that a draw samples responses to."""
   return config.rollout.prompts_per_iteration + config.rollout.carried_groups
 
 
-def _slots(config: Config) -> int:
+def _num_slots(config: Config) -> int:
   """Returns the number of responses that are decoded together."""
-  responses = _responses(config)
+  responses = _num_responses(config)
   return min(config.rollout.slots or responses, responses)
 
 
-def _record_bytes(config: Config, model: ModelConfig) -> int:
+def _expert_record_bytes(config: Config, model: ModelConfig) -> int:
   """Returns the bytes of the recorded expert ids of an iteration's tokens."""
   if not config.train.routing_replay:
     return 0

@@ -11,7 +11,7 @@ from covrl.compile.hlo import Computation, Instruction, Module
 from covrl.compile.traffic import FREE_OPCODES
 
 # Opcodes that compute nothing, or whose operations are counted elsewhere.
-_UNCOUNTED = FREE_OPCODES | {
+_UNCOUNTED_OPCODES = FREE_OPCODES | {
   'copy',
   'reshape',
   'transpose',
@@ -39,7 +39,7 @@ _UNCOUNTED = FREE_OPCODES | {
   'recv',
   'recv-done',
   *COLLECTIVE_OPCODES,
-  *(each.replace('-start', '-done') for each in COLLECTIVE_OPCODES),
+  *(opcode.replace('-start', '-done') for opcode in COLLECTIVE_OPCODES),
 }
 
 
@@ -58,10 +58,10 @@ def flops_of(
   if instruction.opcode == 'dot':
     return _flops_of_dot(computation, instruction)
   if instruction.opcode in ('reduce', 'reduce-window', 'scatter'):
-    first = next(computation.operands(instruction), None)
-    read = first.shapes[0].elements if first else 0
-    return float(max(read, instruction.shapes[0].elements))
-  if instruction.opcode in _UNCOUNTED:
+    first_operand = next(computation.operands(instruction), None)
+    read_elements = first_operand.shapes[0].elements if first_operand else 0
+    return float(max(read_elements, instruction.shapes[0].elements))
+  if instruction.opcode in _UNCOUNTED_OPCODES:
     return 0.0
   return float(instruction.shapes[0].elements) if instruction.shapes else 0.0
 
@@ -70,8 +70,8 @@ def _flops_of_dot(computation: Computation, dot: Instruction) -> float:
   """Returns 2 × result elements × contracted size."""
   left = computation.instructions[dot.operands[0]].shapes[0]
   axes = dot.text.split('lhs_contracting_dims={')[1].split('}')[0]
-  summed = [left.dims[int(axis)] for axis in axes.split(',') if axis]
-  return 2.0 * dot.shapes[0].elements * math.prod(summed)
+  contracted_sizes = [left.dims[int(axis)] for axis in axes.split(',') if axis]
+  return 2.0 * dot.shapes[0].elements * math.prod(contracted_sizes)
 
 
 def _flops_of_convolution(
@@ -87,22 +87,24 @@ def _flops_of_convolution(
     for name in instruction.operands[:2]
   )
   labels = instruction.attribute('dim_labels') or ''
-  into, rest = labels.split('_')
-  kernel, out = rest.split('->')
+  input_labels, other_labels = labels.split('_')
+  kernel_labels, output_labels = other_labels.split('->')
   result = instruction.shapes[0]
-  batch = result.dims[out.index('b')]
-  features = result.dims[out.index('f')]
-  summed = right.dims[kernel.index('i')]
+  batch = result.dims[output_labels.index('b')]
+  features = result.dims[output_labels.index('f')]
+  contracted_size = right.dims[kernel_labels.index('i')]
   window = _Window.of(instruction.text)
   positions = 1
-  for axis in range(sum(label.isdigit() for label in out)):
-    positions *= window.valid(
+  for axis in range(sum(label.isdigit() for label in output_labels)):
+    positions *= window.count_valid(
       axis,
-      left.dims[into.index(str(axis))],
-      right.dims[kernel.index(str(axis))],
-      result.dims[out.index(str(axis))],
+      left.dims[input_labels.index(str(axis))],
+      right.dims[kernel_labels.index(str(axis))],
+      result.dims[output_labels.index(str(axis))],
     )
-  return 2.0 * batch * features * summed * positions / window.batch_groups
+  return (
+    2.0 * batch * features * contracted_size * positions / window.batch_groups
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,35 +122,38 @@ class _Window:
   @classmethod
   def of(cls, text: str) -> _Window:
     """Parses `window={size=4x7 pad=3_3x6_6 …}`."""
-    inside = (
+    window_text = (
       text.split('window={')[1].split('}')[0] if 'window={' in text else ''
     )
-    fields = dict(part.split('=') for part in inside.split())
+    fields = dict(part.split('=') for part in window_text.split())
     groups = text.split('batch_group_count=')
-    count = groups[1].split(',')[0] if len(groups) > 1 else '1'
-    return cls({k: v.split('x') for k, v in fields.items()}, int(count))
+    batch_groups = groups[1].split(',')[0] if len(groups) > 1 else '1'
+    return cls({k: v.split('x') for k, v in fields.items()}, int(batch_groups))
 
   def _get(self, name: str, axis: int, default: str) -> str:
     """Returns an entry of the window for an axis, or a default."""
     values = self.fields.get(name)
     return default if values is None else values[axis]
 
-  def valid(self, axis: int, size: int, kernel: int, results: int) -> int:
+  def count_valid(
+    self, axis: int, size: int, kernel_size: int, num_results: int
+  ) -> int:
     """Counts pairs of output and kernel positions that read an input element."""
     stride = int(self._get('stride', axis, '1'))
-    low = int(self._get('pad', axis, '0_0').split('_')[0])
-    gap = int(self._get('lhs_dilate', axis, '1'))
-    spread = int(self._get('rhs_dilate', axis, '1'))
+    low_padding = int(self._get('pad', axis, '0_0').split('_')[0])
+    input_dilation = int(self._get('lhs_dilate', axis, '1'))
+    kernel_dilation = int(self._get('rhs_dilate', axis, '1'))
     count = 0
-    for position in range(kernel):
+    for position in range(kernel_size):
       # Output r reads dilated input position r·stride + offset.
-      offset = position * spread - low
-      if stride == 1 and gap == 1:
-        count += max(min(results, size - offset) - max(0, -offset), 0)
+      offset = position * kernel_dilation - low_padding
+      if stride == 1 and input_dilation == 1:
+        count += max(min(num_results, size - offset) - max(0, -offset), 0)
         continue
-      for result in range(results):
+      for result in range(num_results):
         dilated_position = result * stride + offset
         count += (
-          dilated_position % gap == 0 and 0 <= dilated_position // gap < size
+          dilated_position % input_dilation == 0
+          and 0 <= dilated_position // input_dilation < size
         )
     return count

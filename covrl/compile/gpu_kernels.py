@@ -16,7 +16,7 @@ from covrl.compile.kernels import KernelCost, visible_block_pairs
 
 # Number of matrix products of size queries × keys × width in cuDNN's attention:
 # two forward; five backward, one of which computes the scores again.
-_FORWARD, _BACKWARD = 2, 5
+_FORWARD_PRODUCTS, _BACKWARD_PRODUCTS = 2, 5
 # Number of queries, and of keys, of a block; cuDNN skips blocks that the causal
 # mask covers.
 _BLOCK = 128
@@ -32,7 +32,7 @@ def gpu_kernel_cost(
   if target.startswith('__cublas$'):
     return KernelCost(_product_flops(instruction, computation), 0.0)
   if target in ('__gpu$xla.gpu.triton', 'triton_kernel_call'):
-    return KernelCost(0.0, 0.0, known=False)
+    return KernelCost(0.0, 0.0, is_known=False)
   return None
 
 
@@ -57,16 +57,20 @@ def _attention_cost(
     instruction.text,
   )
   if dims is None:
-    return KernelCost(0.0, 0.0, known=False)
+    return KernelCost(0.0, 0.0, is_known=False)
   rows, heads, queries, keys = map(int, re.findall(r'\d+', dims[1]))
-  first = next(computation.operands(instruction))
-  width = first.shapes[0].dims[-1]
+  query_operand = next(computation.operands(instruction))
+  width = query_operand.shapes[0].dims[-1]
   pairs = queries * keys
   if 'CAUSAL' in instruction.text and queries == keys and keys % _BLOCK == 0:
     window = re.search(r'"sliding_window_length": ?"?(\d+)', instruction.text)
     visible = visible_block_pairs(keys, _BLOCK, int(window[1]) if window else 0)
     pairs = visible * _BLOCK**2
-  products = _BACKWARD if 'Backward' in target_of(instruction) else _FORWARD
+  products = (
+    _BACKWARD_PRODUCTS
+    if 'Backward' in target_of(instruction)
+    else _FORWARD_PRODUCTS
+  )
   return KernelCost(2.0 * products * rows * heads * pairs * width, 0.0)
 
 
@@ -81,16 +85,19 @@ def _product_flops(instruction: Instruction, computation: Computation) -> float:
   )
   if contracted is None:
     return 0.0
-  dims, others = left.shapes[0].dims, right.shapes[0].dims
-  summed = math.prod(dims[int(n)] for n in re.findall(r'\d+', contracted[1]))
-  shared = math.prod(
-    others[int(n)] for n in re.findall(r'\d+', batched[1] if batched else '')
+  left_dims, right_dims = left.shapes[0].dims, right.shapes[0].dims
+  contracted_size = math.prod(
+    left_dims[int(n)] for n in re.findall(r'\d+', contracted[1])
   )
-  columns = math.prod(others) / (summed * shared)
-  return 2.0 * math.prod(dims) * columns
+  batch_size = math.prod(
+    right_dims[int(n)]
+    for n in re.findall(r'\d+', batched[1] if batched else '')
+  )
+  columns = math.prod(right_dims) / (contracted_size * batch_size)
+  return 2.0 * math.prod(left_dims) * columns
 
 
-def kernel_names(
+def kernel_and_type_of(
   module: Module, computation: Computation, instruction: Instruction
 ) -> tuple[str, str] | None:
   """Returns a product's kernel and the type of its factors; `None` for others.
@@ -101,7 +108,7 @@ def kernel_names(
   ...   %x = bf16[2,2]{1,0} parameter(0)
   ...   ROOT %y = bf16[2,2]{1,0} dot(%x, %x), lhs_contracting_dims={1}
   ... }''', 'gpu')
-  >>> kernel_names(module, module.entry, module.entry.root)
+  >>> kernel_and_type_of(module, module.entry, module.entry.root)
   ('loops', 'bf16')
   """
   target = target_of(instruction)
@@ -113,7 +120,7 @@ def kernel_names(
   if instruction.opcode == 'dot':
     return 'loops', _factor_type(computation, instruction)
   if instruction.opcode == 'fusion':
-    factor_type = _product_in(module, instruction)
+    factor_type = _find_product_type(module, instruction)
     if factor_type is not None:
       return (
         'Triton' if '"__triton' in instruction.text else 'loops'
@@ -121,14 +128,14 @@ def kernel_names(
   return None
 
 
-def _product_in(module: Module, instruction: Instruction) -> str | None:
+def _find_product_type(module: Module, instruction: Instruction) -> str | None:
   """Returns the type of the factors of a product in a fusion, if there is one."""
   for called in module.called(instruction):
     for inner in called.instructions.values():
       if inner.opcode == 'dot':
         return _factor_type(called, inner)
       if inner.opcode == 'fusion':
-        factor_type = _product_in(module, inner)
+        factor_type = _find_product_type(module, inner)
         if factor_type is not None:
           return factor_type
   return None
@@ -137,5 +144,5 @@ def _product_in(module: Module, instruction: Instruction) -> str | None:
 def _factor_type(computation: Computation, dot: Instruction) -> str:
   """Returns the type of a product's factors; 'f32 highest' for exact float32."""
   dtype = computation.instructions[dot.operands[0]].shapes[0].dtype
-  exact = 'highest' in dot.text or 'algorithm=dot_f32_f32_f32' in dot.text
-  return 'f32 highest' if dtype == 'f32' and exact else dtype
+  is_exact = 'highest' in dot.text or 'algorithm=dot_f32_f32_f32' in dot.text
+  return 'f32 highest' if dtype == 'f32' and is_exact else dtype

@@ -21,14 +21,14 @@ _BITS = {'pred': 8, 'bf16': 16, 'c64': 64, 'c128': 128, 'token': 0}
 _SHAPE = re.compile(r'(\w+)\[([\d,]*)\](?:\{([\d,]*)(?::([^}]*))?\})?')
 _TILE = re.compile(r'T((?:\([\d,*]+\))+)')
 # Beginnings of computations and of instructions.
-_HEAD = re.compile(r'^(ENTRY )?%?([\w.<>-]+) \(.*\{$')
-_START = re.compile(r'^\s+(ROOT )?%?([\w.<>-]+) = ')
+_COMPUTATION_START = re.compile(r'^(ENTRY )?%?([\w.<>-]+) \(.*\{$')
+_INSTRUCTION_START = re.compile(r'^\s+(ROOT )?%?([\w.<>-]+) = ')
 _OPCODE = re.compile(r'\s*([a-z][a-z0-9-]*)\(')
 _NAME = re.compile(r'%([\w.<>-]+)')
 _PARENTHESIS = re.compile(r'[()]')
 # Memory spaces by number; device memory is not annotated. On GPUs, 1 is device
 # memory that NCCL has registered.
-_SPACES = {
+_MEMORY_SPACES = {
   'tpu': {'1': 'vmem', '5': 'host'},
   'gpu': {'1': 'hbm', '5': 'host'},
 }
@@ -145,24 +145,28 @@ class Computation:
   @functools.cached_property
   def root(self) -> Instruction:
     """The instruction that produces the result."""
-    return next(each for each in self.instructions.values() if each.is_root)
+    return next(
+      instruction
+      for instruction in self.instructions.values()
+      if instruction.is_root
+    )
 
   @functools.cached_property
   def parameters(self) -> dict[int, Instruction]:
     """Parameters by number."""
     return {
-      each.index: each
-      for each in self.instructions.values()
-      if each.opcode == 'parameter'
+      instruction.index: instruction
+      for instruction in self.instructions.values()
+      if instruction.opcode == 'parameter'
     }
 
   @functools.cached_property
   def users(self) -> dict[str, list[Instruction]]:
     """Instructions that read each instruction's result."""
     users: dict[str, list[Instruction]] = {}
-    for each in self.instructions.values():
-      for name in dict.fromkeys(each.operands):
-        users.setdefault(name, []).append(each)
+    for instruction in self.instructions.values():
+      for name in dict.fromkeys(instruction.operands):
+        users.setdefault(name, []).append(instruction)
     return users
 
   def operands(self, instruction: Instruction) -> Iterator[Instruction]:
@@ -192,7 +196,9 @@ class Module:
     for name in instruction.called:
       yield self.computations[name]
 
-  def trips(self, loop: Instruction, computation: Computation) -> int | None:
+  def trip_count(
+    self, loop: Instruction, computation: Computation
+  ) -> int | None:
     """Returns the trip count of a loop; `None` if it depends on data.
 
     Known if XLA states it, or if the condition compares a counter with a
@@ -203,7 +209,7 @@ class Module:
     if stated:
       return int(stated[1])
     condition = self.computations[loop.attribute('condition') or '']
-    counter_and_bound = self._bound(condition)
+    counter_and_bound = self._counter_and_bound(condition)
     if counter_and_bound is None:
       return None
     counter, bound = counter_and_bound
@@ -211,40 +217,42 @@ class Module:
     if start is None or start.opcode != 'constant':
       return None
     body = self.computations[loop.attribute('body') or '']
-    step = self._step(body, _tuple_element(body, body.root.name, counter))
+    step = self._increment(body, _tuple_element(body, body.root.name, counter))
     return None if step is None else -((int(start.argument) - bound) // step)
 
-  def _bound(self, condition: Computation) -> tuple[int, int] | None:
+  def _counter_and_bound(
+    self, condition: Computation
+  ) -> tuple[int, int] | None:
     """Returns the tuple index of a loop's counter and its upper bound.
 
     On GPUs the comparison may be a fusion of its own.
     """
-    fusion, test, inside = None, condition.root, condition
-    if test.opcode == 'fusion':
-      fusion, (inside,) = test, self.called(test)
-      test = inside.root
-    if test.opcode != 'compare' or 'direction=LT' not in test.text:
+    fusion, comparison, computation = None, condition.root, condition
+    if comparison.opcode == 'fusion':
+      fusion, (computation,) = comparison, self.called(comparison)
+      comparison = computation.root
+    if comparison.opcode != 'compare' or 'direction=LT' not in comparison.text:
       return None
-    counter, bound = inside.operands(test)
+    counter, bound = computation.operands(comparison)
     if fusion is not None and counter.opcode == 'parameter':
       counter = condition.instructions[fusion.operands[counter.index]]
     if counter.opcode != 'get-tuple-element' or bound.opcode != 'constant':
       return None
     return counter.index, int(bound.argument)
 
-  def _step(
-    self, computation: Computation, counted: Instruction | None
+  def _increment(
+    self, computation: Computation, next_counter: Instruction | None
   ) -> int | None:
     """Returns the positive constant added to a counter, if there is one."""
-    if counted is not None and counted.opcode == 'fusion':
-      (computation,) = self.called(counted)
-      counted = computation.root
-    if counted is None or counted.opcode != 'add':
+    if next_counter is not None and next_counter.opcode == 'fusion':
+      (computation,) = self.called(next_counter)
+      next_counter = computation.root
+    if next_counter is None or next_counter.opcode != 'add':
       return None
     steps = [
-      int(each.argument)
-      for each in computation.operands(counted)
-      if each.opcode == 'constant'
+      int(instruction.argument)
+      for instruction in computation.operands(next_counter)
+      if instruction.opcode == 'constant'
     ]
     return steps[0] if len(steps) == 1 and steps[0] > 0 else None
 
@@ -256,10 +264,10 @@ def _tuple_element(
   instruction = computation.instructions.get(name)
   if instruction is None or instruction.opcode != 'tuple':
     return None
-  part = computation.instructions.get(instruction.operands[index])
-  while part is not None and part.opcode in ('copy', 'bitcast'):
-    part = computation.instructions.get(part.operands[0])
-  return part
+  element = computation.instructions.get(instruction.operands[index])
+  while element is not None and element.opcode in ('copy', 'bitcast'):
+    element = computation.instructions.get(element.operands[0])
+  return element
 
 
 def parse(text: str, platform: Platform = 'tpu') -> Module:
@@ -278,12 +286,12 @@ def parse(text: str, platform: Platform = 'tpu') -> Module:
   computations: dict[str, Computation] = {}
   entry = name = ''
   for line in _logical_lines(text):
-    head = _HEAD.match(line)
+    head = _COMPUTATION_START.match(line)
     if head:
       name = head[2]
       computations[name] = Computation(name, {})
       entry = name if head[1] else entry
-    elif name and (instruction := _instruction(line, platform)):
+    elif name and (instruction := _parse_instruction(line, platform)):
       computations[name].instructions[instruction.name] = instruction
   return Module(computations, computations[entry], platform)
 
@@ -293,33 +301,38 @@ def _logical_lines(text: str) -> Iterator[str]:
 
   Backend configurations of kernels may contain line breaks.
   """
-  whole = ''
+  logical_line = ''
   for line in text.splitlines():
-    if line == '}' or not line or _START.match(line) or _HEAD.match(line):
-      yield whole
-      whole = line
+    if (
+      line == '}'
+      or not line
+      or _INSTRUCTION_START.match(line)
+      or _COMPUTATION_START.match(line)
+    ):
+      yield logical_line
+      logical_line = line
     else:
-      whole += line
-  yield whole
+      logical_line += line
+  yield logical_line
 
 
-def _instruction(line: str, platform: Platform) -> Instruction | None:
+def _parse_instruction(line: str, platform: Platform) -> Instruction | None:
   """Parses a line, if it is an instruction."""
-  start = _START.match(line)
+  start = _INSTRUCTION_START.match(line)
   if start is None:
     return None
   end = _end_of_type(line, start.end())
   opcode = _OPCODE.match(line, end)
   if opcode is None:
     return None
-  close = _closing(line, opcode.end() - 1)
-  argument = line[opcode.end() : close]
+  closing = _closing_position(line, opcode.end() - 1)
+  argument = line[opcode.end() : closing]
   return Instruction(
     name=start[2],
     opcode=opcode[1],
     shapes=tuple(shapes_of(line[start.end() : end], platform)),
     operands=tuple(_NAME.findall(argument)),
-    text=line[close + 1 :],
+    text=line[closing + 1 :],
     argument=argument,
     is_root=bool(start[1]),
   )
@@ -328,11 +341,11 @@ def _instruction(line: str, platform: Platform) -> Instruction | None:
 def _end_of_type(line: str, start: int) -> int:
   """Returns the end of the type that begins at `start`."""
   if line[start] == '(':
-    return _closing(line, start) + 1
+    return _closing_position(line, start) + 1
   return line.index(' ', start)
 
 
-def _closing(line: str, start: int) -> int:
+def _closing_position(line: str, start: int) -> int:
   """Returns the position of the parenthesis that closes the one at `start`."""
   depth = 0
   for parenthesis in _PARENTHESIS.finditer(line, start):
@@ -348,15 +361,15 @@ def shapes_of(text: str, platform: Platform = 'tpu') -> Iterator[Shape]:
   >>> [shape.size for shape in shapes_of('(s32[7]{0}, pred[2,3]{1,0})')]
   [28, 6]
   """
-  for dtype, dims, order, rest in _SHAPE.findall(text):
-    tile = _TILE.search(rest)
-    space = re.search(r'S\((\d+)\)', rest)
+  for dtype, dims, order, layout in _SHAPE.findall(text):
+    tile = _TILE.search(layout)
+    space = re.search(r'S\((\d+)\)', layout)
     yield Shape(
       dtype=dtype,
       dims=_numbers(dims),
       order=_numbers(order),
       tiles=_numbers(tile[1][1:].split(')')[0]) if tile else (),
-      space=_SPACES[platform].get(space[1], 'other') if space else 'hbm',
+      space=_MEMORY_SPACES[platform].get(space[1], 'other') if space else 'hbm',
     )
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from covrl.compile.hlo import Computation, Instruction
 
 # Number of matrix products of size queries × keys × width in a splash kernel.
-_PRODUCTS = {'fwd': 2, 'dkv': 5, 'dq': 3}
+_PRODUCTS_BY_PHASE = {'fwd': 2, 'dkv': 5, 'dq': 3}
 
 
 class KernelCost(NamedTuple):
@@ -22,15 +22,15 @@ class KernelCost(NamedTuple):
   Attributes:
     flops: arithmetic operations.
     bytes: traffic to and from HBM.
-    known: whether the cost could be determined.
-    stated: whether the kernel states its cost, so that it may be less than the
+    is_known: whether the cost could be determined.
+    is_stated: whether the kernel states its cost, so that it may be less than the
       size of its arguments.
   """
 
   flops: float
   bytes: float
-  known: bool = True
-  stated: bool = False
+  is_known: bool = True
+  is_stated: bool = False
 
 
 def pallas_kernel_cost(
@@ -44,11 +44,11 @@ def pallas_kernel_cost(
     instruction.text,
   )
   if stated and int(stated[1]):
-    return KernelCost(float(stated[1]), float(stated[2]), stated=True)
+    return KernelCost(float(stated[1]), float(stated[2]), is_stated=True)
   phase = re.match(r'splash_mha_(fwd|dkv|dq)', instruction.name)
   if phase:
     return _splash_cost(instruction, computation, phase[1])
-  return KernelCost(0.0, 0.0, known=False)
+  return KernelCost(0.0, 0.0, is_known=False)
 
 
 def _splash_cost(
@@ -70,17 +70,17 @@ def _splash_cost(
   # Heads of all rows.
   num_heads = rows[-1] * (rows[0] if len(rows) > 1 else 1)
   window = re.search(r'window_(\d+)', instruction.scope)
-  sizes = [
+  block_sizes = [
     int(size) for size in re.findall(r'block_q\w*\W+(\d+)', instruction.text)
   ]
-  block = sizes[0] if sizes else 512
+  block = block_sizes[0] if block_sizes else 512
   visible = visible_block_pairs(length, block, int(window[1]) if window else 0)
   pairs = num_heads * visible * block * block
-  flops = 2.0 * _PRODUCTS[phase] * pairs * width
-  item = keys.bits // 8
+  flops = 2.0 * _PRODUCTS_BY_PHASE[phase] * pairs * width
+  item_bytes = keys.bits // 8
   # Forward: keys and values per block of queries; backward: queries and gradients
   # per block of keys.
-  moved_bytes = 2.0 * num_heads * visible * block * width * item
+  moved_bytes = 2.0 * num_heads * visible * block * width * item_bytes
   return KernelCost(
     flops, moved_bytes + sum(s.padded_size for s in instruction.shapes)
   )
@@ -95,5 +95,5 @@ def visible_block_pairs(length: int, block: int, window: int) -> int:
   count = length // block
   if not window:
     return count * (count + 1) // 2
-  back = -(-(window - 1) // block)
-  return sum(min(i, back) + 1 for i in range(count))
+  blocks_back = -(-(window - 1) // block)
+  return sum(min(i, blocks_back) + 1 for i in range(count))

@@ -44,27 +44,27 @@ def _matmul_flops(config: ModelConfig, tokens: int) -> float:
 
 def prefill_flops(config: ModelConfig, rows: int, width: int) -> float:
   """Returns the FLOPs of a prefill with the logits of the last token only."""
-  products = layer_parameters(config) * config.num_layers * width
-  products += config.model_dim * config.vocab_size
-  return 2.0 * rows * products + rows * attention_flops(config, width)
+  multiplications = layer_parameters(config) * config.num_layers * width
+  multiplications += config.model_dim * config.vocab_size
+  return 2.0 * rows * multiplications + rows * attention_flops(config, width)
 
 
-def decode_flops(config: ModelConfig, rows: int, slots: int) -> float:
-  """Returns the FLOPs of one decoding step that attends to `slots` tokens."""
+def decode_flops(config: ModelConfig, rows: int, length: int) -> float:
+  """Returns the FLOPs of one decoding step that attends to `length` tokens."""
   width = config.num_heads * config.head_dim
   windows = config.windows or (0,) * config.num_layers
-  seen = sum(min(window or slots, slots) for window in windows)
-  return _matmul_flops(config, rows) + rows * 4.0 * width * seen
+  visible_tokens = sum(min(window or length, length) for window in windows)
+  return _matmul_flops(config, rows) + rows * 4.0 * width * visible_tokens
 
 
 def layer_parameters(config: ModelConfig) -> int:
   """Returns the parameters of a layer's matrices that one token uses."""
-  dim, head = config.model_dim, config.head_dim
+  dim, head_dim = config.model_dim, config.head_dim
   heads = 2 * config.num_heads + 2 * config.num_kv_heads
   mlps, router = 1, 0
   if config.experts is not None:
     mlps, router = config.experts.per_token, dim * config.experts.count
-  return dim * head * heads + 3 * dim * config.hidden_dim * mlps + router
+  return dim * head_dim * heads + 3 * dim * config.hidden_dim * mlps + router
 
 
 def attention_flops(config: ModelConfig, length: int) -> float:
@@ -114,10 +114,16 @@ def cache_bytes(
   True
   """
   windows = config.windows or (0,) * config.num_layers
-  ring = max((window for window in windows if 0 < window < response), default=0)
-  in_ring = sum(0 < window <= ring for window in windows)
-  whole = config.num_layers - in_ring
-  slots = config.num_layers * prompt + whole * response + in_ring * ring
+  ring_length = max(
+    (window for window in windows if 0 < window < response), default=0
+  )
+  ring_layers = sum(0 < window <= ring_length for window in windows)
+  full_layers = config.num_layers - ring_layers
+  cached_tokens = (
+    config.num_layers * prompt
+    + full_layers * response
+    + ring_layers * ring_length
+  )
   item_bytes = jnp.dtype(config.dtype).itemsize
   vector_bytes = config.head_dim + 4 if int8 else config.head_dim * item_bytes
-  return 2 * rows * config.num_kv_heads * slots * vector_bytes
+  return 2 * rows * config.num_kv_heads * cached_tokens * vector_bytes

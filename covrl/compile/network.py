@@ -51,9 +51,13 @@ class Network:
     if isinstance(self.topology, GpuTopology):
       return max(self._seconds_of_gpus(self.topology, collective))
     if collective.network == 'dcn':
-      return collective.sent / self.topology.chip.dcn
+      return collective.sent_bytes / self.topology.chip.dcn
     links = self._num_links(self.topology, collective)
-    return collective.sent / (links * self.topology.chip.link) if links else 0.0
+    return (
+      collective.sent_bytes / (links * self.topology.chip.link)
+      if links
+      else 0.0
+    )
 
   def busy_seconds(self, collective: Collective) -> dict[str, float]:
     """Returns the seconds that each kind of link is busy."""
@@ -70,28 +74,34 @@ class Network:
     Every GPU has its own adapter, and all adapters of a group are used. Data that a
     host's GPUs share crosses the network once.
     """
-    chip, sent = topology.chip, collective.sent
+    chip, sent = topology.chip, collective.sent_bytes
     times = (0.0, 0.0)
     for group in collective.groups:
       hosts = self._hosts(group)
-      count, per_host = len(group), max(map(hosts.count, hosts))
-      if count < 2:
+      group_size, gpus_per_host = len(group), max(map(hosts.count, hosts))
+      if group_size < 2:
         continue
-      if per_host == count:
+      if gpus_per_host == group_size:
         seconds = sent / chip.nvlink, 0.0
       else:
         if collective.kind in _HIERARCHICAL:
           # A GPU sends (count − 1)/count of an array in all, and a GPU's share of
           # its host's (num_hosts − 1)/num_hosts to other hosts.
-          num_hosts = count / per_host
-          share = (num_hosts - 1) / num_hosts / per_host * count / (count - 1)
+          num_hosts = group_size / gpus_per_host
+          network_share = (
+            (num_hosts - 1)
+            / num_hosts
+            / gpus_per_host
+            * group_size
+            / (group_size - 1)
+          )
         elif collective.kind in ('all-to-all', 'ragged-all-to-all'):
-          share = (count - per_host) / (count - 1)
+          network_share = (group_size - gpus_per_host) / (group_size - 1)
         else:
-          share = 1.0
+          network_share = 1.0
         seconds = (
-          sent / chip.nvlink if per_host > 1 else 0.0,
-          sent * share / chip.network,
+          sent / chip.nvlink if gpus_per_host > 1 else 0.0,
+          sent * network_share / chip.network,
         )
       times = max(times[0], seconds[0]), max(times[1], seconds[1])
     return times

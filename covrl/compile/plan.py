@@ -75,7 +75,7 @@ def plan(
   estimate = None
   if compiled is not None and topology is not None:
     estimate = read_compiled(compiled, recipe, topology, num_slices)
-  with recorded_reads(config) as read:
+  with recorded_reads(config) as read_fields:
     task = make_task(recipe)
     policy = make_policy(recipe, task.tokenizer)
     algorithm = Algorithm.from_recipe(recipe)
@@ -87,7 +87,7 @@ def plan(
   if _selects(algorithm):
     yield _selection_line(config)
   for text in (
-    *without_effect(recipe, read, task, policy.config),
+    *without_effect(recipe, read_fields, task, policy.config),
     *config_warnings(config, algorithm, task.rewards),
     *direction_warnings(policy, tx=(algorithm.tx, config.total_updates)),
     *gradient_warnings(algorithm),
@@ -201,10 +201,10 @@ def _selection_line(config: Config) -> str:
     config.train.sequences_per_update,
     config.rollout.max_response_length,
   )
-  selected = math.floor(config.entropy.fraction * rows * limit)
+  max_selected = math.floor(config.entropy.fraction * rows * limit)
   return (
     'tokens that the token chain selects if it uses entropy.fraction = '
-    f'{config.entropy.fraction:g}: at most {selected:,}'
+    f'{config.entropy.fraction:g}: at most {max_selected:,}'
   )
 
 

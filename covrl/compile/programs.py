@@ -67,15 +67,15 @@ def compile_recipe(
       be sharded over the chips, or a program has matrix products of a type that
       a GPU lacks.
   """
-  known = program_names(recipe)
+  all_names = program_names(recipe)
   for name in names or ():
-    if name not in known:
-      raise ValueError(f'programs must be among {known}, got {name!r}')
+    if name not in all_names:
+      raise ValueError(f'programs must be among {all_names}, got {name!r}')
   if devices is None:
     devices = topologies.compile_only_devices(topology, num_slices)
   config = recipe.config
   mesh = sharding.make_mesh(dataclasses.asdict(config.mesh), devices)
-  policy, special_tokens = _policy(recipe)
+  policy, special_tokens = _policy_and_tokens(recipe)
   check_mesh(config, policy.config, mesh)
   algorithm = Algorithm.from_recipe(recipe)
   engine = make_engine(
@@ -108,11 +108,14 @@ def compile_recipe(
     programs={},
   )
   with topologies.no_compilation_cache():
-    chosen = set(known if names is None else names)
+    requested = set(all_names if names is None else names)
     groups = [
       group
-      for group in (*_GROUPS, *_network_groups(work.programs.networks.names))
-      if not chosen.isdisjoint(group.names)
+      for group in (
+        *_PROGRAM_GROUPS,
+        *_network_groups(work.programs.networks.names),
+      )
+      if not requested.isdisjoint(group.names)
     ]
     for number, group in enumerate(groups, 1):
       on_program(' and '.join(group.names), number, len(groups))
@@ -133,7 +136,7 @@ class _SpecialTokens(NamedTuple):
   pad_id: int
 
 
-def _policy(recipe: Recipe) -> tuple[Policy, _SpecialTokens]:
+def _policy_and_tokens(recipe: Recipe) -> tuple[Policy, _SpecialTokens]:
   """Returns a recipe's policy and special tokens, without any download.
 
   Of a known model only the size is used: the ids of its special tokens affect
@@ -150,7 +153,7 @@ def _policy(recipe: Recipe) -> tuple[Policy, _SpecialTokens]:
   return make_policy(recipe, task.tokenizer), special_tokens
 
 
-class _Group(NamedTuple):
+class _ProgramGroup(NamedTuple):
   """Programs of the report that one function compiles.
 
   Attributes:
@@ -166,14 +169,18 @@ def _train_step(work: Workload) -> dict[str, Program]:
   """Compiles an optimiser update of the policy."""
   config = work.recipe.config
   rows, width = config.train.sequences_per_update, row_width(config)
-  compiled = compile_program(work, work.programs.trace_update(_batch(work)))
+  compiled = compile_program(
+    work, work.programs.trace_update(_abstract_batch(work))
+  )
   # The reference policy and second networks stay in memory meanwhile.
   state = without_base(work.programs.abstract_state())
-  unread = bytes_on_chip((state.frozen, state.networks))
+  unread_bytes = bytes_on_chip((state.frozen, state.networks))
   model_flops = model_cost.update_flops(work.policy.config, rows, width)
   calls = config.updates_per_iteration
   return {
-    'train_step': describe(work, compiled, model_flops, unread, calls=calls)
+    'train_step': describe(
+      work, compiled, model_flops, unread_bytes, calls=calls
+    )
   }
 
 
@@ -181,7 +188,9 @@ def _score(work: Workload) -> dict[str, Program]:
   """Compiles a forward pass that scores an iteration's tokens."""
   config = work.recipe.config
   rows, width = config.sequences_per_iteration, row_width(config)
-  compiled = compile_program(work, work.programs.trace_score(_batch(work)))
+  compiled = compile_program(
+    work, work.programs.trace_score(_abstract_batch(work))
+  )
   model_flops = model_cost.scoring_flops(work.policy.config, rows, width)
   return {
     'score': describe(
@@ -194,18 +203,18 @@ def _score(work: Workload) -> dict[str, Program]:
   }
 
 
-_GROUPS = (
-  _Group(('train_step',), _train_step),
-  _Group(('score',), _score),
-  _Group(('prefill',), sampler.prefill),
-  _Group(('decode',), sampler.decode),
+_PROGRAM_GROUPS = (
+  _ProgramGroup(('train_step',), _train_step),
+  _ProgramGroup(('score',), _score),
+  _ProgramGroup(('prefill',), sampler.prefill),
+  _ProgramGroup(('decode',), sampler.decode),
 )
 
 
-def _network_groups(names: Iterable[str]) -> list[_Group]:
+def _network_groups(names: Iterable[str]) -> list[_ProgramGroup]:
   """Returns the groups of programs of second networks."""
   return [
-    _Group(
+    _ProgramGroup(
       (f'{name}_step', f'{name}_score'),
       functools.partial(_network_programs, name=name),
     )
@@ -217,30 +226,30 @@ def _network_programs(work: Workload, name: str) -> dict[str, Program]:
   """Compiles the update and the scoring of a second network."""
   config, networks = work.recipe.config, work.programs.networks
   rows, width = config.train.sequences_per_update, row_width(config)
-  model, batch = networks.model(name).config, _batch(work)
+  model, batch = networks.model(name).config, _abstract_batch(work)
   state = work.programs.abstract_state()
   network_state = state.networks[name]
   # State that the programs do not read stays in memory meanwhile.
-  others = bytes_on_chip(state) - bytes_on_chip(network_state)
+  other_bytes = bytes_on_chip(state) - bytes_on_chip(network_state)
   return {
     f'{name}_step': describe(
       work,
       compile_program(work, networks.trace_update(name, batch, rows)),
       model_cost.update_flops(model, rows, width),
-      others,
+      other_bytes,
       calls=config.updates_per_iteration,
     ),
     f'{name}_score': describe(
       work,
       compile_program(work, networks.trace_score(name, batch)),
       model_cost.scoring_flops(model, config.sequences_per_iteration, width),
-      others + bytes_on_chip(network_state.opt_state),
+      other_bytes + bytes_on_chip(network_state.opt_state),
       calls=1,
     ),
   }
 
 
-def _batch(work: Workload) -> TokenBatch:
+def _abstract_batch(work: Workload) -> TokenBatch:
   """Returns the shapes of an iteration's token batch."""
   config = work.recipe.config
   return abstract_batch(

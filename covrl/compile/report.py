@@ -54,7 +54,7 @@ class Program:
 
   Attributes:
     memory: peak memory by use; `None` if the program does not fit.
-    needed: peak memory in bytes, known even if the program does not fit.
+    needed_bytes: peak memory in bytes, known even if the program does not fit.
     cost: operations and traffic; `None` if the program does not fit.
     model_flops: FLOPs that the model requires.
     ideal_bytes: bytes that a decoding step must read: weights and full KV
@@ -66,7 +66,7 @@ class Program:
   """
 
   memory: Memory | None
-  needed: int
+  needed_bytes: int
   cost: Cost | None
   model_flops: float
   ideal_bytes: float | None = None
@@ -82,7 +82,7 @@ class Program:
   @property
   def fits(self) -> bool:
     """Whether the program fits into a chip's memory."""
-    return self.cost is not None and self.needed <= self.limit
+    return self.cost is not None and self.needed_bytes <= self.limit
 
   def seconds(self) -> dict[str, float]:
     """Returns the busy time of each unit of a chip, without any waiting."""
@@ -112,15 +112,15 @@ class Program:
   def roofline(self) -> tuple[str, float]:
     """Returns the binding unit and its time, a lower bound of a call's time."""
     times = self.seconds()
-    bound = max(times, key=lambda name: times[name])
-    return bound, times[bound]
+    binding_unit = max(times, key=lambda name: times[name])
+    return binding_unit, times[binding_unit]
 
   def mfu_ceiling(self) -> float:
     """Returns the MFU (model FLOPs utilisation) at the roofline time."""
     _, seconds = self.roofline()
     return self.model_flops / (seconds * self.network.topology.chip.flops)
 
-  def speed(self, time: DecodingTime) -> float:
+  def tokens_per_second_and_chip(self, time: DecodingTime) -> float:
     """Returns the tokens per second and chip of an iteration's decoding."""
     return time.tokens / (time.seconds * len(self.network.devices))
 
@@ -133,7 +133,7 @@ class Program:
     for each, count in self.cost.collectives if self.cost else ():
       chips = max(map(len, each.groups), default=1)
       key = each.kind, chips, self.network.link(each)
-      bytes_sent[key] += int(each.sent * count)
+      bytes_sent[key] += int(each.sent_bytes * count)
       counts[key] += count
     return [
       {
@@ -148,9 +148,9 @@ class Program:
 
   def as_json(self) -> dict[str, Any]:
     """Returns plain JSON; unknown numbers of a program that does not fit are `None`."""
-    described: dict[str, Any] = {
+    fields: dict[str, Any] = {
       'fits': self.fits,
-      'hbm_bytes': self.needed,
+      'hbm_bytes': self.needed_bytes,
       'hbm_limit_bytes': self.limit,
       'hbm': self.memory._asdict() if self.memory else None,
       'flops': None,
@@ -160,33 +160,36 @@ class Program:
       'model_flops': self.model_flops,
     }
     if self.cost is None:
-      return described
-    bound, seconds = self.roofline()
-    described |= {
+      return fields
+    binding_unit, seconds = self.roofline()
+    fields |= {
       'flops': self.cost.flops,
       'bytes': self.cost.bytes,
       'host_bytes': self.cost.host_bytes,
       'collectives': self.collective_totals(),
       'roofline_seconds': seconds,
       'seconds': self.seconds(),
-      'bound': bound,
+      'bound': binding_unit,
       'mfu_ceiling': self.mfu_ceiling(),
-      'uncounted_kernels': sorted(self.cost.unknown),
+      'uncounted_kernels': sorted(self.cost.unknown_kernels),
       'assumed_loops': self.cost.assumed_loops,
       'calls': self.calls,
     }
     if self.ideal_bytes is not None:
-      described['ideal_bytes'] = self.ideal_bytes
-      described['sampled'] = [
-        {**each._asdict(), 'tokens_per_second_and_chip': self.speed(each)}
+      fields['ideal_bytes'] = self.ideal_bytes
+      fields['sampled'] = [
+        {
+          **each._asdict(),
+          'tokens_per_second_and_chip': self.tokens_per_second_and_chip(each),
+        }
         for each in self.decoding
       ]
     if self.cost.products:
-      described['products'] = [
+      fields['products'] = [
         {'kernel': kernel, 'type': dtype, 'flops': flops}
         for (kernel, dtype), flops in by_size(self.cost.products)
       ]
-    return described
+    return fields
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -248,9 +251,9 @@ class Report:
       f'{self.topology.name} ({self.topology.accelerator}, '
       f'{self.topology.chips} {self._unit}s), compiled and not run'
     )
-    yield f'training   {_axes(self.mesh)}'
+    yield f'training   {_axes_text(self.mesh)}'
     by_slots = ', prompts begun as slots are free'
-    yield f'sampling   {_axes(self.sampler_mesh)}' + (
+    yield f'sampling   {_axes_text(self.sampler_mesh)}' + (
       by_slots if self.admission == 'slots' else ''
     )
     for name, program in self.programs.items():
@@ -270,11 +273,11 @@ class Report:
     """Returns one sentence on whether all programs fit."""
     too_large = [n for n, program in self.programs.items() if not program.fits]
     if not too_large:
-      fullest = max(self.programs, key=lambda n: self.programs[n].needed)
-      share = self.programs[fullest].needed / self.programs[fullest].limit
+      fullest = max(self.programs, key=lambda n: self.programs[n].needed_bytes)
+      share = self.programs[fullest].needed_bytes / self.programs[fullest].limit
       return f'It fits: {fullest} needs the most memory, {_percent(share)}.'
     each = [
-      f'{name} needs {bytes_text(self.programs[name].needed)} of '
+      f'{name} needs {bytes_text(self.programs[name].needed_bytes)} of '
       f'{bytes_text(self.programs[name].limit)}'
       for name in too_large
     ]
@@ -283,9 +286,9 @@ class Report:
 
 def _lines(name: str, program: Program, unit: str) -> Iterator[str]:
   """Yields the lines of the report on one program."""
-  share = program.needed / program.limit
+  share = program.needed_bytes / program.limit
   yield (
-    f'{name}: {bytes_text(program.needed)} of {bytes_text(program.limit)} HBM per {unit} '
+    f'{name}: {bytes_text(program.needed_bytes)} of {bytes_text(program.limit)} HBM per {unit} '
     f'({_percent(share)}){"" if program.fits else ", does not fit"}'
   )
   if program.memory is not None:
@@ -293,46 +296,46 @@ def _lines(name: str, program: Program, unit: str) -> Iterator[str]:
     yield '  ' + ', '.join(f'{part} {bytes_text(size)}' for part, size in parts)
   if program.cost is None:
     return
-  excess = program.cost.flops / program.model_flops
+  flops_ratio = program.cost.flops / program.model_flops
   yield (
-    f'  {program.cost.flops:.3g} FLOPs per {unit}, {excess:.2f} times the '
+    f'  {program.cost.flops:.3g} FLOPs per {unit}, {flops_ratio:.2f} times the '
     f"model's own; {traffic_text(program.cost.bytes)} to and from HBM"
   )
   if program.ideal_bytes is not None:
     ratio = program.cost.bytes / program.ideal_bytes
     yield f'  {ratio:.2f} times the bytes of weights and a full cache'
   if program.cost.products:
-    yield f'  products: {_products(program.cost)}, chosen without timing them'
+    yield f'  products: {_products_text(program.cost)}, chosen without timing them'
   for each in program.collective_totals():
     yield (
       f'  {each["kind"]:<18} {traffic_text(each["bytes"]):>9} sent per {unit}, '
       f'{_LINKS[each["network"]]}, groups of {each["chips"]}, '
       f'{each["count"]} times'
     )
-  bound, seconds = program.roofline()
+  binding_unit, seconds = program.roofline()
   times = ', '.join(
     f'{part} {time_text(time)}'
     for part, time in program.seconds().items()
     if time
   )
   yield (
-    f'  at least {time_text(seconds)}, bound by {bound} ({times}); MFU at most '
+    f'  at least {time_text(seconds)}, bound by {binding_unit} ({times}); MFU at most '
     f'{program.mfu_ceiling():.0%}; an estimate'
   )
   for each in program.decoding:
     yield (
       f'  {each.lengths} lengths, mean {each.mean:,.0f}: an iteration in at '
-      f'least {time_text(each.seconds)}, {program.speed(each):,.0f} tokens/s '
+      f'least {time_text(each.seconds)}, {program.tokens_per_second_and_chip(each):,.0f} tokens/s '
       f'per {unit}; an estimate'
     )
-  if program.cost.unknown:
-    yield f'  operations not counted: {", ".join(sorted(program.cost.unknown))}'
+  if program.cost.unknown_kernels:
+    yield f'  operations not counted: {", ".join(sorted(program.cost.unknown_kernels))}'
 
 
-def _products(cost: Cost) -> str:
+def _products_text(cost: Cost) -> str:
   """Describes the kernels of matrix products by their share of the operations.
 
-  >>> _products(Cost(products={('Triton', 'bf16'): 3.0}))
+  >>> _products_text(Cost(products={('Triton', 'bf16'): 3.0}))
   '100% by Triton in bf16'
   """
   total = sum(cost.products.values()) or 1.0
@@ -358,6 +361,6 @@ def _percent(share: float) -> str:
   return 'below 1%' if 0 < share < 0.01 else f'{share:.0%}'
 
 
-def _axes(mesh: dict[str, int]) -> str:
+def _axes_text(mesh: dict[str, int]) -> str:
   """Formats the axes of a mesh that have more than one device."""
   return ' × '.join(f'{axis} {size}' for axis, size in mesh.items() if size > 1)

@@ -26,7 +26,7 @@ from covrl.compile.sampling_time import DecodingTime, StepCost, decoding_times
 from covrl.data.packing import prompt_width
 from covrl.models.decode_attention import RESPONSES_SCOPE, uses_kernel
 from covrl.parallel import sharding
-from covrl.rollout.sampling import TRUNCATION
+from covrl.rollout.sampling import TRUNCATION_SCOPE
 
 
 def prefill(work: Workload) -> dict[str, Program]:
@@ -66,20 +66,22 @@ def prefill(work: Workload) -> dict[str, Program]:
 
 
 def _in_sequence(
-  before: Program | None, program: Program, calls: int
+  placement: Program | None, program: Program, calls: int
 ) -> Program:
-  """Describes `before`, if given, followed by `calls` calls of `program`."""
+  """Describes `placement`, if given, followed by `calls` calls of `program`."""
   larger = program
-  if before is not None and before.needed > program.needed:
-    larger = before
+  if placement is not None and placement.needed_bytes > program.needed_bytes:
+    larger = placement
   cost = None
-  if program.cost is not None and (before is None or before.cost is not None):
+  if program.cost is not None and (
+    placement is None or placement.cost is not None
+  ):
     cost = Cost()
-    if before is not None and before.cost is not None:
-      cost.add(before.cost)
+    if placement is not None and placement.cost is not None:
+      cost.add(placement.cost)
     cost.add(program.cost, calls)
   return dataclasses.replace(
-    program, needed=larger.needed, memory=larger.memory, cost=cost
+    program, needed_bytes=larger.needed_bytes, memory=larger.memory, cost=cost
   )
 
 
@@ -104,9 +106,9 @@ def decode(work: Workload) -> dict[str, Program]:
     scopes=_scopes(work),
   )
   cache = work.sampler.cache
-  keys = [leaf for leaf in jax.tree.leaves(cache) if leaf.ndim >= 4]
+  cached_arrays = [leaf for leaf in jax.tree.leaves(cache) if leaf.ndim >= 4]
   program = dataclasses.replace(
-    program, ideal_bytes=_weights(work) + bytes_on_chip(keys)
+    program, ideal_bytes=_weight_bytes(work) + bytes_on_chip(cached_arrays)
   )
   decoding = _decoding_estimates(work, segment, loop, program)
   return {'decode': dataclasses.replace(program, decoding=decoding)}
@@ -129,7 +131,9 @@ def _scopes(work: Workload) -> Scopes:
   """Returns scopes in which truncation is unused if the run does not truncate."""
   rollout = work.recipe.config.rollout
   truncates = rollout.top_p < 1 or rollout.top_k > 0 or rollout.min_p > 0
-  return Scopes(unused=frozenset() if truncates else frozenset([TRUNCATION]))
+  return Scopes(
+    unused=frozenset() if truncates else frozenset([TRUNCATION_SCOPE])
+  )
 
 
 def _decoding_estimates(
@@ -140,17 +144,17 @@ def _decoding_estimates(
     return ()
   body = segment.module.computations[loop.attribute('body') or '']
   scopes = _scopes(work)._replace(omitted=frozenset([RESPONSES_SCOPE]))
-  others = cost_of(segment.module, body, scopes=scopes)
+  cost_without_responses = cost_of(segment.module, body, scopes=scopes)
   config = work.recipe.config
   mesh = work.engine.mesh
   with sharding.use_mesh(mesh, sharding.ROLLOUT_RULES):
     by_row = uses_kernel(work.policy.config)
-  busy = program.seconds()
+  unit_seconds = program.seconds()
   step = StepCost(
     bytes=program.cost.bytes,
-    own_bytes=program.cost.bytes - others.bytes,
+    response_bytes=program.cost.bytes - cost_without_responses.bytes,
     bandwidth=work.network.topology.chip.bandwidth,
-    seconds=max(time for unit, time in busy.items() if unit != 'hbm'),
+    seconds=max(time for unit, time in unit_seconds.items() if unit != 'hbm'),
     limit=config.rollout.max_response_length - 1,
     by_row=by_row,
   )
@@ -162,29 +166,29 @@ def _decoding_estimates(
 def _token_loop(module: Module) -> Instruction:
   """Returns the sampler's loop over tokens, which contains loops over layers."""
   loops = [
-    each
-    for each in module.entry.instructions.values()
-    if each.opcode == 'while'
+    loop
+    for loop in module.entry.instructions.values()
+    if loop.opcode == 'while'
   ]
   return max(
     loops,
-    key=lambda each: (
-      cost_of(module, module.computations[each.attribute('body') or '']).bytes
+    key=lambda loop: (
+      cost_of(module, module.computations[loop.attribute('body') or '']).bytes
     ),
   )
 
 
-def _weights(work: Workload) -> float:
+def _weight_bytes(work: Workload) -> float:
   """Returns the bytes per chip of the weights that a decoding step reads."""
   policy, mesh = work.policy, work.engine.mesh
   assert mesh is not None
 
   def on_chip(leaf: Any, axes: tuple[str, ...]) -> int:
     """Returns the number of elements of a parameter on one chip."""
-    shards = sharding.fitted_sharding(
+    leaf_sharding = sharding.fitted_sharding(
       mesh, axes, leaf.shape, sharding.ROLLOUT_RULES
     )
-    return math.prod(shards.shard_shape(leaf.shape))
+    return math.prod(leaf_sharding.shard_shape(leaf.shape))
 
   params = policy.abstract_params()
   sizes = jax.tree.map(on_chip, params, policy.axes)

@@ -21,7 +21,7 @@ class StepCost(NamedTuple):
 
   Attributes:
     bytes: traffic of a step with a full cache.
-    own_bytes: the part of it that reads the responses' own tokens.
+    response_bytes: the part of it that reads the responses' own tokens.
     bandwidth: bytes per second.
     seconds: lower bound of the time of a step: that of the busiest unit other
       than memory.
@@ -31,7 +31,7 @@ class StepCost(NamedTuple):
   """
 
   bytes: float
-  own_bytes: float
+  response_bytes: float
   bandwidth: float
   seconds: float
   limit: int
@@ -71,17 +71,17 @@ class Occupancy(NamedTuple):
 
 
 def decoding_times(
-  step: StepCost, layout: Layout, count: int
+  step: StepCost, layout: Layout, num_responses: int
 ) -> tuple[DecodingTime, ...]:
   """Estimates the time of an iteration's decoding for three kinds of lengths.
 
   Args:
     step: cost of a step.
     layout: the division into shards and slots.
-    count: number of responses.
+    num_responses: number of responses.
   """
   times: list[DecodingTime] = []
-  for name, lengths in typical_lengths(step.limit + 1, count).items():
+  for name, lengths in typical_lengths(step.limit + 1, num_responses).items():
     seconds = step_seconds(step, layout, occupancy(lengths, layout))
     times.append(
       DecodingTime(
@@ -95,7 +95,9 @@ def decoding_times(
   return tuple(times)
 
 
-def typical_lengths(limit: int, count: int) -> dict[str, Int[np.ndarray, ' R']]:
+def typical_lengths(
+  limit: int, num_responses: int
+) -> dict[str, Int[np.ndarray, ' R']]:
   """Returns lengths of responses: full, uniform, and geometric.
 
   >>> lengths = typical_lengths(8192, 2048)
@@ -104,10 +106,12 @@ def typical_lengths(limit: int, count: int) -> dict[str, Int[np.ndarray, ' R']]:
   """
   rng = np.random.default_rng(0)
   return {
-    'full': np.full(count, limit),
-    'uniform': rng.integers(1, limit + 1, count),
+    'full': np.full(num_responses, limit),
+    'uniform': rng.integers(1, limit + 1, num_responses),
     # The mean is limit / 4 before truncation at the limit.
-    'geometric': np.minimum(rng.geometric(min(4 / limit, 1), count), limit),
+    'geometric': np.minimum(
+      rng.geometric(min(4 / limit, 1), num_responses), limit
+    ),
   }
 
 
@@ -125,7 +129,7 @@ def occupancy(lengths: Int[np.ndarray, ' R'], layout: Layout) -> Occupancy:
     _shard_occupancy(shard_lengths, layout.slots[0])
     for shard_lengths in np.array_split(lengths, layout.shards)
   ]
-  steps = max(len(each.live) for each in shards)
+  steps = max(len(shard.live) for shard in shards)
   return Occupancy(
     *(
       np.max([np.pad(x, (0, steps - len(x))) for x in arrays], axis=0)
@@ -137,14 +141,17 @@ def occupancy(lengths: Int[np.ndarray, ' R'], layout: Layout) -> Occupancy:
 def _shard_occupancy(lengths: Int[np.ndarray, ' R'], slots: int) -> Occupancy:
   """Returns the occupancy of one shard."""
   steps = lengths[lengths > 1] - 1
-  free, starts = [0] * slots, np.zeros_like(steps)
-  for number, count in enumerate(steps):
-    starts[number] = heapq.heappop(free)
-    heapq.heappush(free, int(starts[number] + count))
-  total = max(free)
-  live, tokens, longest = (np.zeros(total, np.int64) for _ in range(3))
-  for start, count in zip(starts, steps, strict=True):
-    active, length = slice(start, start + count), np.arange(1, count + 1)
+  free_from, starts = [0] * slots, np.zeros_like(steps)
+  for index, num_steps in enumerate(steps):
+    starts[index] = heapq.heappop(free_from)
+    heapq.heappush(free_from, int(starts[index] + num_steps))
+  total_steps = max(free_from)
+  live, tokens, longest = (np.zeros(total_steps, np.int64) for _ in range(3))
+  for start, num_steps in zip(starts, steps, strict=True):
+    active, length = (
+      slice(start, start + num_steps),
+      np.arange(1, num_steps + 1),
+    )
     live[active] += 1
     tokens[active] += length
     longest[active] = np.maximum(longest[active], length)
@@ -152,16 +159,20 @@ def _shard_occupancy(lengths: Int[np.ndarray, ' R'], slots: int) -> Occupancy:
 
 
 def step_seconds(
-  step: StepCost, layout: Layout, load: Occupancy
+  step: StepCost, layout: Layout, occupied: Occupancy
 ) -> Float[np.ndarray, ' T']:
   """Returns the roofline time of each step, in seconds."""
   all_slots = layout.slots[0]
   if step.by_row:
-    read = load.tokens
+    read_tokens = occupied.tokens
   else:
     # The number of slots is reduced at the end.
     sizes = np.sort(layout.slots)
-    read = sizes[np.searchsorted(sizes, load.live)] * load.longest
-  fixed = step.bytes - step.own_bytes
-  moved_bytes = fixed + step.own_bytes * read / (all_slots * step.limit)
+    read_tokens = (
+      sizes[np.searchsorted(sizes, occupied.live)] * occupied.longest
+    )
+  fixed_bytes = step.bytes - step.response_bytes
+  moved_bytes = fixed_bytes + step.response_bytes * read_tokens / (
+    all_slots * step.limit
+  )
   return np.maximum(moved_bytes / step.bandwidth, step.seconds)

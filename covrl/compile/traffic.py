@@ -38,19 +38,19 @@ def traffic_of(
   if 'custom_call_target="AllocateBuffer"' in instruction.text:
     return 0.0, 0.0
   moved_shapes = [
-    *_read(module, computation, instruction),
-    *_written(module, instruction),
+    *_read_shapes(module, computation, instruction),
+    *_written_shapes(module, instruction),
   ]
   if module.platform == 'gpu' and instruction.opcode in COLLECTIVE_OPCODES:
     moved_shapes = [
-      *_read(module, computation, instruction),
+      *_read_shapes(module, computation, instruction),
       *written_arrays(instruction),
     ]
   if instruction.opcode == 'dynamic-update-slice':
     update = computation.instructions[instruction.operands[1]].shapes[0]
     moved_shapes = [update, update._replace(space=instruction.shapes[0].space)]
   elif instruction.opcode == 'scatter' and module.platform == 'gpu':
-    moved_shapes = [*_scattered(computation, instruction)]
+    moved_shapes = [*_scattered_shapes(computation, instruction)]
   elif instruction.opcode in ('dynamic-slice', 'slice', 'gather'):
     source = computation.instructions[instruction.operands[0]].shapes[0]
     moved_shapes = [
@@ -77,7 +77,7 @@ def traffic_of(
   return float(hbm), float(host)
 
 
-def _scattered(
+def _scattered_shapes(
   computation: Computation, instruction: Instruction
 ) -> Iterator[Shape]:
   """Yields the arrays that a scatter in place moves: indices, and updates twice."""
@@ -85,7 +85,7 @@ def _scattered(
   yield from (indices, updates, updates)
 
 
-def _read(
+def _read_shapes(
   module: Module, computation: Computation, instruction: Instruction
 ) -> Iterator[Shape]:
   """Yields the arrays, or slices of them, that an instruction reads."""
@@ -95,69 +95,83 @@ def _read(
     shape = operand.shapes[0]
     if instruction.opcode == 'fusion':
       called = next(module.called(instruction))
-      parts = _read_of_parameter(module, called, number)
-      is_returned = _returned(module, called) is called.parameters[number]
-      if parts is not None and not is_returned:
-        yield from (part._replace(space=shape.space) for part in parts)
+      slices = _read_slices_of_parameter(module, called, number)
+      is_returned = (
+        _returned_parameter(module, called) is called.parameters[number]
+      )
+      if slices is not None and not is_returned:
+        yield from (
+          array_slice._replace(space=shape.space) for array_slice in slices
+        )
         continue
     yield shape
 
 
-def _read_of_parameter(
+def _read_slices_of_parameter(
   module: Module, computation: Computation, number: int
 ) -> list[Shape] | None:
   """Returns the slices of a fusion's parameter that are read, if not all."""
-  return _read_of(module, computation, computation.parameters[number])
+  return _read_slices(module, computation, computation.parameters[number])
 
 
-def _read_of(
+def _read_slices(
   module: Module, computation: Computation, value: Instruction
 ) -> list[Shape] | None:
   """Returns the slices of a fused value that are read; `None` for all of it.
 
   Values that the fusion, or one within it, returns unread are not included.
   """
-  parts: list[Shape] = []
+  slices: list[Shape] = []
   for user in computation.users.get(value.name, []):
-    first = user.operands[0] == value.name
-    if user.opcode in ('dynamic-slice', 'slice', 'gather') and first:
-      parts.append(user.shapes[0])
-    elif user.opcode == 'dynamic-update-slice' and first:
+    is_first_operand = user.operands[0] == value.name
+    if user.opcode in ('dynamic-slice', 'slice', 'gather') and is_first_operand:
+      slices.append(user.shapes[0])
+    elif user.opcode == 'dynamic-update-slice' and is_first_operand:
       continue  # Updated in place.
-    elif user.opcode == 'scatter' and first and module.platform == 'gpu':
+    elif (
+      user.opcode == 'scatter' and is_first_operand and module.platform == 'gpu'
+    ):
       continue  # Updated in place: only the updated elements are read.
     elif user.opcode in ('bitcast', 'reshape'):
-      read_parts = _read_of(module, computation, user)
-      if read_parts is None:
+      read_slices = _read_slices(module, computation, user)
+      if read_slices is None:
         return None
-      parts += read_parts
+      slices += read_slices
     elif user.opcode == 'fusion':
       called = next(module.called(user))
-      returned = _returned(module, called)
+      returned = _returned_parameter(module, called)
       for number, name in enumerate(user.operands):
         if name != value.name:
           continue
-        read_parts = _read_of_parameter(module, called, number)
-        if read_parts is not None and returned is called.parameters[number]:
-          after = _read_of(module, computation, user)
-          read_parts = None if after is None else [*read_parts, *after]
-        if read_parts is None:
+        read_slices = _read_slices_of_parameter(module, called, number)
+        if read_slices is not None and returned is called.parameters[number]:
+          later_slices = _read_slices(module, computation, user)
+          read_slices = (
+            None if later_slices is None else [*read_slices, *later_slices]
+          )
+        if read_slices is None:
           return None
-        parts += read_parts
+        slices += read_slices
     else:
       return None
-  whole = value.shapes[0].padded_size
-  return parts if sum(part.padded_size for part in parts) < whole else None
+  full_size = value.shapes[0].padded_size
+  return (
+    slices
+    if sum(array_slice.padded_size for array_slice in slices) < full_size
+    else None
+  )
 
 
-def _returned(module: Module, computation: Computation) -> Instruction | None:
+def _returned_parameter(
+  module: Module, computation: Computation
+) -> Instruction | None:
   """Returns the parameter that a fusion returns reshaped and unread, if any."""
   value = computation.root
   while value.opcode != 'parameter':
     operand = 0
     if value.opcode == 'fusion':
       called = next(module.called(value))
-      parameter = _returned(module, called)
+      parameter = _returned_parameter(module, called)
       if parameter is None:
         return None
       operand = parameter.index
@@ -167,18 +181,22 @@ def _returned(module: Module, computation: Computation) -> Instruction | None:
   return value
 
 
-def _written(module: Module, instruction: Instruction) -> Iterator[Shape]:
+def _written_shapes(
+  module: Module, instruction: Instruction
+) -> Iterator[Shape]:
   """Yields the arrays that an instruction writes, with their memory spaces."""
   if instruction.opcode != 'fusion':
     yield from instruction.shapes
     return
   called = next(module.called(instruction))
-  roots = _results(called, called.root)
+  roots = _result_elements(called, called.root)
   for shape, root in zip(instruction.shapes, roots, strict=False):
     yield _update_of(module, called, root, shape)
 
 
-def _results(computation: Computation, root: Instruction) -> list[Instruction]:
+def _result_elements(
+  computation: Computation, root: Instruction
+) -> list[Instruction]:
   """Returns the instructions that produce each part of a result."""
   if root.opcode != 'tuple':
     return [root]

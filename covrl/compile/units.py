@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 
-_TIMES = (
+_TIME_UNITS = (
   (1e-6, 'µs'),
   (1e-3, 'ms'),
   (1.0, 's'),
@@ -22,11 +22,11 @@ def time_text(seconds: float) -> str:
   ['49.2 µs', '86 ms', '13 s', '3.33 min', '1.5 h', '4.63 days']
   """
   # The largest unit of which the time has at least one; at least two of days.
-  size, unit = _TIMES[0]
-  for larger, name in _TIMES:
-    if seconds >= (2 * larger if name == 'days' else larger):
-      size, unit = larger, name
-  return f'{_three_digits(seconds / size)} {unit}'
+  seconds_per_unit, unit = _TIME_UNITS[0]
+  for unit_seconds, name in _TIME_UNITS:
+    if seconds >= (2 * unit_seconds if name == 'days' else unit_seconds):
+      seconds_per_unit, unit = unit_seconds, name
+  return f'{_three_digits(seconds / seconds_per_unit)} {unit}'
 
 
 def bytes_text(size: float) -> str:

@@ -31,8 +31,8 @@ from covrl.pretrained.save import write_tensors
 from covrl.pretrained.tensor_names import adapter_tensor_names
 from covrl.pretrained.tensors import SafetensorsFiles
 
-_CONFIG = 'adapter_config.json'
-_WEIGHTS = 'adapter_model'
+_CONFIG_FILE = 'adapter_config.json'
+_WEIGHTS_NAME = 'adapter_model'
 
 # Fields that are read, or do not affect the result. Dropout is a setting of
 # PEFT's own training; training here applies none.
@@ -63,7 +63,7 @@ _SUPPORTED_VALUES: Mapping[str, tuple[Any, ...]] = {
 
 def is_adapter(directory: epath.Path) -> bool:
   """Whether a directory holds adapters rather than a model."""
-  return (directory / _CONFIG).is_file()
+  return (directory / _CONFIG_FILE).is_file()
 
 
 def base_model_directory(directory: epath.PathLike) -> epath.Path:
@@ -78,7 +78,7 @@ def base_model_directory(directory: epath.PathLike) -> epath.Path:
   directory = resolve(directory)
   if not is_adapter(directory):
     return directory
-  fields, file = read_json(directory / _CONFIG)
+  fields, file = read_json(directory / _CONFIG_FILE)
   base = fields.get('base_model_name_or_path')
   if not base or not isinstance(base, str):
     raise ValueError(
@@ -101,13 +101,13 @@ def lora_config(directory: epath.PathLike) -> Lora | None:
   directory = resolve(directory)
   if not is_adapter(directory):
     return None
-  fields, file = read_json(directory / _CONFIG)
+  fields, file = read_json(directory / _CONFIG_FILE)
   try:
     check_values(fields)
   except ValueError as error:
     raise ValueError(f'{file}: {error}') from None
   _check_supported(fields, file)
-  stored_names = SafetensorsFiles(directory, _WEIGHTS).files
+  stored_names = SafetensorsFiles(directory, _WEIGHTS_NAME).files
   names = adapter_tensor_names(_base_family(directory).names)
   targets = [
     path.rpartition('_adapter')[0].rpartition('.')[2]
@@ -116,7 +116,7 @@ def lora_config(directory: epath.PathLike) -> Lora | None:
   ]
   if not targets:
     raise ValueError(
-      f'{directory / _WEIGHTS}.safetensors must hold adapters of some of'
+      f'{directory / _WEIGHTS_NAME}.safetensors must hold adapters of some of'
       f' {sorted(tensor.name.format(0) for tensor in names.values())}, got'
       f' {sorted(stored_names)}'
     )
@@ -166,7 +166,7 @@ def load_adapters(
   return load_arrays(
     abstract_adapters,
     adapter_tensor_names(family.names),
-    SafetensorsFiles(directory, _WEIGHTS),
+    SafetensorsFiles(directory, _WEIGHTS_NAME),
     owner=f'adapter of a {family.architecture}',
   )
 
@@ -200,8 +200,8 @@ def save_adapters(
   )
   check_finite(adapters, 'the weights to write')
   family = find_family(_base_config_fields(policy), 'config.json')
-  mapped = list(map_params(adapters, adapter_tensor_names(family.names)))
-  modules = {param.tensor.name.split('.')[-3] for param in mapped}
+  mapped_params = list(map_params(adapters, adapter_tensor_names(family.names)))
+  modules = {param.tensor.name.split('.')[-3] for param in mapped_params}
   fields = {
     'peft_type': 'LORA',
     'task_type': 'CAUSAL_LM',
@@ -216,8 +216,8 @@ def save_adapters(
     'inference_mode': True,
   }
   with atomic_directory(directory) as draft:
-    (draft / _CONFIG).write_text(json.dumps(fields, indent=2) + '\n')
-    write_tensors(draft, _WEIGHTS, mapped)
+    (draft / _CONFIG_FILE).write_text(json.dumps(fields, indent=2) + '\n')
+    write_tensors(draft, _WEIGHTS_NAME, mapped_params)
 
 
 def _base_config_fields(policy: PretrainedPolicy) -> Mapping[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 _MAX_LENGTH = 2**31  # of a context or a window, in tokens
 
 # Least and largest value of integers.
-_INTEGERS: Mapping[str, tuple[int, int]] = {
+_INTEGER_RANGES: Mapping[str, tuple[int, int]] = {
   'vocab_size': (1, 2**24),
   'num_hidden_layers': (1, 2**12),
   'hidden_size': (1, 2**18),
@@ -36,7 +36,7 @@ _INTEGERS: Mapping[str, tuple[int, int]] = {
   'r': (1, 2**16),
 }
 # Least and largest value of other numbers.
-_NUMBERS: Mapping[str, tuple[float, float]] = {
+_NUMBER_RANGES: Mapping[str, tuple[float, float]] = {
   'rms_norm_eps': (1e-30, 1.0),
   'rope_theta': (1.0, 1e15),
   'rope_local_base_freq': (1.0, 1e15),
@@ -51,7 +51,7 @@ _NUMBERS: Mapping[str, tuple[float, float]] = {
   'attention_factor': (1e-6, 1e6),
   'lora_alpha': (1e-30, 1e9),
 }
-_FLAGS = (
+_FLAG_FIELDS = (
   'attention_bias',
   'mlp_bias',
   'norm_topk_prob',
@@ -60,7 +60,7 @@ _FLAGS = (
   'use_rslora',
   'use_sliding_window',
 )
-_TEXTS = (
+_TEXT_FIELDS = (
   'base_model_name_or_path',
   'dtype',
   'hidden_act',
@@ -69,8 +69,8 @@ _TEXTS = (
   'torch_dtype',
   'type',
 )
-_TEXT_LISTS = ('architectures', 'layer_types')
-_OBJECTS = ('rope_parameters', 'rope_scaling')
+_TEXT_LIST_FIELDS = ('architectures', 'layer_types')
+_OBJECT_FIELDS = ('rope_parameters', 'rope_scaling')
 # Rotary parameters by type of layer.
 _LAYER_TYPES = ('full_attention', 'sliding_attention')
 
@@ -97,24 +97,24 @@ def check_values(fields: Mapping[str, Any]) -> None:
 def _check_value(name: str, value: Any) -> None:
   """Checks one field."""
   requirement = ''
-  if name in _INTEGERS:
-    low, high = _INTEGERS[name]
+  if name in _INTEGER_RANGES:
+    low, high = _INTEGER_RANGES[name]
     if type(value) is not int or not low <= value <= high:
       requirement = f'an integer of {low} to {high}'
-  elif name in _NUMBERS:
-    low, high = _NUMBERS[name]
+  elif name in _NUMBER_RANGES:
+    low, high = _NUMBER_RANGES[name]
     is_number = type(value) in (int, float)
     if not is_number or not low <= value <= high or math.isnan(value):
       requirement = f'a number of {low:g} to {high:g}'
-  elif name in _FLAGS:
+  elif name in _FLAG_FIELDS:
     requirement = '' if type(value) is bool else 'true or false'
-  elif name in _TEXTS:
+  elif name in _TEXT_FIELDS:
     requirement = '' if isinstance(value, str) else 'a text'
-  elif name in _TEXT_LISTS:
+  elif name in _TEXT_LIST_FIELDS:
     is_list = isinstance(value, list)
-    if not is_list or not all(isinstance(each, str) for each in value):
+    if not is_list or not all(isinstance(text, str) for text in value):
       requirement = 'a list of texts'
-  elif name in _OBJECTS or name in _LAYER_TYPES:
+  elif name in _OBJECT_FIELDS or name in _LAYER_TYPES:
     if isinstance(value, Mapping):
       check_values(value)
     else:
@@ -125,16 +125,19 @@ def _check_value(name: str, value: Any) -> None:
 
 def _check_layer_types(fields: Mapping[str, Any]) -> None:
   """Checks that each layer has a type, and a known one."""
-  types, layers = fields.get('layer_types'), fields.get('num_hidden_layers')
-  if types is None or layers is None:
+  layer_types, num_layers = (
+    fields.get('layer_types'),
+    fields.get('num_hidden_layers'),
+  )
+  if layer_types is None or num_layers is None:
     return
-  if len(types) != layers:
+  if len(layer_types) != num_layers:
     raise ValueError(
-      f'layer_types must name a type for each of {layers} layers, got'
-      f' {len(types)}'
+      f'layer_types must name a type for each of {num_layers} layers, got'
+      f' {len(layer_types)}'
     )
-  unknown = sorted(set(types) - set(_LAYER_TYPES))
-  if unknown:
+  unknown_types = sorted(set(layer_types) - set(_LAYER_TYPES))
+  if unknown_types:
     raise ValueError(
-      f'layer_types must be some of {_LAYER_TYPES}, got {unknown[0][:40]!r}'
+      f'layer_types must be some of {_LAYER_TYPES}, got {unknown_types[0][:40]!r}'
     )

@@ -137,11 +137,13 @@ def with_source_dtype(
   Returns:
     The policy and its parameters; those given if the dtypes are equal.
   """
-  source = load_policy(base_model_directory(pretrained)).config.param_dtype
-  if policy.config.lora is None or policy.config.param_dtype == source:
+  source_dtype = load_policy(
+    base_model_directory(pretrained)
+  ).config.param_dtype
+  if policy.config.lora is None or policy.config.param_dtype == source_dtype:
     return policy, params
   policy = dataclasses.replace(
-    policy, config=dataclasses.replace(policy.config, param_dtype=source)
+    policy, config=dataclasses.replace(policy.config, param_dtype=source_dtype)
   )
   _, adapters = split_adapters(params)
   sharding = jax.tree.leaves(adapters)[0].sharding

@@ -47,7 +47,7 @@ class Family:
     norm_eps: default of `rms_norm_eps`.
     defaults: values of other fields if they are absent; a field that is null has no
       value.
-    activation: name of the field with the activation function.
+    activation_field: name of the field with the activation function.
   """
 
   architecture: str
@@ -59,7 +59,7 @@ class Family:
   theta: float = 10000.0
   norm_eps: float = 1e-6
   defaults: Fields = dataclasses.field(default_factory=dict)
-  activation: Literal['hidden_act', 'hidden_activation'] = 'hidden_act'
+  activation_field: Literal['hidden_act', 'hidden_activation'] = 'hidden_act'
 
 
 def model_config(fields: Fields, dtype: DTypeLike, file: str) -> ModelConfig:
@@ -92,11 +92,11 @@ def model_config(fields: Fields, dtype: DTypeLike, file: str) -> ModelConfig:
 
 def _check_model_type(fields: Fields, family: Family) -> None:
   """Refuses another family's `model_type`, which decides how transformers reads."""
-  given = fields.get('model_type')
-  if given is not None and given != family.model_type:
+  model_type = fields.get('model_type')
+  if model_type is not None and model_type != family.model_type:
     raise ValueError(
       f'model_type of a {family.architecture} must be {family.model_type}, got'
-      f' {str(given)[:40]}'
+      f' {str(model_type)[:40]}'
     )
 
 
@@ -139,10 +139,10 @@ def config_fields(config: ModelConfig) -> dict[str, Any]:
   for family in FAMILIES:
     fields = _write_fields(config, family)
     try:
-      read = model_config(fields, config.param_dtype, '')
+      restored_config = model_config(fields, config.param_dtype, '')
     except ValueError:
       continue  # The family has other features.
-    if read == dataclasses.replace(
+    if restored_config == dataclasses.replace(
       config, dtype=config.param_dtype, remat='nothing'
     ):
       return fields
@@ -154,30 +154,30 @@ def config_fields(config: ModelConfig) -> dict[str, Any]:
 def _read_common(fields: Fields, family: Family) -> dict[str, Any]:
   """The fields of a `ModelConfig` that are read in the same way for all families."""
   heads, dim = fields['num_attention_heads'], fields['hidden_size']
-  for bias in ('attention_bias', 'mlp_bias'):
-    if fields.get(bias):
+  for bias_field in ('attention_bias', 'mlp_bias'):
+    if fields.get(bias_field):
       raise ValueError(
-        f'{bias} must be false for a {family.architecture}, got true'
+        f'{bias_field} must be false for a {family.architecture}, got true'
       )
   # Embedding models of the same architectures have no causal mask.
-  for mask, causal in (
+  for mask_field, value_if_causal in (
     ('is_causal', True),
     ('use_bidirectional_attention', False),
   ):
-    if fields.get(mask, causal) != causal:
+    if fields.get(mask_field, value_if_causal) != value_if_causal:
       raise ValueError(
-        f'{mask} must be {str(causal).lower()}, got {str(fields[mask])[:40]}'
+        f'{mask_field} must be {str(value_if_causal).lower()}, got {str(fields[mask_field])[:40]}'
       )
   if fields.get('quantization_config'):
     raise ValueError(
       'quantization_config must be absent, since quantised weights are not read,'
       f' got {str(fields["quantization_config"])[:80]}'
     )
-  name = fields.get(family.activation)
-  known = {name: activation for activation, name in _ACTIVATIONS.items()}
-  if name not in known:
+  name = fields.get(family.activation_field)
+  activations = {name: activation for activation, name in _ACTIVATIONS.items()}
+  if name not in activations:
     raise ValueError(
-      f'the activation must be one of {sorted(known)}, got {name!r}'
+      f'the activation must be one of {sorted(activations)}, got {name!r}'
     )
   return {
     'vocab_size': fields['vocab_size'],
@@ -187,7 +187,7 @@ def _read_common(fields: Fields, family: Family) -> dict[str, Any]:
     'num_kv_heads': fields.get('num_key_value_heads') or heads,
     'head_dim': fields.get('head_dim') or dim // heads,
     'hidden_dim': fields['intermediate_size'],
-    'activation': known[name],
+    'activation': activations[name],
     'norm_eps': fields.get('rms_norm_eps', family.norm_eps),
     'tied_embeddings': fields.get('tie_word_embeddings', family.tied),
   }
@@ -212,12 +212,12 @@ def _write_fields(config: ModelConfig, family: Family) -> dict[str, Any]:
     'rope_theta': config.rope_theta,
     'rope_scaling': write_rope(config.rope_scaling),
     'torch_dtype': config.param_dtype,
-    **_max_length(config.rope_scaling),
+    **_max_length_field(config.rope_scaling),
     **family.write(config),
   }
 
 
-def _max_length(scaling: RopeScaling | None) -> dict[str, Any]:
+def _max_length_field(scaling: RopeScaling | None) -> dict[str, Any]:
   """Length of the longest sequence after RoPE scaling, if it is known."""
   if not isinstance(scaling, Llama3Scaling | YarnScaling):
     return {}
@@ -225,8 +225,8 @@ def _max_length(scaling: RopeScaling | None) -> dict[str, Any]:
   return {'max_position_embeddings': length}
 
 
-_WINDOW = {'sliding_window': 4096}
-_GELU = {'hidden_activation': 'gelu_pytorch_tanh'}
+_WINDOW_DEFAULTS = {'sliding_window': 4096}
+_GELU_DEFAULTS = {'hidden_activation': 'gelu_pytorch_tanh'}
 
 FAMILIES = (
   Family(
@@ -242,7 +242,7 @@ FAMILIES = (
     names=tensor_names.MISTRAL,
     read=family_fields.read_mistral,
     write=family_fields.write_mistral,
-    defaults=_WINDOW,
+    defaults=_WINDOW_DEFAULTS,
   ),
   Family(
     architecture='Qwen2ForCausalLM',
@@ -250,7 +250,7 @@ FAMILIES = (
     names=tensor_names.QWEN2,
     read=family_fields.read_qwen2,
     write=family_fields.write_qwen,
-    defaults=_WINDOW,
+    defaults=_WINDOW_DEFAULTS,
   ),
   Family(
     architecture='Qwen3ForCausalLM',
@@ -258,7 +258,7 @@ FAMILIES = (
     names=tensor_names.QWEN3,
     read=family_fields.read_qwen3,
     write=family_fields.write_qwen,
-    defaults=_WINDOW,
+    defaults=_WINDOW_DEFAULTS,
   ),
   Family(
     architecture='MixtralForCausalLM',
@@ -275,7 +275,7 @@ FAMILIES = (
     names=tensor_names.QWEN3_MOE,
     read=family_fields.read_qwen3_moe,
     write=family_fields.write_qwen3_moe,
-    defaults=_WINDOW,
+    defaults=_WINDOW_DEFAULTS,
   ),
   Family(
     architecture='Gemma2ForCausalLM',
@@ -285,12 +285,12 @@ FAMILIES = (
     write=family_fields.write_gemma,
     tied=True,
     defaults={
-      **_WINDOW,
-      **_GELU,
+      **_WINDOW_DEFAULTS,
+      **_GELU_DEFAULTS,
       'attn_logit_softcapping': 50.0,
       'final_logit_softcapping': 30.0,
     },
-    activation='hidden_activation',
+    activation_field='hidden_activation',
   ),
   Family(
     architecture='Gemma3ForCausalLM',
@@ -300,7 +300,7 @@ FAMILIES = (
     write=family_fields.write_gemma,
     tied=True,
     theta=1e6,
-    defaults={**_WINDOW, **_GELU},
-    activation='hidden_activation',
+    defaults={**_WINDOW_DEFAULTS, **_GELU_DEFAULTS},
+    activation_field='hidden_activation',
   ),
 )

@@ -37,19 +37,21 @@ def _layer_types(config: ModelConfig) -> list[str]:
   return ['sliding_attention' if w else 'full_attention' for w in windows]
 
 
-def _windows(fields: Fields, is_local: Callable[[int], bool]) -> dict[str, Any]:
+def _read_windows(
+  fields: Fields, is_local: Callable[[int], bool]
+) -> dict[str, Any]:
   """Windows of all layers, by their types or else by the family's rule.
 
   Args:
     fields: the fields of a config.json.
     is_local: whether a layer, by its index, has a window.
   """
-  window, count = fields.get('sliding_window'), fields['num_hidden_layers']
+  window, num_layers = fields.get('sliding_window'), fields['num_hidden_layers']
   if window is None:
     return {}
   types = fields.get('layer_types')
   has_window = (
-    [is_local(layer) for layer in range(count)]
+    [is_local(layer) for layer in range(num_layers)]
     if types is None
     else [kind == 'sliding_attention' for kind in types]
   )
@@ -60,7 +62,7 @@ def _windows(fields: Fields, is_local: Callable[[int], bool]) -> dict[str, Any]:
 
 def read_mistral(fields: Fields) -> dict[str, Any]:
   """Windows, by default of all layers."""
-  return _windows(fields, lambda layer: True)
+  return _read_windows(fields, lambda layer: True)
 
 
 def write_mistral(config: ModelConfig) -> dict[str, Any]:
@@ -73,8 +75,8 @@ def read_qwen2(fields: Fields) -> dict[str, Any]:
   bias: dict[str, Any] = {'qkv_bias': True}
   if not fields.get('use_sliding_window', False):
     return bias
-  full_layers = fields.get('max_window_layers', 28)
-  return bias | _windows(fields, lambda layer: layer >= full_layers)
+  num_full_layers = fields.get('max_window_layers', 28)
+  return bias | _read_windows(fields, lambda layer: layer >= num_full_layers)
 
 
 def read_qwen3(fields: Fields) -> dict[str, Any]:
@@ -84,11 +86,11 @@ def read_qwen3(fields: Fields) -> dict[str, Any]:
 
 def write_qwen(config: ModelConfig) -> dict[str, Any]:
   """Windows of Qwen2 and Qwen3."""
-  full_layers = sum(not window for window in config.windows)
+  num_full_layers = sum(not window for window in config.windows)
   return {
     'use_sliding_window': any(config.windows),
     'sliding_window': _window(config),
-    'max_window_layers': full_layers
+    'max_window_layers': num_full_layers
     if any(config.windows)
     else config.num_layers,
     'layer_types': _layer_types(config),
@@ -125,8 +127,8 @@ def read_qwen3_moe(fields: Fields) -> dict[str, Any]:
     )
   # Newer versions of transformers use the name of other mixtures.
   count = fields.get('num_local_experts') or fields['num_experts']
-  all_layers = {**fields, 'max_window_layers': 0, 'layer_types': None}
-  return read_qwen3(all_layers) | {
+  windowed_fields = {**fields, 'max_window_layers': 0, 'layer_types': None}
+  return read_qwen3(windowed_fields) | {
     'hidden_dim': fields['moe_intermediate_size'],
     'experts': Experts(
       count=count,
@@ -138,10 +140,10 @@ def read_qwen3_moe(fields: Fields) -> dict[str, Any]:
 
 def write_qwen3_moe(config: ModelConfig) -> dict[str, Any]:
   """Experts and windows."""
-  written = _write_experts(config)
+  expert_fields = _write_experts(config)
   return write_qwen(config) | {
-    **written,
-    'num_experts': written.get('num_local_experts'),
+    **expert_fields,
+    'num_experts': expert_fields.get('num_local_experts'),
     'moe_intermediate_size': config.hidden_dim,
     'norm_topk_prob': config.experts is not None and config.experts.normalised,
     'decoder_sparse_step': 1,
@@ -173,7 +175,9 @@ def _read_gemma(fields: Fields) -> dict[str, Any]:
 
 def read_gemma2(fields: Fields) -> dict[str, Any]:
   """Windows of every second layer, and the fields of all Gemmas."""
-  return _read_gemma(fields) | _windows(fields, lambda layer: layer % 2 == 0)
+  return _read_gemma(fields) | _read_windows(
+    fields, lambda layer: layer % 2 == 0
+  )
 
 
 def read_gemma3(fields: Fields) -> dict[str, Any]:
@@ -190,10 +194,10 @@ def read_gemma3(fields: Fields) -> dict[str, Any]:
       f' {cap}'
     )
   period = fields.get('sliding_window_pattern', 6)
-  windows = _windows(fields, lambda layer: (layer + 1) % period != 0)
+  windows = _read_windows(fields, lambda layer: (layer + 1) % period != 0)
   common = _read_gemma(fields) | windows | {'qk_norm': True}
-  local = fields.get('rope_parameters', {}).get('sliding_attention', {})
-  theta = local.get('rope_theta', fields.get('rope_local_base_freq', 1e4))
+  local_rope = fields.get('rope_parameters', {}).get('sliding_attention', {})
+  theta = local_rope.get('rope_theta', fields.get('rope_local_base_freq', 1e4))
   return common | {'local_rope_theta': float(theta)}
 
 

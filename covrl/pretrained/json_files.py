@@ -81,7 +81,7 @@ def parse_json(text: bytes, owner: str) -> Mapping[str, Any]:
   {'a': 1}
   """
 
-  def merge(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  def make_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
       for name, value in pairs:
@@ -90,7 +90,7 @@ def parse_json(text: bytes, owner: str) -> Mapping[str, Any]:
     return fields
 
   try:
-    fields = json.loads(text, object_pairs_hook=merge)
+    fields = json.loads(text, object_pairs_hook=make_fields)
   except RecursionError:
     raise ValueError(f'{owner} must be JSON, got nested too deeply') from None
   except ValueError as error:

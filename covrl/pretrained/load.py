@@ -74,22 +74,24 @@ def load_policy(
     ValueError: see `load_pretrained`.
   """
   requested_dtype = None if dtype is None else dtype_name(dtype)
-  model = base_model_directory(directory)
-  fields, file = read_json(model / 'config.json')
-  stored = fields.get('dtype') or fields.get('torch_dtype')
-  config = model_config(fields, requested_dtype or stored or 'float32', file)
+  model_directory = base_model_directory(directory)
+  fields, file = read_json(model_directory / 'config.json')
+  stored_dtype = fields.get('dtype') or fields.get('torch_dtype')
+  config = model_config(
+    fields, requested_dtype or stored_dtype or 'float32', file
+  )
   if config.param_dtype == 'float64' and jnp.result_type(float) != jnp.float64:
     raise ValueError(
       f'{file}: JAX_ENABLE_X64 must be 1 for dtype float64, got 0; or pass'
       " another dtype, such as 'float32'"
     )
-  files = read_config_files(model)
+  files = read_config_files(model_directory)
   if config.tied_embeddings and has_own_unembedding(
-    model, find_family(fields, file)
+    model_directory, find_family(fields, file)
   ):
     config = dataclasses.replace(config, tied_embeddings=False)
-    untied = {**fields, 'tie_word_embeddings': False}
-    files['config.json'] = f'{json.dumps(untied, indent=2)}\n'.encode()
+    untied_fields = {**fields, 'tie_word_embeddings': False}
+    files['config.json'] = f'{json.dumps(untied_fields, indent=2)}\n'.encode()
   config = dataclasses.replace(config, lora=lora_config(directory))
   return PretrainedPolicy(config, files=files, origin=model_origin(directory))
 
@@ -107,22 +109,22 @@ def dtype_name(dtype: DTypeLike) -> str:
   ('bfloat16', 'float32')
   """
   try:
-    parsed = jnp.dtype(dtype)
+    parsed_dtype = jnp.dtype(dtype)
   except (TypeError, ValueError):
-    parsed = None
-  if parsed is None or not jnp.issubdtype(parsed, jnp.floating):
+    parsed_dtype = None
+  if parsed_dtype is None or not jnp.issubdtype(parsed_dtype, jnp.floating):
     raise ValueError(
       "dtype must be a floating-point dtype, such as jnp.float32 or 'bfloat16',"
       f' got {dtype!r}'
     )
-  return parsed.name
+  return parsed_dtype.name
 
 
 def model_origin(directory: epath.PathLike) -> str:
   """Path or hub name of a model, or of an adapter's base model."""
-  local = resolve(directory)
-  if is_adapter(local):
-    fields, _ = read_json(local / 'adapter_config.json')
+  local_directory = resolve(directory)
+  if is_adapter(local_directory):
+    fields, _ = read_json(local_directory / 'adapter_config.json')
     return model_origin(fields['base_model_name_or_path'])
   path = storage.as_path(directory)
   return str(storage.absolute(path)) if path.exists() else str(directory)
@@ -150,12 +152,12 @@ def load_params(
       f'{directory} must have the adapters of the policy,'
       f' {policy.config.lora}, got {adapter_lora}'
     )
-  model = base_model_directory(directory)
+  model_directory = base_model_directory(directory)
   if adapter_lora is None:
-    return _load_base_params(model, policy, mesh)
+    return _load_base_params(model_directory, policy, mesh)
   # The small adapters come first, so that errors in them show at once.
   adapters = load_adapters(directory, policy, mesh)
-  base = _load_base_params(model, policy.base, mesh)
+  base = _load_base_params(model_directory, policy.base, mesh)
   return policy.join(adapters, {'base': base})
 
 

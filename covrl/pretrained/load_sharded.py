@@ -51,12 +51,12 @@ def load_arrays(
   for param in params:
     for index in param.stack_indices:
       tensors.check(param.tensor_name(index), param.tensor_shape)
-  known = {
+  known_names = {
     param.tensor_name(index)
     for param in params
     for index in param.stack_indices
   }
-  _check_no_unknown_tensors(tensors, known | set(redundant), owner)
+  _check_no_unknown_tensors(tensors, known_names | set(redundant), owner)
   leaves = [_load_param(param, tensors) for param in params]
   tensors.check_unchanged()
   return jax.tree.unflatten(jax.tree.structure(abstract_params), leaves)
@@ -64,12 +64,12 @@ def load_arrays(
 
 def _check_no_unknown_tensors(
   tensors: Tensors,
-  known: Collection[str],
+  known_names: Collection[str],
   owner: str,
 ) -> None:
   """Checks that the checkpoint has no unknown tensors."""
   for name, file in tensors.files.items():
-    if name not in known:
+    if name not in known_names:
       raise ValueError(
         f'{file} must hold tensors of a {owner} alone, got {name}'
       )
@@ -83,12 +83,12 @@ def _load_param(param: MappedParam, tensors: Tensors) -> Array:
     tensor_sharding = NamedSharding(
       sharding.mesh, param.tensor_spec(sharding.spec)
     )
-  # Each device holds `local_stack` tensors of the stack, and `shards` groups of
+  # Each device holds `local_stack` tensors of the stack, and `num_shards` groups of
   # devices hold different ones. Each step writes one tensor of every group.
   depth = len(param.stack_shape)
   local_shape = sharding.shard_shape(param.array.shape)
   local_stack = local_shape[:depth]
-  shards = tuple(
+  num_shards = tuple(
     size // local
     for size, local in zip(param.stack_shape, local_stack, strict=True)
   )
@@ -97,8 +97,8 @@ def _load_param(param: MappedParam, tensors: Tensors) -> Array:
     local_index: tuple[int, ...], index: Index
   ) -> Shaped[np.ndarray, '...']:
     starts = [
-      cut.indices(size)[0]
-      for cut, size in zip(index[:depth], shards, strict=True)
+      axis_slice.indices(size)[0]
+      for axis_slice, size in zip(index[:depth], num_shards, strict=True)
     ]
     stack_index = [
       start * size + offset
@@ -121,7 +121,7 @@ def _load_param(param: MappedParam, tensors: Tensors) -> Array:
 
   def write(array: Array | None, local_index: tuple[int, ...]) -> Array:
     slices = _read_array(
-      (*shards, *param.tensor_shape),
+      (*num_shards, *param.tensor_shape),
       tensor_sharding,
       functools.partial(read, local_index),
     )
@@ -158,7 +158,8 @@ def _distinct_shards(
   for device, index in sharding.addressable_devices_indices_map(shape).items():
     index = index or (slice(None),) * len(shape)
     key = tuple(
-      cut.indices(size) for cut, size in zip(index, shape, strict=True)
+      axis_slice.indices(size)
+      for axis_slice, size in zip(index, shape, strict=True)
     )
     shards.setdefault(key, (index, []))[1].append(device)
   yield from shards.values()

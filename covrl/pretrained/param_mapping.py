@@ -79,20 +79,20 @@ class MappedParam(NamedTuple):
 
   def to_tensor(self, param_slice: Any) -> Any:
     """Converts a slice of the parameter to the tensor in the checkpoint."""
-    groups = self._group(self.slice_shape)
+    groups = self._group_axes(self.slice_shape)
     matrix = param_slice.reshape([math.prod(group) for group in groups])
     return matrix.T if self.tensor.input_axes else matrix
 
   def _group_as_tensor(self, axes: Sequence[Any]) -> list[Sequence[Any]]:
     """Groups a slice's axes by the axis of the tensor, in the tensor's order."""
-    groups = self._group(axes)
+    groups = self._group_axes(axes)
     return groups[::-1] if self.tensor.input_axes else groups
 
-  def _group(self, axes: Sequence[Any]) -> list[Sequence[Any]]:
+  def _group_axes(self, axes: Sequence[Any]) -> list[Sequence[Any]]:
     """Groups a slice's axes by the axis of the tensor, in the policy's order."""
-    inputs = self.tensor.input_axes
-    if inputs:
-      return [axes[:inputs], axes[inputs:]]
+    num_input_axes = self.tensor.input_axes
+    if num_input_axes:
+      return [axes[:num_input_axes], axes[num_input_axes:]]
     # Biases are flat; the embedding has the same axes as its tensor.
     if self.path == 'embedding':
       return [axes[:1], axes[1:]]

@@ -77,7 +77,7 @@ def redundant_tensors(
       r'model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq', name
     ):
       redundant.add(name)
-      if not _are_frequencies(tensors, name, config):
+      if not _are_rotary_frequencies(tensors, name, config):
         warnings.warn(
           f'{file}: {name} is not used, and differs from the frequencies that'
           f' config.json gives by rope_theta {config.rope_theta:g}',
@@ -86,13 +86,17 @@ def redundant_tensors(
   return redundant
 
 
-def _are_frequencies(tensors: Tensors, name: str, config: ModelConfig) -> bool:
+def _are_rotary_frequencies(
+  tensors: Tensors, name: str, config: ModelConfig
+) -> bool:
   """Whether a tensor holds the rotary frequencies, scaled or not."""
-  plain = base_frequencies(config.rope_theta, config.head_dim)
-  if tensors.shape(name) != plain.shape:
+  unscaled = base_frequencies(config.rope_theta, config.head_dim)
+  if tensors.shape(name) != unscaled.shape:
     return False
-  stored = tensors.read_rows(name, 0, len(plain)).astype(np.float64)
+  stored_frequencies = tensors.read_rows(name, 0, len(unscaled)).astype(
+    np.float64
+  )
   return any(
-    np.allclose(stored, expected, rtol=_TOLERANCE, atol=0)
-    for expected in (plain, *config.frequencies)
+    np.allclose(stored_frequencies, expected, rtol=_TOLERANCE, atol=0)
+    for expected in (unscaled, *config.frequencies)
   )

@@ -43,11 +43,11 @@ def read_rope(fields: Fields, theta: float) -> dict[str, Any]:
   local_theta = fields.get('rope_local_base_freq')
   if parameters.keys() & {'full_attention', 'sliding_attention'}:
     scaling_fields = {**parameters.get('full_attention', {}), **scaling}
-    local = parameters.get('sliding_attention', {})
-    local_theta = local.get('rope_theta', local_theta)
-    if _kind(local) != 'default':
+    local_fields = parameters.get('sliding_attention', {})
+    local_theta = local_fields.get('rope_theta', local_theta)
+    if _scaling_type(local_fields) != 'default':
       raise ValueError(
-        f'rope_type of sliding_attention must be default, got {dict(local)}'
+        f'rope_type of sliding_attention must be default, got {dict(local_fields)}'
       )
   else:
     scaling_fields = scaling or parameters
@@ -58,15 +58,15 @@ def read_rope(fields: Fields, theta: float) -> dict[str, Any]:
   return rope_fields | {'rope_scaling': _read_scaling(scaling_fields, fields)}
 
 
-def _kind(scaling_fields: Fields) -> str:
+def _scaling_type(scaling_fields: Fields) -> str:
   """Type of scaling; older files name the field `type`."""
-  kind = scaling_fields.get('rope_type', scaling_fields.get('type'))
-  if kind is None and 'factor' in scaling_fields:
+  scaling_type = scaling_fields.get('rope_type', scaling_fields.get('type'))
+  if scaling_type is None and 'factor' in scaling_fields:
     raise ValueError(
       'rope_type must be given with a factor, got'
       f' {str(dict(scaling_fields))[:200]}'
     )
-  return kind or 'default'
+  return scaling_type or 'default'
 
 
 def _read_scaling(scaling_fields: Fields, fields: Fields) -> RopeScaling | None:
@@ -76,18 +76,18 @@ def _read_scaling(scaling_fields: Fields, fields: Fields) -> RopeScaling | None:
     scaling_fields: the dictionary.
     fields: the fields of the config.json.
   """
-  kind = _kind(scaling_fields)
+  scaling_type = _scaling_type(scaling_fields)
   for settings in (scaling_fields, fields):
     if settings.get('partial_rotary_factor', 1) != 1:
       raise ValueError(
         'partial_rotary_factor must be 1, got'
         f' {str(settings["partial_rotary_factor"])[:80]}'
       )
-  if kind == 'default':
+  if scaling_type == 'default':
     return None
-  if kind == 'linear':
+  if scaling_type == 'linear':
     return LinearScaling(factor=float(scaling_fields['factor']))
-  if kind == 'llama3':
+  if scaling_type == 'llama3':
     low, high = (
       scaling_fields[f'{end}_freq_factor'] for end in ('low', 'high')
     )
@@ -101,7 +101,7 @@ def _read_scaling(scaling_fields: Fields, fields: Fields) -> RopeScaling | None:
       low=float(low),
       high=float(high),
     )
-  if kind == 'yarn' and not scaling_fields.get('mscale'):
+  if scaling_type == 'yarn' and not scaling_fields.get('mscale'):
     return YarnScaling(
       factor=float(scaling_fields['factor']),
       original_length=_original_length(scaling_fields, fields),

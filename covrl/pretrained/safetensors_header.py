@@ -61,24 +61,24 @@ def read_header(file: epath.Path) -> dict[str, FileTensor]:
   """
   with open_regular_file(file) as stream:
     file_size = storage.file_size(file)
-    first = stream.read(8)
-    if first == _LFS_POINTER:
+    first_bytes = stream.read(8)
+    if first_bytes == _LFS_POINTER:
       raise ValueError(
         f'{file} must hold tensors, got a pointer of Git LFS; `git lfs pull`'
         ' fetches the file'
       )
-    size = int.from_bytes(first, 'little')
-    if file_size < 8 or size > file_size - 8:
+    header_size = int.from_bytes(first_bytes, 'little')
+    if file_size < 8 or header_size > file_size - 8:
       raise ValueError(
-        f'{file} must have a header of {size} bytes after the first 8, got'
+        f'{file} must have a header of {header_size} bytes after the first 8, got'
         f' {file_size} bytes in all'
       )
-    if size > MAX_JSON_BYTES:
+    if header_size > MAX_JSON_BYTES:
       raise ValueError(
         f'{file} must have a header of at most {MAX_JSON_BYTES} bytes, got'
-        f' {size}'
+        f' {header_size}'
       )
-    header = dict(parse_json(stream.read(size), f'{file}: the header'))
+    header = dict(parse_json(stream.read(header_size), f'{file}: the header'))
   header.pop('__metadata__', None)
   if len(header) > MAX_TENSORS:
     raise ValueError(
@@ -88,9 +88,9 @@ def read_header(file: epath.Path) -> dict[str, FileTensor]:
     name: _check_entry(f'{file}: {name}', entry)
     for name, entry in header.items()
   }
-  _check_positions(file, entries, file_size - 8 - size)
+  _check_positions(file, entries, file_size - 8 - header_size)
   return {
-    name: FileTensor(entry.shape, entry.dtype, 8 + size + entry.begin)
+    name: FileTensor(entry.shape, entry.dtype, 8 + header_size + entry.begin)
     for name, entry in entries.items()
   }
 
@@ -157,24 +157,27 @@ def _check_positions(
   file: epath.Path, entries: Mapping[str, _Entry], data_size: int
 ) -> None:
   """Checks that tensors fill the data without overlaps and gaps."""
-  order = sorted(entries, key=lambda name: entries[name][2:])
-  last, size = '', 0
-  if order:
-    last, size = order[-1], entries[order[-1]].end
-  if data_size != size:
-    start = storage.file_size(file) - data_size
-    raise ValueError(
-      f'{file} must have {start + size} bytes, {last or "none"} being the last'
-      f' of its tensors, got {start + data_size}'
+  names_by_position = sorted(entries, key=lambda name: entries[name][2:])
+  last_name, data_end = '', 0
+  if names_by_position:
+    last_name, data_end = (
+      names_by_position[-1],
+      entries[names_by_position[-1]].end,
     )
-  if order and entries[order[0]].begin:
+  if data_size != data_end:
+    data_start = storage.file_size(file) - data_size
     raise ValueError(
-      f'{file}: {order[0]} must begin at 0, as the first of the tensors, got'
-      f' {entries[order[0]].begin}'
+      f'{file} must have {data_start + data_end} bytes, {last_name or "none"} being the last'
+      f' of its tensors, got {data_start + data_size}'
     )
-  for before, name in itertools.pairwise(order):
-    if entries[name].begin != entries[before].end:
+  if names_by_position and entries[names_by_position[0]].begin:
+    raise ValueError(
+      f'{file}: {names_by_position[0]} must begin at 0, as the first of the tensors, got'
+      f' {entries[names_by_position[0]].begin}'
+    )
+  for previous, name in itertools.pairwise(names_by_position):
+    if entries[name].begin != entries[previous].end:
       raise ValueError(
-        f'{file}: {name} must begin at {entries[before].end}, where {before}'
+        f'{file}: {name} must begin at {entries[previous].end}, where {previous}'
         f' ends, got {entries[name].begin}'
       )

@@ -67,8 +67,8 @@ def save_pretrained(
   with atomic_directory(directory) as draft:
     for name, content in files.items():
       (draft / name).write_bytes(content)
-    mapped = list(map_params(params, family.names))
-    write_tensors(draft, 'model', mapped, shard_bytes, on_progress)
+    mapped_params = list(map_params(params, family.names))
+    write_tensors(draft, 'model', mapped_params, shard_bytes, on_progress)
 
 
 def model_files(policy: Policy, params: PyTree) -> dict[str, bytes]:
@@ -95,13 +95,13 @@ def _config_json(
   if 'config.json' in files:
     fields = json.loads(files['config.json'])
     original = model_config(fields, config.dtype, 'config.json')
-    if _architecture(original) == _architecture(config):
+    if _with_default_dtypes(original) == _with_default_dtypes(config):
       key = 'dtype' if 'dtype' in fields else 'torch_dtype'
       return fields | {key: dtype}
   return config_fields(config) | {'torch_dtype': dtype}
 
 
-def _architecture(config: ModelConfig) -> ModelConfig:
+def _with_default_dtypes(config: ModelConfig) -> ModelConfig:
   """The configuration with defaults for dtypes and rematerialisation."""
   return dataclasses.replace(
     config, dtype='float32', param_dtype='float32', remat='nothing'
@@ -113,7 +113,7 @@ def write_tensors(
   name: str,
   params: Sequence[MappedParam],
   shard_bytes: int = SHARD_BYTES,
-  on_progress: Callable[[int, int], object] = lambda done, total: None,
+  on_progress: Callable[[int, int], object] = lambda done, num_files: None,
 ) -> None:
   """Writes parameters to one or more safetensors files.
 
@@ -128,39 +128,39 @@ def write_tensors(
   from safetensors.numpy import save_file
 
   shards = _split_into_shards(params, shard_bytes)
-  total = len(shards)
+  num_files = len(shards)
   files: dict[str, str] = {}
   size = 0
-  on_progress(0, total)
+  on_progress(0, num_files)
   for number, shard in enumerate(shards, start=1):
     file = (
       f'{name}.safetensors'
-      if total == 1
-      else f'{name}-{number:05}-of-{total:05}.safetensors'
+      if num_files == 1
+      else f'{name}-{number:05}-of-{num_files:05}.safetensors'
     )
     tensors = {
-      param.tensor_name(index): _read_tensor(param, index)
+      param.tensor_name(index): _copy_to_host(param, index)
       for param, index in shard
     }
     save_file(tensors, directory / file, metadata={'format': 'pt'})
     files |= dict.fromkeys(tensors, file)
     size += sum(tensor.nbytes for tensor in tensors.values())
-    on_progress(number, total)
-  if total > 1:
+    on_progress(number, num_files)
+  if num_files > 1:
     weight_index = {'metadata': {'total_size': size}, 'weight_map': files}
     path = directory / f'{name}.safetensors.index.json'
     path.write_text(json.dumps(weight_index, indent=2, sort_keys=True) + '\n')
 
 
 # A parameter and the stack index of one of its tensors.
-_Item = tuple[MappedParam, tuple[int, ...]]
+_ParamTensor = tuple[MappedParam, tuple[int, ...]]
 
 
 def _split_into_shards(
   params: Sequence[MappedParam], shard_bytes: int
-) -> list[list[_Item]]:
+) -> list[list[_ParamTensor]]:
   """Assigns tensors to files, in order."""
-  shards: list[list[_Item]] = [[]]
+  shards: list[list[_ParamTensor]] = [[]]
   size = 0
   for param in params:
     indices = list(param.stack_indices)
@@ -174,7 +174,7 @@ def _split_into_shards(
   return shards
 
 
-def _read_tensor(
+def _copy_to_host(
   param: MappedParam, index: tuple[int, ...]
 ) -> Shaped[np.ndarray, '...']:
   """Copies one tensor to the host, in the checkpoint's shape."""

@@ -28,29 +28,35 @@ class StoredTensor(NamedTuple):
 
 TensorNames = Mapping[str, StoredTensor]
 
-_LAYER = 'model.layers.{}.'
-_ROUTED = f'{_LAYER}block_sparse_moe.'
-_EXPERT = f'{_LAYER}mlp.experts.{{}}.'
+_LAYER_PREFIX = 'model.layers.{}.'
+_SPARSE_BLOCK_PREFIX = f'{_LAYER_PREFIX}block_sparse_moe.'
+_EXPERT_PREFIX = f'{_LAYER_PREFIX}mlp.experts.{{}}.'
 
 LLAMA: TensorNames = {
   'embedding': StoredTensor('model.embed_tokens.weight'),
   'final_norm.scale': StoredTensor('model.norm.weight'),
   'head': StoredTensor('lm_head.weight', 1),
   'layers.attention_norm.scale': StoredTensor(
-    f'{_LAYER}input_layernorm.weight'
+    f'{_LAYER_PREFIX}input_layernorm.weight'
   ),
-  'layers.attention.query': StoredTensor(f'{_LAYER}self_attn.q_proj.weight', 1),
-  'layers.attention.key': StoredTensor(f'{_LAYER}self_attn.k_proj.weight', 1),
-  'layers.attention.value': StoredTensor(f'{_LAYER}self_attn.v_proj.weight', 1),
+  'layers.attention.query': StoredTensor(
+    f'{_LAYER_PREFIX}self_attn.q_proj.weight', 1
+  ),
+  'layers.attention.key': StoredTensor(
+    f'{_LAYER_PREFIX}self_attn.k_proj.weight', 1
+  ),
+  'layers.attention.value': StoredTensor(
+    f'{_LAYER_PREFIX}self_attn.v_proj.weight', 1
+  ),
   'layers.attention.output': StoredTensor(
-    f'{_LAYER}self_attn.o_proj.weight', 2
+    f'{_LAYER_PREFIX}self_attn.o_proj.weight', 2
   ),
   'layers.mlp_norm.scale': StoredTensor(
-    f'{_LAYER}post_attention_layernorm.weight'
+    f'{_LAYER_PREFIX}post_attention_layernorm.weight'
   ),
-  'layers.mlp.gate': StoredTensor(f'{_LAYER}mlp.gate_proj.weight', 1),
-  'layers.mlp.up': StoredTensor(f'{_LAYER}mlp.up_proj.weight', 1),
-  'layers.mlp.down': StoredTensor(f'{_LAYER}mlp.down_proj.weight', 1),
+  'layers.mlp.gate': StoredTensor(f'{_LAYER_PREFIX}mlp.gate_proj.weight', 1),
+  'layers.mlp.up': StoredTensor(f'{_LAYER_PREFIX}mlp.up_proj.weight', 1),
+  'layers.mlp.down': StoredTensor(f'{_LAYER_PREFIX}mlp.down_proj.weight', 1),
 }
 
 MISTRAL: TensorNames = LLAMA
@@ -58,50 +64,58 @@ MISTRAL: TensorNames = LLAMA
 QWEN2: TensorNames = {
   **LLAMA,
   'layers.attention.biases.query': StoredTensor(
-    f'{_LAYER}self_attn.q_proj.bias'
+    f'{_LAYER_PREFIX}self_attn.q_proj.bias'
   ),
-  'layers.attention.biases.key': StoredTensor(f'{_LAYER}self_attn.k_proj.bias'),
+  'layers.attention.biases.key': StoredTensor(
+    f'{_LAYER_PREFIX}self_attn.k_proj.bias'
+  ),
   'layers.attention.biases.value': StoredTensor(
-    f'{_LAYER}self_attn.v_proj.bias'
+    f'{_LAYER_PREFIX}self_attn.v_proj.bias'
   ),
 }
 
 QWEN3: TensorNames = {
   **LLAMA,
   'layers.attention.query_norm.scale': StoredTensor(
-    f'{_LAYER}self_attn.q_norm.weight'
+    f'{_LAYER_PREFIX}self_attn.q_norm.weight'
   ),
   'layers.attention.key_norm.scale': StoredTensor(
-    f'{_LAYER}self_attn.k_norm.weight'
+    f'{_LAYER_PREFIX}self_attn.k_norm.weight'
   ),
 }
 
 MIXTRAL: TensorNames = {
   **MISTRAL,
-  'layers.mlp.router': StoredTensor(f'{_ROUTED}gate.weight', 1),
-  'layers.mlp.gate': StoredTensor(f'{_ROUTED}experts.{{}}.w1.weight', 1),
-  'layers.mlp.up': StoredTensor(f'{_ROUTED}experts.{{}}.w3.weight', 1),
-  'layers.mlp.down': StoredTensor(f'{_ROUTED}experts.{{}}.w2.weight', 1),
+  'layers.mlp.router': StoredTensor(f'{_SPARSE_BLOCK_PREFIX}gate.weight', 1),
+  'layers.mlp.gate': StoredTensor(
+    f'{_SPARSE_BLOCK_PREFIX}experts.{{}}.w1.weight', 1
+  ),
+  'layers.mlp.up': StoredTensor(
+    f'{_SPARSE_BLOCK_PREFIX}experts.{{}}.w3.weight', 1
+  ),
+  'layers.mlp.down': StoredTensor(
+    f'{_SPARSE_BLOCK_PREFIX}experts.{{}}.w2.weight', 1
+  ),
 }
 
 QWEN3_MOE: TensorNames = {
   **QWEN3,
-  'layers.mlp.router': StoredTensor(f'{_LAYER}mlp.gate.weight', 1),
-  'layers.mlp.gate': StoredTensor(f'{_EXPERT}gate_proj.weight', 1),
-  'layers.mlp.up': StoredTensor(f'{_EXPERT}up_proj.weight', 1),
-  'layers.mlp.down': StoredTensor(f'{_EXPERT}down_proj.weight', 1),
+  'layers.mlp.router': StoredTensor(f'{_LAYER_PREFIX}mlp.gate.weight', 1),
+  'layers.mlp.gate': StoredTensor(f'{_EXPERT_PREFIX}gate_proj.weight', 1),
+  'layers.mlp.up': StoredTensor(f'{_EXPERT_PREFIX}up_proj.weight', 1),
+  'layers.mlp.down': StoredTensor(f'{_EXPERT_PREFIX}down_proj.weight', 1),
 }
 
 GEMMA2: TensorNames = {
   **LLAMA,
   'layers.attention_post_norm.scale': StoredTensor(
-    f'{_LAYER}post_attention_layernorm.weight'
+    f'{_LAYER_PREFIX}post_attention_layernorm.weight'
   ),
   'layers.mlp_norm.scale': StoredTensor(
-    f'{_LAYER}pre_feedforward_layernorm.weight'
+    f'{_LAYER_PREFIX}pre_feedforward_layernorm.weight'
   ),
   'layers.mlp_post_norm.scale': StoredTensor(
-    f'{_LAYER}post_feedforward_layernorm.weight'
+    f'{_LAYER_PREFIX}post_feedforward_layernorm.weight'
   ),
 }
 

@@ -53,9 +53,9 @@ class Tensors(abc.ABC):
 
   @abc.abstractmethod
   def read_rows(
-    self, name: str, first: int, last: int
+    self, name: str, first: int, stop: int
   ) -> Shaped[np.ndarray, '...']:
-    """Reads rows `first` to `last - 1` of the leading axis of a tensor."""
+    """Reads rows `first` to `stop - 1` of the leading axis of a tensor."""
 
   def check_unchanged(self) -> None:
     """Checks that no file has changed since its header was read.
@@ -114,21 +114,21 @@ class Tensors(abc.ABC):
       ValueError: a number is not finite, in the file or in `dtype`.
     """
     shape, tensor_dtype = self.shape(name), self.dtype(name)
-    rows, *rest = (
+    rows, *other_axes = (
       range(*part_slice.indices(size))
       for part_slice, size in zip(part, shape, strict=True)
     )
-    columns = tuple(slice(span.start, span.stop) for span in rest)
-    result = np.empty([len(rows), *map(len, rest)], tensor_dtype)
+    columns = tuple(slice(span.start, span.stop) for span in other_axes)
+    result = np.empty([len(rows), *map(len, other_axes)], tensor_dtype)
     row_bytes = max(math.prod(shape[1:]) * tensor_dtype.itemsize, 1)
-    step = max(_BLOCK_BYTES // row_bytes, 1)
+    rows_per_block = max(_BLOCK_BYTES // row_bytes, 1)
     is_zero = self._is_zero.get(name, True)
-    for first in range(rows.start, rows.stop, step):
-      last = min(first + step, rows.stop)
-      block = self.read_rows(name, first, last)[:, *columns]
+    for first in range(rows.start, rows.stop, rows_per_block):
+      stop = min(first + rows_per_block, rows.stop)
+      block = self.read_rows(name, first, stop)[:, *columns]
       is_zero = is_zero and not block.any()
       _check_finite(block, dtype or tensor_dtype, f'{self.files[name]}: {name}')
-      result[first - rows.start : last - rows.start] = block
+      result[first - rows.start : stop - rows.start] = block
     self._is_zero[name] = is_zero
     return result
 
@@ -156,13 +156,13 @@ class Tensors(abc.ABC):
     if shape != self.shape(other):
       return False
     row_bytes = max(math.prod(shape[1:]) * self.dtype(name).itemsize, 1)
-    step = max(_BLOCK_BYTES // row_bytes, 1)
+    rows_per_block = max(_BLOCK_BYTES // row_bytes, 1)
     return all(
       np.array_equal(
-        self.read_rows(name, first, min(first + step, shape[0])),
-        self.read_rows(other, first, min(first + step, shape[0])),
+        self.read_rows(name, first, min(first + rows_per_block, shape[0])),
+        self.read_rows(other, first, min(first + rows_per_block, shape[0])),
       )
-      for first in range(0, shape[0], step)
+      for first in range(0, shape[0], rows_per_block)
     )
 
 
@@ -183,9 +183,9 @@ class SafetensorsFiles(Tensors):
     self.path = directory = storage.as_path(directory)
     files: dict[str, epath.Path] = {}
     self._tensors: dict[str, FileTensor] = {}
-    indexed = _indexed_files(directory, name)
+    file_name_of = _file_names_by_tensor(directory, name)
     for file in sorted(
-      {directory / file_name for file_name in indexed.values()}
+      {directory / file_name for file_name in file_name_of.values()}
     ):
       self._record_version(file)
       for tensor, entry in read_header(file).items():
@@ -194,7 +194,7 @@ class SafetensorsFiles(Tensors):
             f'{file} must not hold {tensor}, got it there and in {files[tensor]}'
           )
         files[tensor], self._tensors[tensor] = file, entry
-    for tensor, file_name in indexed.items():
+    for tensor, file_name in file_name_of.items():
       if tensor and files.get(tensor) != directory / file_name:
         raise ValueError(
           f'{directory / file_name} must hold {tensor}, as {_index_name(name)} states,'
@@ -211,15 +211,15 @@ class SafetensorsFiles(Tensors):
     return self._tensors[name].dtype
 
   def read_rows(
-    self, name: str, first: int, last: int
+    self, name: str, first: int, stop: int
   ) -> Shaped[np.ndarray, '...']:
-    """Reads rows `first` to `last - 1` of the leading axis of a tensor."""
+    """Reads rows `first` to `stop - 1` of the leading axis of a tensor."""
     tensor = self._tensors[name]
-    numbers = np.empty((last - first, *tensor.shape[1:]), tensor.dtype)
-    width = math.prod(tensor.shape[1:])
-    begin = tensor.start + first * width * tensor.dtype.itemsize
-    storage.read_into(self.files[name], begin, numbers)
-    return numbers
+    rows = np.empty((stop - first, *tensor.shape[1:]), tensor.dtype)
+    row_size = math.prod(tensor.shape[1:])
+    begin = tensor.start + first * row_size * tensor.dtype.itemsize
+    storage.read_into(self.files[name], begin, rows)
+    return rows
 
 
 def _check_finite(
@@ -230,8 +230,8 @@ def _check_finite(
     raise ValueError(f'{owner} must be finite, got {_first_not_finite(block)}')
   if jnp.finfo(dtype).max < jnp.finfo(block.dtype).max:
     with np.errstate(over='ignore'):
-      narrow = block.astype(dtype)
-    if not np.isfinite(narrow).all():
+      converted = block.astype(dtype)
+    if not np.isfinite(converted).all():
       largest = float(np.abs(block.astype(np.float64)).max())
       raise ValueError(
         f'{owner} must be finite in {dtype.name}, got {largest:g}; load it in a'
@@ -249,22 +249,23 @@ def _index_name(name: str) -> str:
   return f'{name}.safetensors.index.json'
 
 
-def _indexed_files(directory: epath.Path, name: str) -> dict[str, str]:
+def _file_names_by_tensor(directory: epath.Path, name: str) -> dict[str, str]:
   """Name of each tensor's file; the key is empty without an index.
 
   A single file takes precedence over an index, as in transformers.
   """
   index = directory / _index_name(name)
-  single = directory / f'{name}.safetensors'
-  if single.exists():
+  single_file = directory / f'{name}.safetensors'
+  if single_file.exists():
     if index.exists():
       warnings.warn(
-        f'{index} is not read, since {single.name} is beside it', stacklevel=4
+        f'{index} is not read, since {single_file.name} is beside it',
+        stacklevel=4,
       )
-    return {'': single.name}
+    return {'': single_file.name}
   if not index.exists():
     raise ValueError(
-      f'{directory} must hold {single.name} or {index.name}, got neither'
+      f'{directory} must hold {single_file.name} or {index.name}, got neither'
     )
   files = read_json(index)[0].get('weight_map')
   if not isinstance(files, dict) or not files:

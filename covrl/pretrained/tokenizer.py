@@ -34,10 +34,10 @@ _SPECIAL_TOKENS = (
 )
 # A conversation by which the token is found that a chat template writes after a turn
 # of the model.
-_ANSWER = 'The sum is 42.'
-_TURNS = (
+_SAMPLE_ANSWER = 'The sum is 42.'
+_SAMPLE_TURNS = (
   {'role': 'user', 'content': 'What is 12 + 30?'},
-  {'role': 'assistant', 'content': _ANSWER},
+  {'role': 'assistant', 'content': _SAMPLE_ANSWER},
 )
 
 
@@ -116,7 +116,7 @@ def load_chat_template(directory: epath.PathLike) -> ChatTemplate:
       raise ValueError(f'{file} must be UTF-8, got {error.reason}') from None
   else:
     file = directory / 'tokenizer_config.json'
-    source = _stated_template(directory)
+    source = _template_of_config(directory)
   return ChatTemplate(source, _special_tokens(directory), file=str(file))
 
 
@@ -124,8 +124,8 @@ def _open_tokenizer(
   directory: epath.Path,
 ) -> JsonTokenizer | SentencePieceTokenizer:
   """The tokenizer with the end tokens in the order of the files."""
-  special = _special_tokens(directory)
-  end_tokens = _end_tokens(directory, special)
+  special_tokens = _special_tokens(directory)
+  end_tokens = _end_tokens(directory, special_tokens)
   vocab_size = _vocab_size(directory)
   file = directory / 'tokenizer.json'
   if file.is_file():
@@ -133,9 +133,9 @@ def _open_tokenizer(
       return JsonTokenizer(
         read_bytes(file, MAX_TOKENIZER_BYTES),
         end_tokens=end_tokens,
-        pad_token=special.get('pad_token'),
+        pad_token=special_tokens.get('pad_token'),
         vocab_size=vocab_size,
-        special_tokens=special.values(),
+        special_tokens=special_tokens.values(),
       )
     except ValueError as error:
       raise ValueError(f'{file}: {error}') from None
@@ -177,15 +177,15 @@ def _template_turn_ends(directory: epath.Path) -> Iterator[str]:
   """The text that the chat template writes after an answer, if there is any."""
   try:
     template = load_chat_template(directory)
-    text = template.render(_TURNS, add_generation_prompt=False)
-    yield text.rpartition(_ANSWER)[2]
+    text = template.render(_SAMPLE_TURNS, add_generation_prompt=False)
+    yield text.rpartition(_SAMPLE_ANSWER)[2]
   except ValueError:
     # Not every model has a chat template, and not every template takes this
     # conversation.
     pass
 
 
-def _stated_template(directory: epath.Path) -> str:
+def _template_of_config(directory: epath.Path) -> str:
   """The chat template in `tokenizer_config.json`."""
   file = directory / 'tokenizer_config.json'
   source = _read_fields(directory, file.name).get('chat_template')
@@ -213,13 +213,13 @@ def _stated_template(directory: epath.Path) -> str:
 
 
 def _end_tokens(
-  directory: epath.Path, special: Mapping[str, str]
+  directory: epath.Path, special_tokens: Mapping[str, str]
 ) -> list[str | int]:
   """Tokens that end a response, by id or else by text.
 
   Args:
     directory: directory of the model.
-    special: special tokens by name.
+    special_tokens: special tokens by name.
   """
   for name in ('generation_config.json', 'config.json'):
     eos_ids = _read_fields(directory, name).get('eos_token_id')
@@ -232,12 +232,12 @@ def _end_tokens(
         f' got {str(eos_ids)[:40]}'
       )
     return list(dict.fromkeys(ids))
-  if 'eos_token' not in special:
+  if 'eos_token' not in special_tokens:
     raise ValueError(
       f'{directory} must name the token that ends a response, by eos_token_id in'
       ' generation_config.json or eos_token in tokenizer_config.json, got neither'
     )
-  return [special['eos_token']]
+  return [special_tokens['eos_token']]
 
 
 def _vocab_size(directory: epath.Path) -> int | None:
@@ -253,27 +253,27 @@ def _vocab_size(directory: epath.Path) -> int | None:
 
 def _special_tokens(directory: epath.Path) -> dict[str, str]:
   """Text of the special tokens by name, as chat templates name them."""
-  names: dict[str, str] = {}
+  text_by_name: dict[str, str] = {}
   # Older models have the tokens in a separate file.
   for file in ('special_tokens_map.json', 'tokenizer_config.json'):
     fields = _read_fields(directory, file)
     extra = fields.get('extra_special_tokens')
-    named = {
+    token_by_name = {
       **(extra if isinstance(extra, Mapping) else {}),
       **{name: fields[name] for name in _SPECIAL_TOKENS if name in fields},
     }
-    for name, token in named.items():
+    for name, token in token_by_name.items():
       text = token.get('content') if isinstance(token, Mapping) else token
       if token is None:
-        names.pop(name, None)
+        text_by_name.pop(name, None)
       elif isinstance(text, str):
-        names[name] = text
+        text_by_name[name] = text
       else:
         raise ValueError(
           f'{directory / file}: {name} must be the text of a token, got'
           f' {type_name(token)}'
         )
-  return names
+  return text_by_name
 
 
 def _read_fields(directory: epath.Path, name: str) -> Mapping[str, Any]:

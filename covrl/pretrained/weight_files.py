@@ -8,7 +8,7 @@ from etils import epath
 from covrl.pretrained.gguf import GgufTensors, linked_gguf
 from covrl.pretrained.tensors import SafetensorsFiles, Tensors
 
-_SAFETENSORS = ('model.safetensors', 'model.safetensors.index.json')
+_SAFETENSORS_FILES = ('model.safetensors', 'model.safetensors.index.json')
 
 
 def open_tensors(directory: epath.Path) -> Tensors:
@@ -28,4 +28,4 @@ def has_tensors(directory: epath.Path) -> bool:
   """Whether a directory holds weights that `open_tensors` opens."""
   if linked_gguf(directory) is not None:
     return True
-  return any((directory / name).exists() for name in _SAFETENSORS)
+  return any((directory / name).exists() for name in _SAFETENSORS_FILES)

@@ -26,19 +26,22 @@ from covrl.report.run_data import RunData
 
 Method = Literal['none', 'controlled_bonus', 'kl_cov', 'clip_cov']
 
-TAILS = (0.0002, 0.002, WIDEST_TAIL)
+TAIL_SHARES = (0.0002, 0.002, WIDEST_TAIL)
 """Shares of tokens; a run logs the mean covariance of the top tokens by each share.
 
 In an update of few tokens a small share is less than one token, and is not logged.
 """
 
-AT_INTERVALS = (f'covariance_top/{WIDEST_TAIL:g}', 'covariance_quantile/0.99')
+METRICS_AT_INTERVALS = (
+  f'covariance_top/{WIDEST_TAIL:g}',
+  'covariance_quantile/0.99',
+)
 """Metrics of updates that a run may measure only every few iterations."""
 
-REQUIRED = (
+REQUIRED_METRICS = (
   'entropy',
   'covariance',
-  *AT_INTERVALS,
+  *METRICS_AT_INTERVALS,
   'tokens',
   'reward',
   'equal_reward_groups',
@@ -50,13 +53,13 @@ MIN_ITERATIONS = 5
 # No control is recommended if the entropy falls by a smaller share.
 SMALL_DECREASE = 0.2
 # All tokens are controlled if the top 2\u202f% hold a smaller share of the covariance.
-SPARSE = 0.25
+MIN_TAIL_SHARE = 0.25
 # Largest share of the iterations that may lack a metric.
-MOST_MISSING = 0.1
+MAX_MISSING_SHARE = 0.1
 # Share of groups with equal rewards from which the coefficient may be annealed.
-SATURATED = 0.9
+SATURATED_GROUP_SHARE = 0.9
 # Fewest tokens per update, and largest share of them, that are recommended to select.
-MIN_SELECTED = 4
+MIN_SELECTED_TOKENS = 4
 MAX_FRACTION = 0.05
 
 
@@ -119,10 +122,10 @@ def read_inputs(run: RunData) -> AdviceInputs:
   """
   train, name = run.train, run.path.name
   check_possible(train, name)
-  missing = [metric for metric in REQUIRED if not train.has(metric)]
+  missing = [metric for metric in REQUIRED_METRICS if not train.has(metric)]
   if missing:
     cause = ''
-    if set(missing) <= set(AT_INTERVALS):
+    if set(missing) <= set(METRICS_AT_INTERVALS):
       cause = ', which logging.diagnostics_every=0 leaves out'
     raise ValueError(
       f'{name} must have the metrics {formats.join_words(missing)} of updates, got'
@@ -130,50 +133,55 @@ def read_inputs(run: RunData) -> AdviceInputs:
     )
   iterations = np.unique(train.column('iteration'))
   iterations = iterations[np.isfinite(iterations)]
-  count = iterations.size
-  if count < MIN_ITERATIONS:
+  num_iterations = iterations.size
+  if num_iterations < MIN_ITERATIONS:
     raise ValueError(
-      f'{name} must have {MIN_ITERATIONS} iterations with updates, got {count}'
+      f'{name} must have {MIN_ITERATIONS} iterations with updates, got {num_iterations}'
     )
-  always = [metric for metric in REQUIRED if metric not in AT_INTERVALS]
-  for metric in always:
-    absent = count - train.curve(metric).x.size
-    if absent > MOST_MISSING * count:
+  metrics_of_all_iterations = [
+    metric for metric in REQUIRED_METRICS if metric not in METRICS_AT_INTERVALS
+  ]
+  for metric in metrics_of_all_iterations:
+    num_absent = num_iterations - train.curve(metric).x.size
+    if num_absent > MAX_MISSING_SHARE * num_iterations:
       raise ValueError(
-        f'{name} must have {metric} in {formats.percent(1 - MOST_MISSING, 0)} of the'
-        f' iterations, got {count - absent} of {count}'
+        f'{name} must have {metric} in {formats.percent(1 - MAX_MISSING_SHARE, 0)} of the'
+        f' iterations, got {num_iterations - num_absent} of {num_iterations}'
       )
-  common = functools.reduce(
-    np.intersect1d, (train.curve(metric).x for metric in always)
+  common_iterations = functools.reduce(
+    np.intersect1d,
+    (train.curve(metric).x for metric in metrics_of_all_iterations),
   )
-  third = common[max(1, common.size // 3) - 1]
+  first_third_end = common_iterations[max(1, common_iterations.size // 3) - 1]
 
   def values(metric: str) -> Float[np.ndarray, ' n']:
     curve = train.curve(metric)
-    return curve.y[np.isin(curve.x, common)]
+    return curve.y[np.isin(curve.x, common_iterations)]
 
   def first_third(metric: str) -> float:
     curve = train.curve(metric)
-    measured = curve.y[curve.x <= third]
+    measured = curve.y[curve.x <= first_third_end]
     if not measured.size:
       raise ValueError(
         f'{name} must have {metric} in the first third of the iterations, got'
-        f' none up to iteration {third:g}'
+        f' none up to iteration {first_third_end:g}'
       )
     return float(measured.mean())
 
   def has_tail(share: float) -> bool:
     metric = f'covariance_top/{share:g}'
-    if metric in AT_INTERVALS:
+    if metric in METRICS_AT_INTERVALS:
       return True
-    return train.has(metric) and bool(np.any(train.curve(metric).x <= third))
+    return train.has(metric) and bool(
+      np.any(train.curve(metric).x <= first_third_end)
+    )
 
   def last_tenth(metric: str) -> float:
-    return float(values(metric)[-tenth:].mean())
+    return float(values(metric)[-num_in_tenth:].mean())
 
-  tenth = max(1, common.size // 10)
+  num_in_tenth = max(1, common_iterations.size // 10)
   entropy, tokens = values('entropy'), float(values('tokens').mean())
-  start = float(entropy[:tenth].mean())
+  start = float(entropy[:num_in_tenth].mean())
   if start <= 0:
     raise ValueError(
       f'the entropy of {name} must be above 0 at the start, got {start:g} nats'
@@ -182,23 +190,25 @@ def read_inputs(run: RunData) -> AdviceInputs:
     raise ValueError(
       f'updates of {name} must have at least one token, got {tokens:g}'
     )
-  halved = common[entropy <= start / 2]
+  halved_iterations = common_iterations[entropy <= start / 2]
   return AdviceInputs(
-    iterations=count,
-    planned=None if run.finished else run.iterations[1],
+    iterations=num_iterations,
+    planned_iterations=None if run.finished else run.planned_iterations,
     updates_per_iteration=_updates_per_iteration(train),
     tokens=tokens,
     entropy_start=start,
     entropy_end=last_tenth('entropy'),
-    halving=float(halved[0] - common[0]) if halved.size else None,
+    halving_iterations=float(halved_iterations[0] - common_iterations[0])
+    if halved_iterations.size
+    else None,
     covariance=first_third('covariance'),
     tails={
       share: first_third(f'covariance_top/{share:g}')
-      for share in TAILS
+      for share in TAIL_SHARES
       if has_tail(share)
     },
     high_quantile=first_third('covariance_quantile/0.99'),
-    equal_groups=last_tenth('equal_reward_groups'),
+    equal_group_share=last_tenth('equal_reward_groups'),
     reward=last_tenth('reward'),
     selected=train.mean('selected') or 0.0,  # absent without a selection
   )
@@ -211,29 +221,33 @@ def advise(inputs: AdviceInputs) -> Advice:
     f' {formats.number(inputs.entropy_end)} nats per token in'
     f' {inputs.iterations:,} iterations'
   )
-  if inputs.planned is not None:
-    change_text += f' of {inputs.planned:,}, the run is not finished'
+  if inputs.planned_iterations is not None:
+    change_text += f' of {inputs.planned_iterations:,}, the run is not finished'
   if inputs.selected > 0:
     change_text += (
       f', with control of {inputs.selected:,.0f} of {inputs.tokens:,.0f} tokens'
       ' per update by the token chain'
     )
-  if inputs.lost < SMALL_DECREASE:
+  if inputs.lost_entropy_share < SMALL_DECREASE:
     change = (
       f'less than {formats.percent(SMALL_DECREASE, 0)} is lost'
-      if inputs.lost > -SMALL_DECREASE
-      else f'it rose by {formats.percent(-inputs.lost, 0)}'
+      if inputs.lost_entropy_share > -SMALL_DECREASE
+      else f'it rose by {formats.percent(-inputs.lost_entropy_share, 0)}'
     )
     return Advice(
       method='none', reasons=[f'{change_text}: {change}, there is no collapse']
     )
-  reasons = [f'{change_text}: {formats.percent(inputs.lost, 0)} is lost']
-  if inputs.halving is not None:
-    reasons.append(f'half of it after {inputs.halving:,.0f} iterations')
-  if inputs.tail_share < SPARSE:
+  reasons = [
+    f'{change_text}: {formats.percent(inputs.lost_entropy_share, 0)} is lost'
+  ]
+  if inputs.halving_iterations is not None:
+    reasons.append(
+      f'half of it after {inputs.halving_iterations:,.0f} iterations'
+    )
+  if inputs.tail_share < MIN_TAIL_SHARE:
     reasons.append(
       f'the top 2\u202f% of the tokens hold {formats.percent(inputs.tail_share, 0)} of the covariance,'
-      f' less than {formats.percent(SPARSE, 0)}: many tokens contribute to it, so all are controlled'
+      f' less than {formats.percent(MIN_TAIL_SHARE, 0)}: many tokens contribute to it, so all are controlled'
     )
     return Advice(
       method='controlled_bonus',
@@ -258,12 +272,12 @@ def advise(inputs: AdviceInputs) -> Advice:
         text,
       ],
     )
-  is_saturated = inputs.equal_groups >= SATURATED
-  rewards = f'{formats.percent(inputs.equal_groups, 0)} of the groups have equal rewards at the end'
+  is_saturated = inputs.equal_group_share >= SATURATED_GROUP_SHARE
+  equal_groups_text = f'{formats.percent(inputs.equal_group_share, 0)} of the groups have equal rewards at the end'
   reasons.append(
-    f'{rewards}: nothing is left to explore, β may fall to 0'
+    f'{equal_groups_text}: nothing is left to explore, β may fall to 0'
     if is_saturated and inputs.reward > 0.5
-    else f'{rewards}: exploration is needed to the end, β stays'
+    else f'{equal_groups_text}: exploration is needed to the end, β stays'
   )
   coefficient, text = _coefficient(inputs)
   return Advice(
@@ -289,7 +303,7 @@ def _fraction(inputs: AdviceInputs) -> tuple[float, str]:
   tails = inputs.tails
   half_of_tail = WIDEST_TAIL * tails[WIDEST_TAIL] / 2
   share = min(share for share in tails if share * tails[share] >= half_of_tail)
-  min_share = MIN_SELECTED / max(inputs.tokens, 1.0)
+  min_share = MIN_SELECTED_TOKENS / max(inputs.tokens, 1.0)
   # Rounded to the two digits that are printed; the numbers are no more precise.
   fraction = float(f'{min(max(share, min_share), MAX_FRACTION):.2g}')
   text = (
@@ -299,7 +313,7 @@ def _fraction(inputs: AdviceInputs) -> tuple[float, str]:
   )
   if fraction != share:
     text += (
-      f'; k is {fraction:.2g}, {MIN_SELECTED} of the {inputs.tokens:,.0f} tokens'
+      f'; k is {fraction:.2g}, {MIN_SELECTED_TOKENS} of the {inputs.tokens:,.0f} tokens'
       f' of an update but at most {MAX_FRACTION:g}'
     )
   return fraction, text
@@ -307,13 +321,11 @@ def _fraction(inputs: AdviceInputs) -> tuple[float, str]:
 
 def _bounds(inputs: AdviceInputs) -> tuple[float, float, str]:
   """Clip-Cov's bounds: the .99 quantile, and the mean of the smallest logged tail."""
-  low, smallest = max(inputs.high_quantile, 0.0), min(inputs.tails)
-  high = inputs.tails[smallest]
+  low, smallest_share = max(inputs.high_quantile, 0.0), min(inputs.tails)
+  high = inputs.tails[smallest_share]
   text = 'the lower bound is the .99 quantile of the covariance'
-  if smallest < WIDEST_TAIL and high > low:
-    text += (
-      f', the upper one the mean of its top {formats.percent(smallest, 2)}'
-    )
+  if smallest_share < WIDEST_TAIL and high > low:
+    text += f', the upper one the mean of its top {formats.percent(smallest_share, 2)}'
   else:
     high = math.inf
     text += ', and no smaller share than the top 2 % is known for an upper one'
@@ -329,7 +341,8 @@ def _bounds(inputs: AdviceInputs) -> tuple[float, float, str]:
 def _coefficient(inputs: AdviceInputs) -> tuple[float, str]:
   """KL-Cov's coefficient: larger where entropy falls fast."""
   is_fast = (
-    inputs.halving is not None and inputs.halving <= inputs.iterations / 5
+    inputs.halving_iterations is not None
+    and inputs.halving_iterations <= inputs.iterations / 5
   )
   if is_fast:
     return 3.0, 'entropy halves within a fifth of the run: β = 3'

@@ -14,15 +14,15 @@ WIDEST_TAIL = 0.02
 
 # Smallest and largest value of each number of `AdviceInputs`.
 _RANGES = (
-  ('planned', 0, math.inf),
+  ('planned_iterations', 0, math.inf),
   ('updates_per_iteration', 0, math.inf),
   ('tokens', 0, math.inf),
   ('entropy_start', *possible_range('entropy')),
   ('entropy_end', -1e-3, possible_range('entropy')[1]),
-  ('halving', 0, math.inf),
+  ('halving_iterations', 0, math.inf),
   ('covariance', -math.inf, math.inf),
   ('high_quantile', -math.inf, math.inf),
-  ('equal_groups', 0, 1),
+  ('equal_group_share', 0, 1),
   ('reward', -math.inf, math.inf),
   ('selected', 0, math.inf),
 )
@@ -37,19 +37,19 @@ class AdviceInputs:
 
   Attributes:
     iterations: iterations with updates.
-    planned: configured iterations of an unfinished run; `None` if they are unknown
+    planned_iterations: configured iterations of an unfinished run; `None` if they are unknown
       or finished.
     updates_per_iteration: updates on each rollout.
     tokens: response tokens per update, mean.
     entropy_start: entropy of the first tenth of the iterations, nats per token.
     entropy_end: entropy of the last tenth.
-    halving: iterations until the entropy was half of that at the start; `None` if
+    halving_iterations: iterations until the entropy was half of that at the start; `None` if
       it never was.
     covariance: mean covariance over the first third of the iterations.
     tails: mean covariance of the top tokens over the first third, by their share;
       shares without a token in an update are left out.
     high_quantile: the .99 quantile of the covariance over the first third.
-    equal_groups: share of groups with equal rewards in the last tenth.
+    equal_group_share: share of groups with equal rewards in the last tenth.
     reward: mean reward in the last tenth.
     selected: tokens that the run's own token chain selected per update, mean.
 
@@ -60,16 +60,16 @@ class AdviceInputs:
   """
 
   iterations: int
-  planned: int | None = None
+  planned_iterations: int | None = None
   updates_per_iteration: float
   tokens: float
   entropy_start: float
   entropy_end: float
-  halving: float | None
+  halving_iterations: float | None
   covariance: float
   tails: dict[float, float]
   high_quantile: float
-  equal_groups: float
+  equal_group_share: float
   reward: float
   selected: float = 0.0
 
@@ -92,7 +92,7 @@ class AdviceInputs:
       )
 
   @property
-  def lost(self) -> float:
+  def lost_entropy_share(self) -> float:
     """Share of the entropy at the start that was lost until the end."""
     return 1 - self.entropy_end / self.entropy_start
 

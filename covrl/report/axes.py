@@ -66,8 +66,8 @@ def linear_axis(
   if includes_zero:
     low, high = min(low, 0.0), max(high, 0.0)
   size = max(abs(low), abs(high))
-  flat = high - low <= 1e-9 * size or size == 0
-  pad = (size / 10 or 1.0) if flat else 0.06 * (high - low)
+  is_flat = high - low <= 1e-9 * size or size == 0
+  pad = (size / 10 or 1.0) if is_flat else 0.06 * (high - low)
   low -= 0.0 if includes_zero and low == 0 else pad
   high += 0.0 if includes_zero and high == 0 and low < 0 else pad
   return with_linear_ticks(Axis(low, high, start, end))
@@ -99,11 +99,15 @@ def integer_axis(
 
 def log_axis(numbers: Numbers, start: float, end: float) -> Axis:
   """A logarithmic axis of whole decades with at most six labels."""
-  first = math.floor(math.log10(float(numbers.min())) + 1e-9)
-  last = math.ceil(math.log10(float(numbers.max())) - 1e-9)
-  last = max(last, first + 1)
-  axis = Axis(10.0**first, 10.0**last, start, end, log=True)
-  exponents = range(first, last + 1, max(1, math.ceil((last - first) / 5)))
+  first_exponent = math.floor(math.log10(float(numbers.min())) + 1e-9)
+  last_exponent = math.ceil(math.log10(float(numbers.max())) - 1e-9)
+  last_exponent = max(last_exponent, first_exponent + 1)
+  axis = Axis(10.0**first_exponent, 10.0**last_exponent, start, end, log=True)
+  exponents = range(
+    first_exponent,
+    last_exponent + 1,
+    max(1, math.ceil((last_exponent - first_exponent) / 5)),
+  )
   labels = [
     formats.number(10.0**e, 1) if -3 <= e <= 4 else formats.power_of_ten(e)
     for e in exponents
@@ -137,10 +141,10 @@ def nice_ticks(low: float, high: float, count: int = 5) -> Numbers:
   >>> nice_ticks(0.0, 1.0)
   array([0. , 0.2, 0.4, 0.6, 0.8, 1. ])
   """
-  rough = (high - low) / count
-  scale = 10.0 ** math.floor(math.log10(rough))
+  rough_step = (high - low) / count
+  scale = 10.0 ** math.floor(math.log10(rough_step))
   step = scale * next(
-    s for s in (1, 2, 2.5, 5, 10) if s * scale >= 0.99 * rough
+    s for s in (1, 2, 2.5, 5, 10) if s * scale >= 0.99 * rough_step
   )
   first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
   return np.arange(first, last + 1) * step
@@ -151,8 +155,8 @@ def _labels(axis: Axis, ticks: Numbers) -> list[str]:
   step = float(np.diff(ticks).min()) if ticks.size > 1 else abs(ticks[0]) or 1.0
   digits = max(0, -math.floor(math.log10(step) + 1e-9))
   digits += not math.isclose(step * 10**digits, round(step * 10**digits))
-  large = max(abs(axis.low), abs(axis.high)) >= 1e6
-  if digits > 4 or large:
+  is_large = max(abs(axis.low), abs(axis.high)) >= 1e6
+  if digits > 4 or is_large:
     return [_scientific(tick) for tick in ticks]
   return [formats.fixed(tick, digits) for tick in ticks]
 

@@ -27,7 +27,7 @@ from covrl.report.axes import (
   with_linear_ticks,
 )
 
-_POINTS = 300  # per series; neighbours are averaged beyond that
+_MAX_POINTS = 300  # per series; neighbours are averaged beyond that
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 12, 32, 38  # margins in pixels
 
 
@@ -87,7 +87,7 @@ class Figure:
   includes_zero: bool = False
 
 
-LARGE, SMALL = (480, 276), (340, 226)  # width and height in pixels
+LARGE_SIZE, SMALL_SIZE = (480, 276), (340, 226)  # width and height in pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +132,7 @@ class FigureLayout:
   hover: dict[str, Any]
 
 
-def lay_out(figure: Figure, size: tuple[int, int] = LARGE) -> FigureLayout:
+def lay_out(figure: Figure, size: tuple[int, int] = LARGE_SIZE) -> FigureLayout:
   """Lays a figure out.
 
   Args:
@@ -143,13 +143,13 @@ def lay_out(figure: Figure, size: tuple[int, int] = LARGE) -> FigureLayout:
     ValueError: no series has a point to draw.
   """
   width, height = size
-  shown = [_thinned(series, figure.log) for series in figure.series]
-  shown = [series for series in shown if series.x.size]
-  if not shown:
+  drawn_series = [_thinned(series, figure.log) for series in figure.series]
+  drawn_series = [series for series in drawn_series if series.x.size]
+  if not drawn_series:
     raise ValueError(
       f'figure {figure.key!r} must have a point to draw, got none'
     )
-  figure = dataclasses.replace(figure, series=_stacked(shown))
+  figure = dataclasses.replace(figure, series=_stacked(drawn_series))
   x = _x_axis(figure, width)
   y = _y_axis(figure, height)
   marks = [_marks(series, x, y) for series in figure.series]
@@ -157,10 +157,10 @@ def lay_out(figure: Figure, size: tuple[int, int] = LARGE) -> FigureLayout:
     (series.color, *point)
     for series in figure.series
     if series.kind == 'points' or series.x.size == 1
-    for point in _pixels(x.to_pixels(series.x), y.to_pixels(series.y))
+    for point in _pixel_pairs(x.to_pixels(series.x), y.to_pixels(series.y))
   ]
   return FigureLayout(
-    figure=dataclasses.replace(figure, series=shown),
+    figure=dataclasses.replace(figure, series=drawn_series),
     width=width,
     height=height,
     x=x,
@@ -171,8 +171,8 @@ def lay_out(figure: Figure, size: tuple[int, int] = LARGE) -> FigureLayout:
       key=lambda mark: mark.kind != 'band',
     ),
     dots=dots,
-    description=_describe(figure, shown),
-    hover=_hover(figure, shown, x, y),
+    description=_describe(figure, drawn_series),
+    hover=_hover(figure, drawn_series, x, y),
   )
 
 
@@ -218,16 +218,16 @@ def _y_axis(figure: Figure, height: int) -> Axis:
 
 
 def _thinned(series: Series, log: bool) -> Series:
-  """The series with at most `_POINTS` points, averages of neighbours."""
-  kept = np.isfinite(series.y) & ((series.y > 0) | (not log))
+  """The series with at most `_MAX_POINTS` points, averages of neighbours."""
+  is_drawn = np.isfinite(series.y) & ((series.y > 0) | (not log))
   columns = {
-    name: None if value is None else value[kept]
+    name: None if value is None else value[is_drawn]
     for name in ('x', 'y', 'low', 'high')
     if (value := getattr(series, name)) is not None or name in ('low', 'high')
   }
-  size = int(kept.sum())
-  if size > _POINTS:
-    starts = np.unique(np.arange(_POINTS) * size // _POINTS)
+  size = int(is_drawn.sum())
+  if size > _MAX_POINTS:
+    starts = np.unique(np.arange(_MAX_POINTS) * size // _MAX_POINTS)
     counts = np.diff(np.append(starts, size))
     columns = {
       name: None if v is None else np.add.reduceat(v, starts) / counts
@@ -236,11 +236,11 @@ def _thinned(series: Series, log: bool) -> Series:
   return dataclasses.replace(series, **columns)
 
 
-def _stacked(shown: Sequence[Series]) -> list[Series]:
+def _stacked(drawn_series: Sequence[Series]) -> list[Series]:
   """Stacks series of bars by setting `low` and `high`."""
   base: Any = 0.0
   result = []
-  for series in shown:
+  for series in drawn_series:
     if series.kind == 'bars':
       top = base + series.y
       series = dataclasses.replace(series, y=top, low=top - series.y, high=top)
@@ -251,42 +251,50 @@ def _stacked(shown: Sequence[Series]) -> list[Series]:
 
 def _marks(series: Series, x: Axis, y: Axis) -> list[Mark]:
   """The paths of one series."""
-  across, up = x.to_pixels(series.x), y.to_pixels(series.y)
+  x_pixels, y_pixels = x.to_pixels(series.x), y.to_pixels(series.y)
   marks = []
   if series.low is not None and series.high is not None:
-    floor = y.low if y.log else -math.inf
-    low = y.to_pixels(np.maximum(series.low, floor))
-    high = y.to_pixels(np.maximum(series.high, floor))
+    min_value = y.low if y.log else -math.inf
+    low = y.to_pixels(np.maximum(series.low, min_value))
+    high = y.to_pixels(np.maximum(series.high, min_value))
     if series.kind == 'bars':
-      return [Mark('bar', series.color, _bars(across, low, high, x))]
+      return [Mark('bar', series.color, _bars(x_pixels, low, high, x))]
     if series.kind == 'points':
-      marks.append(Mark('error', series.color, _error_bars(across, low, high)))
+      marks.append(
+        Mark('error', series.color, _error_bars(x_pixels, low, high))
+      )
     else:
-      edge = _pixels(across, high) + _pixels(across[::-1], low[::-1])
+      edge = _pixel_pairs(x_pixels, high) + _pixel_pairs(
+        x_pixels[::-1], low[::-1]
+      )
       marks.append(Mark('band', series.color, _path(edge) + 'Z'))
   if series.x.size > 1:
     kind = 'faint' if series.kind == 'faint' else 'line'
     kind += ' dashed' * series.dashed
-    marks.append(Mark(kind, series.color, _path(_pixels(across, up))))
+    marks.append(
+      Mark(kind, series.color, _path(_pixel_pairs(x_pixels, y_pixels)))
+    )
   return marks
 
 
-def _bars(across: Numbers, low: Numbers, high: Numbers, x: Axis) -> str:
+def _bars(x_pixels: Numbers, low: Numbers, high: Numbers, x: Axis) -> str:
   """Rectangles around x values, as one path."""
-  gaps = np.diff(across)
-  half = 0.42 * (float(gaps.min()) if gaps.size else (x.end - x.start) / 4)
+  gaps = np.diff(x_pixels)
+  half_width = 0.42 * (
+    float(gaps.min()) if gaps.size else (x.end - x.start) / 4
+  )
   return ''.join(
-    f'M{left:.1f},{bottom:.1f}h{2 * half:.1f}V{top:.1f}h{-2 * half:.1f}Z'
-    for left, bottom, top in zip(across - half, low, high, strict=True)
+    f'M{left:.1f},{bottom:.1f}h{2 * half_width:.1f}V{top:.1f}h{-2 * half_width:.1f}Z'
+    for left, bottom, top in zip(x_pixels - half_width, low, high, strict=True)
     if bottom - top > 0.05
   )
 
 
-def _error_bars(across: Numbers, low: Numbers, high: Numbers) -> str:
+def _error_bars(x_pixels: Numbers, low: Numbers, high: Numbers) -> str:
   """Vertical error bars, as one path."""
   return ''.join(
     f'M{x:.1f},{bottom:.1f}V{top:.1f}'
-    for x, bottom, top in zip(across, low, high, strict=True)
+    for x, bottom, top in zip(x_pixels, low, high, strict=True)
     if math.isfinite(bottom) and math.isfinite(top)
   )
 
@@ -296,13 +304,15 @@ def _path(points: Sequence[tuple[float, float]]) -> str:
   return 'M' + 'L'.join(f'{px:g},{py:g}' for px, py in points)
 
 
-def _pixels(across: Numbers, up: Numbers) -> list[tuple[float, float]]:
+def _pixel_pairs(
+  x_pixels: Numbers, y_pixels: Numbers
+) -> list[tuple[float, float]]:
   """Pairs of pixels, rounded to a tenth."""
-  pairs = zip(across, up, strict=True)
+  pairs = zip(x_pixels, y_pixels, strict=True)
   return [(round(float(px), 1), round(float(py), 1)) for px, py in pairs]
 
 
-def _describe(figure: Figure, shown: Sequence[Series]) -> str:
+def _describe(figure: Figure, drawn_series: Sequence[Series]) -> str:
   """Text alternative of the figure for screen readers."""
   unit = f' {figure.unit}' if figure.unit else ''
   parts = [
@@ -310,14 +320,14 @@ def _describe(figure: Figure, shown: Sequence[Series]) -> str:
     f'{formats.number(s.x[0])}, {formats.number(s.y[-1])}{unit} at '
     f'{formats.number(s.x[-1])}, between {formats.number(s.y.min())} and '
     f'{formats.number(s.y.max())}'
-    for s in shown
+    for s in drawn_series
     if s.kind != 'faint'
   ]
   return f'{figure.y_label}. {"; ".join(parts)}.'
 
 
 def _hover(
-  figure: Figure, shown: Sequence[Series], x: Axis, y: Axis
+  figure: Figure, drawn_series: Sequence[Series], x: Axis, y: Axis
 ) -> dict[str, Any]:
   """Numbers for tooltips."""
   label = figure.x_label
@@ -336,7 +346,7 @@ def _hover(
         'x': _compact(series.x),
         'y': _compact(series.y),
       }
-      for series in shown
+      for series in drawn_series
     ],
   }
 

@@ -64,7 +64,9 @@ class Group:
 
   def mean(self, metric: str) -> Estimate | None:
     """Mean over seeds of the final value of a metric."""
-    return _over_seeds([final_value(run, metric) for run in self.runs.values()])
+    return _mean_over_seeds(
+      [final_value(run, metric) for run in self.runs.values()]
+    )
 
   def difference(self, baseline: Group, metric: str) -> Estimate | None:
     """Final value minus that of the baseline, paired by seed."""
@@ -73,7 +75,7 @@ class Group:
       for seed, run in self.runs.items()
       if seed in baseline.runs
     ]
-    return _over_seeds(
+    return _mean_over_seeds(
       [a - b for a, b in pairs if a is not None and b is not None]
     )
 
@@ -85,7 +87,11 @@ class Group:
       field: name of the metric.
     """
     metrics = [getattr(run, phase) for run in self.runs.values()]
-    curves = [curve for each in metrics if (curve := each.curve(field))]
+    curves = [
+      curve
+      for phase_metrics in metrics
+      if (curve := phase_metrics.curve(field))
+    ]
     if not curves:
       empty = Curve(np.zeros(0), np.zeros(0))
       return empty, empty, empty
@@ -144,7 +150,7 @@ class Comparison:
       ]
       if values:
         means.append(float(np.mean(values)))
-    return _over_seeds(means)
+    return _mean_over_seeds(means)
 
 
 def load_comparison(workdirs: Sequence[epath.PathLike]) -> Comparison:
@@ -160,28 +166,31 @@ def load_comparison(workdirs: Sequence[epath.PathLike]) -> Comparison:
   if not workdirs:
     raise ValueError('a comparison must have at least one run, got none')
   runs = [load_run(workdir) for workdir in workdirs]
-  gathered: dict[tuple[str, str], dict[int, RunData]] = {}
+  runs_by_group: dict[tuple[str, str], dict[int, RunData]] = {}
   fields: dict[tuple[str, str], dict[str, str]] = {}
   for run in runs:
     config = seed_independent_fields(run)
     key = (run.name, json.dumps(config, sort_keys=True))
-    other = gathered.setdefault(key, {}).setdefault(run.seed, run)
-    if other is not run:
+    first_run = runs_by_group.setdefault(key, {}).setdefault(run.seed, run)
+    if first_run is not run:
       raise ValueError(
         'a comparison must have one run for each configuration and seed, got '
-        f'{other.path} and {run.path}, both {run.name} with seed {run.seed}'
+        f'{first_run.path} and {run.path}, both {run.name} with seed {run.seed}'
       )
     fields[key] = config
-  names = _names(fields)
+  names = _group_names(fields)
   short_names = _without_prefix(list(names.values()))
   groups = [
     Group(
-      names[key], short_name, dict(sorted(gathered[key].items())), fields[key]
+      names[key],
+      short_name,
+      dict(sorted(runs_by_group[key].items())),
+      fields[key],
     )
-    for key, short_name in zip(gathered, short_names, strict=True)
+    for key, short_name in zip(runs_by_group, short_names, strict=True)
   ]
-  evaluated = [run for run in runs if len(run.evals)] or runs
-  return Comparison(groups, (*evaluated[0].accuracies, 'entropy'))
+  evaluated_runs = [run for run in runs if len(run.evals)] or runs
+  return Comparison(groups, (*evaluated_runs[0].accuracies, 'entropy'))
 
 
 def final_value(run: RunData, metric: str) -> float | None:
@@ -207,7 +216,7 @@ def differing_fields(group: Group, other: Group) -> dict[str, str]:
   }
 
 
-def _over_seeds(values: Sequence[float | None]) -> Estimate | None:
+def _mean_over_seeds(values: Sequence[float | None]) -> Estimate | None:
   """Mean over the known values, one per seed; two are too few for an interval."""
   known = [value for value in values if value is not None]
   if not known:
@@ -229,17 +238,19 @@ def _first_and_last(
   return (float(known[0]), float(known[-1])) if known.size else (None, None)
 
 
-def _names(
+def _group_names(
   fields: Mapping[tuple[str, str], Mapping[str, str]],
 ) -> dict[tuple[str, str], str]:
   """Names of the groups; equal names are followed by differing fields."""
   names = {}
   for key, fields_of_group in fields.items():
-    of_equal_name = [other for k, other in fields.items() if k[0] == key[0]]
+    fields_of_equal_names = [
+      other for k, other in fields.items() if k[0] == key[0]
+    ]
     differences = [
       f'{field}={value}'
       for field, value in fields_of_group.items()
-      if any(other.get(field) != value for other in of_equal_name)
+      if any(other.get(field) != value for other in fields_of_equal_names)
     ]
     names[key] = (
       f'{key[0]} ({", ".join(differences)})' if differences else key[0]
@@ -256,6 +267,6 @@ def _without_prefix(names: Sequence[str]) -> list[str]:
   ['grpo', 'kl_cov']
   """
   words = [name.replace(':', '_', 1).partition('_') for name in names]
-  firsts, _, rests = zip(*words, strict=True)
-  shared = len(names) > 1 and len(set(firsts)) == 1 and all(rests)
-  return list(rests if shared else names)
+  first_words, _, other_words = zip(*words, strict=True)
+  is_shared = len(names) > 1 and len(set(first_words)) == 1 and all(other_words)
+  return list(other_words if is_shared else names)

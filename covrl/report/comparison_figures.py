@@ -14,8 +14,8 @@ from covrl.report.chart import Figure, FigureLayout, Series, smooth
 from covrl.report.comparison import Comparison, Group
 from covrl.report.series import lay_out_all
 
-_COLORS = 7  # used again with dashed lines beyond that
-_WINDOW = 7  # iterations per running mean
+_NUM_COLORS = 7  # used again with dashed lines beyond that
+_SMOOTHING_WINDOW = 7  # iterations per running mean
 
 # Title, y label and unit of metrics of training; others are accuracies.
 _TRAINING_METRICS = {
@@ -27,7 +27,7 @@ _TRAINING_METRICS = {
   ),
   'covariance': ('Mean covariance', 'covariance, nats', 'nats'),
 }
-_NOISY = ('reward', 'covariance')
+_SMOOTHED_METRICS = ('reward', 'covariance')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +53,8 @@ class DifferencePlot:
 
 def comparison_figures(comparison: Comparison) -> list[FigureLayout]:
   """Curves of all configurations, mean over seeds."""
-  greedy, mean, best, _ = comparison.metrics
-  fields = ('entropy', mean, greedy, best, 'reward', 'covariance')
+  greedy, mean_at_k, pass_at_k, _ = comparison.metrics
+  fields = ('entropy', mean_at_k, greedy, pass_at_k, 'reward', 'covariance')
   return lay_out_all([comparison_figure(comparison, field) for field in fields])
 
 
@@ -82,18 +82,23 @@ def _series(group: Group, index: int, field: str, scale: float) -> Series:
   phase = 'train' if field in _TRAINING_METRICS else 'evals'
   curves = group.curve(phase, field)
   mean, low, high = (
-    scale * (smooth(c.y, _WINDOW) if field in _NOISY and c else c.y)
+    scale
+    * (
+      smooth(c.y, _SMOOTHING_WINDOW)
+      if field in _SMOOTHED_METRICS and c
+      else c.y
+    )
     for c in curves
   )
-  band = len(group.runs) > 1
+  has_band = len(group.runs) > 1
   return Series(
     name=group.short_name,
     x=curves[0].x,
     y=mean,
-    low=low if band else None,
-    high=high if band else None,
-    color=index % _COLORS,
-    dashed=index >= _COLORS,
+    low=low if has_band else None,
+    high=high if has_band else None,
+    color=index % _NUM_COLORS,
+    dashed=index >= _NUM_COLORS,
   )
 
 
@@ -102,8 +107,8 @@ def _caption(comparison: Comparison, field: str) -> str:
   parts = []
   if len(comparison.seeds) > 1:
     parts.append('Mean over seeds; the band is from the lowest to the highest.')
-  if field in _NOISY:
-    parts.append(f'Running means over {_WINDOW} iterations.')
+  if field in _SMOOTHED_METRICS:
+    parts.append(f'Running means over {_SMOOTHING_WINDOW} iterations.')
   return ' '.join(parts)
 
 
@@ -121,8 +126,8 @@ def difference_plot(
     for end in (e.value, e.low, e.high)
     if end is not None
   ]
-  longest = max(len(group.short_name) for group, _ in differences)
-  left = float(np.clip(7.6 * longest, 100, 280))
+  max_name_length = max(len(group.short_name) for group, _ in differences)
+  left = float(np.clip(7.6 * max_name_length, 100, 280))
   axis = linear_axis(np.array([0.0, *ends]), left, 468.0)
 
   def pixel(value: float | None) -> float | None:
@@ -134,7 +139,7 @@ def difference_plot(
   rows = [
     (
       group.short_name,
-      order.index(group) % _COLORS,
+      order.index(group) % _NUM_COLORS,
       pixel(e.value) or 0.0,
       pixel(e.low),
       pixel(e.high),
@@ -170,6 +175,6 @@ def legend_entries(
     entry_width = 46 + round(6.8 * len(name))
     if x and x + entry_width > width:
       x, row = 0, row + 1
-    entries.append((x, row, index % _COLORS, name))
+    entries.append((x, row, index % _NUM_COLORS, name))
     x += entry_width
   return entries

@@ -29,7 +29,7 @@ from covrl.report.comparison_figures import (
 from covrl.report.evaluation_table import evaluation_table
 from covrl.report.rendering import check_output, render, write_page
 from covrl.report.reward_law_table import (
-  COLUMNS,
+  REWARD_LAW_COLUMNS,
   reward_law_rows,
   runs_without_law,
 )
@@ -79,7 +79,7 @@ def write_comparison(
       (group.name, differing_fields(group, comparison.baseline))
       for group in comparison.groups[1:]
     ],
-    law_columns=COLUMNS,
+    law_columns=REWARD_LAW_COLUMNS,
     law_rows=reward_law_rows(comparison),
     runs_without_law=runs_without_law(comparison),
     suites=evaluation_table(
@@ -89,7 +89,7 @@ def write_comparison(
       ]
     ),
     runs=[
-      (group.name, seed, run.path.name, _state(run), _gain(run))
+      (group.name, seed, run.path.name, _progress_text(run), _gain_text(run))
       for group in comparison.groups
       for seed, run in group.runs.items()
     ],
@@ -168,9 +168,9 @@ def _titles(comparison: Comparison) -> list[str]:
 def _rows(comparison: Comparison) -> list[tuple[str, list[str]]]:
   """Rows of the table: the warm start, then each configuration."""
   metrics, baseline = comparison.metrics, comparison.baseline
-  first = [_cell(comparison.first_evaluation(m), m) for m in metrics]
-  blanks = [''] * (len(_titles(comparison)) - len(first))
-  rows = [('warm start', first + blanks)]
+  warm_start_cells = [_cell(comparison.first_evaluation(m), m) for m in metrics]
+  blanks = [''] * (len(_titles(comparison)) - len(warm_start_cells))
+  rows = [('warm start', warm_start_cells + blanks)]
   for group in comparison.groups:
     cells = [_cell(group.mean(m), m) for m in metrics]
     if group is baseline:
@@ -195,8 +195,8 @@ def _cell(
   scale, digits = display_scale(metric)
   text = number_format(scale * estimate.value, digits)
   if estimate.values:
-    each = (number_format(scale * x, digits) for x in estimate.values)
-    return f'{text} ({", ".join(each)})'
+    values = (number_format(scale * x, digits) for x in estimate.values)
+    return f'{text} ({", ".join(values)})'
   half = formats.half_width(estimate, scale=scale, digits=digits)
   return f'{text}{half}'
 
@@ -260,15 +260,16 @@ def _differences(comparison: Comparison, metric: str) -> str:
   return Markup('{}.').format(Markup(', ').join(parts)) if parts else ''
 
 
-def _state(run: RunData) -> str:
-  """Number of finished iterations."""
-  done, total = run.iterations
+def _progress_text(run: RunData) -> str:
+  """Number of finished iterations, and of planned ones if some are left."""
   if not run.finished:
-    return f'{done:,} of {total:,} iterations'
-  return f'{done:,} iterations'
+    return (
+      f'{run.finished_iterations:,} of {run.planned_iterations:,} iterations'
+    )
+  return f'{run.finished_iterations:,} iterations'
 
 
-def _gain(run: RunData) -> str:
+def _gain_text(run: RunData) -> str:
   """Change of the mean accuracy since the first evaluation."""
   gain = accuracy_gain(run)
   return '–' if gain is None else gain_text(gain)

@@ -36,10 +36,15 @@ def setting_notes(
   notes = [
     note
     for run, entries in settings
-    for note in (*_early(run, entries), *_mixed(run, entries))
+    for note in (
+      *_early_checkpoint_notes(run, entries),
+      *_policy_notes(run, entries),
+    )
   ]
   return notes + [
-    note for name in sets if name and (note := _temperatures(settings, name))
+    note
+    for name in sets
+    if name and (note := _temperature_note(settings, name))
   ]
 
 
@@ -49,51 +54,59 @@ def _settings_of(run: RunData, name: str) -> Mapping[str, Any]:
   return entry if isinstance(entry, Mapping) else {}
 
 
-def _early(run: RunData, entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _early_checkpoint_notes(
+  run: RunData, entries: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
   """Notes about results of checkpoints before the run's last iteration."""
-  done, _ = run.iterations
-  sets_at: dict[int, list[str]] = {}
+  finished = run.finished_iterations
+  sets_by_iteration: dict[int, list[str]] = {}
   for name, entry in entries.items():
     iteration = finite_number(entry.get('iteration'))
-    if iteration is not None and iteration < done:
-      sets_at.setdefault(int(iteration), []).append(name)
+    if iteration is not None and iteration < finished:
+      sets_by_iteration.setdefault(int(iteration), []).append(name)
   return [
     f'{run.path.name}: the results of {join_words(names)} are of iteration'
-    f' {iteration:,}, and the run has trained to iteration {done:,} since.'
-    for iteration, names in sorted(sets_at.items())
+    f' {iteration:,}, and the run has trained to iteration {finished:,} since.'
+    for iteration, names in sorted(sets_by_iteration.items())
   ]
 
 
-def _mixed(run: RunData, entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _policy_notes(
+  run: RunData, entries: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
   """A note if the results of a directory are of several policies."""
-  sets_of: dict[str, list[str]] = {}
+  sets_by_policy: dict[str, list[str]] = {}
   for name, entry in entries.items():
     policy = entry.get('policy')
     if isinstance(policy, str):
       # One policy may be named by several paths.
-      last = policy.rstrip('/').rpartition('/')[2]
-      sets_of.setdefault(short_text(last, 80), []).append(name)
-  if len(sets_of) < 2:
+      policy_name = policy.rstrip('/').rpartition('/')[2]
+      sets_by_policy.setdefault(short_text(policy_name, 80), []).append(name)
+  if len(sets_by_policy) < 2:
     return []
-  parts = [f'{name} ({join_words(sets)})' for name, sets in sets_of.items()]
+  parts = [
+    f'{name} ({join_words(sets)})' for name, sets in sets_by_policy.items()
+  ]
   return [
     f'{run.path.name}: the results are of several policies: {join_words(parts)}.'
   ]
 
 
-def _temperatures(
+def _temperature_note(
   settings: Sequence[tuple[RunData, Mapping[str, Mapping[str, Any]]]],
   name: str,
 ) -> str:
   """A note if the samples of a set have different temperatures; else empty."""
-  runs_at: dict[float, list[str]] = {}
+  runs_by_temperature: dict[float, list[str]] = {}
   for run, entries in settings:
     temperature = finite_number(entries[name].get('temperature'))
     if temperature is not None and entries[name].get('samples'):
-      runs_at.setdefault(temperature, []).append(run.path.name)
-  if len(runs_at) < 2:
+      runs_by_temperature.setdefault(temperature, []).append(run.path.name)
+  if len(runs_by_temperature) < 2:
     return ''
-  parts = [f'{t:g} ({join_words(names)})' for t, names in runs_at.items()]
+  parts = [
+    f'{t:g} ({join_words(names)})' for t, names in runs_by_temperature.items()
+  ]
   return (
     f'The samples of {name} have different temperatures: {join_words(parts)}.'
   )

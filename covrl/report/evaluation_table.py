@@ -17,7 +17,7 @@ from covrl.evaluation.intervals import Estimate, bootstrap_sets
 from covrl.report import formats
 from covrl.report.evaluation_settings import setting_notes
 from covrl.report.problem_results import ProblemId, problem_score
-from covrl.report.published_results import PUBLISHED
+from covrl.report.published_results import PUBLISHED_ROWS
 from covrl.report.run_data import RunData
 
 OWN_PROBLEMS = 'held out'
@@ -62,8 +62,8 @@ class _Column:
     return np.array(
       [
         score
-        for (suite, _), scores in self.scores.items()
-        if suite == name
+        for (set_name, _), scores in self.scores.items()
+        if set_name == name
         for score in scores
       ]
     )
@@ -101,9 +101,9 @@ def evaluation_table(
     return None
   baseline, *others = columns
   published = {
-    column.recipe: PUBLISHED[column.recipe]
+    column.recipe: PUBLISHED_ROWS[column.recipe]
     for column in columns
-    if column.recipe in PUBLISHED
+    if column.recipe in PUBLISHED_ROWS
   }
   titles = ['problems', 'metric', baseline.name]
   for other in others:
@@ -132,8 +132,10 @@ def evaluation_table(
     means.append(('plain mean over sets', cells(names, '', '')))
   if published:
     blanks = [''] * (len(titles) - len(published))
-    printed = [formats.fixed(row.printed, 1) for row in published.values()]
-    means.append(('average as printed', [*blanks, *printed]))
+    printed_cells = [
+      formats.fixed(row.printed_average, 1) for row in published.values()
+    ]
+    means.append(('average as printed', [*blanks, *printed_cells]))
   notes = [
     note
     for other in others
@@ -149,7 +151,7 @@ def _shared_sets(
 ) -> list[str]:
   """Sets of which every run has results, in the order of the first run."""
   sets: list[dict[str, None]] = [
-    dict.fromkeys(suite for suite, _ in run.latest_results)
+    dict.fromkeys(set_name for set_name, _ in run.latest_results)
     for _, runs in configurations
     for run in runs
   ]
@@ -164,8 +166,8 @@ def _metric_of(
     len(record.get('correct') or ())
     for _, runs in configurations
     for run in runs
-    for (suite, _), records in run.latest_results.items()
-    if suite == name
+    for (set_name, _), records in run.latest_results.items()
+    if set_name == name
     for record in records
   }
   if 0 in counts:
@@ -177,7 +179,7 @@ def _problem_scores(
   runs: Sequence[RunData], metrics: Mapping[str, str]
 ) -> Scores:
   """Score of each problem, mean over the runs that have it."""
-  collected: dict[ProblemId, list[list[float]]] = {}
+  scores_by_run: dict[ProblemId, list[list[float]]] = {}
   for run in runs:
     for problem, records in run.latest_results.items():
       if problem[0] in metrics:
@@ -186,16 +188,19 @@ def _problem_scores(
           for record in records
           if (score := problem_score(record, metrics[problem[0]])) is not None
         ]
-        collected.setdefault(problem, []).append(scores)
+        scores_by_run.setdefault(problem, []).append(scores)
   return {
-    problem: [float(np.mean(each)) for each in zip(*lists, strict=False)]
-    for problem, lists in collected.items()
+    problem: [
+      float(np.mean(repeated_scores))
+      for repeated_scores in zip(*lists, strict=False)
+    ]
+    for problem, lists in scores_by_run.items()
   }
 
 
 def _mean(column: _Column, sets: Sequence[str]) -> str:
   """Cell of the mean score over sets."""
-  return _text(
+  return _estimate_text(
     bootstrap_sets([column.scores_of(name) for name in sets]), formats.fixed
   )
 
@@ -205,7 +210,7 @@ def _difference(column: _Column, baseline: _Column, sets: Sequence[str]) -> str:
   pairs = [_paired(column, baseline, name) for name in sets]
   if not all(pair.size for pair in pairs):
     return '–'
-  return _text(bootstrap_sets(pairs), formats.signed)
+  return _estimate_text(bootstrap_sets(pairs), formats.signed)
 
 
 def _paired(
@@ -226,17 +231,19 @@ def _paired(
 
 def _unmatched(column: _Column, baseline: _Column, name: str) -> str:
   """Note about problems of a set that only one of two columns has."""
-  both = _paired(column, baseline, name).size
-  alone = column.scores_of(name).size + baseline.scores_of(name).size - 2 * both
-  if not alone:
+  num_both = _paired(column, baseline, name).size
+  num_alone = (
+    column.scores_of(name).size + baseline.scores_of(name).size - 2 * num_both
+  )
+  if not num_alone:
     return ''
   return (
-    f'{alone:,} problems of {name or OWN_PROBLEMS} were answered by only one '
+    f'{num_alone:,} problems of {name or OWN_PROBLEMS} were answered by only one '
     f'of {column.name} and {baseline.name}; differences leave them out.'
   )
 
 
-def _text(
+def _estimate_text(
   estimate: Estimate, number_format: Callable[[float, int], str]
 ) -> str:
   """An estimate in percent with its 95 % interval."""

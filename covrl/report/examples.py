@@ -20,11 +20,11 @@ class Answer:
 
   Attributes:
     text: the response.
-    right: whether it is correct; `None` without a score.
+    is_correct: whether it is correct; `None` without a score.
   """
 
   text: str
-  right: bool | None
+  is_correct: bool | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,10 +65,12 @@ def example_table(run: RunData) -> ExampleTable | None:
   before, after = run.examples_at(first), run.examples_at(last)
   examples = [
     Example(
-      short_text(prompt, _MAX_CHARACTERS), _answer(record), _answer(other)
+      short_text(prompt, _MAX_CHARACTERS),
+      _answer(record),
+      _answer(later_record),
     )
     for prompt, record in before.items()
-    if (other := after.get(prompt)) is not None
+    if (later_record := after.get(prompt)) is not None
   ]
   if not examples or first is None or last is None:
     return None
@@ -78,5 +80,5 @@ def example_table(run: RunData) -> ExampleTable | None:
 def _answer(record: Mapping[str, Any]) -> Answer:
   """The greedy response in a record of results."""
   score = finite_number(record.get('greedy'))
-  right = None if score is None else score > 0
-  return Answer(short_text(record['response'], _MAX_CHARACTERS), right)
+  is_correct = None if score is None else score > 0
+  return Answer(short_text(record['response'], _MAX_CHARACTERS), is_correct)

@@ -105,12 +105,12 @@ def duration(seconds: float) -> str:
   """
   if seconds >= _LARGE:
     return f'{number(seconds)} s'
-  whole = round(seconds)
-  if whole < 60:
-    return f'{whole} s'
-  if whole < 3600:
-    return f'{whole // 60} min {whole % 60} s'
-  return f'{whole // 3600:,} h {whole % 3600 // 60} min'
+  whole_seconds = round(seconds)
+  if whole_seconds < 60:
+    return f'{whole_seconds} s'
+  if whole_seconds < 3600:
+    return f'{whole_seconds // 60} min {whole_seconds % 60} s'
+  return f'{whole_seconds // 3600:,} h {whole_seconds % 3600 // 60} min'
 
 
 def join_words(parts: Sequence[str]) -> str:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from covrl.report import formats
-from covrl.report.chart import SMALL, Figure, FigureLayout
+from covrl.report.chart import SMALL_SIZE, Figure, FigureLayout
 from covrl.report.phase_metrics import PhaseMetrics
 from covrl.report.run_data import RunData
 from covrl.report.run_json import short_text
@@ -21,7 +21,7 @@ from covrl.report.series import (
 def health_figures(run: RunData) -> list[FigureLayout]:
   """The diagnostic figures that have data."""
   return lay_out_all(
-    [*_update_figures(run.train), *_rollout_figures(run.train)], SMALL
+    [*_update_figures(run.train), *_rollout_figures(run.train)], SMALL_SIZE
   )
 
 
@@ -37,11 +37,13 @@ def phase_times(run: RunData) -> list[tuple[str, str, float]]:
     )
     for name in run.train.names('time/')
   }
-  known = {name: mean for name, mean in times.items() if mean and mean > 0}
-  longest = max(known.values(), default=1.0)
+  positive_times = {
+    name: mean for name, mean in times.items() if mean and mean > 0
+  }
+  longest = max(positive_times.values(), default=1.0)
   return [
-    (name, _seconds(mean), mean / longest)
-    for name, mean in sorted(known.items(), key=lambda item: -item[1])
+    (name, _seconds_text(mean), mean / longest)
+    for name, mean in sorted(positive_times.items(), key=lambda item: -item[1])
   ]
 
 
@@ -174,7 +176,7 @@ def _rollout_figures(train: PhaseMetrics) -> list[Figure]:
   ]
 
 
-def _seconds(mean: float) -> str:
+def _seconds_text(mean: float) -> str:
   """Seconds with two decimals, or one significant digit below 10 ms."""
   if mean >= 0.01:
     return f'{formats.fixed(mean, 2)} s'

@@ -29,7 +29,7 @@ _TEXT_FIELDS = ('phase',)
 # Names that `PhaseMetrics.names` returns, at most.
 _MAX_NAMES = 100
 # Metrics of which a single impossible value makes advice impossible.
-_CHECKED = ('entropy', 'tokens', 'equal_reward_groups', 'selected')
+_CHECKED_METRICS = ('entropy', 'tokens', 'equal_reward_groups', 'selected')
 
 
 class Curve(NamedTuple):
@@ -83,9 +83,9 @@ class PhaseMetrics:
       over: field of the x values.
     """
     x, y = self.column(over), self.column(field)
-    kept = np.isfinite(x) & np.isfinite(y)
-    unique, index = np.unique(x[kept], return_inverse=True)
-    total = np.bincount(index, weights=y[kept], minlength=unique.size)
+    is_known = np.isfinite(x) & np.isfinite(y)
+    unique, index = np.unique(x[is_known], return_inverse=True)
+    total = np.bincount(index, weights=y[is_known], minlength=unique.size)
     return Curve(unique, total / np.bincount(index, minlength=unique.size))
 
   def seconds_per_iteration(self, field: str) -> float | None:
@@ -95,13 +95,13 @@ class PhaseMetrics:
     its rollout, and differ in the time of a phase of updates, so that the sum of the
     distinct numbers is the iteration's time.
     """
-    spent: dict[float, set[float]] = {}
+    seconds_by_iteration: dict[float, set[float]] = {}
     for iteration, number in zip(
       self.column('iteration'), self.column(field), strict=True
     ):
       if math.isfinite(number):
-        spent.setdefault(iteration, set()).add(number)
-    totals = [sum(numbers) for numbers in spent.values()]
+        seconds_by_iteration.setdefault(iteration, set()).add(number)
+    totals = [sum(numbers) for numbers in seconds_by_iteration.values()]
     return sum(totals) / len(totals) if totals else None
 
   def mean(self, field: str) -> float | None:
@@ -125,7 +125,7 @@ def check_possible(metrics: PhaseMetrics, name: str) -> None:
   Raises:
     ValueError: a value is below 0, an entropy above 100 nats, or a share above 1.
   """
-  for field in _CHECKED:
+  for field in _CHECKED_METRICS:
     low, high = possible_range(field)
     for record in metrics.records:
       number = finite_number(record.get(field))
@@ -156,30 +156,30 @@ def read_metrics(
     unreadable: receives the counts of unreadable lines and values.
   """
   records: dict[Any, dict[str, Any]] = {}
-  lines = values = impossible = repeated = 0
+  bad_lines = bad_values = impossible = repeated = 0
   for number, record in read_objects(path, path.name, unreadable):
     phase, step = record.get('phase'), record.get('step')
     counts = (record.get(name) for name in ('step', 'iteration'))
     if phase not in _PHASES or not all(
       is_marked_missing(count) or is_count(count) for count in counts
     ):
-      lines += 1
+      bad_lines += 1
       continue
-    values += sum(
+    bad_values += sum(
       finite_number(value) is None and not is_marked_missing(value)
       for name, value in record.items()
       if name not in _TEXT_FIELDS
     )
     impossible += sum(
-      not is_possible(name, found)
+      not is_possible(name, known_number)
       for name, value in record.items()
-      if (found := finite_number(value)) is not None
+      if (known_number := finite_number(value)) is not None
     )
     key = (phase, f'line {number}' if is_marked_missing(step) else step)
     repeated += records.pop(key, None) is not None
     records[key] = record
-  unreadable.note(path.name, 'step or phase', lines)
-  unreadable.note(path.name, 'number', values)
-  unreadable.note(path.name, IMPOSSIBLE, impossible)
-  unreadable.note(path.name, REPEATED, repeated)
+  unreadable.set_count(path.name, 'step or phase', bad_lines)
+  unreadable.set_count(path.name, 'number', bad_values)
+  unreadable.set_count(path.name, IMPOSSIBLE, impossible)
+  unreadable.set_count(path.name, REPEATED, repeated)
   return list(records.values())

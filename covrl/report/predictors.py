@@ -11,7 +11,7 @@ from jaxtyping import Float
 from covrl.report.run_data import RunData
 from covrl.report.run_json import short_text
 
-_PREFIX = 'predicted_entropy_change/'
+_FIELD_PREFIX = 'predicted_entropy_change/'
 _MIN_MEASUREMENTS = 5
 
 
@@ -44,14 +44,19 @@ def predictors(run: RunData) -> list[Predictor]:
     One entry per prediction with at least five measurements.
   """
   realised = run.train.column('realised_entropy_change')
-  compared = []
-  for field in run.train.names(_PREFIX):
+  results = []
+  for field in run.train.names(_FIELD_PREFIX):
     predicted = run.train.column(field)
-    known = np.isfinite(realised) & np.isfinite(predicted)
-    if known.sum() >= _MIN_MEASUREMENTS and np.ptp(predicted[known]) > 0:
-      name = short_text(field.removeprefix(_PREFIX), 40)
-      compared.append(_compare(name, predicted[known], realised[known]))
-  return compared
+    is_measured = np.isfinite(realised) & np.isfinite(predicted)
+    if (
+      is_measured.sum() >= _MIN_MEASUREMENTS
+      and np.ptp(predicted[is_measured]) > 0
+    ):
+      name = short_text(field.removeprefix(_FIELD_PREFIX), 40)
+      results.append(
+        _compare(name, predicted[is_measured], realised[is_measured])
+      )
+  return results
 
 
 def _compare(

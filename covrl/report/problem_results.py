@@ -19,20 +19,20 @@ from covrl.report.run_json import (
 ProblemId: TypeAlias = tuple[str, str]
 """Evaluation set (empty for the run's own problems), and a key within it."""
 
-Problems: TypeAlias = dict[ProblemId, list[dict[str, Any]]]
+ResultsByProblem: TypeAlias = dict[ProblemId, list[dict[str, Any]]]
 """Results by problem; several if a set contains a question twice."""
 
 
 def read_results(
   files: Sequence[epath.Path], unreadable: Unreadable
-) -> Problems:
+) -> ResultsByProblem:
   """Reads the results in files by problem, without unreadable lines.
 
   Args:
     files: files of the directory `evaluation` of a run.
     unreadable: receives the counts of unreadable lines and results.
   """
-  results: Problems = {}
+  results: ResultsByProblem = {}
   for file in files:
     name = f'evaluation/{file.name}'
     failures = 0
@@ -44,7 +44,7 @@ def read_results(
       suite = short_text(record.get('suite') or '', 80)
       key = short_text(record.get('key') or record.get('prompt'), 10_000)
       results.setdefault((suite, key), []).append(result)
-    unreadable.note(name, 'result', failures)
+    unreadable.set_count(name, 'result', failures)
   return results
 
 

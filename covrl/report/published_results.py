@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
-_SETS = (
+_EVALUATION_SETS = (
   'aime24',
   'aime25',
   'amc',
@@ -32,32 +32,36 @@ class PublishedRow:
   Attributes:
     name: method and model as printed.
     accuracies: accuracy on each evaluation set.
-    printed: average that the paper prints.
+    printed_average: average that the paper prints.
 
-  >>> row = PUBLISHED['qwen2_5_7b_kl_cov']
-  >>> row.printed, round(row.mean(row.accuracies), 1)
+  >>> row = PUBLISHED_ROWS['qwen2_5_7b_kl_cov']
+  >>> row.printed_average, round(row.mean(row.accuracies), 1)
   (40.6, 41.1)
   """
 
   name: str
   accuracies: dict[str, float]
-  printed: float
+  printed_average: float
 
   def mean(self, sets: Iterable[str]) -> float | None:
     """Mean over the sets on which the row has an accuracy; `None` without any."""
-    known = [self.accuracies[name] for name in sets if name in self.accuracies]
-    return sum(known) / len(known) if known else None
+    set_accuracies = [
+      self.accuracies[name] for name in sets if name in self.accuracies
+    ]
+    return sum(set_accuracies) / len(set_accuracies) if set_accuracies else None
 
 
 def _row(name: str, *accuracies: float) -> PublishedRow:
-  """A row of the table: method, accuracies of `_SETS`, and printed average."""
-  *suite_accuracies, printed = accuracies
+  """A row of the table: method, accuracies of `_EVALUATION_SETS`, and printed average."""
+  *set_accuracies, printed_average = accuracies
   return PublishedRow(
-    name, dict(zip(_SETS, suite_accuracies, strict=True)), printed
+    name,
+    dict(zip(_EVALUATION_SETS, set_accuracies, strict=True)),
+    printed_average,
   )
 
 
-PUBLISHED = {
+PUBLISHED_ROWS = {
   'qwen2_5_7b_grpo': _row(
     'GRPO, 7B', 21.2, 9.6, 58.7, 78.8, 27.9, 40.7, 36.7, 38.6
   ),

@@ -47,8 +47,8 @@ def check_output(path: epath.Path) -> None:
   if path.suffix.lower() in ('.html', '.htm') or not path.is_file():
     return
   with storage.writing(path), storage.open_binary(path) as stream:
-    begin = stream.read(100)
-  if not begin.lstrip().lower().startswith(b'<!doctype html'):
+    first_bytes = stream.read(100)
+  if not first_bytes.lstrip().lower().startswith(b'<!doctype html'):
     raise ValueError(
       f'--output must be a new file or a page, got {path}, which holds something'
       ' else'

@@ -12,7 +12,7 @@ from covrl.report import formats
 from covrl.report.comparison import Comparison
 from covrl.report.run_data import RunData
 
-COLUMNS = (
+REWARD_LAW_COLUMNS = (
   'configuration',
   'seed',
   'a',
@@ -67,23 +67,23 @@ def fit_run(run: RunData) -> RewardLaw | None:
 
 
 def _cells(law: RewardLaw) -> list[str]:
-  """Cells of `COLUMNS` after configuration and seed."""
+  """Cells of `REWARD_LAW_COLUMNS` after configuration and seed."""
   fit = law.exponential
   return [
-    _interval(fit.a),
-    _interval(fit.b),
-    *(_share(each.r_squared) for each in (fit, law.linear)),
+    _interval_text(fit.a),
+    _interval_text(fit.b),
+    *(_share_text(each.r_squared) for each in (fit, law.linear)),
     formats.signed(100 * fit.error, 1),
     formats.signed(100 * law.linear.error, 1),
   ]
 
 
-def _share(share: float) -> str:
+def _share_text(share: float) -> str:
   """A share with two digits; a dash where there is no variance to explain."""
   return formats.fixed(share, 2) if math.isfinite(share) else '–'
 
 
-def _interval(estimate: Interval) -> str:
+def _interval_text(estimate: Interval) -> str:
   """An estimate with its interval, as text."""
   ends = (
     f'{formats.fixed(estimate.low, 2)} to {formats.fixed(estimate.high, 2)}'

@@ -22,7 +22,7 @@ from etils import epath
 from covrl import storage
 from covrl.evaluation.results import HELD_OUT
 from covrl.report.phase_metrics import PhaseMetrics, read_metrics
-from covrl.report.problem_results import Problems, read_results
+from covrl.report.problem_results import ResultsByProblem, read_results
 from covrl.report.run_json import (
   MISSING_SEED,
   Unreadable,
@@ -33,12 +33,12 @@ from covrl.report.run_json import (
 )
 
 # Suffix with the seed in the name of a run directory.
-_SEED = re.compile(r'(^|[-_.])(seed|s)?[-_=]?\d+$')
+_SEED_SUFFIX = re.compile(r'(^|[-_.])(seed|s)?[-_=]?\d+$')
 
 
 # Files and directories by which a run directory is recognised. A pretrained
 # model also has a config.json, with other fields.
-_RECORDS = ('recipe', 'metrics.jsonl', 'metrics', 'rollouts', 'evaluation')
+_RUN_FILES = ('recipe', 'metrics.jsonl', 'metrics', 'rollouts', 'evaluation')
 _MODEL_FIELDS = ('model_type', 'architectures')
 
 
@@ -89,7 +89,7 @@ class RunData:
     source = source if isinstance(source, str) else ''
     if source.endswith('.py') and '\n' not in source:
       return epath.Path(source).stem
-    stem = _SEED.sub('', self.path.name)
+    stem = _SEED_SUFFIX.sub('', self.path.name)
     return stem or self.path.parent.name
 
   @property
@@ -101,22 +101,27 @@ class RunData:
     return 'greedy', 'mean@8', 'pass@8'
 
   @property
-  def iterations(self) -> tuple[int, int | None]:
-    """Finished iterations, and the configured number of iterations."""
+  def finished_iterations(self) -> int:
+    """Number of finished iterations."""
     numbers = [
       number
       for lines in (self.train, self.evals)
       for number in lines.column('iteration')
       if math.isfinite(number)
     ]
-    total = self.config_value('train.iterations')
-    return int(max(numbers, default=0)), int(total) if is_count(total) else None
+    return int(max(numbers, default=0))
+
+  @property
+  def planned_iterations(self) -> int | None:
+    """The configured number of iterations; `None` if it is missing or invalid."""
+    planned = self.config_value('train.iterations')
+    return int(planned) if is_count(planned) else None
 
   @property
   def finished(self) -> bool:
     """Whether all configured iterations are finished."""
-    finished, total = self.iterations
-    return total is None or finished >= total
+    planned = self.planned_iterations
+    return planned is None or self.finished_iterations >= planned
 
   @property
   def seed(self) -> int:
@@ -127,13 +132,13 @@ class RunData:
   @functools.cached_property
   def rollout_files(self) -> list[epath.Path]:
     """Files of saved samples, oldest first."""
-    return _files(self.path / 'rollouts', 'iteration_*.json')
+    return _sorted_files(self.path / 'rollouts', 'iteration_*.json')
 
   @functools.cached_property
   def recipe_files(self) -> tuple[tuple[str, bytes], ...]:
     """Names and contents of the recipe's files, sorted, without unreadable ones."""
     files = []
-    for file in _files(self.path / 'recipe', '*.py'):
+    for file in _sorted_files(self.path / 'recipe', '*.py'):
       with contextlib.suppress(OSError):
         files.append((file.name, file.read_bytes()))
     return tuple(files)
@@ -174,10 +179,10 @@ class RunData:
     entries = content.get('samples')
     entries = entries if isinstance(entries, list) else []
     samples = [sample for sample in entries if _is_sample(sample)]
-    self.unreadable.note(name, 'response', len(entries) - len(samples))
+    self.unreadable.set_count(name, 'response', len(entries) - len(samples))
     return {**content, 'samples': samples}
 
-  def results_at(self, iteration: float | None) -> Problems:
+  def results_at(self, iteration: float | None) -> ResultsByProblem:
     """Results of one evaluation by problem; empty if they were not saved."""
     if iteration is None:
       return {}
@@ -185,18 +190,18 @@ class RunData:
     return read_results([self.path / 'evaluation' / name], self.unreadable)
 
   @functools.cached_property
-  def latest_results(self) -> Problems:
+  def latest_results(self) -> ResultsByProblem:
     """Latest results by problem, of `covrl evaluate` or else of the run."""
-    files = _files(self.path / 'evaluation', '*.jsonl')
+    files = _sorted_files(self.path / 'evaluation', '*.jsonl')
     evaluation_files = [
       file for file in files if file.name.startswith('iteration_')
     ]
-    later = [
+    newer_files = [
       f
       for f in files
       if f not in evaluation_files and not self._is_old(f, evaluation_files)
     ]
-    return read_results(later or evaluation_files[-1:], self.unreadable)
+    return read_results(newer_files or evaluation_files[-1:], self.unreadable)
 
   @functools.cached_property
   def evaluation_summary(self) -> Mapping[str, Any]:
@@ -249,7 +254,7 @@ def load_run(workdir: epath.PathLike) -> RunData:
   run_config = settings.get('config')
   has_seed = isinstance(run_config, dict) and is_count(run_config.get('seed'))
   if records and not has_seed:
-    unreadable.note('config.json', MISSING_SEED)
+    unreadable.set_count('config.json', MISSING_SEED)
   phases = [record.get('phase') for record in records]
   warm_start = [i for i, phase in enumerate(phases) if phase == 'warm_start']
   warm_end = warm_start[-1] if warm_start else -1
@@ -281,7 +286,7 @@ def _holds_run(path: epath.Path, settings: Mapping[str, Any]) -> bool:
   has_config = (path / 'config.json').is_file() and not any(
     field in settings for field in _MODEL_FIELDS
   )
-  return has_config or any((path / name).exists() for name in _RECORDS)
+  return has_config or any((path / name).exists() for name in _RUN_FILES)
 
 
 def _is_sample(sample: Any) -> bool:
@@ -290,7 +295,7 @@ def _is_sample(sample: Any) -> bool:
   return isinstance(tokens, list) and bool(tokens)
 
 
-def _files(folder: epath.Path, pattern: str) -> list[epath.Path]:
+def _sorted_files(folder: epath.Path, pattern: str) -> list[epath.Path]:
   """Sorted files of a folder whose names match a pattern."""
   if not folder.is_dir():
     return []

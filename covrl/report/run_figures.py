@@ -23,7 +23,7 @@ from covrl.report.series import (
 )
 from covrl.report.summary import TOKEN_KINDS
 
-_BINS = 24  # bars per figure
+_MAX_BARS = 24  # bars per figure
 _NORMAL_95 = 1.96  # standard errors in half of a 95 % interval
 
 _KIND_COLORS = dict(
@@ -162,14 +162,19 @@ def _selection_figure(run: RunData) -> Figure:
   fields = [f'quadrant/{name}' for name in TOKEN_KINDS]
   curves = [run.train.curve(field) for field in fields]
   iterations = np.unique(np.concatenate([curve.x for curve in curves]))
-  width = -(-(np.ptp(iterations) + 1) // _BINS) if iterations.size else 1.0
-  bins = np.unique(iterations // width)
+  bin_width = (
+    -(-(np.ptp(iterations) + 1) // _MAX_BARS) if iterations.size else 1.0
+  )
+  bins = np.unique(iterations // bin_width)
   counts = np.array(
-    [[curve.y[curve.x // width == b].sum() for b in bins] for curve in curves]
+    [
+      [curve.y[curve.x // bin_width == b].sum() for b in bins]
+      for curve in curves
+    ]
   )
   total = counts.sum(0)
   nonempty = total > 0
-  centres = (bins[nonempty] + 0.5) * width - 0.5
+  centres = (bins[nonempty] + 0.5) * bin_width - 0.5
   return Figure(
     key='quadrants',
     title='Selected tokens',

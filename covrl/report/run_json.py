@@ -21,8 +21,8 @@ from covrl.storage.append_log import read_log
 
 # Larger numbers come from damaged files, since float32 ends at 3.4e38. Squares and
 # sums of numbers up to this are finite in float64; smaller ones are taken as 0.
-_LARGEST = 1e100
-_SMALLEST = 1e-100
+_LARGEST_NUMBER = 1e100
+_SMALLEST_NUMBER = 1e-100
 # Largest iteration or step: updates are counted in int32.
 _LARGEST_COUNT = MAX_MAGNITUDES[int]
 # Levels of nested mappings in a configuration.
@@ -30,7 +30,7 @@ _MAX_DEPTH = 8
 
 
 IMPOSSIBLE = 'impossible number'
-"""Kind of part, see `Unreadable.note`: values that a metric cannot have."""
+"""Kind of part, see `Unreadable.set_count`: values that a metric cannot have."""
 
 MISSING_SEED = 'seed'
 """Kind of part: the seed of a run's configuration."""
@@ -43,7 +43,7 @@ class Unreadable:
   """Counts of the unreadable parts of a run's files.
 
   >>> unreadable = Unreadable()
-  >>> unreadable.note('metrics.jsonl', 'line', 2)
+  >>> unreadable.set_count('metrics.jsonl', 'line', 2)
   >>> unreadable.sentences()
   ['2 unreadable lines of metrics.jsonl were skipped.']
   """
@@ -51,7 +51,7 @@ class Unreadable:
   def __init__(self) -> None:
     self._counts: dict[tuple[str, str], int] = {}
 
-  def note(self, file: str, part: str, count: int = 1) -> None:
+  def set_count(self, file: str, part: str, count: int = 1) -> None:
     """Sets the number of unreadable parts of a file; `''` is the whole file.
 
     Args:
@@ -100,14 +100,14 @@ def read_json(
     name: its name within the run directory.
     unreadable: counts the file if it is unreadable.
   """
-  text = _text(path)
+  text = _read_text(path)
   if text is None:
     if path.exists():
-      unreadable.note(name, '')
+      unreadable.set_count(name, '')
     return {}
-  content = _parse(text)
+  content = _parse_object(text)
   if content is None:
-    unreadable.note(name, '')
+    unreadable.set_count(name, '')
   return content or {}
 
 
@@ -122,18 +122,18 @@ def read_objects(
     name: its name within the run directory.
     unreadable: counts the lines that are not JSON objects.
   """
-  text = _text(path)
+  text = _read_text(path)
   if text is None and path.exists():
-    unreadable.note(name, '')
+    unreadable.set_count(name, '')
   failures = 0
   # A JSON text may hold the other characters that end lines in Python.
   for number, line in enumerate((text or '').split('\n')):
     if not line.strip():
       continue
-    content = _parse(line)
+    content = _parse_object(line)
     if content is None:
       failures += 1
-      unreadable.note(name, 'line', failures)
+      unreadable.set_count(name, 'line', failures)
     else:
       yield number, content
 
@@ -146,9 +146,9 @@ def finite_number(value: Any) -> float | None:
   """
   if isinstance(value, bool) or not isinstance(value, int | float):
     return None
-  if not -_LARGEST <= value <= _LARGEST:  # Also for NaN.
+  if not -_LARGEST_NUMBER <= value <= _LARGEST_NUMBER:  # Also for NaN.
     return None
-  return 0.0 if abs(value) < _SMALLEST else float(value)
+  return 0.0 if abs(value) < _SMALLEST_NUMBER else float(value)
 
 
 def is_count(value: Any) -> bool:
@@ -174,8 +174,10 @@ def short_text(value: Any, limit: int = 200) -> str:
   if len(text) <= limit:
     return text
   half = limit // 2
-  cut = len(text) - 2 * half
-  return f'{text[:half]}… {cut:,} characters cut …{text[len(text) - half :]}'
+  num_cut = len(text) - 2 * half
+  return (
+    f'{text[:half]}… {num_cut:,} characters cut …{text[len(text) - half :]}'
+  )
 
 
 def flatten_config(
@@ -203,7 +205,7 @@ def _repr(value: Any) -> str:
   return str(value)
 
 
-def _text(path: epath.Path) -> str | None:
+def _read_text(path: epath.Path) -> str | None:
   """The text of a file or a log; `None` if it is missing or not a file.
 
   Invalid UTF-8 becomes escape sequences that are invalid in JSON.
@@ -216,7 +218,7 @@ def _text(path: epath.Path) -> str | None:
     return None
 
 
-def _parse(text: str) -> dict[str, Any] | None:
+def _parse_object(text: str) -> dict[str, Any] | None:
   """A JSON object; `None` if the text is not one."""
   try:
     content = json.loads(text)

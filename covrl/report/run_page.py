@@ -93,22 +93,22 @@ def _summary(run: RunData) -> Summary:
 
 def _facts(run: RunData) -> list[str]:
   """Facts below the title of the page."""
-  done, total_iterations = run.iterations
+  finished, planned = run.finished_iterations, run.planned_iterations
   facts = [run.name] if run.name != run.path.name else []
-  for name, form in (
+  for name, text_format in (
     ('entropy.method', 'entropy control: {}'),
     ('seed', 'seed {}'),
   ):
     if (value := run.config_value(name)) is not None:
-      facts.append(form.format(short_text(value, 80)))
+      facts.append(text_format.format(short_text(value, 80)))
   if not run.finished:
-    facts.append(f'{done:,} of {total_iterations:,} iterations, unfinished')
+    facts.append(f'{finished:,} of {planned:,} iterations, unfinished')
   else:
-    facts.append(f'{done:,} iterations')
+    facts.append(f'{finished:,} iterations')
   seconds = run.train.column('seconds')
-  total = float(np.nansum(seconds))
-  if total > 0:
-    facts.append(f'{formats.duration(total)} of training')
+  total_seconds = float(np.nansum(seconds))
+  if total_seconds > 0:
+    facts.append(f'{formats.duration(total_seconds)} of training')
   return facts
 
 
@@ -140,12 +140,12 @@ def _predictor_rows(run: RunData) -> list[list[str]]:
   """Rows of predictors: name, correlation, slope, measurements."""
   return [
     [
-      each.name,
-      formats.fixed(each.correlation, 2),
-      formats.number(each.slope),
-      f'{each.count:,}',
+      predictor.name,
+      formats.fixed(predictor.correlation, 2),
+      formats.number(predictor.slope),
+      f'{predictor.count:,}',
     ]
-    for each in predictors(run)
+    for predictor in predictors(run)
   ]
 
 

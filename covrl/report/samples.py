@@ -18,13 +18,13 @@ from covrl.report import formats
 from covrl.report.run_data import RunData
 from covrl.report.run_json import finite_number, short_text
 
-STEPS = 9  # shades of positive, and of negative, covariances
+NUM_SHADES = 9  # shades of positive, and of negative, covariances
 _MAX_RESPONSES = 12  # per table
 _MAX_TOKENS = 2_000  # per page
 _MAX_TOKEN_CHARACTERS = 120
 _MAX_PROMPT_CHARACTERS = 600
 # Displayed signs for white space, and for the blank of sentencepiece.
-_VISIBLE = str.maketrans({'\n': '⏎', '\t': '⇥', '\u2581': ' '})
+_VISIBLE_SIGNS = str.maketrans({'\n': '⏎', '\t': '⇥', '\u2581': ' '})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Response:
   Attributes:
     prompt: text of the prompt.
     tokens: displayed tokens.
-    hidden: number of tokens beyond the limit of the page.
+    num_hidden_tokens: number of tokens beyond the limit of the page.
     reward: reward as text.
     is_positive: whether the reward is positive.
     advantage: advantage as text.
@@ -60,7 +60,7 @@ class Response:
 
   prompt: str
   tokens: Sequence[Token]
-  hidden: int
+  num_hidden_tokens: int
   reward: str
   is_positive: bool
   advantage: str
@@ -87,21 +87,27 @@ class SampleTable:
 def sample_tables(run: RunData) -> list[SampleTable]:
   """Tables of the latest and of the first saved samples."""
   files = run.rollout_files
-  chosen = [files[-1], files[0]] if len(files) > 1 else files
-  tables = [_table(run.samples(path), _MAX_TOKENS // 2) for path in chosen]
+  displayed_files = [files[-1], files[0]] if len(files) > 1 else files
+  tables = [
+    _table(run.samples(path), _MAX_TOKENS // 2) for path in displayed_files
+  ]
   return [table for table in tables if table.responses]
 
 
-def _table(content: Mapping[str, Any], budget: int) -> SampleTable:
-  """Table of the responses in one file, with at most `budget` tokens."""
+def _table(content: Mapping[str, Any], max_tokens: int) -> SampleTable:
+  """Table of the responses in one file, with at most `max_tokens` tokens."""
   samples = list(content['samples'])
-  samples.sort(key=lambda sample: -sum(map(bool, _list(sample, 'selected'))))
+  samples.sort(
+    key=lambda sample: -sum(map(bool, _list_field(sample, 'selected')))
+  )
   samples, total = samples[:_MAX_RESPONSES], len(samples)
   scale = _scale(samples)
-  limit = max(budget // max(len(samples), 1), 1)
+  max_tokens_per_response = max(max_tokens // max(len(samples), 1), 1)
   return SampleTable(
     iteration=short_text(content.get('iteration', '?'), 20),
-    responses=[_response(sample, scale, limit) for sample in samples],
+    responses=[
+      _response(sample, scale, max_tokens_per_response) for sample in samples
+    ],
     total=total,
     scale=formats.number(scale, 2),
   )
@@ -109,32 +115,41 @@ def _table(content: Mapping[str, Any], budget: int) -> SampleTable:
 
 def _scale(samples: Sequence[Mapping[str, Any]]) -> float:
   """The covariance of the deepest shade: the 99th percentile of |cov|."""
-  sizes = [
+  magnitudes = [
     abs(number)
     for sample in samples
-    for value in _list(sample, 'covariance')
+    for value in _list_field(sample, 'covariance')
     if (number := finite_number(value)) is not None
   ]
-  return float(np.quantile(sizes, 0.99)) or 1.0 if sizes else 1.0
+  return float(np.quantile(magnitudes, 0.99)) or 1.0 if magnitudes else 1.0
 
 
-def _response(sample: Mapping[str, Any], scale: float, limit: int) -> Response:
-  """One response with at most `limit` displayed tokens."""
+def _response(
+  sample: Mapping[str, Any], scale: float, max_tokens_per_response: int
+) -> Response:
+  """One response with at most `max_tokens_per_response` displayed tokens."""
   texts = sample['tokens']
   size = len(texts)
-  chosen = [value is True for value in _list(sample, 'selected')][:size]
+  selected = [value is True for value in _list_field(sample, 'selected')][:size]
   columns = [
-    _padded(_list(sample, name), size) for name in ('covariance', 'logprobs')
+    _padded(_list_field(sample, name), size)
+    for name in ('covariance', 'logprobs')
   ]
   tokens = [
     Token(
-      text=short_text(text, _MAX_TOKEN_CHARACTERS).translate(_VISIBLE) or '∅',
+      text=short_text(text, _MAX_TOKEN_CHARACTERS).translate(_VISIBLE_SIGNS)
+      or '∅',
       shade=_shade(finite_number(covariance), scale),
-      selected=bool(is_chosen),
-      note=_note(finite_number(logprob), finite_number(covariance), is_chosen),
+      selected=bool(is_selected),
+      note=_note(
+        finite_number(logprob), finite_number(covariance), is_selected
+      ),
     )
-    for text, covariance, logprob, is_chosen in zip(
-      texts[:limit], *columns, _padded(chosen, size), strict=False
+    for text, covariance, logprob, is_selected in zip(
+      texts[:max_tokens_per_response],
+      *columns,
+      _padded(selected, size),
+      strict=False,
     )
   ]
   reward = finite_number(sample.get('reward'))
@@ -144,11 +159,11 @@ def _response(sample: Mapping[str, Any], scale: float, limit: int) -> Response:
       sample.get('prompt') or '', _MAX_PROMPT_CHARACTERS
     ).strip(),
     tokens=tokens,
-    hidden=max(size - limit, 0),
+    num_hidden_tokens=max(size - max_tokens_per_response, 0),
     reward='–' if reward is None else formats.number(reward),
     is_positive=reward is not None and reward > 0,
     advantage='–' if advantage is None else formats.signed(advantage, 2),
-    selected=sum(chosen),
+    selected=sum(selected),
   )
 
 
@@ -157,7 +172,7 @@ def _shade(covariance: float | None, scale: float) -> int:
   if covariance is None:
     return 0
   fraction = math.sqrt(min(abs(covariance) / scale, 1.0))
-  return int(math.copysign(round(STEPS * fraction), covariance))
+  return int(math.copysign(round(NUM_SHADES * fraction), covariance))
 
 
 def _note(
@@ -174,7 +189,7 @@ def _note(
   return ', '.join(parts)
 
 
-def _list(sample: Mapping[str, Any], name: str) -> list[Any]:
+def _list_field(sample: Mapping[str, Any], name: str) -> list[Any]:
   """A field that is a list; empty if it is missing or something else."""
   value = sample.get(name)
   return list(value) if isinstance(value, list) else []

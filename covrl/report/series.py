@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from covrl.report.chart import (
-  LARGE,
+  LARGE_SIZE,
   Figure,
   FigureLayout,
   Series,
@@ -89,13 +89,18 @@ def smoothed_series(
   if x.size < 12:
     return [Series(name=name, x=x, y=y, color=color)], ''
   window = 2 * (x.size // 24) + 3
-  mean = Series(name=name, x=x, y=smooth(y, window), color=color)
-  single = Series(name='each iteration', x=x, y=y, color=GREY, kind='faint')
-  return [single, mean], f'Bold: running mean over {window} iterations.'
+  running_mean = Series(name=name, x=x, y=smooth(y, window), color=color)
+  single_values = Series(
+    name='each iteration', x=x, y=y, color=GREY, kind='faint'
+  )
+  return [
+    single_values,
+    running_mean,
+  ], f'Bold: running mean over {window} iterations.'
 
 
 def lay_out_all(
-  figures: Sequence[Figure], size: tuple[int, int] = LARGE
+  figures: Sequence[Figure], size: tuple[int, int] = LARGE_SIZE
 ) -> list[FigureLayout]:
   """Lays out the figures that have points."""
   return [

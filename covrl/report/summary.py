@@ -106,7 +106,7 @@ def accuracy_gain(run: RunData, metric: str | None = None) -> Estimate | None:
   if differences:
     return intervals.bootstrap_sets(differences)
   field = f'{metric}_stderr'
-  errors = [run.evals.value_at(i, field) for i in _evaluated(run, metric)]
+  errors = [run.evals.value_at(i, field) for i in _indices_with(run, metric)]
   return intervals.normal_difference(*ends, errors[0], errors[-1])
 
 
@@ -115,11 +115,13 @@ def first_and_last(run: RunData, metric: str) -> tuple[float, float] | None:
 
   `None` with fewer than two such evaluations.
   """
-  evaluated = _evaluated(run, metric)
-  if len(evaluated) < 2:
+  evaluated_indices = _indices_with(run, metric)
+  if len(evaluated_indices) < 2:
     return None
   values = run.evals.column(metric)
-  return float(values[evaluated[0]]), float(values[evaluated[-1]])
+  return float(values[evaluated_indices[0]]), float(
+    values[evaluated_indices[-1]]
+  )
 
 
 def entropy_change(run: RunData) -> tuple[float, float] | None:
@@ -157,7 +159,7 @@ def describe_kinds(counts: Mapping[str, float]) -> str:
   )
 
 
-def _evaluated(run: RunData, metric: str) -> list[int]:
+def _indices_with(run: RunData, metric: str) -> list[int]:
   """Indices of the evaluations that have a metric."""
   return np.flatnonzero(np.isfinite(run.evals.column(metric))).tolist()
 
@@ -169,10 +171,10 @@ def _problem_differences(
 
   Empty if the results by problem of either evaluation were not saved.
   """
-  evaluated = _evaluated(run, metric)
+  evaluated_indices = _indices_with(run, metric)
   first, last = (
     run.results_at(run.evals.value_at(index, 'iteration'))
-    for index in (evaluated[0], evaluated[-1])
+    for index in (evaluated_indices[0], evaluated_indices[-1])
   )
   differences: dict[str, list[float]] = {}
   for (suite, key), records in first.items():
@@ -187,12 +189,12 @@ def _problem_differences(
 def _headline(run: RunData) -> str:
   """Change of the mean accuracy, or its only value, or the recorded lines."""
   metric = run.accuracies[1]
-  evaluated = _evaluated(run, metric)
+  evaluated_indices = _indices_with(run, metric)
   gain, ends = accuracy_gain(run, metric), first_and_last(run, metric)
   if gain is not None and ends is not None:
     first, last = (
       run.evals.value_at(index, 'iteration')
-      for index in (evaluated[0], evaluated[-1])
+      for index in (evaluated_indices[0], evaluated_indices[-1])
     )
     interval = formats.interval_text(gain, scale=100)
     return Markup(
@@ -205,8 +207,8 @@ def _headline(run: RunData) -> str:
       interval[:1].upper() + interval[1:],
       f', iteration {first or 0:,.0f} to {last or 0:,.0f}',
     )
-  if evaluated:
-    value = run.evals.column(metric)[evaluated[0]]
+  if evaluated_indices:
+    value = run.evals.column(metric)[evaluated_indices[0]]
     return Markup('{}: <b>{}</b> at the only evaluation so far.').format(
       metric, formats.percent(value)
     )
@@ -219,8 +221,8 @@ def _headline(run: RunData) -> str:
 def _accuracy_text(run: RunData) -> str:
   """The other accuracies with their changes and intervals."""
   parts = []
-  greedy, _, best = run.accuracies
-  for metric in (greedy, best):
+  greedy, _, pass_at_k = run.accuracies
+  for metric in (greedy, pass_at_k):
     ends, gain = first_and_last(run, metric), accuracy_gain(run, metric)
     if ends is None or gain is None:
       continue
@@ -271,12 +273,12 @@ def _cost_text(run: RunData) -> str:
   """Time of entropy control, and its effect on the gradient signal."""
   parts = []
   seconds = run.train.seconds_per_iteration('seconds')
-  spent = [
+  control_seconds = [
     run.train.seconds_per_iteration(f'time/{name}') for name in _CONTROL_PHASES
   ]
-  spent = [value for value in spent if value is not None]
-  if spent and seconds:
-    time = formats.percent(sum(spent) / seconds)
+  control_seconds = [value for value in control_seconds if value is not None]
+  if control_seconds and seconds:
+    time = formats.percent(sum(control_seconds) / seconds)
     parts.append(Markup('<b>{}</b> of the time').format(time))
   penalty = run.train.mean('penalty_share')
   if penalty:

@@ -176,17 +176,19 @@ def _sections(results: Sequence[Result]) -> list[dict[str, Any]]:
   titles = dict.fromkeys(result.claim.section for result in results)
   sections = []
   for title in titles:
-    chosen = [r for r in results if r.claim.section == title]
+    section_results = [r for r in results if r.claim.section == title]
     sections.append(
       {
         'title': title,
-        'results': chosen,
+        'results': section_results,
         'figures': [
           lay_out_plot(plot, f'{anchor(r.claim.name)}-{index}')
-          for r in chosen
+          for r in section_results
           for index, plot in enumerate(r.evidence.plots)
         ],
-        'tables': [table for r in chosen for table in r.evidence.tables],
+        'tables': [
+          table for r in section_results for table in r.evidence.tables
+        ],
       }
     )
   return sections

@@ -17,9 +17,9 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 # Bytes of a reply; workers cut texts to fewer.
-_MAX_REPLY = 2**16
+_MAX_REPLY_BYTES = 2**16
 # Bytes of the first reply, which lists the files that a worker has loaded.
-MAX_FIRST_REPLY = 2**22
+MAX_FIRST_REPLY_BYTES = 2**22
 
 
 class ReplyError(Exception):
@@ -48,7 +48,9 @@ class WorkerChannel:
     """
     self._connection.send(message)
 
-  def receive(self, timeout: float, max_size: int = _MAX_REPLY) -> list[Any]:
+  def receive(
+    self, timeout: float, max_size: int = _MAX_REPLY_BYTES
+  ) -> list[Any]:
     """Waits for a reply.
 
     Args:
@@ -67,10 +69,10 @@ class WorkerChannel:
         raise ReplyError
       if not self._connection.poll(max(deadline - time.monotonic(), 0.0)):
         raise TimeoutError
-      part = os.read(self._connection.fileno(), _MAX_REPLY)
-      if not part:
+      chunk = os.read(self._connection.fileno(), _MAX_REPLY_BYTES)
+      if not chunk:
         raise EOFError
-      self._received += part
+      self._received += chunk
     line, _, self._received = self._received.partition(b'\n')
     try:
       reply = json.loads(line)

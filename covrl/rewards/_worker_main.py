@@ -26,7 +26,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 # Characters of a text in a reply, at most.
-_MAX_TEXT = 2_000
+_MAX_CHARACTERS = 2_000
 # Values of `covrl.rewards.Status`, whose module is not imported here.
 _STATUSES = (
   *('scored', 'wrong', 'unparsable', 'timeout', 'crash', 'invalid'),
@@ -52,15 +52,15 @@ def _serve(connection: Connection) -> None:
   except BaseException as error:
     _send(connection, False, _describe_error(error), {})
     return
-  _send(connection, True, '', _loaded_files())
+  _send(connection, True, '', _checksum_loaded_files())
   while True:
-    number, response, reference = connection.recv()
+    request, response, reference = connection.recv()
     # The pool kills a worker that hangs. If the pool is gone, the alarm signal kills
     # the worker, even inside a C function.
     signal.setitimer(signal.ITIMER_REAL, 2 * settings['timeout'] + 1)
     status, score, detail = _score(score_fn, response, reference)
     signal.setitimer(signal.ITIMER_REAL, 0)
-    _send(connection, number, status, score, _cut(detail))
+    _send(connection, request, status, score, _shorten(detail))
 
 
 def _send(connection: Connection, *fields: object) -> None:
@@ -75,28 +75,28 @@ def _prepare(settings: dict[str, Any]) -> Callable[[str, Any], Any]:
   sys.path[:] = settings['path']
   score_fn = pickle.loads(settings['score_fn'])
   if isinstance(score_fn, str):
-    score_fn = _imported(score_fn)
+    score_fn = _import_function(score_fn)
   if settings['example'] is not None:
     score_fn(*settings['example'])
   _limit_memory(settings['memory_limit'])
   return score_fn
 
 
-def _loaded_files() -> dict[str, int]:
+def _checksum_loaded_files() -> dict[str, int]:
   """Returns the checksums of loaded Python files outside the standard library."""
-  standard = sysconfig.get_path('stdlib')
-  files: dict[str, int] = {}
+  standard_library = sysconfig.get_path('stdlib')
+  checksums: dict[str, int] = {}
   for module in list(sys.modules.values()):
     name = getattr(module, '__file__', None)
     if not isinstance(name, str) or not name.endswith('.py'):
       continue
-    if not name.startswith(standard) or 'site-packages' in name:
+    if not name.startswith(standard_library) or 'site-packages' in name:
       with contextlib.suppress(OSError):
-        files[name] = zlib.crc32(pathlib.Path(name).read_bytes())
-  return files
+        checksums[name] = zlib.crc32(pathlib.Path(name).read_bytes())
+  return checksums
 
 
-def _imported(full_name: str) -> Callable[[str, Any], Any]:
+def _import_function(full_name: str) -> Callable[[str, Any], Any]:
   """Imports a function by its name, `module:function`."""
   module, _, name = full_name.partition(':')
   try:
@@ -124,7 +124,7 @@ def _score(
   number = _number(score)
   if number is not None and abs(number) < float('inf'):
     return 'scored', number, ''
-  return 'invalid', float('nan'), f'the scorer returned {_shown(score)}'
+  return 'invalid', float('nan'), f'the scorer returned {_to_text(score)}'
 
 
 def _seed(response: str, reference: Any) -> None:
@@ -147,12 +147,16 @@ def _outcome_fields(outcome: Any) -> tuple[str, float, str]:
   value = getattr(outcome, 'score', None)
   score = _number(value)
   if not isinstance(status, str) or status not in _STATUSES:
-    problem = f'status {_shown(status)}'
+    problem = f'status {_to_text(status)}'
   elif score is None:
-    problem = f'score {_shown(value)}'
+    problem = f'score {_to_text(value)}'
   else:
     detail = getattr(outcome, 'detail', '')
-    return status, score, detail if isinstance(detail, str) else _shown(detail)
+    return (
+      status,
+      score,
+      detail if isinstance(detail, str) else _to_text(detail),
+    )
   reason = f'the scorer returned an Outcome with {problem}'
   return 'invalid', float('nan'), reason
 
@@ -171,22 +175,22 @@ def _number(value: Any) -> float | None:
 def _describe_error(error: BaseException) -> str:
   """Returns the type and the text of an error, which may have none."""
   with contextlib.suppress(Exception):
-    return _cut(f'{type(error).__name__}: {error}')
+    return _shorten(f'{type(error).__name__}: {error}')
   return type(error).__name__
 
 
-def _shown(value: object) -> str:
+def _to_text(value: object) -> str:
   """Returns an object as text, or its type if it has none."""
   with contextlib.suppress(Exception):
-    return _cut(repr(value))
+    return _shorten(repr(value))
   return f'an object of {type(value).__name__}'
 
 
-def _cut(text: str) -> str:
+def _shorten(text: str) -> str:
   """Shortens a text to the longest that a reply may have."""
-  if len(text) <= _MAX_TEXT:
+  if len(text) <= _MAX_CHARACTERS:
     return text
-  return f'{text[:_MAX_TEXT]} … ({len(text):,} characters)'
+  return f'{text[:_MAX_CHARACTERS]} … ({len(text):,} characters)'
 
 
 def _limit_memory(limit: int) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from covrl.rewards._worker_channel import (
-  MAX_FIRST_REPLY,
+  MAX_FIRST_REPLY_BYTES,
   ReplyError,
   WorkerChannel,
 )
@@ -39,10 +39,10 @@ ENVIRONMENT = (
 )
 """Names of the environment variables that every worker receives."""
 
-_SUPERVISOR = pathlib.Path(__file__).with_name('_worker_supervisor.py')
+_SUPERVISOR_SCRIPT = pathlib.Path(__file__).with_name('_worker_supervisor.py')
 # Seconds for the test whether a worker can have namespaces.
 _PROBE_SECONDS = 30.0
-_SCRIPT = pathlib.Path(__file__).with_name('_worker_main.py')
+_WORKER_SCRIPT = pathlib.Path(__file__).with_name('_worker_main.py')
 
 Reply = tuple[str, float, str]
 """Status, score, and a sentence if the score is missing."""
@@ -93,7 +93,7 @@ class WorkerSettings:
     start_timeout: seconds for a worker to become ready.
     environment: names of further environment variables that it receives.
     network: whether it may use the network.
-    loaded: files that the workers with these settings have loaded.
+    loaded_files: files that the workers with these settings have loaded.
   """
 
   score_fn: bytes
@@ -103,7 +103,7 @@ class WorkerSettings:
   start_timeout: float
   environment: tuple[str, ...] = ()
   network: bool = False
-  loaded: LoadedFiles = dataclasses.field(default_factory=LoadedFiles)
+  loaded_files: LoadedFiles = dataclasses.field(default_factory=LoadedFiles)
 
 
 def isolation() -> str:
@@ -125,7 +125,7 @@ def _has_namespaces() -> bool:
     return False
   with contextlib.suppress(OSError, subprocess.TimeoutExpired):
     completed = subprocess.run(
-      [sys.executable, '-I', '-S', str(_SUPERVISOR), 'probe'],
+      [sys.executable, '-I', '-S', str(_SUPERVISOR_SCRIPT), 'probe'],
       stdin=subprocess.DEVNULL,
       capture_output=True,
       check=False,
@@ -195,7 +195,7 @@ class WorkerProcess:
     self._requests += 1
     try:
       channel.send((self._requests, response, reference))
-      return self._checked(channel.receive(self._settings.timeout))
+      return self._check_reply(channel.receive(self._settings.timeout))
     except TimeoutError:
       self.stop()
       seconds = f'{self._settings.timeout:g} s'
@@ -210,7 +210,7 @@ class WorkerProcess:
       reason = f'the worker ended with exit code {self.stop()}'
     return 'crash', float('nan'), reason
 
-  def _checked(self, reply: list[Any]) -> Reply:
+  def _check_reply(self, reply: list[Any]) -> Reply:
     """Returns the reply to the latest request.
 
     Raises:
@@ -276,8 +276,10 @@ class WorkerProcess:
       finally:
         os.close(read_end)
     try:
-      channel.send(self._message())
-      reply = channel.receive(self._settings.start_timeout, MAX_FIRST_REPLY)
+      channel.send(self._settings_message())
+      reply = channel.receive(
+        self._settings.start_timeout, MAX_FIRST_REPLY_BYTES
+      )
     except TimeoutError:
       seconds = f'{self._settings.start_timeout:g} s'
       raise StartError(f'it was not ready after {seconds}') from None
@@ -288,13 +290,13 @@ class WorkerProcess:
       raise StartError(f'it ended with exit code {code}') from error
     match reply:
       case [True, _, dict(checksums)]:
-        self._settings.loaded.check(checksums)
+        self._settings.loaded_files.check(checksums)
         return
       case [False, str(reason), _]:
         raise StartError(reason)
     raise StartError('it sent a malformed reply')
 
-  def _message(self) -> dict[str, Any]:
+  def _settings_message(self) -> dict[str, Any]:
     """Returns the settings that the process receives first."""
     return {
       # A console script's path lacks the working directory, where users keep
@@ -327,31 +329,37 @@ def _launch(
     'PYTHONHASHSEED': '0',
   }
   namespaces = _has_namespaces()
-  code = None if namespaces else _worker_filter(network=settings.network)
+  filter_code = None if namespaces else _worker_filter(network=settings.network)
   with contextlib.ExitStack() as stack:
-    descriptor = -1
-    if code is not None:
-      descriptor = os.memfd_create('filter')
-      stack.callback(os.close, descriptor)
-      os.write(descriptor, code)
-    described = json.dumps(
+    filter_descriptor = -1
+    if filter_code is not None:
+      filter_descriptor = os.memfd_create('filter')
+      stack.callback(os.close, filter_descriptor)
+      os.write(filter_descriptor, filter_code)
+    supervisor_settings = json.dumps(
       {
         'trainer_pipe': trainer_pipe,
         'connection': connection,
-        'filter': descriptor,
+        'filter': filter_descriptor,
         'namespaces': namespaces,
         'network': settings.network,
       }
     )
     return subprocess.Popen(
       [
-        *(sys.executable, '-I', '-S', str(_SUPERVISOR), described),
-        *(sys.executable, '-P', str(_SCRIPT), str(connection)),
+        *(
+          sys.executable,
+          '-I',
+          '-S',
+          str(_SUPERVISOR_SCRIPT),
+          supervisor_settings,
+        ),
+        *(sys.executable, '-P', str(_WORKER_SCRIPT), str(connection)),
       ],
       pass_fds=[
         connection,
         trainer_pipe,
-        *([] if code is None else [descriptor]),
+        *([] if filter_code is None else [filter_descriptor]),
       ],
       env=environment,
       stdin=subprocess.DEVNULL,

@@ -32,9 +32,11 @@ if TYPE_CHECKING:
   from covrl.rewards.sandbox._descendants import descendants
 
 # An isolated interpreter does not import files beside its main script.
-_PATH = os.path.join(os.path.dirname(__file__), 'sandbox', '_descendants.py')
-with open(_PATH, encoding='utf-8') as _script:
-  exec(compile(_script.read(), _PATH, 'exec'))
+_DESCENDANTS_SCRIPT = os.path.join(
+  os.path.dirname(__file__), 'sandbox', '_descendants.py'
+)
+with open(_DESCENDANTS_SCRIPT, encoding='utf-8') as _script:
+  exec(compile(_script.read(), _DESCENDANTS_SCRIPT, 'exec'))
 
 # Flags of `unshare`.
 _NEW_MOUNTS, _NEW_USER, _NEW_PIDS, _NEW_NETWORK = (
@@ -43,20 +45,22 @@ _NEW_MOUNTS, _NEW_USER, _NEW_PIDS, _NEW_NETWORK = (
   1 << 29,
   1 << 30,
 )
-_PRIVATE = 1 << 14 | 1 << 18  # mount flags: recursive, not propagated
+_PRIVATE_MOUNT = 1 << 14 | 1 << 18  # mount flags: recursive, not propagated
 _MOUNT_OPTIONS = 2 | 4 | 8  # nosuid, nodev, noexec
 # Options of `prctl`.
 _DEATH_SIGNAL, _SUBREAPER, _NO_NEW_PRIVILEGES, _SET_FILTER = 1, 36, 38, 22
 _KILL_SECONDS = 5.0  # time limit for killing all descendants of a worker
-_FAILED = 127  # the exit status of a shell whose command cannot be started
+_START_FAILED = (
+  127  # the exit status of a shell whose command cannot be started
+)
 
 
 def main(settings: dict[str, Any], command: Sequence[str]) -> NoReturn:
   """Runs the command until it ends or the pipe closes; exits with its status."""
   # Signals to all processes of a job are handled by the trainer. Handlers, unlike
   # SIG_IGN, are reset in the worker by exec.
-  for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-    signal.signal(number, lambda *_: None)
+  for signal_number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    signal.signal(signal_number, lambda *_: None)
   if settings['namespaces']:
     enter_namespaces(network=settings['network'])
   elif sys.platform == 'linux':
@@ -80,12 +84,12 @@ def enter_namespaces(*, network: bool) -> None:
   Raises:
     OSError: if this process may not.
   """
-  kinds = _NEW_PIDS | _NEW_MOUNTS | (0 if network else _NEW_NETWORK)
+  flags = _NEW_PIDS | _NEW_MOUNTS | (0 if network else _NEW_NETWORK)
   user, group = os.getuid(), os.getgid()
   if user == 0:
-    _check(_libc().unshare(kinds))
+    _check(_libc().unshare(flags))
     return
-  _check(_libc().unshare(kinds | _NEW_USER))
+  _check(_libc().unshare(flags | _NEW_USER))
   for name, text in (
     ('setgroups', 'deny'),
     ('uid_map', f'{user} {user} 1'),
@@ -97,7 +101,7 @@ def enter_namespaces(*, network: bool) -> None:
 
 def _run_init(settings: dict[str, Any], command: Sequence[str]) -> NoReturn:
   """Runs process 1 of a pid namespace; its end ends the namespace."""
-  status = _FAILED
+  status = _START_FAILED
   try:
     _die_with_parent()
     mount_proc()
@@ -106,9 +110,9 @@ def _run_init(settings: dict[str, Any], command: Sequence[str]) -> NoReturn:
       _run_worker(settings, command)
     os.close(settings['connection'])
     while True:
-      ended, code = os.wait()
+      ended, wait_status = os.wait()
       if ended == child:
-        status = _exit_status(code)
+        status = _exit_status(wait_status)
         break
   finally:
     os._exit(status)
@@ -117,7 +121,7 @@ def _run_init(settings: dict[str, Any], command: Sequence[str]) -> NoReturn:
 def mount_proc() -> None:
   """Mounts /proc of the new pid namespace."""
   mount = _libc().mount
-  _check(mount(None, b'/', None, ctypes.c_ulong(_PRIVATE), None))
+  _check(mount(None, b'/', None, ctypes.c_ulong(_PRIVATE_MOUNT), None))
   options = ctypes.c_ulong(_MOUNT_OPTIONS)
   _check(mount(b'proc', b'/proc', b'proc', options, None))
 
@@ -132,7 +136,7 @@ def _run_worker(settings: dict[str, Any], command: Sequence[str]) -> NoReturn:
       _apply_filter(settings['filter'])
     os.execv(command[0], list(command))
   finally:
-    os._exit(_FAILED)
+    os._exit(_START_FAILED)
 
 
 def _die_with_parent() -> None:
@@ -157,35 +161,39 @@ def _wait(child: int, trainer_pipe: int) -> int:
   """Waits for the child; kills it when the pipe is closed. Returns its status."""
   poll = select.poll()
   poll.register(trainer_pipe, select.POLLIN)
-  interval, pidfd = 20, -1
+  poll_milliseconds, pidfd = 20, -1
   if hasattr(os, 'pidfd_open'):
     try:
       pidfd = os.pidfd_open(child)
       poll.register(pidfd, select.POLLIN)
-      interval = 1000
+      poll_milliseconds = 1000
     except OSError:
-      interval = 20
+      poll_milliseconds = 20
   killed = False
   while True:
     # Adopted orphans are reaped meanwhile.
     try:
-      ended, code = os.waitpid(-1, os.WNOHANG)
+      ended, wait_status = os.waitpid(-1, os.WNOHANG)
     except ChildProcessError:
-      return _FAILED
+      return _START_FAILED
     if ended == child:
-      return _exit_status(code)
+      return _exit_status(wait_status)
     if ended:
       continue
     if killed:
       select.select([], [], [], 0.002)
-    elif trainer_pipe in dict(poll.poll(interval)):
+    elif trainer_pipe in dict(poll.poll(poll_milliseconds)):
       os.kill(child, signal.SIGKILL)
       killed = True
 
 
-def _exit_status(code: int) -> int:
-  """Returns an exit code, 128 and more for signals as a shell does."""
-  return os.WEXITSTATUS(code) if os.WIFEXITED(code) else 128 + os.WTERMSIG(code)
+def _exit_status(wait_status: int) -> int:
+  """Returns the exit code of a wait status, as a shell: 128 + n for signal n."""
+  return (
+    os.WEXITSTATUS(wait_status)
+    if os.WIFEXITED(wait_status)
+    else 128 + os.WTERMSIG(wait_status)
+  )
 
 
 def _kill_descendants(child: int) -> None:
@@ -197,10 +205,10 @@ def _kill_descendants(child: int) -> None:
     _kill_session(child)
     pids = descendants()
     # Stopped first, so that none forks while others are killed.
-    for number in (signal.SIGSTOP, signal.SIGKILL):
+    for signal_number in (signal.SIGSTOP, signal.SIGKILL):
       for pid in pids:
         try:
-          os.kill(pid, number)
+          os.kill(pid, signal_number)
         except ProcessLookupError:
           continue
     try:
@@ -227,11 +235,11 @@ def _prctl(option: int, value: int) -> None:
   _check(_libc().prctl(option, value, 0, 0, 0))
 
 
-def _check(code: int) -> None:
+def _check(result: int) -> None:
   """Raises the error of a system call that has failed."""
-  if code < 0:
-    number = ctypes.get_errno()
-    raise OSError(number, os.strerror(number))
+  if result < 0:
+    error_number = ctypes.get_errno()
+    raise OSError(error_number, os.strerror(error_number))
 
 
 def probe() -> NoReturn:

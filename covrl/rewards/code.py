@@ -13,7 +13,7 @@ from covrl.rewards.sandbox import Judge, judge_code
 
 # Time limit for all tests of a response, after which it is masked. Tests run one
 # after the other, and a program that exceeds its time limit is not run again.
-_SECONDS = 120.0
+_TIMEOUT_SECONDS = 120.0
 _EXAMPLE = 'print(input())', [{'stdin': '1', 'stdout': '1'}]
 
 
@@ -52,7 +52,7 @@ def code_reward(
     ),
     weight=weight,
     sources=sources,
-    timeout=_SECONDS,
+    timeout=_TIMEOUT_SECONDS,
     example=_EXAMPLE,
     network=url is not None,
   )

@@ -17,14 +17,14 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
-# Longest answer that is evaluated; sensible ones are far shorter.
+# Characters of the longest answer that is evaluated; sensible ones are far shorter.
 MAX_LENGTH = 256
 
 COUNTDOWN_EXAMPLE = ('( 1 + 2 ) * 3', {'numbers': [1, 2, 3], 'target': 9})
 """A response and its reference, to warm workers up."""
 
 _NUMBER = re.compile(r'[0-9]+')
-_ALPHABET = re.compile(r'[0-9+\-*/() ]*')
+_PERMITTED_TEXT = re.compile(r'[0-9+\-*/() ]*')
 
 
 def score_countdown(response: str, reference: Mapping[str, Any]) -> float:
@@ -64,10 +64,10 @@ def may_be_correct(response: str, reference: Mapping[str, Any]) -> bool:
     the given numbers, whose exact value equals the target up to a tolerance
     larger than the scorer's.
   """
-  if len(response) > MAX_LENGTH or not _ALPHABET.fullmatch(response):
+  if len(response) > MAX_LENGTH or not _PERMITTED_TEXT.fullmatch(response):
     return False
-  used = [int(digits) for digits in _NUMBER.findall(response)]
-  if sorted(used) != sorted(reference['numbers']):
+  used_numbers = [int(digits) for digits in _NUMBER.findall(response)]
+  if sorted(used_numbers) != sorted(reference['numbers']):
     return False
   try:
     expression = ast.parse(response, mode='eval').body

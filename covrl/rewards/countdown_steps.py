@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-# Longest response that is read; sensible ones are far shorter.
+# Characters of the longest response that is read; sensible ones are far shorter.
 MAX_LENGTH = 512
 
 COUNTDOWN_STEPS_EXAMPLE = (

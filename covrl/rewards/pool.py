@@ -34,7 +34,7 @@ from covrl.rewards._worker_process import Reply, WorkerProcess, WorkerSettings
 from covrl.rewards.outcome import Outcome, Status
 from covrl.rewards.reward import ScoreFunction
 
-_FORM = (
+_REQUIRED_FORM = (
   'a score function must be one that workers can import, at the top of the'
   ' recipe, in a file beside it or in an installed module'
 )
@@ -88,7 +88,7 @@ class RewardPool:
         raise ValueError(f'{name} must be finite and positive, got {value}')
     self._start_timeout = start_timeout
     settings = WorkerSettings(
-      score_fn=_pickled_scorer(score_fn),
+      score_fn=_check_and_pickle(score_fn),
       example=example,
       timeout=timeout,
       memory_limit=memory_limit,
@@ -126,7 +126,7 @@ class RewardPool:
     for worker in self._workers:
       worker.start_finished.wait(self._start_timeout)
     with self._lock:
-      self._check()
+      self._raise_failure()
 
   def submit(
     self, responses: Sequence[str], references: Sequence[Any]
@@ -168,7 +168,7 @@ class RewardPool:
     call = PoolCall(size)
     call.future.set_running_or_notify_cancel()
     with self._lock:
-      self._check()
+      self._raise_failure()
       if size:
         self._calls.add(call)
       else:
@@ -191,9 +191,9 @@ class RewardPool:
       ValueError: if the reference is not JSON.
       RuntimeError: if the pool is closed or could not start a worker.
     """
-    given: object = response
-    if not isinstance(given, str):
-      raise TypeError(f'a response must be a text, got {given!r:.80}')
+    value: object = response
+    if not isinstance(value, str):
+      raise TypeError(f'a response must be a text, got {value!r:.80}')
     try:
       key = response, json.dumps(reference, sort_keys=True)
     except (TypeError, ValueError, RecursionError) as error:
@@ -202,16 +202,16 @@ class RewardPool:
         f' {_shown(reference)}: {str(error)[:200]}'
       ) from None
     with self._lock:
-      self._check()
+      self._raise_failure()
       item = call.items.get(key)
       is_new = item is None
       if item is None:
         item = call.items[key] = _Item(call, (response, reference))
       item.indices.append(index)
-      done = item.outcome is not None and self._add_outcome(call, item)
+      is_complete = item.outcome is not None and self._add_outcome(call, item)
     if is_new:
       self._queue.put(item)
-    if done:
+    if is_complete:
       call.finish()
 
   def cancel(self, call: PoolCall) -> None:
@@ -231,7 +231,7 @@ class RewardPool:
       thread.join(timeout=10.0)
     atexit.unregister(self.close)
 
-  def _check(self) -> None:
+  def _raise_failure(self) -> None:
     """Raises the error that has ended the pool, if any."""
     if self._failure:
       raise RuntimeError(self._failure)
@@ -256,8 +256,8 @@ class RewardPool:
     """Stores the outcome of an item, and completes its call if it was the last."""
     with self._lock:
       item.outcome = outcome
-      done = self._add_outcome(item.call, item)
-    if done:
+      is_complete = self._add_outcome(item.call, item)
+    if is_complete:
       item.call.finish()
 
   def _add_outcome(self, call: PoolCall, item: _Item) -> bool:
@@ -265,10 +265,10 @@ class RewardPool:
     assert item.outcome is not None
     for index in item.indices:
       call.outcomes[index] = item.outcome
-    done = len(call.outcomes) == call.size and call in self._calls
-    if done:
+    is_complete = len(call.outcomes) == call.size and call in self._calls
+    if is_complete:
       self._calls.remove(call)
-    return done
+    return is_complete
 
   def _fail(self, reason: str) -> None:
     """Fails the pool: pending and future calls raise `reason`."""
@@ -327,7 +327,7 @@ def _outcome(reply: Reply) -> Outcome:
   return Outcome(score, Status(status), detail)
 
 
-def _pickled_scorer(score_fn: ScoreFunction | str) -> bytes:
+def _check_and_pickle(score_fn: ScoreFunction | str) -> bytes:
   """Checks and pickles a score function, for worker processes."""
   if isinstance(score_fn, str):
     if not SCORE_FUNCTION.fullmatch(score_fn):
@@ -338,12 +338,12 @@ def _pickled_scorer(score_fn: ScoreFunction | str) -> bytes:
     return pickle.dumps(score_fn)
   _check_arguments(score_fn)
   try:
-    return _pickled(score_fn)
+    return _pickle_function(score_fn)
   except (pickle.PicklingError, AttributeError, TypeError) as error:
-    raise ValueError(f'{_FORM}, got {score_fn!r}: {error}') from None
+    raise ValueError(f'{_REQUIRED_FORM}, got {score_fn!r}: {error}') from None
 
 
-def _pickled(score_fn: ScoreFunction) -> bytes:
+def _pickle_function(score_fn: ScoreFunction) -> bytes:
   """Pickles a function by reference, or by value if it is of a recipe's file.
 
   Raises:
@@ -375,7 +375,7 @@ def _check_arguments(score_fn: ScoreFunction) -> None:
     # A built-in function without a signature, or not a function.
     if callable(score_fn):
       return
-    raise ValueError(f'{_FORM}, got {score_fn!r}') from None
+    raise ValueError(f'{_REQUIRED_FORM}, got {score_fn!r}') from None
   try:
     signature.bind('', None)
   except TypeError:

@@ -53,12 +53,12 @@ class Scores:
     Scores are weighted sums of the parts that are not shaping. A grade is 1 for a
     correct answer of any length and format, and NaN for a missing score.
     """
-    answers = [part for part in self.rewards if not part.shaping]
-    highest_scores = self._sums(answers, highest_possible=True)
+    grading_parts = [part for part in self.rewards if not part.shaping]
+    highest_scores = self._sums(grading_parts, highest_possible=True)
     return [
       score / highest if highest else math.nan
       for score, highest in zip(
-        self._sums(answers), highest_scores, strict=True
+        self._sums(grading_parts), highest_scores, strict=True
       )
     ]
 
@@ -66,8 +66,8 @@ class Scores:
     """Returns the number of outcomes by `name/status`."""
     counts: dict[str, int] = {}
     for name, outcomes in self.outcomes.items():
-      seen = Counter(o.status for o in outcomes if o is not None)
-      counts |= {f'{name}/{s.value}': seen[s] for s in Status}
+      status_counts = Counter(o.status for o in outcomes if o is not None)
+      counts |= {f'{name}/{s.value}': status_counts[s] for s in Status}
     return counts
 
   def failures(self) -> list[str]:

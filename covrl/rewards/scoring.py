@@ -31,7 +31,7 @@ class ScoringCall:
   Attributes:
     scores: their pending scores; complete once every response is added.
     references: the reference of each response.
-    parts: for each reward part, its index of each response that it applies to,
+    adders: for each reward part, its index of each response that it applies to,
       and the function that starts scoring one.
     cancel: drops the call; no further response is scored, and the scores never
       complete.
@@ -39,7 +39,7 @@ class ScoringCall:
 
   scores: PendingScores
   references: Sequence[Any]
-  parts: Sequence[tuple[Mapping[int, int], _AddResponse]]
+  adders: Sequence[tuple[Mapping[int, int], _AddResponse]]
   cancel: Callable[[], None] = _no_op
 
   def add(self, index: int, response: str, length: int) -> None:
@@ -58,9 +58,9 @@ class ScoringCall:
       raise IndexError(
         f'index must lie in [0, {len(self.references)}), got {index}'
       )
-    for indices, add in self.parts:
-      if index in indices:
-        add(indices[index], response, self.references[index], length)
+    for part_indices, add in self.adders:
+      if index in part_indices:
+        add(part_indices[index], response, self.references[index], length)
 
 
 class Scoring:
@@ -102,7 +102,7 @@ class Scoring:
   ) -> None:
     if isinstance(sources, str):
       raise TypeError(f'sources must be a list of names, got {sources!r:.80}')
-    _check(rewards, sources)
+    _check_rewards(rewards, sources)
     self.rewards = tuple(rewards)
     self._sources = frozenset(sources)
     self._pools = {
@@ -206,8 +206,8 @@ class Scoring:
         f'the source of a response must be one of {sorted(self._sources)}, got'
         f' {min(unknown)!r}'
       )
-    parts: list[tuple[dict[int, int], _AddResponse]] = []
-    opened: list[tuple[RewardPool, PoolCall]] = []
+    adders: list[tuple[dict[int, int], _AddResponse]] = []
+    pool_calls: list[tuple[RewardPool, PoolCall]] = []
     futures: dict[str, tuple[Sequence[int], Future[list[Outcome]]]] = {}
     rewards = [part for part in self.rewards if shaping or not part.shaping]
     for part in rewards:
@@ -217,23 +217,23 @@ class Scoring:
         if not part.sources or source in part.sources
       ]
       if isinstance(part, Overlong):
-        add, future = _length_scores(part, len(indices))
+        add, future = _length_adder(part, len(indices))
       else:
         pool = self._pools[part.name]
         call = pool.open(len(indices))
-        add, future = _pool_scores(pool, call), call.future
-        opened.append((pool, call))
+        add, future = _pool_adder(pool, call), call.future
+        pool_calls.append((pool, call))
       futures[part.name] = indices, future
-      parts.append(
+      adders.append(
         ({index: position for position, index in enumerate(indices)}, add)
       )
     scores = PendingScores(tuple(rewards), len(references), futures)
 
     def cancel() -> None:
-      for pool, call in opened:
+      for pool, call in pool_calls:
         pool.cancel(call)
 
-    return ScoringCall(scores, tuple(references), parts, cancel)
+    return ScoringCall(scores, tuple(references), adders, cancel)
 
   def close(self) -> None:
     """Kills the workers; no further response is scored."""
@@ -241,7 +241,7 @@ class Scoring:
       pool.close()
 
 
-def _pool_scores(pool: RewardPool, call: PoolCall) -> _AddResponse:
+def _pool_adder(pool: RewardPool, call: PoolCall) -> _AddResponse:
   """Returns the function that adds a response to a call of a pool."""
 
   def add(index: int, response: str, reference: Any, length: int) -> None:
@@ -251,10 +251,10 @@ def _pool_scores(pool: RewardPool, call: PoolCall) -> _AddResponse:
   return add
 
 
-def _length_scores(
+def _length_adder(
   part: Overlong, size: int
 ) -> tuple[_AddResponse, Future[list[Outcome]]]:
-  """Scores that depend on the response's length alone."""
+  """Returns the function that scores a response by its length, and the scores."""
   future: Future[list[Outcome]] = Future()
   outcomes: dict[int, Outcome] = {}
 
@@ -271,7 +271,9 @@ def _length_scores(
   return add, future
 
 
-def _check(rewards: Sequence[RewardPart], sources: Sequence[str]) -> None:
+def _check_rewards(
+  rewards: Sequence[RewardPart], sources: Sequence[str]
+) -> None:
   """Checks that names differ and that rewards and sources match."""
   names = [part.name for part in rewards]
   for name, count in Counter(names).items():

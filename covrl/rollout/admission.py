@@ -26,7 +26,7 @@ class Admission(NamedTuple):
     prompt_mask: true for real tokens.
     prompt_row: row of the cache for each prompt; out of range for no prompt.
     request_row: row for each request; out of range for no request.
-    source: index of each request's prompt among the new prompts.
+    prompt_index: index of each request's prompt among the new prompts.
     seed: seed of each request.
     member: index of the request among those of the same seed.
     options: options of each request.
@@ -36,7 +36,7 @@ class Admission(NamedTuple):
   prompt_mask: Bool[Array, 'A W']
   prompt_row: Int[Array, ' A']
   request_row: Int[Array, ' B']
-  source: Int[Array, ' B']
+  prompt_index: Int[Array, ' B']
   seed: UInt[Array, ' B']
   member: Int[Array, ' B']
   options: RequestOptions
@@ -142,7 +142,9 @@ class Rows:
     self._free_prompts = [
       list(range(sizes.prompts))[::-1] for _ in range(shards)
     ]
-    self._uses: collections.Counter[tuple[int, int]] = collections.Counter()
+    self._prompt_uses: collections.Counter[tuple[int, int]] = (
+      collections.Counter()
+    )
 
   def __len__(self) -> int:
     return len(self._rows)
@@ -163,9 +165,9 @@ class Rows:
     row = self._rows.pop(shard_and_row)
     self._free[row.shard].append(shard_and_row[1])
     prompt = (row.shard, row.prompt_row)
-    self._uses[prompt] -= 1
-    if not self._uses[prompt]:
-      del self._uses[prompt]
+    self._prompt_uses[prompt] -= 1
+    if not self._prompt_uses[prompt]:
+      del self._prompt_uses[prompt]
       self._free_prompts[row.shard].append(row.prompt_row)
 
   def empty_admission(self, width: int) -> Admission:
@@ -180,7 +182,7 @@ class Rows:
       prompt_mask=rows(False, bool, width),
       prompt_row=rows(self.sizes.prompts, np.int32),
       request_row=rows(self.sizes.requests, np.int32),
-      source=rows(0, np.int32),
+      prompt_index=rows(0, np.int32),
       seed=rows(0, np.uint32),
       member=rows(0, np.int32),
       options=RequestOptions(
@@ -207,14 +209,14 @@ class Rows:
     if width is None or not any(self._free):
       return None
     admission: Any = self.empty_admission(width)
-    shards = [_Filling() for _ in range(self.shards)]
+    fillings = [_Filling() for _ in range(self.shards)]
     while (entry := waiting.first(width)) is not None:
       number, request = entry
-      shard = self._choose(shards, request)
+      shard = self._choose_shard(fillings, request)
       if shard is None:
         break
       waiting.remove(number)
-      filling, first = shards[shard], shard * self._batch
+      filling, first = fillings[shard], shard * self._batch
       if filling.prompt != request.prompt:
         prompt_entry = first + filling.prompts
         filling.prompts, filling.prompt = filling.prompts + 1, request.prompt
@@ -225,13 +227,13 @@ class Rows:
         admission.prompt_row[prompt_entry] = filling.prompt_row
       row, entry = self._free[shard].pop(), first + filling.requests
       filling.requests += 1
-      self._uses[shard, filling.prompt_row] += 1
+      self._prompt_uses[shard, filling.prompt_row] += 1
       self._rows[shard, row] = Row(number, request, shard, filling.prompt_row)
-      admission.request_row[entry], admission.source[entry] = (
+      admission.request_row[entry], admission.prompt_index[entry] = (
         row,
         filling.prompts - 1,
       )
-      _fill(admission, entry, request)
+      _write_options(admission, entry, request)
     return admission
 
   def admitted(self, admission: Admission) -> Iterator[tuple[int, int, int]]:
@@ -241,7 +243,9 @@ class Rows:
     ).tolist():
       yield entry, entry // self._batch, int(admission.request_row[entry])
 
-  def _choose(self, shards: list[_Filling], request: Request) -> int | None:
+  def _choose_shard(
+    self, shards: list[_Filling], request: Request
+  ) -> int | None:
     """A shard with room: one with the prompt, else with the most free rows."""
     open_shards = [
       shard
@@ -273,7 +277,7 @@ class _Filling:
   prompt_row: int = 0
 
 
-def _fill(admission: Any, entry: int, request: Request) -> None:
+def _write_options(admission: Any, entry: int, request: Request) -> None:
   """Writes seed and options of a request into an admission's arrays."""
   admission.seed[entry], admission.member[entry] = request.seed, request.member
   sampling, options = admission.options.sampling, admission.options

@@ -97,4 +97,5 @@ class Caching:
 
 
 EXACT = Caching()
+"""The default: log-probabilities of the sampler are those of the trainer."""
 """Keys and values in the model's type, and prefill of whole prompts."""

@@ -18,7 +18,7 @@ from covrl.rollout.layout import Layout
 from covrl.rollout.samples import Samples
 from covrl.rollout.slots import State, take
 
-_KINDS: dict[str, Kind] = {
+_DTYPE_KINDS: dict[str, Kind] = {
   'response_tokens': 'int',
   'response_mask': 'bool',
   'sampler_logprobs': 'float',
@@ -57,11 +57,11 @@ def check_carried(
   if not isinstance(carried, Samples):
     raise TypeError(f'carried must be Samples, got {type(carried).__name__}')
   for name, expected in template._asdict().items():
-    value, kind = getattr(carried, name), _KINDS[name]
+    value, kind = getattr(carried, name), _DTYPE_KINDS[name]
     if (value is None) != (expected is None):
-      needed = 'None' if expected is None else 'an array'
+      expected_type = 'None' if expected is None else 'an array'
       raise TypeError(
-        f'carried.{name} must be {needed}, got {type(value).__name__}'
+        f'carried.{name} must be {expected_type}, got {type(value).__name__}'
       )
     if expected is not None:
       axes = ' '.join('RTLk'[: expected.ndim])
@@ -72,19 +72,19 @@ def check_carried(
   )
   if tokens is None or mask is None:
     return
-  wrong = tokens[mask & ((tokens < 0) | (tokens >= vocab_size))]
-  if wrong.size:
+  invalid_tokens = tokens[mask & ((tokens < 0) | (tokens >= vocab_size))]
+  if invalid_tokens.size:
     raise ValueError(
-      f'carried responses must have token ids in [0, {vocab_size}), got {wrong[0]}'
+      f'carried responses must have token ids in [0, {vocab_size}), got {invalid_tokens[0]}'
     )
   for name in ('sampler_logprobs', 'behaviour_logprobs'):
     logprobs = concrete(getattr(carried, name))
     if logprobs is None:
       continue
-    refused = logprobs[mask & ~(logprobs <= 0)]
-    if refused.size:
+    invalid_logprobs = logprobs[mask & ~(logprobs <= 0)]
+    if invalid_logprobs.size:
       raise ValueError(
-        f'carried.{name} must be log-probabilities of at most 0, got {refused[0]}'
+        f'carried.{name} must be log-probabilities of at most 0, got {invalid_logprobs[0]}'
       )
   if (~mask[:, :-1] & mask[:, 1:]).any():
     raise ValueError(
@@ -109,15 +109,15 @@ def check_carried(
       ' got tokens after it'
     )
   started = (length > 1) & (length < mask.shape[1]) & ~is_end.any(axis=1)
-  most = started.reshape(layout.shards, -1).sum(axis=1).max()
-  if most > layout.slots[0]:
+  max_started = started.reshape(layout.shards, -1).sum(axis=1).max()
+  if max_started > layout.slots[0]:
     raise ValueError(
       f'carried must have at most {layout.slots[0]} unfinished responses of several'
-      f' tokens per shard, one per slot, got {most}'
+      f' tokens per shard, one per slot, got {max_started}'
     )
 
 
-def carry(
+def insert_carried(
   samples: Samples,
   carried: Samples,
   unfinished: Bool[Array, ' R'],
@@ -180,24 +180,24 @@ def fill_slots(
   length = jnp.sum(take(state.samples.response_mask, request, shards), axis=1)
   is_started = state.live & take(started, request, shards)
   # The last token is not in the cache yet.
-  cached = jnp.where(is_started, length - 1, 0).astype(jnp.int32)
+  cached_length = jnp.where(is_started, length - 1, 0).astype(jnp.int32)
   tokens, mask = (
     jnp.concatenate(
       (take(prompt_part, state.cache.prompt_index, shards), response_part), 1
     )
     for prompt_part, response_part in (
       (prompts, response[:, :size]),
-      (prompt_mask, jnp.arange(size) < cached[:, None]),
+      (prompt_mask, jnp.arange(size) < cached_length[:, None]),
     )
   )
   # The cache converts keys and values to its own type.
-  exact = dataclasses.replace(caching, int8=False)
-  _, cache = exact.prefill(policy, params, tokens, mask)
+  exact_caching = dataclasses.replace(caching, int8=False)
+  _, cache = exact_caching.prefill(policy, params, tokens, mask)
   width = prompts.shape[1]
-  last = jnp.take_along_axis(response, cached[:, None], axis=1)[:, 0]
+  last = jnp.take_along_axis(response, cached_length[:, None], axis=1)[:, 0]
   keys, values = (x[..., width:, :] for x in (cache.keys, cache.values))
   windows = policy.config.windows
   return state._replace(
-    cache=state.cache.with_contents(keys, values, cached, windows),
+    cache=state.cache.with_contents(keys, values, cached_length, windows),
     token=jnp.where(is_started, last, state.token),
   )

@@ -21,7 +21,7 @@ from covrl.models.experts import ExpertRecord
 from covrl.models.policy import Policy
 from covrl.rollout.admission import Admission, Sizes
 from covrl.rollout.caching import EXACT, Caching
-from covrl.rollout.carried import carry, fill_slots
+from covrl.rollout.carried import fill_slots, insert_carried
 from covrl.rollout.samples import (
   Samples,
   Step,
@@ -34,10 +34,10 @@ from covrl.rollout.slots import (
   Requests,
   State,
   enqueue,
-  first_in_order,
   refill,
   replace_prompts,
   set_rows,
+  stable_partition_of_three,
   take,
 )
 
@@ -130,18 +130,18 @@ class SlotDecoder:
       self.policy.config.stats_dtype,
       None if experts is None else repeat_rows(experts, group_size),
     )
-    local = jnp.arange(requests, dtype=jnp.int32) % (requests // shards)
-    step = step._replace(request=jnp.where(exists, local, requests))
+    in_shard = jnp.arange(requests, dtype=jnp.int32) % (requests // shards)
+    step = step._replace(request=jnp.where(exists, in_shard, requests))
     samples = record(samples, step, shards)
-    unfinished = exists & ~self._ends(step, options)
+    unfinished = exists & ~self._is_done(step, options)
     started = jnp.zeros_like(exists)
     if carried is not None:
-      samples, unfinished, started = carry(
+      samples, unfinished, started = insert_carried(
         samples, carried, unfinished, self.end_ids
       )
     unfinished = unfinished.reshape(shards, -1)
     # Responses with several tokens get the first slots.
-    queue = first_in_order(started.reshape(shards, -1), unfinished)
+    queue = stable_partition_of_three(started.reshape(shards, -1), unfinished)
     enqueued = jnp.sum(unfinished, axis=1, dtype=jnp.int32)
     prompt = repeat_rows(jnp.arange(count, dtype=jnp.int32), group_size)
     state = State(
@@ -158,7 +158,7 @@ class SlotDecoder:
       ),
       request=jnp.full(shards * slots, queue.shape[1], jnp.int32),
       token=jnp.zeros(shards * slots, jnp.int32),
-      taken=jnp.zeros(shards, jnp.int32),
+      dequeued=jnp.zeros(shards, jnp.int32),
     )
     state = refill(state, jnp.ones(shards * slots, bool))
     if carried is None or self.max_length == 1:
@@ -187,7 +187,7 @@ class SlotDecoder:
     shape = rows, sizes.width
     cache = self.caching.empty_prompts(self.policy, params, shape)
     queue = jnp.zeros((shards, sizes.requests), jnp.int32)
-    none = jnp.zeros(shards, jnp.int32)
+    zeros = jnp.zeros(shards, jnp.int32)
     return State(
       requests=Requests(
         keys=jax.random.split(jax.random.key(0), requests),
@@ -198,13 +198,13 @@ class SlotDecoder:
           jnp.full((requests, sizes.stop_ids), -1, jnp.int32),
         ),
         queue=queue,
-        enqueued=none,
+        enqueued=zeros,
       ),
       samples=empty_samples((requests, 1), self.pad_id, dtype),
       cache=self.caching.empty(self.policy, cache, slots, self.max_length - 1),
       request=jnp.full(slots, sizes.requests, jnp.int32),
       token=jnp.zeros(slots, jnp.int32),
-      taken=none,
+      dequeued=zeros,
     )
 
   def admit(
@@ -226,7 +226,7 @@ class SlotDecoder:
     Returns:
       The state, and the first token of each new request.
     """
-    shards, old = state.shards, state.requests
+    shards, old_requests = state.shards, state.requests
     hidden, cache = self.caching.prefill(
       self.policy, params, admission.prompts, admission.prompt_mask
     )
@@ -235,7 +235,9 @@ class SlotDecoder:
         jax.random.key(seed) if key is None else key, member
       )
     )(admission.seed, admission.member)
-    logits = self.policy.project(params, take(hidden, admission.source, shards))
+    logits = self.policy.project(
+      params, take(hidden, admission.prompt_index, shards)
+    )
     step = self._sample(
       logits,
       keys,
@@ -244,17 +246,18 @@ class SlotDecoder:
       admission.options,
     )
 
-    def put(rows: Array, values: Array) -> Array:
+    def write(rows: Array, values: Array) -> Array:
       return set_rows(rows, admission.request_row, values, shards)
 
-    requests = old._replace(
-      keys=put(old.keys, keys),
-      prompt=put(
-        old.prompt, take(admission.prompt_row, admission.source, shards)
+    requests = old_requests._replace(
+      keys=write(old_requests.keys, keys),
+      prompt=write(
+        old_requests.prompt,
+        take(admission.prompt_row, admission.prompt_index, shards),
       ),
       options=jax.tree.map(
-        lambda rows, values: put(rows, values) if rows.ndim else rows,
-        old.options,
+        lambda rows, values: write(rows, values) if rows.ndim else rows,
+        old_requests.options,
         admission.options,
       ),
     )
@@ -267,8 +270,8 @@ class SlotDecoder:
         )
       ),
     )
-    exists = admission.request_row < old.queue.shape[1]
-    unfinished = exists & ~self._ends(step, admission.options)
+    exists = admission.request_row < old_requests.queue.shape[1]
+    unfinished = exists & ~self._is_done(step, admission.options)
     state = enqueue(state, admission.request_row, unfinished)
     return refill(state, ~state.live), step
 
@@ -295,22 +298,22 @@ class SlotDecoder:
   ) -> Step:
     """Samples the first tokens of all requests, one of each prompt at a time."""
     logits = self.policy.project(params, hidden)
-    zero = jnp.zeros(hidden.shape[0], jnp.int32)
-    by_member = keys.reshape(hidden.shape[0], -1).T
+    position = jnp.zeros(hidden.shape[0], jnp.int32)
+    keys_by_member = keys.reshape(hidden.shape[0], -1).T
 
     def sample(keys: Key[Array, ' P']) -> tuple[Array, Array, Array]:
-      keys = jax.vmap(jax.random.fold_in)(keys, zero)
+      keys = jax.vmap(jax.random.fold_in)(keys, position)
       return sample_token(logits, keys, options.sampling)
 
-    drawn = jax.lax.map(sample, by_member)
-    token, sampler, behaviour = (x.T.reshape(-1) for x in drawn)
+    first_tokens = jax.lax.map(sample, keys_by_member)
+    token, *logprobs = (x.T.reshape(-1) for x in first_tokens)
     index = jnp.zeros_like(token)
     return Step(
       request=index,
       position=index,
       token=token,
-      sampler_logprob=sampler,
-      behaviour_logprob=behaviour,
+      sampler_logprob=logprobs[0],
+      behaviour_logprob=logprobs[1],
       policy_logprob=None,
       truncated=self._is_truncated(token, index, options),
     )
@@ -336,7 +339,7 @@ class SlotDecoder:
       options,
     )
     step = step._replace(truncated=live & step.truncated, experts=experts)
-    ended = ~live | self._ends(step, options)
+    ended = ~live | self._is_done(step, options)
     state = state._replace(
       cache=cache, token=jnp.where(live, step.token, state.token)
     )
@@ -352,20 +355,20 @@ class SlotDecoder:
   ) -> Step:
     """Samples the tokens of some positions of requests."""
     keys = jax.vmap(jax.random.fold_in)(keys, position)
-    token, sampler, behaviour = sample_token(logits, keys, options.sampling)
+    token, *logprobs = sample_token(logits, keys, options.sampling)
     step = Step(
       request=request,
       position=position,
       token=token,
-      sampler_logprob=sampler,
-      behaviour_logprob=behaviour,
+      sampler_logprob=logprobs[0],
+      behaviour_logprob=logprobs[1],
       policy_logprob=None,
       truncated=self._is_truncated(token, position, options),
     )
     if self.policy_logprobs:
       temperature = options.sampling.temperature
-      policy = policy_logprob(logits, token, sampler, temperature)
-      step = step._replace(policy_logprob=policy)
+      logprob = policy_logprob(logits, token, logprobs[0], temperature)
+      step = step._replace(policy_logprob=logprob)
     return step
 
   def _is_end(
@@ -376,7 +379,7 @@ class SlotDecoder:
       return is_end
     return is_end | jnp.any(token[:, None] == options.stop_ids, axis=1)
 
-  def _ends(self, step: Step, options: RequestOptions) -> Bool[Array, ' S']:
+  def _is_done(self, step: Step, options: RequestOptions) -> Bool[Array, ' S']:
     """Whether responses end with the tokens of a step."""
     is_last = step.position + 1 >= options.limit
     return self._is_end(step.token, options) | is_last

@@ -125,7 +125,7 @@ class SamplingEngine:
     key: Key[Array, ''],
     sequence_ids: Int[AnyArray, ' S'],
     sampling: Sampling,
-    on_progress: Callable[[int], object] = lambda finished: None,
+    on_progress: Callable[[int], object] = lambda num_finished: None,
     on_response: OnResponse | None = None,
     carried: Samples | None = None,
     is_enough: Callable[[], bool] | None = None,
@@ -167,7 +167,7 @@ class SamplingEngine:
     check_array('group_size', group_size, 'int', '')
     if group_size < 1:
       raise ValueError(f'group_size must be at least 1, got {group_size}')
-    count = len(prompts) * group_size
+    num_responses = len(prompts) * group_size
     check_sequence_ids(sequence_ids, prompt_mask, group_size)
     sampling.check()
     layout = self._layout(len(prompts), group_size)
@@ -175,15 +175,15 @@ class SamplingEngine:
       check_carried(
         carried,
         np.asarray(prompt_mask).any(axis=1).repeat(group_size),
-        self._carried_template(count, prompts.shape[1]),
+        self._carried_template(num_responses, prompts.shape[1]),
         vocab_size=self.policy.config.vocab_size,
         end_ids=self.end_ids,
         layout=layout,
       )
-    finished = None
+    finished_responses = None
     if on_response is not None:
       exists = np.asarray(prompt_mask).any(axis=1).repeat(group_size)
-      finished = FinishedResponses(
+      finished_responses = FinishedResponses(
         exists, self.end_ids, self.max_response_length, layout.shards, carried
       )
     with self._use_mesh():
@@ -206,25 +206,25 @@ class SamplingEngine:
 
       def start_segments(live: int, waiting: int) -> None:
         nonlocal state, slots
-        for needed in schedule.next_slots(live, waiting, len(reports)):
-          if needed < slots:
-            slots = needed
+        for needed_slots in schedule.next_slots(live, waiting, len(reports)):
+          if needed_slots < slots:
+            slots = needed_slots
             state = state.with_slots(self._shrink(state, layout, slots))
-          state, started = self._run(params, state, layout)
-          reports.append(started)
+          state, started_report = self._run(params, state, layout)
+          reports.append(started_report)
 
       # Before the first result is read, all slots count as live.
       start_segments(slots, 0)
       is_finished = False
       while not is_finished:
         report = reports.popleft()
-        live, waiting = _read(report.status, is_urgent=not reports)
-        on_progress(count - layout.shards * (live + waiting))
+        live, waiting = _wait_for_status(report.status, is_urgent=not reports)
+        on_progress(num_responses - layout.shards * (live + waiting))
         is_finished = live + waiting == 0
         start_segments(live, waiting)
         # The device decodes the next segment meanwhile.
-        if finished is not None and on_response is not None:
-          for row, response in finished.add(report.tokens):
+        if finished_responses is not None and on_response is not None:
+          for row, response in finished_responses.add(report.tokens):
             on_response(row, response)
         if is_enough is not None:
           is_finished = is_finished or is_enough()
@@ -300,12 +300,12 @@ class SamplingEngine:
     params = self._place_params(params)
     state, report = self._start(
       params,
-      self._put(np.repeat(prompts, layout.copies, axis=0)),
-      self._put(np.repeat(prompt_mask, layout.copies, axis=0)),
+      self._put_on_mesh(np.repeat(prompts, layout.copies, axis=0)),
+      self._put_on_mesh(np.repeat(prompt_mask, layout.copies, axis=0)),
       key,
-      self._put(sequence_ids),
+      self._put_on_mesh(sequence_ids),
       sampling,
-      *([] if carried is None else [jax.tree.map(self._put, carried)]),
+      *([] if carried is None else [jax.tree.map(self._put_on_mesh, carried)]),
       layout=layout,
     )
     return params, state, report
@@ -340,15 +340,15 @@ class SamplingEngine:
     """Context in which activations are constrained to the mesh."""
     return sharding.use_mesh(self.mesh, sharding.ROLLOUT_RULES)
 
-  def _put(self, rows: AnyArray) -> Array:
+  def _put_on_mesh(self, rows: AnyArray) -> Array:
     """Puts rows on the mesh, split if its size divides their number."""
-    split = row_sharding(self.mesh, rows.shape)
-    if split is None:
+    rows_sharding = row_sharding(self.mesh, rows.shape)
+    if rows_sharding is None:
       return jax.device_put(rows)
-    return distributed.put_global(rows, split)
+    return distributed.put_global(rows, rows_sharding)
 
 
-def _read(status: Any, *, is_urgent: bool) -> tuple[int, int]:
+def _wait_for_status(status: Any, *, is_urgent: bool) -> tuple[int, int]:
   """Waits for the numbers of live slots and of waiting requests of a shard.
 
   Args:

@@ -63,19 +63,21 @@ class FinishedResponses:
     self._end_ids, self._shards = list(end_ids), shards
     self._tokens = np.zeros((len(exists), max_length), np.int32)
     # First tokens are reported for all rows.
-    self._first = exists
+    self._samples_first_token = exists
     if carried is not None:
       self._tokens[:] = np.asarray(carried.response_tokens)
-      self._first = exists & ~np.asarray(carried.response_mask)[:, 0]
+      self._samples_first_token = (
+        exists & ~np.asarray(carried.response_mask)[:, 0]
+      )
 
   def add(self, new: SlotTokens) -> Iterator[tuple[int, list[int]]]:
     """Adds new tokens; yields rows and tokens of responses that they end."""
     new = jax.device_get(new)
-    count, max_length = self._tokens.shape
-    rows_per_shard, slots = count // self._shards, new.token.shape[1]
+    num_rows, max_length = self._tokens.shape
+    rows_per_shard, slots = num_rows // self._shards, new.token.shape[1]
     shard = np.arange(slots) // (slots // self._shards)
     row = np.minimum(new.request, rows_per_shard - 1) + shard * rows_per_shard
-    is_new = (new.position > 0) | self._first[row]
+    is_new = (new.position > 0) | self._samples_first_token[row]
     has_token = (new.request < rows_per_shard) & is_new
     self._tokens[row[has_token], new.position[has_token]] = new.token[has_token]
     is_end = np.isin(new.token, self._end_ids)

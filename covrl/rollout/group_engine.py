@@ -38,10 +38,10 @@ from covrl.rollout.slot_programs import SlotPrograms
 from covrl.rollout.slots import RequestOptions, State
 
 # Prompts of a shard that are processed together.
-ADMITTED = 4
+MAX_ADMITTED_PROMPTS = 4
 
 
-class _Running(NamedTuple):
+class _ProgramArguments(NamedTuple):
   """Arguments of the programs that remain between `begin` and `end`.
 
   Attributes:
@@ -126,7 +126,7 @@ class GroupEngine:
     prompts_per_shard = max(
       -(-prompts // self._shards), -(-slots_per_shard // group_size)
     )
-    self._batch = min(ADMITTED, prompts_per_shard)
+    self._batch = min(MAX_ADMITTED_PROMPTS, prompts_per_shard)
     prompts_per_shard += self._batch
     self._sizes = Sizes(
       prompts=prompts_per_shard,
@@ -139,9 +139,9 @@ class GroupEngine:
     self._mesh = mesh
     self._place_params = placer(policy, mesh)
     self._empty = jax.jit(self._empty_state)
-    self._running: _Running | None = None
+    self._arguments: _ProgramArguments | None = None
     self._state: State | None = None
-    self._tokens: Any = []
+    self._steps: Any = []
 
   def warm_up(self, params: PyTree) -> None:
     """Compiles and runs all programs once, on padding.
@@ -192,29 +192,29 @@ class GroupEngine:
         `fold_in(fold_in(key, sequence_id), t)`.
       sampling: temperature and truncation.
     """
-    self._rows, self._tokens = self._empty_rows(), []
+    self._rows, self._steps = self._empty_rows(), []
     self._numbers: set[int] = set()
     options = self._options(sampling)
     with self._programs.use_mesh():
       placed = self._place_params(params)
       self._state = self._empty(placed, options)
-    self._running = _Running(placed, key, options)
+    self._arguments = _ProgramArguments(placed, key, options)
 
   def end(self) -> None:
     """Drops all requests and the cache."""
-    self._running = self._state = None
-    self._rows, self._tokens = self._empty_rows(), []
+    self._arguments = self._state = None
+    self._rows, self._steps = self._empty_rows(), []
     self._numbers = set()
 
   @property
   def has_room(self) -> bool:
     """Whether a group can be added that will not wait long for slots."""
-    return self._rows.choose() is not None
+    return self._rows.choose_shard() is not None
 
   @property
   def is_busy(self) -> bool:
     """Whether responses are unfinished."""
-    return self._rows.unfinished > 0
+    return self._rows.num_unfinished > 0
 
   def add(
     self,
@@ -237,7 +237,7 @@ class GroupEngine:
         are not one per response or not unique, or the number is not unique.
       RuntimeError: there is no room, or `begin` was not called.
     """
-    if self._running is None:
+    if self._arguments is None:
       raise RuntimeError('begin must be called before add')
     check_integer('number', number, 0, 2**63 - 1)
     if number in self._numbers:
@@ -273,9 +273,9 @@ class GroupEngine:
       return self._dispatch(admissions, decodes=decodes)
 
     if distributed.process_count() == 1:
-      self._tokens += start()
+      self._steps += start()
     else:
-      self._tokens += distributed.run_on_devices(start)
+      self._steps += distributed.run_on_devices(start)
 
   def read(self) -> list[GroupResponse]:
     """Waits for the tokens of `run`.
@@ -283,18 +283,18 @@ class GroupEngine:
     Returns:
       The responses that they end.
     """
-    tokens, self._tokens = self._tokens, []
+    steps, self._steps = self._steps, []
     if distributed.process_count() == 1:
-      tokens = distributed.fetch(tokens)
-    return [each for step in tokens for each in self._rows.record(step)]
+      steps = distributed.fetch(steps)
+    return [response for step in steps for response in self._rows.record(step)]
 
   def _dispatch(
     self, admissions: Sequence[Admission], *, decodes: bool
   ) -> list[Step]:
     """Runs programs on the device; returns their tokens."""
-    if self._running is None or self._state is None:
+    if self._arguments is None or self._state is None:
       raise RuntimeError('begin must be called before run')
-    params, key, options = self._running
+    params, key, options = self._arguments
     steps = []
     with self._programs.use_mesh():
       for admission in admissions:

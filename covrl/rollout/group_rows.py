@@ -58,41 +58,43 @@ class GroupRows:
     max_length: int,
     dtype: Any,
   ) -> None:
-    self._sizes, self._size, self._batch = sizes, group_size, batch
+    self._sizes, self._group_size, self._batch = sizes, group_size, batch
     self._end_ids, self._pad_id = list(end_ids), pad_id
-    self._free = [list(range(sizes.prompts))[::-1] for _ in range(shards)]
+    self._free_prompt_rows = [
+      list(range(sizes.prompts))[::-1] for _ in range(shards)
+    ]
     self._unfinished = [0] * shards
     self._unprocessed: list[deque[_UnprocessedGroup]] = [
       deque() for _ in range(shards)
     ]
-    self._numbers = np.full((shards, sizes.prompts), -1)
-    rows = (shards, sizes.requests)
-    self._length = np.zeros(rows, np.int32)
+    self._group_numbers = np.full((shards, sizes.prompts), -1)
+    shape = (shards, sizes.requests)
+    self._length = np.zeros(shape, np.int32)
     self._is_finished, self._truncated = (
-      np.zeros(rows, bool),
-      np.zeros(rows, bool),
+      np.zeros(shape, bool),
+      np.zeros(shape, bool),
     )
-    self._tokens = np.full((*rows, max_length), pad_id, np.int32)
-    self._sampler_logprobs = np.zeros((*rows, max_length), dtype)
-    self._behaviour_logprobs = np.zeros((*rows, max_length), dtype)
+    self._tokens = np.full((*shape, max_length), pad_id, np.int32)
+    self._sampler_logprobs = np.zeros((*shape, max_length), dtype)
+    self._behaviour_logprobs = np.zeros((*shape, max_length), dtype)
 
   @property
-  def unfinished(self) -> int:
+  def num_unfinished(self) -> int:
     """Responses that are not finished."""
     return sum(self._unfinished)
 
-  def choose(self) -> int | None:
+  def choose_shard(self) -> int | None:
     """The shard for the next group; `None` without room.
 
     The shard has a free row for a prompt. With the new group, no more of its
     responses wait for a slot than one admission has: these fill the slots until
     the next admission.
     """
-    max_unfinished = self._sizes.slots + (self._batch - 1) * self._size
+    max_unfinished = self._sizes.slots + (self._batch - 1) * self._group_size
     return min(
       (
         shard
-        for shard, free in enumerate(self._free)
+        for shard, free in enumerate(self._free_prompt_rows)
         if free and self._unfinished[shard] <= max_unfinished
       ),
       key=lambda shard: (self._unfinished[shard], shard),
@@ -107,15 +109,17 @@ class GroupRows:
     sequence_ids: Int[np.ndarray, ' G'],
   ) -> None:
     """Assigns rows to a group; see `GroupEngine.add`."""
-    shard = self.choose()
+    shard = self.choose_shard()
     if shard is None:
       raise RuntimeError(
         'has_room must be true when a group is added, got no free row or slot'
       )
-    prompt_row = self._free[shard].pop()
-    self._numbers[shard, prompt_row] = number
-    self._unfinished[shard] += self._size
-    rows = slice(prompt_row * self._size, (prompt_row + 1) * self._size)
+    prompt_row = self._free_prompt_rows[shard].pop()
+    self._group_numbers[shard, prompt_row] = number
+    self._unfinished[shard] += self._group_size
+    rows = slice(
+      prompt_row * self._group_size, (prompt_row + 1) * self._group_size
+    )
     self._length[shard, rows] = 0
     self._is_finished[shard, rows] = self._truncated[shard, rows] = False
     self._tokens[shard, rows] = self._pad_id
@@ -137,59 +141,63 @@ class GroupRows:
     """
     if not any(self._unprocessed):
       return None
-    members = np.arange(self._size)
-    for shard, waiting in enumerate(self._unprocessed):
-      for index in range(min(self._batch, len(waiting))):
-        group, entry = waiting.popleft(), shard * self._batch + index
-        rows = slice(entry * self._size, (entry + 1) * self._size)
+    members = np.arange(self._group_size)
+    for shard, unprocessed in enumerate(self._unprocessed):
+      for index in range(min(self._batch, len(unprocessed))):
+        group, entry = unprocessed.popleft(), shard * self._batch + index
+        rows = slice(entry * self._group_size, (entry + 1) * self._group_size)
         admission.prompts[entry], admission.prompt_mask[entry] = (
           group.prompt,
           group.prompt_mask,
         )
         admission.prompt_row[entry] = group.prompt_row
-        admission.request_row[rows] = group.prompt_row * self._size + members
-        admission.source[rows] = index
+        admission.request_row[rows] = (
+          group.prompt_row * self._group_size + members
+        )
+        admission.prompt_index[rows] = index
         admission.member[rows] = group.sequence_ids
     return admission
 
   def record(self, step: Step) -> Iterator[GroupResponse]:
     """Records new tokens; yields the responses that they end."""
     request = np.atleast_2d(step.request)
-    count = request.shape[1] // len(self._free)
+    slots_per_shard = request.shape[1] // len(self._free_prompt_rows)
     index, slot = np.nonzero(request < self._sizes.requests)
 
     def at_slots(x: Any) -> np.ndarray:
       return np.atleast_2d(x)[index, slot]
 
-    shard, row = slot // count, at_slots(step.request)
+    shard, row = slot // slots_per_shard, at_slots(step.request)
     position, token = at_slots(step.position), at_slots(step.token)
-    cells = shard, row, position
-    self._tokens[cells] = token
-    self._sampler_logprobs[cells] = at_slots(step.sampler_logprob)
-    self._behaviour_logprobs[cells] = at_slots(step.behaviour_logprob)
+    token_indices = shard, row, position
+    self._tokens[token_indices] = token
+    self._sampler_logprobs[token_indices] = at_slots(step.sampler_logprob)
+    self._behaviour_logprobs[token_indices] = at_slots(step.behaviour_logprob)
     truncated = at_slots(step.truncated)
     is_last = position + 1 == self._tokens.shape[2]
     ended = np.isin(token, self._end_ids) | is_last
-    cells = shard[ended], row[ended]
-    self._length[cells], self._truncated[cells] = (
+    ended_rows = shard[ended], row[ended]
+    self._length[ended_rows], self._truncated[ended_rows] = (
       position[ended] + 1,
       truncated[ended],
     )
-    for shard_and_row in zip(*cells, strict=True):
+    for shard_and_row in zip(*ended_rows, strict=True):
       yield self._finish(*map(int, shard_and_row))
 
   def _finish(self, shard: int, row: int) -> GroupResponse:
     """Ends a response; frees the rows of its group after the last."""
-    prompt_row, member = divmod(row, self._size)
-    number = int(self._numbers[shard, prompt_row])
+    prompt_row, member = divmod(row, self._group_size)
+    number = int(self._group_numbers[shard, prompt_row])
     self._is_finished[shard, row] = True
     self._unfinished[shard] -= 1
     length = self._length[shard, row]
     tokens = self._tokens[shard, row, :length].tolist()
-    rows = slice(prompt_row * self._size, (prompt_row + 1) * self._size)
+    rows = slice(
+      prompt_row * self._group_size, (prompt_row + 1) * self._group_size
+    )
     if not self._is_finished[shard, rows].all():
       return GroupResponse(number, member, tokens, None)
-    self._free[shard].append(prompt_row)
+    self._free_prompt_rows[shard].append(prompt_row)
     columns = np.arange(self._tokens.shape[2])
     arrays: dict[str, Any] = {
       'response_tokens': self._tokens[shard, rows].copy(),

@@ -16,7 +16,7 @@ from covrl.rollout.slots import State
 # Least number of slots that a shard is reduced to, and largest number of sizes,
 # the first included.
 MIN_SLOTS = 8
-MAX_SIZES = 4
+MAX_SLOT_SIZES = 4
 
 
 class Layout(NamedTuple):
@@ -62,7 +62,7 @@ def divide(
   sizes = [
     min(rows_per_shard, -(-slots // shards)) if slots else rows_per_shard
   ]
-  while shrinks and len(sizes) < MAX_SIZES and sizes[-1] // 2 >= MIN_SLOTS:
+  while shrinks and len(sizes) < MAX_SLOT_SIZES and sizes[-1] // 2 >= MIN_SLOTS:
     sizes.append(-(-sizes[-1] // 2))
   return Layout(copies=copies, shards=shards, slots=tuple(sizes))
 

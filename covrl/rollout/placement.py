@@ -42,15 +42,15 @@ def placer(policy: Policy, mesh: Mesh | None) -> Callable[[PyTree], PyTree]:
   """
   programs: dict[bool, jax.stages.Wrapped] = {}
 
-  def placed(params: PyTree) -> PyTree:
+  def place(params: PyTree) -> PyTree:
     if is_placed(policy, params, mesh):
       return params
     by_layer = reshards_by_layer(params, mesh)
     if by_layer not in programs:
-      programs[by_layer] = _program(policy, params, mesh)
+      programs[by_layer] = _placement_program(policy, params, mesh)
     return programs[by_layer](params)
 
-  return placed
+  return place
 
 
 def trace_placement(
@@ -59,15 +59,15 @@ def trace_placement(
   """Traces the program of `placer`, from shapes; `None` if it has nothing to do."""
   if is_placed(policy, params, mesh):
     return None
-  return _program(policy, params, mesh).trace(params)
+  return _placement_program(policy, params, mesh).trace(params)
 
 
 def abstract_placed(
   policy: Policy, params: PyTree, mesh: Mesh | None
 ) -> PyTree:
   """Returns shapes and shardings of parameters as `placer` returns them."""
-  cast = jax.eval_shape(policy.compute_params, params)
-  return abstract_on_mesh(mesh, cast, param_specs(policy, params, mesh))
+  cast_params = jax.eval_shape(policy.compute_params, params)
+  return abstract_on_mesh(mesh, cast_params, param_specs(policy, params, mesh))
 
 
 def abstract_on_mesh(
@@ -75,14 +75,14 @@ def abstract_on_mesh(
 ) -> PyTree:
   """Returns shapes with the shardings of partition specs on a mesh, if any."""
 
-  def like(leaf: Any, spec: P) -> jax.ShapeDtypeStruct:
-    sharded = None if mesh is None else NamedSharding(mesh, spec)
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharded)
+  def with_sharding(leaf: Any, spec: P) -> jax.ShapeDtypeStruct:
+    leaf_sharding = None if mesh is None else NamedSharding(mesh, spec)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf_sharding)
 
-  return jax.tree.map(like, arrays, specs)
+  return jax.tree.map(with_sharding, arrays, specs)
 
 
-def _program(
+def _placement_program(
   policy: Policy, params: PyTree, mesh: Mesh | None
 ) -> jax.stages.Wrapped:
   """The program that places parameters with the shardings of `params`.
@@ -107,7 +107,7 @@ def is_placed(policy: Policy, params: PyTree, mesh: Mesh | None) -> bool:
   dtypes = policy.compute_dtypes(params)
   specs = param_specs(policy, params, mesh)
 
-  def fits(leaf: Any, dtype: Any, spec: P) -> bool:
+  def is_leaf_placed(leaf: Any, dtype: Any, spec: P) -> bool:
     if leaf.dtype != dtype:
       return False
     if mesh is None:
@@ -115,7 +115,9 @@ def is_placed(policy: Policy, params: PyTree, mesh: Mesh | None) -> bool:
     expected = NamedSharding(mesh, spec)
     return leaf.sharding.is_equivalent_to(expected, leaf.ndim)
 
-  return all(jax.tree.leaves(jax.tree.map(fits, params, dtypes, specs)))
+  return all(
+    jax.tree.leaves(jax.tree.map(is_leaf_placed, params, dtypes, specs))
+  )
 
 
 def param_specs(policy: Policy, params: PyTree, mesh: Mesh | None) -> PyTree:
@@ -139,12 +141,12 @@ def reshards_by_layer(params: PyTree, mesh: Mesh | None) -> bool:
   if mesh is None:
     return False
   shardings = [leaf.sharding for leaf in jax.tree.leaves(params)]
-  shards = {
-    each.mesh.shape['tensor']
-    for each in shardings
-    if isinstance(each, NamedSharding)
+  tensor_shards = {
+    leaf_sharding.mesh.shape['tensor']
+    for leaf_sharding in shardings
+    if isinstance(leaf_sharding, NamedSharding)
   }
-  return bool(shards - {1, mesh.shape['tensor']})
+  return bool(tensor_shards - {1, mesh.shape['tensor']})
 
 
 def _shard(leaf: Array, axes: Sequence[str | None]) -> Array:

@@ -101,30 +101,32 @@ class SamplerPrograms:
     count, width = shape
     policy = self._decoder.policy
 
-    def rows(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    def abstract_rows(
+      shape: tuple[int, ...], dtype: Any
+    ) -> jax.ShapeDtypeStruct:
       return jax.ShapeDtypeStruct(
         shape, dtype, sharding=row_sharding(self._mesh, shape)
       )
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     sampling = jax.eval_shape(Sampling.make)
-    prompts = (count * layout.copies, width)
+    prompts_shape = (count * layout.copies, width)
     placed = abstract_placed(policy, params, self._mesh)
-    started = self.start.trace(
+    traced_start = self.start.trace(
       placed,
-      rows(prompts, jnp.int32),
-      rows(prompts, bool),
+      abstract_rows(prompts_shape, jnp.int32),
+      abstract_rows(prompts_shape, bool),
       key,
-      rows((count * group_size,), jnp.int32),
+      abstract_rows((count * group_size,), jnp.int32),
       sampling,
       layout=layout,
     )
-    state, _ = started.out_info
+    state, _ = traced_start.out_info
     specs = state_specs(self._mesh, state, layout.shards)
     state = abstract_on_mesh(self._mesh, state, specs)
     return TracedPrograms(
       place=trace_placement(policy, params, self._mesh),
-      start=started,
+      start=traced_start,
       prompts=count,
       run=self.run.trace(placed, state, layout),
       cache=state.cache,

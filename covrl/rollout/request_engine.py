@@ -29,9 +29,9 @@ from covrl.rollout.slot_programs import SlotPrograms
 from covrl.rollout.slots import State, cancel
 
 # Widths of the programs that process prompts, below the largest.
-WIDTHS = (64, 256, 1024)
+PROMPT_WIDTHS = (64, 256, 1024)
 # Prompts of a shard that are processed together.
-ADMITTED = 4
+MAX_ADMITTED_PROMPTS = 4
 # Rows for requests, waiting on the device included, per slot.
 ROWS_PER_SLOT = 2
 
@@ -113,11 +113,13 @@ class RequestEngine:
       slots=slots_per_shard,
       stop_ids=max_stop_ids,
     )
-    self._widths = (*(w for w in WIDTHS if w < width), width)
+    self._widths = (*(w for w in PROMPT_WIDTHS if w < width), width)
     self._waiting = WaitingRequests(self._widths)
-    self._rows = Rows(sizes, self._shards, batch=ADMITTED, pad_id=pad_id)
+    self._rows = Rows(
+      sizes, self._shards, batch=MAX_ADMITTED_PROMPTS, pad_id=pad_id
+    )
     self._cancelled: list[tuple[int, int]] = []
-    self._count = 0
+    self._num_submitted = 0
     self._cancel = jax.jit(self._cancel_requests, donate_argnums=0)
     with self._programs.use_mesh():
       self._params = placer(policy, mesh)(params)
@@ -144,13 +146,13 @@ class RequestEngine:
       TypeError: it is not a `Request`, or a part of it is of another type.
       ValueError: the request is not valid, see `Request.check`.
     """
-    given: object = request
-    if not isinstance(given, Request):
-      raise TypeError(f'request must be a Request, got {given!r:.80}')
+    value: object = request
+    if not isinstance(value, Request):
+      raise TypeError(f'request must be a Request, got {value!r:.80}')
     request.check(self.limits)
-    self._count += 1
-    self._waiting.add(self._count, request)
-    return self._count
+    self._num_submitted += 1
+    self._waiting.add(self._num_submitted, request)
+    return self._num_submitted
 
   def cancel(self, number: int) -> None:
     """Removes a request; one that is finished is ignored.
@@ -159,7 +161,7 @@ class RequestEngine:
       TypeError: the number is not an integer.
       ValueError: `submit` has not returned the number.
     """
-    check_integer('number', number, 1, self._count)
+    check_integer('number', number, 1, self._num_submitted)
     if self._waiting.remove(number):
       return
     shard_and_row = self._rows.find(number)
@@ -176,24 +178,30 @@ class RequestEngine:
       self._remove_cancelled()
       admitted: list[tuple[Admission, Step]] = []
       while (admission := self._rows.admit(self._waiting)) is not None:
-        self._state, first = self._programs.admit(
+        self._state, first_step = self._programs.admit(
           self._params, self._state, admission
         )
-        admitted.append((admission, first))
-      tokens: Step | None = None
-      if self._rows and self.limits.response > 1:
-        self._state, tokens = self._programs.run(self._params, self._state)
-      firsts, tokens = jax.device_get(([x for _, x in admitted], tokens))
+        admitted.append((admission, first_step))
+      decoded_step: Step | None = None
+      if self._rows and self.limits.response_length > 1:
+        self._state, decoded_step = self._programs.run(
+          self._params, self._state
+        )
+      first_steps, decoded_step = jax.device_get(
+        ([x for _, x in admitted], decoded_step)
+      )
     new_tokens: dict[int, NewTokens] = {}
-    for (admission, _), first in zip(admitted, firsts, strict=True):
+    for (admission, _), first_step in zip(admitted, first_steps, strict=True):
       for index, shard, row in self._rows.admitted(admission):
-        self._append(new_tokens, shard, row, first, index)
-    if tokens is not None:
-      for index, shard, row in self._decoded(tokens):
-        self._append(new_tokens, shard, row, tokens, index)
+        self._append(new_tokens, shard, row, first_step, index)
+    if decoded_step is not None:
+      for index, shard, row in self._token_indices(decoded_step):
+        self._append(new_tokens, shard, row, decoded_step, index)
     return new_tokens
 
-  def _decoded(self, step: Step) -> Iterator[tuple[tuple[int, int], int, int]]:
+  def _token_indices(
+    self, step: Step
+  ) -> Iterator[tuple[tuple[int, int], int, int]]:
     """Yields index, shard and row of each token of a segment, in order."""
     slots_per_shard = self.slots // self._shards
     request = np.asarray(step.request)
@@ -215,17 +223,21 @@ class RequestEngine:
       raise RuntimeError(
         f'row {row_index} of shard {shard} must have a request, got none'
       )
-    new = new_tokens.setdefault(row.number, NewTokens([], [], [], None))
+    response_tokens = new_tokens.setdefault(
+      row.number, NewTokens([], [], [], None)
+    )
     token = int(step.token[index])
-    new.tokens.append(token)
+    response_tokens.tokens.append(token)
     assert step.policy_logprob is not None
-    new.policy_logprobs.append(float(step.policy_logprob[index]))
-    new.sampling_logprobs.append(float(step.behaviour_logprob[index]))
+    response_tokens.policy_logprobs.append(float(step.policy_logprob[index]))
+    response_tokens.sampling_logprobs.append(
+      float(step.behaviour_logprob[index])
+    )
     row.length += 1
     if token in self._decoder.end_ids or token in row.request.stop_ids:
-      new_tokens[row.number] = new._replace(finish_reason='stop')
+      new_tokens[row.number] = response_tokens._replace(finish_reason='stop')
     elif row.length == row.request.max_tokens:
-      new_tokens[row.number] = new._replace(finish_reason='length')
+      new_tokens[row.number] = response_tokens._replace(finish_reason='length')
     else:
       return
     self._rows.release((shard, row_index))
@@ -244,9 +256,11 @@ class RequestEngine:
   def _warm_up(self) -> None:
     """Compiles and runs all programs without requests."""
     for width in self._widths:
-      empty = self._rows.empty_admission(width)
-      self._state, _ = self._programs.admit(self._params, self._state, empty)
-    if self.limits.response > 1:
+      no_requests = self._rows.empty_admission(width)
+      self._state, _ = self._programs.admit(
+        self._params, self._state, no_requests
+      )
+    if self.limits.response_length > 1:
       self._state, _ = self._programs.run(self._params, self._state)
     not_cancelled = np.zeros(self._shards * self._rows.sizes.requests, bool)
     self._state = self._cancel(self._state, not_cancelled)

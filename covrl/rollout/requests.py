@@ -17,15 +17,15 @@ class Limits(NamedTuple):
 
   Attributes:
     vocab_size: number of token ids.
-    prompt: tokens of a prompt, at most.
-    response: tokens of a response, at most.
-    stop_ids: stop ids of a request, at most.
+    prompt_length: tokens of a prompt, at most.
+    response_length: tokens of a response, at most.
+    num_stop_ids: stop ids of a request, at most.
   """
 
   vocab_size: int
-  prompt: int
-  response: int
-  stop_ids: int
+  prompt_length: int
+  response_length: int
+  num_stop_ids: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,22 +79,22 @@ class Request:
           raise ValueError(
             f'{name} must have token ids in [0, {limits.vocab_size}), got {token}'
           )
-    if not 1 <= len(self.prompt) <= limits.prompt:
+    if not 1 <= len(self.prompt) <= limits.prompt_length:
       raise ValueError(
-        f'the prompt must have 1 to {limits.prompt} tokens, got'
+        f'the prompt must have 1 to {limits.prompt_length} tokens, got'
         f' {len(self.prompt)}'
       )
-    check_integer('max_tokens', self.max_tokens, 1, limits.response)
-    if len(self.stop_ids) > limits.stop_ids:
+    check_integer('max_tokens', self.max_tokens, 1, limits.response_length)
+    if len(self.stop_ids) > limits.num_stop_ids:
       raise ValueError(
-        f'stop_token_ids must have at most {limits.stop_ids} entries, got'
+        f'stop_token_ids must have at most {limits.num_stop_ids} entries, got'
         f' {len(self.stop_ids)}'
       )
-    for name, number, end in (
+    for name, number, bound in (
       ('seed', self.seed, 2**32),
       ('member', self.member, 2**31),
     ):
-      check_integer(name, number, 0, end - 1)
+      check_integer(name, number, 0, bound - 1)
     check_sampling(self.temperature, self.top_p, self.top_k, self.min_p)
 
 

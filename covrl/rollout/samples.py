@@ -94,30 +94,30 @@ def record(samples: Samples, step: Step, shards: int) -> Samples:
   """Writes sampled tokens into the responses of their requests."""
 
   def by_shard(x: Shaped[Array, '...']) -> Array:
-    axes, rest = step.request.ndim, x.shape[step.request.ndim :]
-    x = x.reshape(-1, shards, x.shape[axes - 1] // shards, *rest)
-    return x.swapaxes(0, 1).reshape(shards, -1, *rest)
+    axes, trailing_shape = step.request.ndim, x.shape[step.request.ndim :]
+    x = x.reshape(-1, shards, x.shape[axes - 1] // shards, *trailing_shape)
+    return x.swapaxes(0, 1).reshape(shards, -1, *trailing_shape)
 
   request, index = by_shard(step.request), by_shard(step.position)
 
   def write(rows: Array, values: Array, *columns: Array) -> Array:
-    split = rows.reshape(shards, -1, *rows.shape[1:])
+    rows_by_shard = rows.reshape(shards, -1, *rows.shape[1:])
     written = jax.vmap(
       lambda rows, values, *at: rows.at[at].set(values, mode='drop')
-    )(split, values.astype(rows.dtype), request, *columns)
+    )(rows_by_shard, values.astype(rows.dtype), request, *columns)
     return written.reshape(rows.shape)
 
   # Requests that are not truncated here get an index out of range.
   truncated = by_shard(step.truncated)
   truncated_requests = jnp.where(truncated, request, samples.truncated.shape[0])
-  flags = samples.truncated.reshape(shards, -1)
-  flags = jax.vmap(lambda rows, at: rows.at[at].set(True, mode='drop'))(
-    flags, truncated_requests
-  )
+  truncated_rows = samples.truncated.reshape(shards, -1)
+  truncated_rows = jax.vmap(
+    lambda rows, at: rows.at[at].set(True, mode='drop')
+  )(truncated_rows, truncated_requests)
   experts = samples.experts
   if experts is not None and step.experts is not None:
-    prompt = experts.shape[1] - samples.response_tokens.shape[1]
-    experts = write(experts, by_shard(step.experts), prompt + index - 1)
+    prompt_length = experts.shape[1] - samples.response_tokens.shape[1]
+    experts = write(experts, by_shard(step.experts), prompt_length + index - 1)
   return Samples(
     response_tokens=write(samples.response_tokens, by_shard(step.token), index),
     response_mask=write(samples.response_mask, jnp.ones_like(truncated), index),
@@ -127,7 +127,7 @@ def record(samples: Samples, step: Step, shards: int) -> Samples:
     behaviour_logprobs=write(
       samples.behaviour_logprobs, by_shard(step.behaviour_logprob), index
     ),
-    truncated=flags.reshape(-1),
+    truncated=truncated_rows.reshape(-1),
     experts=experts,
   )
 
@@ -202,10 +202,10 @@ def check_prompts(
   ids, mask = concrete(prompts), concrete(prompt_mask)
   if ids is None or mask is None:
     return
-  wrong = ids[mask & ((ids < 0) | (ids >= vocab_size))]
-  if wrong.size:
+  invalid_ids = ids[mask & ((ids < 0) | (ids >= vocab_size))]
+  if invalid_ids.size:
     raise ValueError(
-      f'prompts must have token ids in [0, {vocab_size}), got {wrong[0]}'
+      f'prompts must have token ids in [0, {vocab_size}), got {invalid_ids[0]}'
     )
   if (mask[:, :-1] & ~mask[:, 1:]).any():
     raise ValueError(
@@ -236,8 +236,8 @@ def check_sequence_ids(
   ids, mask = concrete(sequence_ids), concrete(prompt_mask)
   if ids is None or mask is None:
     return
-  by_group = np.sort(ids.reshape(-1, group_size)[mask.any(axis=1)], axis=1)
-  repeated = by_group[:, 1:][by_group[:, 1:] == by_group[:, :-1]]
+  ids_by_group = np.sort(ids.reshape(-1, group_size)[mask.any(axis=1)], axis=1)
+  repeated = ids_by_group[:, 1:][ids_by_group[:, 1:] == ids_by_group[:, :-1]]
   if repeated.size:
     raise ValueError(
       f'sequence_ids must be unique in each group, got {repeated[0]} twice'

@@ -24,16 +24,16 @@ from covrl.rollout.truncation import Columns, Threshold, find_threshold
 BLOCK = 128
 # From this many tokens on, a copy that pads them to whole blocks costs more than
 # all else that drawing a token does.
-_LARGE = 32 * BLOCK
+_LARGE_VOCABULARY = 32 * BLOCK
 # In float32, temperatures outside this range overflow or lose all logits, and
 # smaller probabilities are 0.
 _MIN_TEMPERATURE, _MAX_TEMPERATURE, _MIN_TOP_P = 1e-6, 1e6, 1e-30
 # Above this number of logits, truncation processes rows in groups: at most
 # `_MAX_GROUPS`, each of at least `_MIN_ROWS` rows.
-_LARGE_TRUNCATION = 2**20
+_MAX_UNGROUPED_LOGITS = 2**20
 _MAX_GROUPS, _MIN_ROWS = 8, 8
 # JAX scope of the work that only truncation causes.
-TRUNCATION = 'truncation'
+TRUNCATION_SCOPE = 'truncation'
 
 
 class Sampling(NamedTuple):
@@ -89,9 +89,9 @@ class Sampling(NamedTuple):
     for name, value in self._asdict().items():
       check_array(name, value, 'int' if name == 'top_k' else 'real', '')
     numbers = [concrete(value) for value in self]
-    known = [number.item() for number in numbers if number is not None]
-    if len(known) == len(numbers):
-      check_sampling(*known)
+    values = [number.item() for number in numbers if number is not None]
+    if len(values) == len(numbers):
+      check_sampling(*values)
 
   def of_rows(self, count: int) -> Sampling:
     """Sampling parameters with one entry per row."""
@@ -160,12 +160,12 @@ def sample_token(
     The tokens; their log-probabilities with temperature and before truncation,
     in nats; and the same after truncation.
   """
-  rows, size = logits.shape
+  rows, vocab_size = logits.shape
   sampling = sampling.of_rows(rows)
   uniform = jax.vmap(_uniform)(keys).astype(logits.dtype)
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.are_all_axes_manual:
-    return _sample_columns(logits, uniform, sampling, Columns(0, size))
+    return _sample_columns(logits, uniform, sampling, Columns(0, vocab_size))
   spec = sharding.fitted_spec(
     mesh, ('batch', 'vocab'), logits.shape, sharding.current_rules()
   )
@@ -177,7 +177,7 @@ def sample_token(
     sampling: Sampling,
   ) -> tuple[Array, Array, Array]:
     first = jax.lax.axis_index(axes) * logits.shape[1] if axes else 0
-    columns = Columns(first, size, axes)
+    columns = Columns(first, vocab_size, axes)
     return _sample_columns(logits, uniform, sampling, columns)
 
   row_spec = P(spec[0])
@@ -209,8 +209,8 @@ def policy_logprob(
 
   def compute() -> Float[Array, ' S']:
     is_token = jnp.arange(logits.shape[1]) == token[:, None]
-    chosen = jnp.sum(jnp.where(is_token, logits, 0), axis=1)
-    return chosen - jax.scipy.special.logsumexp(logits, axis=1)
+    token_logit = jnp.sum(jnp.where(is_token, logits, 0), axis=1)
+    return token_logit - jax.scipy.special.logsumexp(logits, axis=1)
 
   computed = jax.lax.cond(jnp.all(is_known), lambda: sampler_logprob, compute)
   return jnp.where(is_known, sampler_logprob, computed)
@@ -226,13 +226,13 @@ def _sample_columns(
   is_greedy = sampling.temperature == 0
   scale = 1 / jnp.where(is_greedy, 1, sampling.temperature)
   scale = scale.astype(logits.dtype)[:, None]
-  blocks = _split(logits)
+  blocks = _to_blocks(logits)
   # Barriers keep XLA from reducing the large array again for sums of sums.
-  peaks = jax.lax.optimization_barrier(jnp.max(blocks, axis=2))
-  every_peak = _join(peaks, columns) * scale
-  peak = jnp.max(every_peak, axis=1)
+  block_peaks = jax.lax.optimization_barrier(jnp.max(blocks, axis=2))
+  all_peaks = _gather(block_peaks, columns) * scale
+  peak = jnp.max(all_peaks, axis=1)
   weights = jnp.exp(blocks * scale[:, None] - peak[:, None, None])
-  total = jax.lax.optimization_barrier(jnp.sum(weights, axis=2))
+  block_sums = jax.lax.optimization_barrier(jnp.sum(weights, axis=2))
 
   def truncate() -> tuple[Threshold, Float[Array, 'S N']]:
     # Some rows at a time: the search has several arrays of their logits' size.
@@ -245,65 +245,64 @@ def _sample_columns(
     def truncate_group(group: Any) -> tuple[Threshold, Float[Array, 'S N']]:
       return _truncate(*group, columns=columns)
 
-    found = jax.lax.map(truncate_group, rows)
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
+    group_results = jax.lax.map(truncate_group, rows)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), group_results)
 
   # Rows that do not truncate are the same to the bit with and without others.
-  truncates = sampling.truncates(columns.size)
-  everything = Threshold(
+  truncates = sampling.truncates(columns.vocab_size)
+  keep_all = Threshold(
     jnp.full_like(peak, -jnp.inf),
-    jnp.full(peak.shape, columns.size, jnp.int32),
+    jnp.full(peak.shape, columns.vocab_size, jnp.int32),
   )
-  with jax.named_scope(TRUNCATION):
-    threshold, kept = jax.lax.cond(
-      jnp.any(truncates), truncate, lambda: (everything, total)
+  with jax.named_scope(TRUNCATION_SCOPE):
+    threshold, kept_sums = jax.lax.cond(
+      jnp.any(truncates), truncate, lambda: (keep_all, block_sums)
     )
     threshold = Threshold(
       *(
-        jnp.where(truncates, *each)
-        for each in zip(threshold, everything, strict=True)
+        jnp.where(truncates, *pair)
+        for pair in zip(threshold, keep_all, strict=True)
       )
     )
-    kept = jnp.where(truncates[:, None], kept, total)
-  every_total, every_kept = _join(total, columns), _join(kept, columns)
+    kept_sums = jnp.where(truncates[:, None], kept_sums, block_sums)
+  all_sums, all_kept = _gather(block_sums, columns), _gather(kept_sums, columns)
 
   # The block that has the likeliest token or where the cumulative sum passes u.
-  sums = jnp.where(is_greedy[:, None], every_peak == peak[:, None], every_kept)
+  mass = jnp.where(is_greedy[:, None], all_peaks == peak[:, None], all_kept)
   uniform = jnp.where(is_greedy, 0, uniform)
-  block, rest = _invert(sums, uniform * jnp.sum(sums, axis=1))
+  block, remaining = _invert_cdf(mass, uniform * jnp.sum(mass, axis=1))
   local_blocks = blocks.shape[1]
-  is_on_shard = block // local_blocks == _shard(columns)
+  is_on_shard = block // local_blocks == _shard_index(columns)
   local_block = block % local_blocks
-  chosen = jnp.take_along_axis(blocks, local_block[:, None, None], axis=1)[:, 0]
-  chosen = chosen * scale
+  block_logits = jnp.take_along_axis(blocks, local_block[:, None, None], axis=1)
+  block_logits = block_logits[:, 0] * scale
   if columns.axes:
-    chosen = columns.sum(jnp.where(is_on_shard[:, None], chosen, 0))
+    block_logits = columns.sum(jnp.where(is_on_shard[:, None], block_logits, 0))
 
   # The token within it.
-  per_shard = logits.shape[1]
+  columns_per_shard = logits.shape[1]
   width = blocks.shape[2]
-  first = block // local_blocks * per_shard + local_block * width
+  first = block // local_blocks * columns_per_shard + local_block * width
   ids = first[:, None] + jnp.arange(width, dtype=jnp.int32)
-  is_kept = jnp.where(
-    is_greedy[:, None], chosen == peak[:, None], threshold.keeps(chosen, ids)
-  )
-  weight = jnp.where(is_kept, jnp.exp(chosen - peak[:, None]), 0)
-  index, _ = _invert(weight, rest)
-  logit = jnp.take_along_axis(chosen, index[:, None], axis=1)[:, 0] - peak
+  kept = threshold.keeps(block_logits, ids)
+  is_kept = jnp.where(is_greedy[:, None], block_logits == peak[:, None], kept)
+  weight = jnp.where(is_kept, jnp.exp(block_logits - peak[:, None]), 0)
+  index, _ = _invert_cdf(weight, remaining)
+  logit = jnp.take_along_axis(block_logits, index[:, None], axis=1)[:, 0] - peak
   return (
     (first + index).astype(jnp.int32),
-    logit - jnp.log(jnp.sum(every_total, axis=1)),
-    logit - jnp.log(jnp.sum(every_kept, axis=1)),
+    logit - jnp.log(jnp.sum(all_sums, axis=1)),
+    logit - jnp.log(jnp.sum(all_kept, axis=1)),
   )
 
 
 def _num_groups(shape: tuple[int, ...]) -> int:
   """Number of equal groups of rows that truncation processes one by one."""
   rows, columns = shape
-  if rows * columns <= _LARGE_TRUNCATION:
+  if rows * columns <= _MAX_UNGROUPED_LOGITS:
     return 1
-  most = max(min(_MAX_GROUPS, rows // _MIN_ROWS), 1)
-  return max(n for n in range(1, most + 1) if rows % n == 0)
+  max_groups = max(min(_MAX_GROUPS, rows // _MIN_ROWS), 1)
+  return max(n for n in range(1, max_groups + 1) if rows % n == 0)
 
 
 def _truncate(
@@ -333,10 +332,10 @@ def _truncate(
   )
   kept = threshold.keeps(scaled, columns.ids(scaled.shape[1]))
   weights = jnp.where(kept, jnp.exp(scaled - peak[:, None]), 0)
-  return threshold, jnp.sum(_split(weights, 0), axis=2)
+  return threshold, jnp.sum(_to_blocks(weights, 0), axis=2)
 
 
-def _invert(
+def _invert_cdf(
   weights: Float[Array, 'S N'], target: Float[Array, ' S']
 ) -> tuple[Int[Array, ' S'], Float[Array, ' S']]:
   """Finds the first entry whose cumulative sum exceeds the target.
@@ -352,11 +351,11 @@ def _invert(
   passes = positive & (cumulative > target[:, None])
   last = weights.shape[1] - 1 - jnp.argmax(positive[:, ::-1], axis=1)
   index = jnp.where(passes.any(axis=1), jnp.argmax(passes, axis=1), last)
-  before = jnp.take_along_axis(cumulative - weights, index[:, None], axis=1)
-  return index, jnp.maximum(target - before[:, 0], 0)
+  sum_before = jnp.take_along_axis(cumulative - weights, index[:, None], axis=1)
+  return index, jnp.maximum(target - sum_before[:, 0], 0)
 
 
-def _split(x: Array, padding: Any = -jnp.inf) -> Array:
+def _to_blocks(x: Array, padding: Any = -jnp.inf) -> Array:
   """Splits columns `[S, V]` into blocks `[S, N, width]`, the last one padded."""
   width = block_width(x.shape[1])
   padded = jnp.pad(
@@ -376,20 +375,20 @@ def block_width(columns: int) -> int:
   >>> block_width(151_936), block_width(152_000), block_width(100)
   (128, 160, 128)
   """
-  if columns < _LARGE or sharding.platform() != 'cpu':
+  if columns < _LARGE_VOCABULARY or sharding.platform() != 'cpu':
     return BLOCK
   widths = (BLOCK, *range(2 * BLOCK, BLOCK // 2 - 1, -16))
   return next((width for width in widths if columns % width == 0), BLOCK)
 
 
-def _join(x: Float[Array, 'S N'], columns: Columns) -> Float[Array, 'S M']:
+def _gather(x: Float[Array, 'S N'], columns: Columns) -> Float[Array, 'S M']:
   """Joins the sums of all devices' blocks, in the order of the vocabulary."""
   if not columns.axes:
     return x
   return jax.lax.all_gather(x, columns.axes, axis=1, tiled=True)
 
 
-def _shard(columns: Columns) -> Int[Array, ''] | int:
+def _shard_index(columns: Columns) -> Int[Array, ''] | int:
   """Index of this device among those that split the vocabulary."""
   return jax.lax.axis_index(columns.axes) if columns.axes else 0
 

@@ -23,7 +23,7 @@ class SegmentSchedule:
     self._live = 0
     # Calls until every response has ended, at most: the first one, which
     # processes the prompts, and segments.
-    self._left = segments + 2
+    self._calls_left = segments + 2
 
   def next_slots(self, live: int, waiting: int, started: int) -> list[int]:
     """Slots of each segment to start now.
@@ -38,16 +38,18 @@ class SegmentSchedule:
     """
     ended, self._live = max(self._live - live, 0), live
     # Without a queue, all responses have begun.
-    self._left = self._segments + 1 if waiting else self._left - 1
+    self._calls_left = self._segments + 1 if waiting else self._calls_left - 1
     if live + waiting == 0:
       return []
-    slots = self._sizes[0] if waiting else self._fitting(live)
-    expected = live if waiting else live - ended
-    count = 1
-    if expected > 0 and (waiting or self._fitting(expected) == slots):
-      count += self._ahead
-    return [slots] * (min(count, self._left) - started)
+    slots = self._sizes[0] if waiting else self._smallest_size(live)
+    expected_live = live if waiting else live - ended
+    num_segments = 1
+    if expected_live > 0 and (
+      waiting or self._smallest_size(expected_live) == slots
+    ):
+      num_segments += self._ahead
+    return [slots] * (min(num_segments, self._calls_left) - started)
 
-  def _fitting(self, live: int) -> int:
+  def _smallest_size(self, live: int) -> int:
     """The smallest number of slots that holds `live` responses."""
     return min(size for size in self._sizes if size >= live)

@@ -108,10 +108,10 @@ def score_rollouts(rollouts: Rollouts, scores: Scores) -> ScoredRollouts:
   """
   totals = np.array(scores.totals())
   too_large = np.abs(totals) > MAX_SCORE
-  no_policy = np.any(
+  has_nan_logits = np.any(
     rollouts.loss_mask & np.isnan(rollouts.sampler_logprobs), axis=1
   )
-  failed = np.isnan(totals) | too_large | no_policy
+  failed = np.isnan(totals) | too_large | has_nan_logits
   rewards = {TOTAL: np.where(failed, 0, totals).astype(np.float32)}
   for name, outcomes in scores.outcomes.items():
     rewards[name] = np.array(
@@ -132,7 +132,7 @@ def score_rollouts(rollouts: Rollouts, scores: Scores) -> ScoredRollouts:
         for total in totals[too_large]
       ),
       *['the logits of a response must be finite, got nan']
-      * int(no_policy.sum()),
+      * int(has_nan_logits.sum()),
     ],
   )
 
@@ -173,13 +173,13 @@ def collect(
   tokens, mask, indices, source_ids = distributed.gather_rows(
     (prompts.tokens, prompts.mask, prompts.indices, prompts.source_ids)
   )
-  count = len(tokens) * group_size
-  ids = (first_sequence + np.arange(count)).astype(np.int32)
-  local = distributed.process_slice(count)
+  num_responses = len(tokens) * group_size
+  ids = (first_sequence + np.arange(num_responses)).astype(np.int32)
+  process_rows = distributed.process_slice(num_responses)
   problems = [
     problem for problem in prompts.problems for _ in range(group_size)
   ]
-  responses = ResponseScoring(tokenizer, scoring, problems, local.start)
+  responses = ResponseScoring(tokenizer, scoring, problems, process_rows.start)
   samples: Samples = distributed.run_on_devices(
     engine.sample,
     params,
@@ -220,8 +220,8 @@ def resubmit(
     tokenizer: decodes the responses.
   """
   rollouts = Rollouts(**arrays, rewards={})
-  local = distributed.process_slice(len(rollouts.tokens))
-  responses = ResponseScoring(tokenizer, scoring, problems, local.start)
+  process_rows = distributed.process_slice(len(rollouts.tokens))
+  responses = ResponseScoring(tokenizer, scoring, problems, process_rows.start)
   mask = np.asarray(rollouts.loss_mask)
   for row, tokens in enumerate(np.asarray(rollouts.tokens)):
     responses.add(row, tokens[mask[row]].tolist())

@@ -76,7 +76,7 @@ class State(NamedTuple):
     cache: keys and values of prompts and slots.
     request: each slot's request; the number of a shard's requests if idle.
     token: each slot's last token, not in the cache yet.
-    taken: number of requests that each shard's slots have taken from its queue.
+    dequeued: number of requests that each shard's slots have taken from its queue.
   """
 
   requests: Requests
@@ -84,12 +84,12 @@ class State(NamedTuple):
   cache: DecodeCache
   request: Int[Array, ' S']
   token: Int[Array, ' S']
-  taken: Int[Array, ' n']
+  dequeued: Int[Array, ' n']
 
   @property
   def shards(self) -> int:
     """Number of shards."""
-    return self.taken.shape[0]
+    return self.dequeued.shape[0]
 
   @property
   def live(self) -> Bool[Array, ' S']:
@@ -98,16 +98,16 @@ class State(NamedTuple):
 
   def slot_options(self) -> RequestOptions:
     """Options of the slots' requests; idle slots do not truncate."""
-    own = jax.tree.map(
+    slot_options = jax.tree.map(
       lambda x: x if x.ndim == 0 else take(x, self.request, self.shards),
       self.requests.options,
     )
     sampling = jax.tree.map(
-      lambda x, none: x if x.ndim == 0 else jnp.where(self.live, x, none),
-      own.sampling,
+      lambda x, neutral: x if x.ndim == 0 else jnp.where(self.live, x, neutral),
+      slot_options.sampling,
       Sampling.make(),
     )
-    return own._replace(sampling=sampling)
+    return slot_options._replace(sampling=sampling)
 
   @property
   def slot_arrays(self) -> SlotArrays:
@@ -139,16 +139,16 @@ class State(NamedTuple):
   def status(self) -> Int[Array, ' 2']:
     """Largest numbers of live slots and of waiting requests of a shard."""
     live = jnp.sum(self.live.reshape(self.shards, -1), axis=1)
-    waiting = self.requests.enqueued - self.taken
+    waiting = self.requests.enqueued - self.dequeued
     return jnp.stack((jnp.max(live), jnp.max(waiting))).astype(jnp.int32)
 
 
 def shrink(state: State, *, slots: int) -> SlotArrays:
   """Keeps `slots` slots of each shard; the others must be idle."""
   live = state.live.reshape(state.shards, -1)
-  kept = in_order(live)[:, :slots]
+  kept_slots = stable_partition(live)[:, :slots]
   return jax.tree.map(
-    lambda x: take_rows(x, kept, axis=1 if x.ndim > 1 else 0),
+    lambda x: take_rows(x, kept_slots, axis=1 if x.ndim > 1 else 0),
     state.slot_arrays,
   )
 
@@ -157,16 +157,20 @@ def refill(state: State, free: Bool[Array, ' S']) -> State:
   """Assigns waiting requests to free slots; without any, the slots become idle."""
   shards, requests = state.shards, state.requests
   free_by_shard = free.reshape(shards, -1)
-  queue_index = state.taken[:, None] + jnp.cumsum(free_by_shard, axis=1) - 1
-  size = requests.queue.shape[1]
-  queued = jnp.take_along_axis(requests.queue, queue_index % size, axis=1)
-  queued = jnp.where(queue_index < requests.enqueued[:, None], queued, size)
-  taken = jnp.minimum(
-    state.taken + jnp.sum(free_by_shard, axis=1), requests.enqueued
+  queue_index = state.dequeued[:, None] + jnp.cumsum(free_by_shard, axis=1) - 1
+  queue_size = requests.queue.shape[1]
+  next_requests = jnp.take_along_axis(
+    requests.queue, queue_index % queue_size, axis=1
   )
-  request = jnp.where(free, queued.reshape(-1), state.request)
-  is_new = free & (request < size)
-  first = state.samples.response_tokens[:, 0]
+  next_requests = jnp.where(
+    queue_index < requests.enqueued[:, None], next_requests, queue_size
+  )
+  dequeued = jnp.minimum(
+    state.dequeued + jnp.sum(free_by_shard, axis=1), requests.enqueued
+  )
+  request = jnp.where(free, next_requests.reshape(-1), state.request)
+  is_new = free & (request < queue_size)
+  first_tokens = state.samples.response_tokens[:, 0]
   cache = state.cache
   return state._replace(
     cache=cache._replace(
@@ -176,8 +180,8 @@ def refill(state: State, free: Bool[Array, ' S']) -> State:
       length=jnp.where(is_new, 0, cache.length),
     ),
     request=request,
-    token=jnp.where(is_new, take(first, request, shards), state.token),
-    taken=taken.astype(jnp.int32),
+    token=jnp.where(is_new, take(first_tokens, request, shards), state.token),
+    dequeued=dequeued.astype(jnp.int32),
   )
 
 
@@ -192,52 +196,58 @@ def enqueue(
     valid: requests to append.
   """
   shards, requests = state.shards, state.requests
-  size = requests.queue.shape[1]
+  queue_size = requests.queue.shape[1]
   # Counts are taken modulo the size, so that they never overflow.
-  whole = state.taken // size * size
-  taken, enqueued = state.taken - whole, requests.enqueued - whole
+  full_rounds = state.dequeued // queue_size * queue_size
+  dequeued, enqueued = (
+    state.dequeued - full_rounds,
+    requests.enqueued - full_rounds,
+  )
   valid_by_shard = valid.reshape(shards, -1)
   queue_index = enqueued[:, None] + jnp.cumsum(valid_by_shard, axis=1) - 1
-  queue_index = jnp.where(valid_by_shard, queue_index % size, size)
+  queue_index = jnp.where(valid_by_shard, queue_index % queue_size, queue_size)
   queue = jax.vmap(
     lambda queue, queue_index, new: queue.at[queue_index].set(new, mode='drop')
   )(requests.queue, queue_index, request.reshape(shards, -1))
   enqueued = enqueued + jnp.sum(valid_by_shard, axis=1, dtype=jnp.int32)
   return state._replace(
-    requests=requests._replace(queue=queue, enqueued=enqueued), taken=taken
+    requests=requests._replace(queue=queue, enqueued=enqueued),
+    dequeued=dequeued,
   )
 
 
 def cancel(state: State, cancelled: Bool[Array, ' R']) -> State:
   """Removes requests from slots and queues; waiting ones take free slots."""
   shards, requests = state.shards, state.requests
-  size = requests.queue.shape[1]
-  removed = state.live & take(cancelled, state.request, shards)
-  queue_index = (state.taken[:, None] + jnp.arange(size)) % size
+  queue_size = requests.queue.shape[1]
+  is_removed = state.live & take(cancelled, state.request, shards)
+  queue_index = (state.dequeued[:, None] + jnp.arange(queue_size)) % queue_size
   queue = jnp.take_along_axis(requests.queue, queue_index, axis=1)
   is_cancelled = take(cancelled, queue.reshape(-1), shards).reshape(
     queue_index.shape
   )
-  is_waiting = jnp.arange(size) < (requests.enqueued - state.taken)[:, None]
-  kept = is_waiting & ~is_cancelled
-  order = in_order(kept)
+  is_waiting = (
+    jnp.arange(queue_size) < (requests.enqueued - state.dequeued)[:, None]
+  )
+  is_kept = is_waiting & ~is_cancelled
+  order = stable_partition(is_kept)
   state = state._replace(
     requests=requests._replace(
       queue=jnp.take_along_axis(queue, order, axis=1),
-      enqueued=jnp.sum(kept, axis=1, dtype=jnp.int32),
+      enqueued=jnp.sum(is_kept, axis=1, dtype=jnp.int32),
     ),
-    request=jnp.where(removed, size, state.request),
-    taken=jnp.zeros_like(state.taken),
+    request=jnp.where(is_removed, queue_size, state.request),
+    dequeued=jnp.zeros_like(state.dequeued),
   )
   return refill(state, ~state.live)
 
 
-def in_order(first: Bool[Array, 'n M']) -> Int[Array, 'n M']:
+def stable_partition(first: Bool[Array, 'n M']) -> Int[Array, 'n M']:
   """Indices of each row: those in `first`, then the others, both in order.
 
   A sum over the row in place of a sort.
 
-  >>> in_order(jnp.array([[False, True, False, True]])).tolist()
+  >>> stable_partition(jnp.array([[False, True, False, True]])).tolist()
   [[1, 3, 0, 2]]
   """
   before = jnp.cumsum(first, axis=1, dtype=jnp.int32)
@@ -252,7 +262,7 @@ def in_order(first: Bool[Array, 'n M']) -> Int[Array, 'n M']:
   )(target)
 
 
-def first_in_order(
+def stable_partition_of_three(
   first: Bool[Array, 'n M'], then: Bool[Array, 'n M']
 ) -> Int[Array, 'n M']:
   """Indices of each row: those in `first`, others in `then`, and the rest.
@@ -261,12 +271,13 @@ def first_in_order(
     first: a part of `then`.
     then: entries before the rest.
 
-  >>> first_in_order(jnp.array([[False, True]]), jnp.ones((1, 2), bool)).tolist()
+  >>> first = jnp.array([[False, True]])
+  >>> stable_partition_of_three(first, jnp.ones((1, 2), bool)).tolist()
   [[1, 0]]
   """
-  order = in_order(then)
+  order = stable_partition(then)
   return jnp.take_along_axis(
-    order, in_order(jnp.take_along_axis(first, order, axis=1)), axis=1
+    order, stable_partition(jnp.take_along_axis(first, order, axis=1)), axis=1
   )
 
 
@@ -288,8 +299,8 @@ def take_rows(
   shape = x.shape
   split = x.reshape(*shape[:axis], shards, -1, *shape[axis + 1 :])
   take = functools.partial(jnp.take, axis=axis)
-  taken = jax.vmap(take, in_axes=(axis, 0), out_axes=axis)(split, index)
-  return taken.reshape(*shape[:axis], -1, *shape[axis + 1 :])
+  taken_rows = jax.vmap(take, in_axes=(axis, 0), out_axes=axis)(split, index)
+  return taken_rows.reshape(*shape[:axis], -1, *shape[axis + 1 :])
 
 
 def set_rows(
@@ -323,10 +334,10 @@ def replace_prompts(
     index: row of each new prompt.
     shards: number of shards of both.
   """
-  first = cache.keys.shape[3] - new.keys.shape[3]
+  first_column = cache.keys.shape[3] - new.keys.shape[3]
 
   def replace(rows: Array, new: Array, index: Array) -> Array:
-    return rows.at[:, index, :, first:].set(new, mode='drop')
+    return rows.at[:, index, :, first_column:].set(new, mode='drop')
 
   def by_shard(rows: Array, new: Array) -> Array:
     if shards == 1:

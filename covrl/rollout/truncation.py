@@ -44,13 +44,13 @@ class Columns(NamedTuple):
   """The part of the vocabulary that this device holds.
 
   Attributes:
-    first: id of its first token.
-    size: number of tokens of the whole vocabulary.
+    first_id: id of its first token.
+    vocab_size: number of tokens of the whole vocabulary.
     axes: mesh axes that split the vocabulary, inside of `jax.shard_map`.
   """
 
-  first: Int[Array, ''] | int
-  size: int
+  first_id: Int[Array, ''] | int
+  vocab_size: int
   axes: tuple[str, ...] = ()
 
   def sum(self, x: Array) -> Array:
@@ -59,7 +59,7 @@ class Columns(NamedTuple):
 
   def ids(self, count: int) -> Int[Array, '1 V']:
     """Ids of this device's `count` tokens."""
-    return self.first + jnp.arange(count, dtype=jnp.int32)[None]
+    return self.first_id + jnp.arange(count, dtype=jnp.int32)[None]
 
 
 def find_threshold(
@@ -93,7 +93,7 @@ def find_threshold(
     Min-p Sampling for Creative and Coherent LLM Outputs", arXiv:2407.01082.
   """
   weights = jnp.exp(logits - peak[:, None])
-  keys = _ordered_bits(logits)
+  sort_keys = _ordered_bits(logits)
 
   def count(mask: Bool[Array, 'S V']) -> Int[Array, ' S']:
     return columns.sum(jnp.sum(mask, axis=1, dtype=jnp.int32))
@@ -102,65 +102,83 @@ def find_threshold(
     return columns.sum(jnp.sum(jnp.where(mask, weights, 0), axis=1))
 
   # Top-k: the largest key that at least k tokens reach.
-  k = jnp.where(top_k > 0, jnp.minimum(top_k, columns.size), columns.size)
-  key = _largest(
-    lambda key: count(keys >= key[:, None]) >= k, keys.dtype, k.shape
+  k = jnp.where(
+    top_k > 0, jnp.minimum(top_k, columns.vocab_size), columns.vocab_size
   )
-  kept = k - count(keys > key[:, None])
+  sort_key = _find_largest(
+    lambda sort_key: count(sort_keys >= sort_key[:, None]) >= k,
+    sort_keys.dtype,
+    k.shape,
+  )
+  num_kept_ties = k - count(sort_keys > sort_key[:, None])
 
   # Top-p: the largest key whose tokens have enough probability.
-  value = _from_bits(key, logits.dtype)
+  value = _from_bits(sort_key, logits.dtype)
   weight = jnp.exp(value - peak)
-  top_p_mass = top_p * (mass(keys > key[:, None]) + kept * weight)
-  is_below_one = top_p < 1
-  nucleus = _largest(
-    lambda key: mass(keys >= key[:, None]) >= top_p_mass, keys.dtype, k.shape
+  top_p_mass = top_p * (
+    mass(sort_keys > sort_key[:, None]) + num_kept_ties * weight
   )
-  is_higher = is_below_one & (nucleus > key)
-  key = jnp.where(is_higher, nucleus, key)
-  tied = count(keys == key[:, None])
-  weight = jnp.exp(_from_bits(key, logits.dtype) - peak)
-  missing = (top_p_mass - mass(keys > key[:, None])) / weight
+  is_below_one = top_p < 1
+  nucleus_sort_key = _find_largest(
+    lambda sort_key: mass(sort_keys >= sort_key[:, None]) >= top_p_mass,
+    sort_keys.dtype,
+    k.shape,
+  )
+  is_higher = is_below_one & (nucleus_sort_key > sort_key)
+  sort_key = jnp.where(is_higher, nucleus_sort_key, sort_key)
+  num_tied = count(sort_keys == sort_key[:, None])
+  weight = jnp.exp(_from_bits(sort_key, logits.dtype) - peak)
+  missing_ties = (top_p_mass - mass(sort_keys > sort_key[:, None])) / weight
   # The search compares sums and this is a quotient, which rounding may make 0.
-  needed = jnp.clip(jnp.ceil(missing), 1, tied.astype(logits.dtype))
-  needed = jnp.where(weight > 0, needed, 1).astype(jnp.int32)
-  kept = jnp.where(is_higher, tied, kept)
-  kept = jnp.where(is_below_one, jnp.minimum(needed, kept), kept)
+  needed_ties = jnp.clip(
+    jnp.ceil(missing_ties), 1, num_tied.astype(logits.dtype)
+  )
+  needed_ties = jnp.where(weight > 0, needed_ties, 1).astype(jnp.int32)
+  num_kept_ties = jnp.where(is_higher, num_tied, num_kept_ties)
+  num_kept_ties = jnp.where(
+    is_below_one, jnp.minimum(needed_ties, num_kept_ties), num_kept_ties
+  )
 
   # Min-p.
-  value = _from_bits(key, logits.dtype)
-  least = jnp.where(min_p > 0, peak + jnp.log(min_p), -jnp.inf)
-  kept = jnp.where(least > value, columns.size, kept)
-  value = jnp.maximum(value, least)
-  return Threshold(value, _id_of_tie(logits, value, kept, count, columns))
+  value = _from_bits(sort_key, logits.dtype)
+  min_logit = jnp.where(min_p > 0, peak + jnp.log(min_p), -jnp.inf)
+  num_kept_ties = jnp.where(
+    min_logit > value, columns.vocab_size, num_kept_ties
+  )
+  value = jnp.maximum(value, min_logit)
+  return Threshold(
+    value, _id_of_tie(logits, value, num_kept_ties, count, columns)
+  )
 
 
 def _id_of_tie(
   logits: Float[Array, 'S V'],
   value: Float[Array, ' S'],
-  kept: Int[Array, ' S'],
+  num_kept_ties: Int[Array, ' S'],
   count: Callable[[Bool[Array, 'S V']], Int[Array, ' S']],
   columns: Columns,
 ) -> Int[Array, ' S']:
-  """Id of the `kept`-th token whose logit equals `value`; the last if fewer."""
+  """Id of the `num_kept_ties`-th token whose logit equals `value`; the last if fewer."""
   ties = logits == value[:, None]
   ids = columns.ids(logits.shape[1])
-  bits = max(columns.size - 1, 1).bit_length()
+  bits = max(columns.vocab_size - 1, 1).bit_length()
 
   def search() -> Int[Array, ' S']:
-    # The largest id that fewer than `kept` ties precede.
+    # The largest id that fewer than `num_kept_ties` ties precede.
     def step(i: Int[Array, ''], prefix: Int[Array, ' S']) -> Int[Array, ' S']:
       trial = prefix | (1 << (bits - 1 - i))
-      fits = count(ties & (ids < trial[:, None])) < kept
+      fits = count(ties & (ids < trial[:, None])) < num_kept_ties
       return jnp.where(fits, trial, prefix)
 
-    return jax.lax.fori_loop(0, bits, step, jnp.zeros_like(kept))
+    return jax.lax.fori_loop(0, bits, step, jnp.zeros_like(num_kept_ties))
 
-  all_ids = jnp.full_like(kept, columns.size)
-  return jax.lax.cond(jnp.any(count(ties) > kept), search, lambda: all_ids)
+  all_ids = jnp.full_like(num_kept_ties, columns.vocab_size)
+  return jax.lax.cond(
+    jnp.any(count(ties) > num_kept_ties), search, lambda: all_ids
+  )
 
 
-def _largest(
+def _find_largest(
   reaches: Callable[[UInt[Array, ' S']], Bool[Array, ' S']],
   dtype: Any,
   shape: tuple[int, ...],

@@ -153,7 +153,9 @@ class _Server:
         parse_completion,
         fields,
         self._tokenizer,
-        max_tokens=min(DEFAULT_TOKENS, self._worker.engine.limits.response),
+        max_tokens=min(
+          DEFAULT_TOKENS, self._worker.engine.limits.response_length
+        ),
       )
     except _RefusedBodyError as error:
       return self._error(error.status, str(error))
@@ -243,8 +245,8 @@ class _Server:
       'object': 'model',
       'created': self._created,
       'owned_by': 'covrl',
-      'max_prompt_tokens': self._worker.engine.limits.prompt,
-      'max_tokens': self._worker.engine.limits.response,
+      'max_prompt_tokens': self._worker.engine.limits.prompt_length,
+      'max_tokens': self._worker.engine.limits.response_length,
     }
     return JSONResponse({'object': 'list', 'data': [entry]})
 

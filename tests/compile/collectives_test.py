@@ -24,7 +24,7 @@ ENTRY %main (x: bf16[32,128]) -> bf16[8,128] {
 """)
   [collective] = collectives_in(module, module.entry.root)
   assert collective.kind == 'reduce-scatter'
-  assert collective.sent == 3 / 4 * 2 * 32 * 128
+  assert collective.sent_bytes == 3 / 4 * 2 * 32 * 128
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ ENTRY %main (x: bf16[32,128]) -> bf16[8,128] {
 def test_bytes_sent_by_collectives_equal_counts_by_hand(operation, sent):
   module = parse_lines('%x = f32[8] parameter(0)', f'ROOT %y = {operation}')
   [collective] = collectives_in(module, module.entry.root)
-  assert collective.sent == sent
+  assert collective.sent_bytes == sent
 
 
 def test_a_collective_divided_over_fusions_counts_once():
@@ -76,7 +76,8 @@ ENTRY %main (x: f32[8,128]) -> f32[32,128] {
   collectives = cost_of(module).collectives
   assert [each.channel for each, _ in collectives] == ['7', '8']
   assert (
-    sum(each.sent * times for each, times in collectives) == 2 * 3 * 4 * 8 * 128
+    sum(each.sent_bytes * times for each, times in collectives)
+    == 2 * 3 * 4 * 8 * 128
   )
 
 
@@ -105,7 +106,7 @@ def test_transfers_between_slices_are_all_reduces_over_dcn():
     1,
   )
   assert collective.groups == ((1, 2, 3),)
-  assert collective.sent == 2 * 2 / 3 * 4 * 8 * 128
+  assert collective.sent_bytes == 2 * 2 / 3 * 4 * 8 * 128
   assert cost.bytes == 2 * 4 * 8 * 128
   assert cost.flops == 0
 
@@ -158,7 +159,7 @@ def test_asynchronous_collectives_of_gpus_count_once(operation, kind, sent):
   )
   cost = cost_of(module)
   [(collective, times)] = cost.collectives
-  assert (collective.kind, collective.sent, times) == (kind, sent, 1)
+  assert (collective.kind, collective.sent_bytes, times) == (kind, sent, 1)
   assert cost.flops == 0
   # Read and written once each; waiting for the end moves nothing.
   first = module.entry.instructions['started']

@@ -137,7 +137,9 @@ def test_bytes_of_collectives_on_eight_devices_equal_counts_by_hand():
     ),
     x,
   )
-  sent = {each.kind: each.sent * times for each, times in cost.collectives}
+  sent = {
+    each.kind: each.sent_bytes * times for each, times in cost.collectives
+  }
   whole = 4 * 64 * 128
   by_hand = {
     'all-gather': 7 / 8 * whole,

@@ -60,7 +60,7 @@ ENTRY %main (x: bf16[16,256], w: bf16[3,256,512], g: f32[8,128]) -> f32[8,128] {
 def test_loop_body_is_multiplied_by_its_trip_count():
   module = parse(LOOP.replace('LIMIT', '3'))
   loop = module.entry.instructions['loop']
-  assert module.trips(loop, module.entry) == 3
+  assert module.trip_count(loop, module.entry) == 3
   cost = cost_of(module)
   counter = 3
   assert cost.flops == 3 * 2 * 16 * 256 * 512 + counter
@@ -97,7 +97,7 @@ def test_reads_trip_counts_of_counters_with_larger_steps(next_, trips):
 """
   )
   loop = module.entry.instructions['loop']
-  assert module.trips(loop, module.entry) == trips
+  assert module.trip_count(loop, module.entry) == trips
 
 
 def test_loop_of_unknown_length_is_reported():
@@ -144,7 +144,7 @@ def test_reads_trip_counts_from_a_fused_condition():
 }
 """
   )
-  assert module.trips(module.entry.instructions['loop'], module.entry) == 3
+  assert module.trip_count(module.entry.instructions['loop'], module.entry) == 3
 
 
 CONDITIONAL = """HloModule chosen, is_scheduled=true
@@ -183,7 +183,7 @@ def test_all_reduce_sends_each_part_twice():
   [(collective, times)] = cost.collectives
   assert (collective.kind, times) == ('all-reduce', 1)
   assert collective.size == 4 * 8 * 128
-  assert collective.sent == 2 * 3 / 4 * 4 * 8 * 128
+  assert collective.sent_bytes == 2 * 3 / 4 * 4 * 8 * 128
   assert collective.groups == ((0, 1, 2, 3),)
   assert collective.scope == 'jit(f)/psum'
 

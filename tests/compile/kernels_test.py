@@ -21,7 +21,11 @@ def test_kernels_with_a_stated_cost_have_that_cost(stated_bytes):
     '}}}',
   )
   cost = cost_of(module)
-  assert (cost.flops, cost.bytes, cost.unknown) == (12, stated_bytes, set())
+  assert (cost.flops, cost.bytes, cost.unknown_kernels) == (
+    12,
+    stated_bytes,
+    set(),
+  )
 
 
 def test_kernels_without_a_stated_cost_are_unknown():
@@ -32,7 +36,7 @@ def test_kernels_without_a_stated_cost_are_unknown():
   )
   cost = cost_of(module)
   assert (cost.flops, cost.bytes) == (0, 2 * 4 * 8 * 128)
-  assert cost.unknown == {'other_kernel'}
+  assert cost.unknown_kernels == {'other_kernel'}
 
 
 @pytest.mark.parametrize(
@@ -160,4 +164,4 @@ def test_kernels_of_unknown_cost_are_named_on_gpus():
       'custom_call_target="__gpu$xla.gpu.triton"',
     )
   )
-  assert cost.unknown == {'own_kernel'}
+  assert cost.unknown_kernels == {'own_kernel'}

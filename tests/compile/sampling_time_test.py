@@ -18,7 +18,7 @@ from covrl.rollout.layout import Layout
 LAYOUT = Layout(copies=1, shards=2, slots=(4, 2))
 STEP = StepCost(
   bytes=500,
-  own_bytes=400,
+  response_bytes=400,
   bandwidth=100,
   seconds=0,
   limit=10,

@@ -144,8 +144,10 @@ def test_every_axis_may_span_hosts():
   assert {each.process_index for each in placed[0].flat} == {0}
 
 
-def collective(kind, *groups, sent=1e9):
-  return Collective(kind=kind, size=0, sent=sent, groups=groups, scope='')
+def collective(kind, *groups, sent_bytes=1e9):
+  return Collective(
+    kind=kind, size=0, sent_bytes=sent_bytes, groups=groups, scope=''
+  )
 
 
 def test_collectives_use_nvlink_within_a_host_and_the_network_between():
@@ -182,7 +184,7 @@ def test_tpu_slices_use_ici_within_and_dcn_between():
   slice_ = find_topology('v5p:2x2x1')
   devices = [types.SimpleNamespace(coords=(i % 2, i // 2, 0)) for i in range(4)]
   network = Network(slice_, devices)
-  gather = collective('all-gather', tuple(range(4)), sent=90e9)
+  gather = collective('all-gather', tuple(range(4)), sent_bytes=90e9)
   assert network.busy_seconds(gather) == {'ici': pytest.approx(1 / 2)}
   between_slices = gather._replace(network='dcn')
   assert network.link(between_slices) == 'dcn'

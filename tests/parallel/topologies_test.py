@@ -84,9 +84,16 @@ def test_libtpu_describes_the_topology(topology):
   assert max(coordinates) == tuple(size - 1 for size in shape)
 
 
-def collective(kind, groups, sent=90e9, network: Literal['ici', 'dcn'] = 'ici'):
+def collective(
+  kind, groups, sent_bytes=90e9, network: Literal['ici', 'dcn'] = 'ici'
+):
   return Collective(
-    kind=kind, size=0, sent=sent, groups=groups, scope='', network=network
+    kind=kind,
+    size=0,
+    sent_bytes=sent_bytes,
+    groups=groups,
+    scope='',
+    network=network,
   )
 
 

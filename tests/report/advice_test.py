@@ -13,7 +13,7 @@ from covrl.cli import main
 from covrl.report import write_report
 from covrl.report.advice import (
   MAX_FRACTION,
-  REQUIRED,
+  REQUIRED_METRICS,
   AdviceInputs,
   advise,
   read_inputs,
@@ -26,11 +26,11 @@ COLLAPSE = AdviceInputs(
   tokens=20_000.0,
   entropy_start=0.4,
   entropy_end=0.1,
-  halving=30.0,
+  halving_iterations=30.0,
   covariance=0.003,
   tails={0.0002: 5.654, 0.002: 0.35, 0.02: 0.08},
   high_quantile=0.2,
-  equal_groups=0.5,
+  equal_group_share=0.5,
   reward=0.6,
 )
 
@@ -66,12 +66,18 @@ def test_a_fraction_selects_several_tokens_of_an_update(tokens, fraction):
 
 
 def test_a_fast_collapse_has_a_larger_coefficient():
-  assert advise(dataclasses.replace(COLLAPSE, halving=20.0)).coefficient == 3.0
-  assert advise(dataclasses.replace(COLLAPSE, halving=None)).coefficient == 1.0
+  assert (
+    advise(dataclasses.replace(COLLAPSE, halving_iterations=20.0)).coefficient
+    == 3.0
+  )
+  assert (
+    advise(dataclasses.replace(COLLAPSE, halving_iterations=None)).coefficient
+    == 1.0
+  )
 
 
 def test_beta_is_annealed_if_most_groups_have_equal_high_rewards():
-  saturated = dataclasses.replace(COLLAPSE, equal_groups=0.95)
+  saturated = dataclasses.replace(COLLAPSE, equal_group_share=0.95)
   assert advise(saturated).annealed
   # Groups that are equal because nothing is solved need exploration most.
   assert not advise(dataclasses.replace(saturated, reward=0.01)).annealed
@@ -111,7 +117,7 @@ def test_the_lower_bound_excludes_negative_covariances():
 
 
 def test_an_unfinished_run_and_a_rise_of_entropy_are_stated():
-  advice = advise(dataclasses.replace(COLLAPSE, planned=500))
+  advice = advise(dataclasses.replace(COLLAPSE, planned_iterations=500))
   assert '100 iterations of 500, the run is not finished' in advice.reasons[0]
   advice = advise(dataclasses.replace(COLLAPSE, entropy_end=0.8))
   assert advice.method == 'none'
@@ -147,7 +153,9 @@ def test_an_update_of_few_tokens_has_no_small_tails(tmp_path):
 def write_run(path, entropy, *, updates=2, without=(), values=None):
   """Writes a run with the given entropy by iteration and constant other metrics."""
   path.mkdir()
-  values = dict.fromkeys(REQUIRED, 0.1) | {'tokens': 20.0} | (values or {})
+  values = (
+    dict.fromkeys(REQUIRED_METRICS, 0.1) | {'tokens': 20.0} | (values or {})
+  )
   lines = [
     {'phase': 'train', 'iteration': iteration} | values | {'entropy': float(h)}
     for iteration, h in enumerate(entropy)
@@ -168,12 +176,12 @@ def test_inputs_are_read_from_the_metrics_of_a_run(tmp_path):
   assert inputs.updates_per_iteration == 2
   assert inputs.entropy_start == pytest.approx(0.975)
   assert inputs.entropy_end == pytest.approx(0.075)
-  assert inputs.halving == 11
+  assert inputs.halving_iterations == 11
 
 
 def test_entropy_that_was_never_halved_has_no_halving_time(tmp_path):
   run = write_run(tmp_path / 'grpo', np.linspace(1.0, 0.7, 20))
-  assert read_inputs(load_run(run)).halving is None
+  assert read_inputs(load_run(run)).halving_iterations is None
 
 
 def test_missing_metrics_are_named(tmp_path):
@@ -235,7 +243,7 @@ def test_covariances_may_be_measured_at_intervals(tmp_path):
   found = read_inputs(run)
   assert found.high_quantile == found.tails[0.02] == pytest.approx(2.5)
   assert found.entropy_end == pytest.approx(0.075)
-  assert found.halving == 11
+  assert found.halving_iterations == 11
   run = run_with_covariances_at(
     tmp_path / 'b', lambda _, iteration: iteration > 5
   )
@@ -331,11 +339,11 @@ def test_impossible_metrics_are_refused(tmp_path, name, value, bounds):
     {'covariance': math.nan},
     {'tokens': math.nan},
     {'tokens': -1.0},
-    {'halving': -3.0},
-    {'equal_groups': 7.0},
+    {'halving_iterations': -3.0},
+    {'equal_group_share': 7.0},
     {'updates_per_iteration': math.nan},
     {'iterations': 0},
-    {'planned': -1},
+    {'planned_iterations': -1},
     {'high_quantile': math.inf},
     {'reward': math.nan},
     {'selected': math.nan},

@@ -49,8 +49,8 @@ def test_first_and_last_responses_are_beside_each_other(make_run):
   assert [each.before.text for each in table.examples] == ['first', 'second']
   assert [each.after.text for each in table.examples] == ['1 < 2', '']
   assert table.examples[0].prompt == first['prompt'] == last['prompt']
-  assert table.examples[0].before.right == bool(first['greedy'])
-  assert table.examples[0].after.right == bool(last['greedy'])
+  assert table.examples[0].before.is_correct == bool(first['greedy'])
+  assert table.examples[0].after.is_correct == bool(last['greedy'])
   page = read(write_report(workdir))
   assert HEADING in page.text
   assert '1 < 2' in page.text
@@ -82,7 +82,7 @@ def test_invalid_responses_are_left_out_and_unscored_ones_have_no_mark(
   assert table is not None
   (example,) = table.examples
   assert len(example.before.text) < 1000
-  assert example.after.right is None
+  assert example.after.is_correct is None
   assert 'characters cut' in read(write_report(workdir)).text
 
 

@@ -193,7 +193,9 @@ def test_threads_can_share_a_judge(judge):
 
 def test_sandbox_that_does_not_start_gives_no_score(judge, monkeypatch):
   launcher = bubblewrap.Bubblewrap(
-    interpreter=interpreter.find_interpreter(), mode='user', scratch=1 << 20
+    interpreter=interpreter.find_interpreter(),
+    mode='user',
+    scratch_size=1 << 20,
   )
   broken = Judge(backend='bubblewrap')
   monkeypatch.setattr(broken, '_launcher', launcher)

@@ -197,7 +197,7 @@ def test_every_request_is_finished_and_leaves_no_array(engine, count):
   gc.collect()
   assert len(jax.live_arrays()) == before
   assert not engine._rows._rows
-  assert not engine._rows._uses
+  assert not engine._rows._prompt_uses
   assert not any(engine._waiting._queues.values())
   assert sorted(engine._rows._free[0]) == list(range(8))
   assert sorted(engine._rows._free_prompts[0]) == list(range(8))
@@ -231,7 +231,7 @@ def test_shards_of_a_mesh_sample_the_same_as_one_device(engine):
 
 
 def test_responses_do_not_depend_on_the_widths_of_other_prompts(monkeypatch):
-  monkeypatch.setattr('covrl.rollout.request_engine.WIDTHS', (8,))
+  monkeypatch.setattr('covrl.rollout.request_engine.PROMPT_WIDTHS', (8,))
   wide = make_engine(max_prompt_length=20)
   short, long = make_requests(1)[0], (*range(1, 15), 0, 1, 2)
   long = Request(prompt=long, max_tokens=LIMIT, seed=5)

@@ -245,7 +245,7 @@ def test_large_logits_are_truncated_in_groups_of_rows(monkeypatch):
   keys = jax.random.split(jax.random.key(1), 24)
   sampling = Sampling.make(top_p=0.8, top_k=50, min_p=0.01)
   expected = jax.jit(sample_token)(logits, keys, sampling)
-  monkeypatch.setattr(sampling_module, '_LARGE_TRUNCATION', 24 * 300 - 1)
+  monkeypatch.setattr(sampling_module, '_MAX_UNGROUPED_LOGITS', 24 * 300 - 1)
   program = jax.jit(lambda *arguments: sample_token(*arguments))
   assert 'f32[3,8,300]' in str(jax.make_jaxpr(program)(logits, keys, sampling))
   for ours, theirs in zip(

@@ -87,7 +87,7 @@ def test_starting_ahead_does_not_delay_the_reduction_of_slots():
 def test_segments_are_started_before_results_are_read(monkeypatch):
   """The responses are the same to the bit as without starting ahead."""
   engine, events = make_engine(end_ids=(), segment=3), []
-  run, wait = engine._run, engine_module._read
+  run, wait = engine._run, engine_module._wait_for_status
 
   def run_and_note(*arguments):
     events.append('run')
@@ -99,7 +99,7 @@ def test_segments_are_started_before_results_are_read(monkeypatch):
     events.append('read')
     return wait(status, **options)
 
-  monkeypatch.setattr(engine_module, '_read', note_and_read)
+  monkeypatch.setattr(engine_module, '_wait_for_status', note_and_read)
   ahead = to_numpy(sample(engine))
   assert events == ['run', 'read', 'run', 'read', 'run', 'read', 'read']
   events.clear()

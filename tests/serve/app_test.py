@@ -341,7 +341,7 @@ def test_an_engine_that_fails_answers_all_clients(engine, monkeypatch, stream):
 
   serve(engine, scenario)
   monkeypatch.undo()
-  for number in range(1, engine._count + 1):
+  for number in range(1, engine._num_submitted + 1):
     engine.cancel(number)
   assert engine.step() == {}
 
@@ -368,7 +368,7 @@ def test_a_response_without_finite_logits_is_an_error_and_others_go_on(
   sentence = b'the logits of a response must be finite, got nan'
 
   async def scenario(server):
-    first = engine._count + 1
+    first = engine._num_submitted + 1
     monkeypatch.setattr(engine, 'step', without_logits_of(engine, first))
     answer = await complete(server.app, **GREEDY, stream=stream)
     assert sentence in answer.body
@@ -380,7 +380,7 @@ def test_a_response_without_finite_logits_is_an_error_and_others_go_on(
 
 
 def test_lines_without_finite_logits_have_an_error(engine, monkeypatch):
-  first = engine._count + 1
+  first = engine._num_submitted + 1
   monkeypatch.setattr(engine, 'step', without_logits_of(engine, first))
   lines = [b'{"prompt": "a"}', b'{"prompt": "b"}']
   results = list(sample_lines(engine, TOKENIZER, lines, defaults={}, seed=0))

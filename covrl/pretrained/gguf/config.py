@@ -53,7 +53,7 @@ _KNOWN_FIELDS = {
 }
 # `low_freq_factor` and `high_freq_factor` of Llama 3's scaling, between which it
 # interpolates linearly; the same in all versions.
-_LOW, _HIGH = 1.0, 4.0
+_LOW_FREQ_FACTOR, _HIGH_FREQ_FACTOR = 1.0, 4.0
 
 
 def config_fields(
@@ -78,7 +78,7 @@ def config_fields(
   if metadata.integer('split.count', 1) != 1:
     raise metadata.error('split.count', '1, the whole model in one file')
   _warn_of_unknown_fields(metadata, architecture)
-  name, model_type = _ARCHITECTURES[architecture]
+  class_name, model_type = _ARCHITECTURES[architecture]
   heads = metadata.integer(f'{architecture}.attention.head_count')
   dim = metadata.integer(f'{architecture}.embedding_length')
   if heads < 1:
@@ -96,9 +96,9 @@ def config_fields(
     raise ValueError(
       f'{file} must hold token_embd.weight, got a file without it'
     )
-  kind = embedding.type.name
+  embedding_type = embedding.type.name
   fields = {
-    'architectures': [name],
+    'architectures': [class_name],
     'model_type': model_type,
     'vocab_size': embedding.shape[0],
     'hidden_size': dim,
@@ -120,7 +120,7 @@ def config_fields(
     ),
     'tie_word_embeddings': 'output.weight' not in tensors,
     # Float32 represents all numbers of float16 and of the quantised types.
-    'torch_dtype': 'bfloat16' if kind == 'BF16' else 'float32',
+    'torch_dtype': 'bfloat16' if embedding_type == 'BF16' else 'float32',
     'rope_theta': metadata.number(f'{architecture}.rope.freq_base', 10000.0),
     **_expert_fields(metadata, architecture),
   }
@@ -133,7 +133,7 @@ def config_fields(
 
 
 def _warn_of_unknown_fields(metadata: Metadata, architecture: str) -> None:
-  """Names settings of the model that are not read."""
+  """Warns of settings of the model that are not read."""
   known = {f'{architecture}.{name}' for name in _KNOWN_FIELDS}
   unknown = [
     f'{name} ({str(value)[:40]})'
@@ -176,9 +176,9 @@ def _rope_scaling(
 ) -> dict[str, Any] | None:
   """Scaling of the rotary frequencies, or `None`."""
   prefix = f'{metadata.text("general.architecture")}.rope.scaling'
-  kind = metadata.text(f'{prefix}.type', 'none')
+  scaling_type = metadata.text(f'{prefix}.type', 'none')
   if ROPE_FACTORS in tensors:
-    if kind != 'none':
+    if scaling_type != 'none':
       raise metadata.error(f'{prefix}.type', f'none beside {ROPE_FACTORS}')
     factors = read_vector(file, tensors[ROPE_FACTORS])
     head_dim = fields['head_dim']
@@ -189,18 +189,18 @@ def _rope_scaling(
         f' scaling, got {str(factors.tolist())[:80]}'
       )
     return scaling
-  if kind == 'none':
+  if scaling_type == 'none':
     return None
-  if kind not in ('linear', 'yarn'):
+  if scaling_type not in ('linear', 'yarn'):
     raise metadata.error(f'{prefix}.type', 'none, linear or yarn')
   factor = metadata.number(f'{prefix}.factor')
   if factor < 1:
     raise metadata.error(f'{prefix}.factor', 'at least 1')
-  if kind == 'linear':
-    return {'rope_type': kind, 'factor': factor}
+  if scaling_type == 'linear':
+    return {'rope_type': scaling_type, 'factor': factor}
   magnitude = metadata.number(f'{prefix}.attn_factor', 1.0)
   return {
-    'rope_type': kind,
+    'rope_type': scaling_type,
     'factor': factor,
     'original_max_position_embeddings': metadata.integer(
       f'{prefix}.original_context_length'
@@ -227,30 +227,44 @@ def _llama3_scaling(
   Returns:
     A `rope_scaling` for a config.json; `None` if no scaling has these divisors.
   """
-  plain = base_frequencies(theta, head_dim)
-  if factors.shape != plain.shape or not np.isfinite(factors).all():
+  unscaled = base_frequencies(theta, head_dim)
+  if factors.shape != unscaled.shape or not np.isfinite(factors).all():
     return None
   if not (factors >= 1).all() or factors.max() == 1:
     return None
   factor = float(factors.max())
   # On the ramp, 1 / divisor = s + (1 − s) / factor.
-  share = (1 / factors - 1 / factor) / (1 - 1 / factor)
-  on_ramp = np.flatnonzero((share > 1e-3) & (share < 1 - 1e-3))
-  lengths = 2 * np.pi / plain * (share * (_HIGH - _LOW) + _LOW)
+  unscaled_share = (1 / factors - 1 / factor) / (1 - 1 / factor)
+  on_ramp = np.flatnonzero(
+    (unscaled_share > 1e-3) & (unscaled_share < 1 - 1e-3)
+  )
+  lengths = (
+    2
+    * np.pi
+    / unscaled
+    * (
+      unscaled_share * (_HIGH_FREQ_FACTOR - _LOW_FREQ_FACTOR) + _LOW_FREQ_FACTOR
+    )
+  )
   # Without a frequency on the ramp, several lengths give the same divisors.
-  edge = np.flatnonzero(factors == factor)[0]
-  length = round(float(np.median(lengths[on_ramp if on_ramp.size else [edge]])))
+  first_scaled = np.flatnonzero(factors == factor)[0]
+  length = round(
+    float(np.median(lengths[on_ramp if on_ramp.size else [first_scaled]]))
+  )
   if length < 1:
     return None
   scaling = Llama3Scaling(
-    factor=factor, original_length=length, low=_LOW, high=_HIGH
+    factor=factor,
+    original_length=length,
+    low=_LOW_FREQ_FACTOR,
+    high=_HIGH_FREQ_FACTOR,
   )
-  if not np.allclose(plain / scaling(plain, theta), factors, rtol=1e-3):
+  if not np.allclose(unscaled / scaling(unscaled, theta), factors, rtol=1e-3):
     return None
   return {
     'rope_type': 'llama3',
     'factor': factor,
-    'low_freq_factor': _LOW,
-    'high_freq_factor': _HIGH,
+    'low_freq_factor': _LOW_FREQ_FACTOR,
+    'high_freq_factor': _HIGH_FREQ_FACTOR,
     'original_max_position_embeddings': length,
   }

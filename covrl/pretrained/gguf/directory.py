@@ -21,7 +21,7 @@ from covrl.pretrained.gguf.tokenizer import tokenizer_files
 from covrl.pretrained.json_files import open_regular_file
 
 _SUFFIX = '.gguf'
-_LINK = f'model{_SUFFIX}'
+_LINK_NAME = f'model{_SUFFIX}'
 
 
 def is_gguf(name: epath.PathLike) -> bool:
@@ -48,14 +48,16 @@ def gguf_directory(file: epath.PathLike) -> epath.Path:
   """
   path = storage.as_path(file)
   open_regular_file(path).close()
-  local = _local_copy(path).absolute()
-  state = local.stat()
-  return _directory(local, state.st_size, state.st_mtime_ns)
+  local_file = _local_copy(path).absolute()
+  file_status = local_file.stat()
+  return _make_directory(
+    local_file, file_status.st_size, file_status.st_mtime_ns
+  )
 
 
 def linked_gguf(directory: epath.Path) -> epath.Path | None:
   """The GGUF file of a directory of `gguf_directory`; `None` for others."""
-  link = pathlib.Path(directory / _LINK)
+  link = pathlib.Path(directory / _LINK_NAME)
   if storage.is_bucket(directory) or not link.is_symlink():
     return None
   return epath.Path(link.readlink())
@@ -68,18 +70,20 @@ def _local_copy(path: epath.Path) -> pathlib.Path:
 
 
 @functools.cache
-def _directory(file: pathlib.Path, size: int, changed: int) -> epath.Path:
+def _make_directory(
+  file: pathlib.Path, size: int, modified_ns: int
+) -> epath.Path:
   """Makes the directory of a file; cached by its size and time of modification."""
-  del size, changed
+  del size, modified_ns
   path = epath.Path(file)
   metadata, tensors = read_header(path)
   fields = config_fields(path, metadata, tensors)
   model_config(fields, fields['torch_dtype'], str(path))
   files = tokenizer_files(metadata, fields['vocab_size'])
-  generation = json.loads(files['generation_config.json'])
-  text = json.dumps({**fields, **generation}, indent=2)
+  generation_config = json.loads(files['generation_config.json'])
+  text = json.dumps({**fields, **generation_config}, indent=2)
   directory = storage.temporary_directory()
   for name, content in {**files, 'config.json': f'{text}\n'.encode()}.items():
     (directory / name).write_bytes(content)
-  (directory / _LINK).symlink_to(file)
+  (directory / _LINK_NAME).symlink_to(file)
   return epath.Path(directory)

@@ -28,13 +28,13 @@ _MAX_HEADER_BYTES = 2**26
 # Fields, tensors, elements of an array and axes of a tensor, at most.
 _MAX_FIELDS = 2**14
 _MAX_TENSORS = 2**17
-_MAX_ARRAY = 2**21
+_MAX_ARRAY_ELEMENTS = 2**21
 _MAX_AXES = 4
 _DEFAULT_ALIGNMENT = 32
 
 # Types of the metadata's values, numbered as in the format.
-_STRING, _ARRAY = 8, 9
-_SCALARS: Mapping[int, np.dtype] = {
+_STRING_CODE, _ARRAY_CODE = 8, 9
+_SCALAR_DTYPES: Mapping[int, np.dtype] = {
   code: np.dtype(name)
   for code, name in {
     0: '<u1',
@@ -85,25 +85,27 @@ def read_header(file: epath.Path) -> tuple[Metadata, dict[str, GgufTensor]]:
   """
   with open_regular_file(file) as stream:
     cursor = _Cursor(stream, file, storage.file_size(file))
-    if cursor.take(4, 'the first four bytes') != _MAGIC:
+    if cursor.read_bytes(4, 'the first four bytes') != _MAGIC:
       raise ValueError(f'{file} must be a GGUF file, got another')
-    version = cursor.number('<I', 'version')
+    version = cursor.read_integer('<I', 'version')
     if version not in _VERSIONS:
       raise ValueError(
         f'{file}: the version of GGUF must be one of {_VERSIONS}, little-endian,'
         f' got {version}'
       )
-    tensors = cursor.count('number of tensors', _MAX_TENSORS)
-    fields = cursor.count('number of fields', _MAX_FIELDS)
-    metadata = Metadata(str(file), _read_fields(cursor, fields))
-    infos = [_read_tensor(cursor) for _ in range(tensors)]
+    num_tensors = cursor.read_count('number of tensors', _MAX_TENSORS)
+    num_fields = cursor.read_count('number of fields', _MAX_FIELDS)
+    metadata = Metadata(str(file), _read_fields(cursor, num_fields))
+    infos = [_read_tensor(cursor) for _ in range(num_tensors)]
     alignment = metadata.integer('general.alignment', _DEFAULT_ALIGNMENT)
     if not 1 <= alignment <= 2**16 or alignment & (alignment - 1):
       raise ValueError(
         f'{file}: general.alignment must be a power of two, got {alignment}'
       )
-    start = -(-cursor.position // alignment) * alignment
-  return metadata, _positioned(file, infos, start, alignment, cursor.size)
+    data_start = -(-cursor.position // alignment) * alignment
+  return metadata, _locate_tensors(
+    file, infos, data_start, alignment, cursor.size
+  )
 
 
 class _Cursor:
@@ -113,42 +115,45 @@ class _Cursor:
     self.file, self.size, self.position = file, size, 0
     self._stream = stream
 
-  def take(self, count: int, owner: str) -> bytes:
-    """Reads `count` bytes; `owner` describes them, for errors."""
+  def read_bytes(self, count: int, description: str) -> bytes:
+    """Reads `count` bytes; `description` describes them, for errors."""
     if self.position + count > self.size:
       raise ValueError(
         f'{self.file} must have {self.position + count} bytes or more, for'
-        f' {owner}, got {self.size}'
+        f' {description}, got {self.size}'
       )
     if self.position + count > _MAX_HEADER_BYTES:
       raise ValueError(
         f'{self.file}: the header must have at most {_MAX_HEADER_BYTES} bytes,'
-        f' got more at {owner}'
+        f' got more at {description}'
       )
     self.position += count
     return self._stream.read(count)
 
-  def number(self, layout: str, owner: str) -> int:
+  def read_integer(self, struct_format: str, description: str) -> int:
     """Reads an integer."""
-    return struct.unpack(layout, self.take(struct.calcsize(layout), owner))[0]
+    return struct.unpack(
+      struct_format,
+      self.read_bytes(struct.calcsize(struct_format), description),
+    )[0]
 
-  def count(self, owner: str, limit: int) -> int:
+  def read_count(self, description: str, limit: int) -> int:
     """Reads a 64-bit count of at most `limit`."""
-    count = self.number('<Q', owner)
+    count = self.read_integer('<Q', description)
     if count > limit:
       raise ValueError(
-        f'{self.file}: the {owner} must be at most {limit}, got {count}'
+        f'{self.file}: the {description} must be at most {limit}, got {count}'
       )
     return count
 
-  def text(self, owner: str) -> str:
+  def read_text(self, description: str) -> str:
     """Reads a string."""
-    size = self.number('<Q', owner)
+    size = self.read_integer('<Q', description)
     try:
-      return self.take(size, owner).decode()
+      return self.read_bytes(size, description).decode()
     except UnicodeDecodeError:
       raise ValueError(
-        f'{self.file}: {owner} must be UTF-8, got other bytes'
+        f'{self.file}: {description} must be UTF-8, got other bytes'
       ) from None
 
 
@@ -156,41 +161,45 @@ def _read_fields(cursor: _Cursor, count: int) -> dict[str, Any]:
   """Reads the fields of the metadata."""
   fields: dict[str, Any] = {}
   for number in range(count):
-    name = cursor.text(f'the name of field {number}')
+    name = cursor.read_text(f'the name of field {number}')
     if name in fields:
       raise ValueError(
         f'{cursor.file} must hold the field {name[:80]} once, got it twice'
       )
-    code = cursor.number('<I', name)
-    fields[name] = _read_value(cursor, name[:80], code)
+    type_code = cursor.read_integer('<I', name)
+    fields[name] = _read_value(cursor, name[:80], type_code)
   return fields
 
 
-def _read_value(cursor: _Cursor, name: str, code: int) -> Any:
+def _read_value(cursor: _Cursor, name: str, type_code: int) -> Any:
   """Reads a value of a type, by the type's code."""
-  if code == _STRING:
-    return cursor.text(name)
-  if code in _SCALARS:
-    dtype = _SCALARS[code]
-    value = np.frombuffer(cursor.take(dtype.itemsize, name), dtype)[0]
+  if type_code == _STRING_CODE:
+    return cursor.read_text(name)
+  if type_code in _SCALAR_DTYPES:
+    dtype = _SCALAR_DTYPES[type_code]
+    value = np.frombuffer(cursor.read_bytes(dtype.itemsize, name), dtype)[0]
     # The shortest decimal that rounds to a float32: 1e-05, not 9.99999975e-06.
     return float(str(value)) if dtype.name == 'float32' else value.item()
-  if code != _ARRAY:
+  if type_code != _ARRAY_CODE:
     raise ValueError(
       f'{cursor.file}: the type of field {name} must be a number up to 12, got'
-      f' {code}'
+      f' {type_code}'
     )
-  code = cursor.number('<I', name)
-  count = cursor.count(f'number of elements of {name}', _MAX_ARRAY)
-  if code == _STRING:
-    return [cursor.text(f'element {index} of {name}') for index in range(count)]
-  if code not in _SCALARS:
+  type_code = cursor.read_integer('<I', name)
+  count = cursor.read_count(
+    f'number of elements of {name}', _MAX_ARRAY_ELEMENTS
+  )
+  if type_code == _STRING_CODE:
+    return [
+      cursor.read_text(f'element {index} of {name}') for index in range(count)
+    ]
+  if type_code not in _SCALAR_DTYPES:
     raise ValueError(
       f'{cursor.file}: the elements of field {name} must be numbers or texts,'
-      f' got type {code}'
+      f' got type {type_code}'
     )
-  dtype = _SCALARS[code]
-  content = cursor.take(count * dtype.itemsize, name)
+  dtype = _SCALAR_DTYPES[type_code]
+  content = cursor.read_bytes(count * dtype.itemsize, name)
   return np.frombuffer(content, dtype).tolist()
 
 
@@ -212,28 +221,28 @@ class _TensorInfo(NamedTuple):
 
 def _read_tensor(cursor: _Cursor) -> _TensorInfo:
   """Reads name, shape, type and position of the next tensor."""
-  name = cursor.text('the name of a tensor')
+  name = cursor.read_text('the name of a tensor')
   owner = f'{cursor.file}: {name[:80]}'
-  axes = cursor.number('<I', name)
+  axes = cursor.read_integer('<I', name)
   if not 1 <= axes <= _MAX_AXES:
     raise ValueError(f'{owner} must have 1 to {_MAX_AXES} axes, got {axes}')
-  sizes = [cursor.number('<Q', name) for _ in range(axes)]
+  sizes = [cursor.read_integer('<Q', name) for _ in range(axes)]
   if not all(1 <= size <= 2**40 for size in sizes):
     raise ValueError(f'{owner} must have axes of 1 to 2^40, got {sizes}')
   shape = tuple(reversed(sizes))
-  kind = tensor_type(cursor.number('<I', name), owner)
+  kind = tensor_type(cursor.read_integer('<I', name), owner)
   if shape[-1] % kind.block_size:
     raise ValueError(
       f'{owner} must have rows of whole blocks of {kind.block_size}, as'
       f' {kind.name} needs, got {shape[-1]}'
     )
-  return _TensorInfo(name, shape, kind, cursor.number('<Q', name))
+  return _TensorInfo(name, shape, kind, cursor.read_integer('<Q', name))
 
 
-def _positioned(
+def _locate_tensors(
   file: epath.Path,
   infos: list[_TensorInfo],
-  start: int,
+  data_start: int,
   alignment: int,
   size: int,
 ) -> dict[str, GgufTensor]:
@@ -247,19 +256,21 @@ def _positioned(
         f'{file}: {info.name[:80]} must begin at a multiple of {alignment}, got'
         f' {info.offset}'
       )
-    tensors[info.name] = GgufTensor(info.shape, info.type, start + info.offset)
-  order = sorted(tensors, key=lambda name: tensors[name].start)
-  for name in order:
+    tensors[info.name] = GgufTensor(
+      info.shape, info.type, data_start + info.offset
+    )
+  names_by_start = sorted(tensors, key=lambda name: tensors[name].start)
+  for name in names_by_start:
     end = tensors[name].start + tensors[name].size
     if end > size:
       raise ValueError(
         f'{file} must have {end} bytes or more, for {name[:80]}, got {size}'
       )
-  for name, after in itertools.pairwise(order):
+  for name, next_name in itertools.pairwise(names_by_start):
     end = tensors[name].start + tensors[name].size
-    if end > tensors[after].start:
+    if end > tensors[next_name].start:
       raise ValueError(
-        f'{file}: {after[:80]} must begin at {end - start} or later, where'
-        f' {name[:80]} ends, got {tensors[after].start - start}'
+        f'{file}: {next_name[:80]} must begin at {end - data_start} or later, where'
+        f' {name[:80]} ends, got {tensors[next_name].start - data_start}'
       )
   return tensors

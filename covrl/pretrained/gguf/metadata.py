@@ -13,7 +13,7 @@ _T = TypeVar('_T')
 
 @dataclasses.dataclass(frozen=True)
 class Metadata:
-  """The fields of a file.
+  """The fields of the metadata of a GGUF file, whose types are checked.
 
   The methods take the name of a field; those for single values also take a default
   for an absent one.

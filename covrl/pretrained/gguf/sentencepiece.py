@@ -14,9 +14,9 @@ import struct
 
 from covrl.pretrained.gguf.metadata import Metadata
 
-_PREFIX = 'tokenizer.ggml'
+_KEY_PREFIX = 'tokenizer.ggml'
 # Type of a token that is a byte, the last of the types 1 to 6.
-_BYTE = 6
+_BYTE_TYPE = 6
 # Field numbers of `ModelProto`; numbers below are those of its messages' fields.
 _PIECE, _TRAINER, _NORMALIZER = 1, 2, 3
 # `ModelType.BPE`.
@@ -38,23 +38,29 @@ def sentencepiece_model(
   """
   import sentencepiece
 
-  scores = metadata.numbers(f'{_PREFIX}.scores')
+  scores = metadata.numbers(f'{_KEY_PREFIX}.scores')
   if len(scores) != len(tokens):
-    raise metadata.error(f'{_PREFIX}.scores', f'{len(tokens)} numbers')
-  if not all(1 <= kind <= _BYTE for kind in types):
-    raise metadata.error(f'{_PREFIX}.token_type', f'numbers of 1 to {_BYTE}')
+    raise metadata.error(f'{_KEY_PREFIX}.scores', f'{len(tokens)} numbers')
+  if not all(1 <= kind <= _BYTE_TYPE for kind in types):
+    raise metadata.error(
+      f'{_KEY_PREFIX}.token_type', f'numbers of 1 to {_BYTE_TYPE}'
+    )
   pieces = [
-    _message(
+    _encode_message(
       _PIECE,
-      _text(1, token) + _float(2, score) + _integer(3, kind),
+      _encode_text(1, token)
+      + _encode_float(2, score)
+      + _encode_integer(3, kind),
     )
     for token, score, kind in zip(tokens, scores, types, strict=True)
   ]
   model = b''.join(
     (
       *pieces,
-      _message(_TRAINER, _trainer(metadata, tokens, _BYTE in types)),
-      _message(_NORMALIZER, _normalizer(metadata)),
+      _encode_message(
+        _TRAINER, _encode_trainer_spec(metadata, tokens, _BYTE_TYPE in types)
+      ),
+      _encode_message(_NORMALIZER, _encode_normalizer_spec(metadata)),
     )
   )
   try:
@@ -62,64 +68,70 @@ def sentencepiece_model(
   except (RuntimeError, ValueError) as error:
     reason = ' '.join(str(error).split())[:120]
     raise metadata.error(
-      f'{_PREFIX}.tokens', f'those of a sentencepiece model ({reason})'
+      f'{_KEY_PREFIX}.tokens', f'those of a sentencepiece model ({reason})'
     ) from None
   return model
 
 
-def _trainer(metadata: Metadata, tokens: list[str], has_bytes: bool) -> bytes:
+def _encode_trainer_spec(
+  metadata: Metadata, tokens: list[str], has_bytes: bool
+) -> bytes:
   """Encodes the `TrainerSpec`: type of the model, and its special tokens."""
-  fields = _integer(3, _BPE) + _integer(4, len(tokens))
-  fields += _integer(35, int(has_bytes))
-  names = {'unknown': (40, 45), 'bos': (41, 46), 'eos': (42, 47)}
-  for name, (id_field, piece_field) in names.items():
-    field = f'{_PREFIX}.{name}_token_id'
-    token = metadata.integer(field, 0 if name == 'unknown' else None)
-    if token is not None:
-      if token >= len(tokens):
+  fields = _encode_integer(3, _BPE) + _encode_integer(4, len(tokens))
+  fields += _encode_integer(35, int(has_bytes))
+  field_numbers = {'unknown': (40, 45), 'bos': (41, 46), 'eos': (42, 47)}
+  for name, (id_field, piece_field) in field_numbers.items():
+    field = f'{_KEY_PREFIX}.{name}_token_id'
+    token_id = metadata.integer(field, 0 if name == 'unknown' else None)
+    if token_id is not None:
+      if token_id >= len(tokens):
         raise metadata.error(
           field, f'below {len(tokens)}, the number of tokens'
         )
-      fields += _integer(id_field, token) + _text(piece_field, tokens[token])
+      fields += _encode_integer(id_field, token_id) + _encode_text(
+        piece_field, tokens[token_id]
+      )
   return fields
 
 
-def _normalizer(metadata: Metadata) -> bytes:
+def _encode_normalizer_spec(metadata: Metadata) -> bytes:
   """Encodes the `NormalizerSpec`: treatment of blanks; texts stay as they are."""
-  adds_blank = metadata.flag(f'{_PREFIX}.add_space_prefix', True)
-  removes = metadata.flag(f'{_PREFIX}.remove_extra_whitespaces', False)
+  adds_blank = metadata.flag(f'{_KEY_PREFIX}.add_space_prefix', True)
+  removes_extra_blanks = metadata.flag(
+    f'{_KEY_PREFIX}.remove_extra_whitespaces', False
+  )
   return (
-    _text(1, 'identity')
-    + _integer(3, int(adds_blank))
-    + _integer(4, int(removes))
-    + _integer(5, 1)
+    _encode_text(1, 'identity')
+    + _encode_integer(3, int(adds_blank))
+    + _encode_integer(4, int(removes_extra_blanks))
+    + _encode_integer(5, 1)
   )
 
 
-def _integer(field: int, value: int) -> bytes:
+def _encode_integer(field: int, value: int) -> bytes:
   """Encodes a field that is an integer of at least 0."""
-  return _varint(field << 3) + _varint(value)
+  return _encode_varint(field << 3) + _encode_varint(value)
 
 
-def _float(field: int, value: float) -> bytes:
+def _encode_float(field: int, value: float) -> bytes:
   """Encodes a field that is a float32."""
-  return _varint(field << 3 | 5) + struct.pack('<f', value)
+  return _encode_varint(field << 3 | 5) + struct.pack('<f', value)
 
 
-def _text(field: int, value: str) -> bytes:
+def _encode_text(field: int, value: str) -> bytes:
   """Encodes a field that is a string."""
-  return _message(field, value.encode())
+  return _encode_message(field, value.encode())
 
 
-def _message(field: int, content: bytes) -> bytes:
+def _encode_message(field: int, content: bytes) -> bytes:
   """Encodes a field that is an encoded message, or other bytes."""
-  return _varint(field << 3 | 2) + _varint(len(content)) + content
+  return _encode_varint(field << 3 | 2) + _encode_varint(len(content)) + content
 
 
-def _varint(value: int) -> bytes:
+def _encode_varint(value: int) -> bytes:
   """An integer in groups of seven bits, lowest first.
 
-  >>> _varint(300).hex()
+  >>> _encode_varint(300).hex()
   'ac02'
   """
   groups = bytearray()

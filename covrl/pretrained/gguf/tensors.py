@@ -22,7 +22,7 @@ from covrl.pretrained.gguf.metadata import Metadata
 from covrl.pretrained.tensors import Tensors
 
 # Names of parts of layers, in transformers.
-_PARTS: Mapping[str, str] = {
+_LAYER_PARTS: Mapping[str, str] = {
   'attn_norm': 'input_layernorm',
   'attn_q': 'self_attn.q_proj',
   'attn_k': 'self_attn.k_proj',
@@ -43,7 +43,7 @@ _EXPERT_PARTS: Mapping[str, str] = {
   'ffn_down_exps': 'down_proj',
 }
 # Names of the tensors outside of layers.
-_OTHERS: Mapping[str, str] = {
+_OUTER_TENSORS: Mapping[str, str] = {
   'token_embd.weight': 'model.embed_tokens.weight',
   'output_norm.weight': 'model.norm.weight',
   'output.weight': 'lm_head.weight',
@@ -51,11 +51,11 @@ _OTHERS: Mapping[str, str] = {
 # Read with the configuration; see `covrl.pretrained.gguf.config`.
 ROPE_FACTORS = 'rope_freqs.weight'
 # Architectures whose query and key rows are interleaved.
-_INTERLEAVED = ('llama',)
+_INTERLEAVED_ARCHITECTURES = ('llama',)
 _MAX_EXPERTS = 2**12
 
 
-class _Stored(NamedTuple):
+class _StoredRows(NamedTuple):
   """Position and order of a tensor's rows.
 
   Attributes:
@@ -101,19 +101,19 @@ class GgufTensors(Tensors):
     return np.dtype(np.float32)
 
   def read_rows(
-    self, name: str, first: int, last: int
+    self, name: str, first: int, stop: int
   ) -> Float[np.ndarray, '...']:
-    """Reads rows `first` to `last - 1` of the leading axis of a tensor."""
+    """Reads rows `first` to `stop - 1` of the leading axis of a tensor."""
     tensor, heads = self._tensors[name]
     file = self.files[name]
     if len(tensor.shape) == 1:
-      return _read_stored(file, tensor, 0, 1)[0, first:last]
+      return _read_stored(file, tensor, 0, 1)[0, first:stop]
     if not heads:
-      return _read_stored(file, tensor, first, last)
-    rows = _interleaved(np.arange(first, last), tensor.shape[0] // heads)
+      return _read_stored(file, tensor, first, stop)
+    rows = _file_rows(np.arange(first, stop), tensor.shape[0] // heads)
     start = rows.min()
-    stored = _read_stored(file, tensor, start, rows.max() + 1)
-    return stored[rows - start]
+    stored_rows = _read_stored(file, tensor, start, rows.max() + 1)
+    return stored_rows[rows - start]
 
 
 def read_vector(
@@ -125,13 +125,13 @@ def read_vector(
 
 def _stored_tensors(
   name: str, tensor: GgufTensor, metadata: Metadata
-) -> Iterator[tuple[str, _Stored]]:
+) -> Iterator[tuple[str, _StoredRows]]:
   """Yields names in transformers with positions of a tensor, or of each expert in it.
 
   A tensor that is not known keeps its name.
   """
   match = re.fullmatch(r'blk\.(\d+)\.(\w+)\.(weight|bias)', name)
-  layer, part, kind = match.groups() if match else ('', '', '')
+  layer, part, weight_or_bias = match.groups() if match else ('', '', '')
   prefix = f'model.layers.{layer}.'
   if part in _EXPERT_PARTS and len(tensor.shape) == 3:
     if tensor.shape[0] > _MAX_EXPERTS:
@@ -139,25 +139,35 @@ def _stored_tensors(
         f'{metadata.file}: {name} must be of at most {_MAX_EXPERTS} experts, got'
         f' {tensor.shape[0]}'
       )
-    one = tensor._replace(shape=tensor.shape[1:])
+    expert_tensor = tensor._replace(shape=tensor.shape[1:])
     for expert in range(tensor.shape[0]):
       yield (
-        f'{prefix}mlp.experts.{expert}.{_EXPERT_PARTS[part]}.{kind}',
-        _Stored(one._replace(start=tensor.start + expert * one.size)),
+        f'{prefix}mlp.experts.{expert}.{_EXPERT_PARTS[part]}.{weight_or_bias}',
+        _StoredRows(
+          expert_tensor._replace(
+            start=tensor.start + expert * expert_tensor.size
+          )
+        ),
       )
-  elif part in _PARTS:
+  elif part in _LAYER_PARTS:
     architecture = metadata.text('general.architecture')
     heads = 0
-    if architecture in _INTERLEAVED and part in ('attn_q', 'attn_k'):
+    if architecture in _INTERLEAVED_ARCHITECTURES and part in (
+      'attn_q',
+      'attn_k',
+    ):
       heads = interleaved_heads(metadata, part)
       if tensor.shape[0] % (2 * heads):
         raise ValueError(
           f'{metadata.file}: {name} must have pairs of rows for each of'
           f' {heads} heads, got {tensor.shape[0]} rows'
         )
-    yield f'{prefix}{_PARTS[part]}.{kind}', _Stored(tensor, heads)
+    yield (
+      f'{prefix}{_LAYER_PARTS[part]}.{weight_or_bias}',
+      _StoredRows(tensor, heads),
+    )
   else:
-    yield _OTHERS.get(name, name), _Stored(tensor)
+    yield _OUTER_TENSORS.get(name, name), _StoredRows(tensor)
 
 
 def interleaved_heads(metadata: Metadata, part: str) -> int:
@@ -169,7 +179,7 @@ def interleaved_heads(metadata: Metadata, part: str) -> int:
   return max(heads, 1)
 
 
-def _interleaved(
+def _file_rows(
   rows: Int[np.ndarray, ' n'], head_dim: int
 ) -> Int[np.ndarray, ' n']:
   """Indices in the file of rows in the order of transformers.
@@ -177,7 +187,7 @@ def _interleaved(
   Row i of the first half of a head is row 2i in the file, and row i of the
   second half is row 2i + 1.
 
-  >>> _interleaved(np.arange(4, 8), 4).tolist()
+  >>> _file_rows(np.arange(4, 8), 4).tolist()
   [4, 6, 5, 7]
   """
   head, row = np.divmod(rows, head_dim)
@@ -186,9 +196,9 @@ def _interleaved(
 
 
 def _read_stored(
-  file: epath.Path, tensor: GgufTensor, first: int, last: int
+  file: epath.Path, tensor: GgufTensor, first: int, stop: int
 ) -> Float[np.ndarray, 'rows columns']:
   """Reads and dequantises rows of a tensor, in the order of the file."""
-  content = np.empty((last - first, tensor.row_bytes), np.uint8)
+  content = np.empty((stop - first, tensor.row_bytes), np.uint8)
   storage.read_into(file, tensor.start + first * tensor.row_bytes, content)
   return tensor.type.dequantise(content)

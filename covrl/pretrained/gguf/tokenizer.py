@@ -19,14 +19,14 @@ from tokenizers import (
 from covrl.pretrained.gguf.metadata import Metadata
 from covrl.pretrained.gguf.sentencepiece import sentencepiece_model
 
-_PREFIX = 'tokenizer.ggml'
+_KEY_PREFIX = 'tokenizer.ggml'
 # Types of tokens, as in sentencepiece: normal ones are 1, bytes are 6.
 _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 2, 3, 4, 5
 
 # Pattern of the words of a text, in the notation of the library tokenizers; `%s` is the
 # number of digits of a word, in which tokenizers differ.
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_WORDS = (
+_WORD_PATTERN = (
   rf'{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}%s'
   r'| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
 )
@@ -50,14 +50,16 @@ class _TextPreparation(NamedTuple):
   adds_bos: bool = False
 
 
-_LLAMA3 = _TextPreparation(_WORDS % '{1,3}', whole_words=True, adds_bos=True)
+_LLAMA3 = _TextPreparation(
+  _WORD_PATTERN % '{1,3}', whole_words=True, adds_bos=True
+)
 _PREPARATIONS: Mapping[str, _TextPreparation] = {
   'gpt-2': _TextPreparation(),
   'llama-bpe': _LLAMA3,
   'llama3': _LLAMA3,
   'llama-v3': _LLAMA3,
-  'qwen2': _TextPreparation(_WORDS % '', normalises=True),
-  'deepseek-r1-qwen': _TextPreparation(_WORDS % '', normalises=True),
+  'qwen2': _TextPreparation(_WORD_PATTERN % '', normalises=True),
+  'deepseek-r1-qwen': _TextPreparation(_WORD_PATTERN % '', normalises=True),
   'smollm': _TextPreparation(single_digits=True),
 }
 
@@ -73,39 +75,41 @@ def tokenizer_files(metadata: Metadata, vocab_size: int) -> dict[str, bytes]:
     ValueError: the tokenizer is of another kind or larger, or a field is missing or
       malformed; the message names the field.
   """
-  kind = metadata.text(f'{_PREFIX}.model')
-  tokens = metadata.texts(f'{_PREFIX}.tokens')
+  model_type = metadata.text(f'{_KEY_PREFIX}.model')
+  tokens = metadata.texts(f'{_KEY_PREFIX}.tokens')
   if len(tokens) > vocab_size:
     raise ValueError(
-      f'{metadata.file}: {_PREFIX}.tokens must be at most {vocab_size}, the rows'
+      f'{metadata.file}: {_KEY_PREFIX}.tokens must be at most {vocab_size}, the rows'
       f' of token_embd.weight, got {len(tokens)}'
     )
-  types = metadata.integers(f'{_PREFIX}.token_type')
+  types = metadata.integers(f'{_KEY_PREFIX}.token_type')
   if len(types) != len(tokens):
-    raise metadata.error(f'{_PREFIX}.token_type', f'{len(tokens)} types')
-  if kind == 'gpt2':
+    raise metadata.error(f'{_KEY_PREFIX}.token_type', f'{len(tokens)} types')
+  if model_type == 'gpt2':
     adds_bos = _adds_bos(metadata, _text_preparation(metadata).adds_bos)
-    tokenizer = _byte_level(metadata, tokens, types, adds_bos)
+    tokenizer = _make_byte_level_tokenizer(metadata, tokens, types, adds_bos)
     files = {'tokenizer.json': tokenizer.to_str().encode()}
     class_name = 'PreTrainedTokenizerFast'
-  elif kind == 'llama':
+  elif model_type == 'llama':
     adds_bos = _adds_bos(metadata, True)
     files = {'tokenizer.model': sentencepiece_model(metadata, tokens, types)}
     class_name = 'LlamaTokenizer'
   else:
-    raise metadata.error(f'{_PREFIX}.model', 'gpt2 or llama')
-  special = {
-    f'{name}_token': tokens[token]
-    for name, token in _special_ids(metadata, tokens).items()
+    raise metadata.error(f'{_KEY_PREFIX}.model', 'gpt2 or llama')
+  special_tokens = {
+    f'{name}_token': tokens[token_id]
+    for name, token_id in _special_ids(metadata, tokens).items()
   }
   config = {
     'tokenizer_class': class_name,
     'add_bos_token': adds_bos,
     'clean_up_tokenization_spaces': False,
-    **special,
+    **special_tokens,
   }
   files['tokenizer_config.json'] = _to_json(config)
-  files['generation_config.json'] = _to_json(_generation(metadata, tokens))
+  files['generation_config.json'] = _to_json(
+    _generation_config(metadata, tokens)
+  )
   template = metadata.text('tokenizer.chat_template', '')
   if template:
     files['chat_template.jinja'] = template.encode()
@@ -118,22 +122,24 @@ def _to_json(fields: Mapping[str, Any]) -> bytes:
 
 def _text_preparation(metadata: Metadata) -> _TextPreparation:
   """Preparation of texts by the tokenizer of a file."""
-  name = metadata.text(f'{_PREFIX}.pre')
+  name = metadata.text(f'{_KEY_PREFIX}.pre')
   if name not in _PREPARATIONS:
-    raise metadata.error(f'{_PREFIX}.pre', f'one of {", ".join(_PREPARATIONS)}')
+    raise metadata.error(
+      f'{_KEY_PREFIX}.pre', f'one of {", ".join(_PREPARATIONS)}'
+    )
   return _PREPARATIONS[name]
 
 
 def _adds_bos(metadata: Metadata, default: bool) -> bool:
   """Whether texts begin with a BOS token."""
-  if metadata.flag(f'{_PREFIX}.add_eos_token', False):
-    raise metadata.error(f'{_PREFIX}.add_eos_token', 'false')
-  return metadata.flag(f'{_PREFIX}.add_bos_token', default)
+  if metadata.flag(f'{_KEY_PREFIX}.add_eos_token', False):
+    raise metadata.error(f'{_KEY_PREFIX}.add_eos_token', 'false')
+  return metadata.flag(f'{_KEY_PREFIX}.add_bos_token', default)
 
 
 def _token_id(metadata: Metadata, name: str, tokens: list[str]) -> int | None:
   """Id of a special token, or `None`."""
-  field = f'{_PREFIX}.{name}_token_id'
+  field = f'{_KEY_PREFIX}.{name}_token_id'
   token_id = metadata.integer(field, None)
   if token_id is not None and token_id >= len(tokens):
     raise metadata.error(field, f'below {len(tokens)}, the number of tokens')
@@ -151,39 +157,45 @@ def _special_ids(metadata: Metadata, tokens: list[str]) -> dict[str, int]:
   }
 
 
-def _generation(metadata: Metadata, tokens: list[str]) -> dict[str, Any]:
+def _generation_config(metadata: Metadata, tokens: list[str]) -> dict[str, Any]:
   """Fields of generation_config.json: the tokens that end a response."""
   # Some models end a turn (eot, eom) with another token than a text (eos).
-  ends = [_token_id(metadata, name, tokens) for name in ('eos', 'eot', 'eom')]
-  unique = list(dict.fromkeys(token for token in ends if token is not None))
-  if not unique:
-    raise metadata.error(f'{_PREFIX}.eos_token_id', 'the id of a token')
-  special = _special_ids(metadata, tokens)
+  end_ids = [
+    _token_id(metadata, name, tokens) for name in ('eos', 'eot', 'eom')
+  ]
+  unique_end_ids = list(
+    dict.fromkeys(token for token in end_ids if token is not None)
+  )
+  if not unique_end_ids:
+    raise metadata.error(f'{_KEY_PREFIX}.eos_token_id', 'the id of a token')
+  special_ids = _special_ids(metadata, tokens)
   return {
-    'eos_token_id': unique if len(unique) > 1 else unique[0],
+    'eos_token_id': unique_end_ids
+    if len(unique_end_ids) > 1
+    else unique_end_ids[0],
     **{
-      f'{name}_token_id': special[name]
+      f'{name}_token_id': special_ids[name]
       for name in ('bos', 'pad')
-      if name in special
+      if name in special_ids
     },
   }
 
 
-def _byte_level(
+def _make_byte_level_tokenizer(
   metadata: Metadata, tokens: list[str], types: list[int], adds_bos: bool
 ) -> tokenizers.Tokenizer:
   """A byte-level BPE tokenizer, like those of GPT-2, Llama 3 and Qwen."""
   preparation = _text_preparation(metadata)
   vocabulary: dict[str, int] = {}
-  for token, text in enumerate(tokens):
+  for token_id, text in enumerate(tokens):
     # Unused tokens fill the embedding; they have no text.
-    if types[token] != _UNUSED:
+    if types[token_id] != _UNUSED:
       if text in vocabulary:
         raise ValueError(
-          f'{metadata.file}: {_PREFIX}.tokens must be distinct, got'
+          f'{metadata.file}: {_KEY_PREFIX}.tokens must be distinct, got'
           f' {text[:40]!r} twice'
         )
-      vocabulary[text] = token
+      vocabulary[text] = token_id
   model = tokenizers.models.BPE(
     vocabulary,
     _merges(metadata, vocabulary),
@@ -196,17 +208,17 @@ def _byte_level(
     tokenizer.normalizer = normalizers.NFC()
   tokenizer.pre_tokenizer = _pre_tokenizer(preparation)
   tokenizer.decoder = tokenizers.decoders.ByteLevel()
-  _add_special(tokenizer, tokens, types)
+  _add_special_tokens(tokenizer, tokens, types)
   byte_level = processors.ByteLevel(trim_offsets=False)
   tokenizer.post_processor = byte_level
   if adds_bos:
-    bos = _token_id(metadata, 'bos', tokens)
-    if bos is None:
-      raise metadata.error(f'{_PREFIX}.bos_token_id', 'the id of a token')
+    bos_id = _token_id(metadata, 'bos', tokens)
+    if bos_id is None:
+      raise metadata.error(f'{_KEY_PREFIX}.bos_token_id', 'the id of a token')
     template = processors.TemplateProcessing(
-      single=f'{tokens[bos]}:0 $A:0',
-      pair=f'{tokens[bos]}:0 $A:0 {tokens[bos]}:1 $B:1',
-      special_tokens=[(tokens[bos], bos)],
+      single=f'{tokens[bos_id]}:0 $A:0',
+      pair=f'{tokens[bos_id]}:0 $A:0 {tokens[bos_id]}:1 $B:1',
+      special_tokens=[(tokens[bos_id], bos_id)],
     )
     tokenizer.post_processor = processors.Sequence([byte_level, template])
   return tokenizer
@@ -215,7 +227,7 @@ def _byte_level(
 def _pre_tokenizer(
   preparation: _TextPreparation,
 ) -> pre_tokenizers.PreTokenizer:
-  """Splits a text into words, and writes words as bytes."""
+  """A pre-tokenizer that splits a text into words, and writes words as bytes."""
   steps: list[Any] = []
   if preparation.single_digits:
     steps.append(pre_tokenizers.Digits(individual_digits=True))
@@ -233,14 +245,14 @@ def _merges(
   metadata: Metadata, vocabulary: Mapping[str, int]
 ) -> list[tuple[str, str]]:
   """Pairs of tokens to merge, in order."""
-  field = f'{_PREFIX}.merges'
+  field = f'{_KEY_PREFIX}.merges'
   merges: list[tuple[str, str]] = []
   for index, text in enumerate(metadata.texts(field)):
     # The first token has at least one character, which may be a blank.
-    middle = text.find(' ', 1)
-    left, right = text[:middle], text[middle + 1 :]
-    known = {left, right, left + right} <= vocabulary.keys()
-    if middle < 0 or not known:
+    separator = text.find(' ', 1)
+    left, right = text[:separator], text[separator + 1 :]
+    is_known = {left, right, left + right} <= vocabulary.keys()
+    if separator < 0 or not is_known:
       raise ValueError(
         f'{metadata.file}: element {index} of {field} must be two tokens that'
         f' make a third, got {text[:80]!r}'
@@ -249,7 +261,7 @@ def _merges(
   return merges
 
 
-def _add_special(
+def _add_special_tokens(
   tokenizer: tokenizers.Tokenizer, tokens: list[str], types: list[int]
 ) -> None:
   """Marks tokens that are never split, and those without text."""

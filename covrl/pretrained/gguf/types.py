@@ -29,8 +29,10 @@ class TensorType(NamedTuple):
     self, rows: UInt8[np.ndarray, 'rows bytes']
   ) -> Float[np.ndarray, 'rows columns']:
     """Converts the bytes of rows to float32."""
-    kind = _library().GGMLQuantizationType(self.code)
-    return np.asarray(_library().quants.dequantize(rows, kind), np.float32)
+    library_type = _library().GGMLQuantizationType(self.code)
+    return np.asarray(
+      _library().quants.dequantize(rows, library_type), np.float32
+    )
 
 
 def tensor_type(code: int, owner: str) -> TensorType:
@@ -45,9 +47,13 @@ def tensor_type(code: int, owner: str) -> TensorType:
   """
   result = _find_type(code)
   if result is None:
-    known = [_find_type(each) for each in range(64)]
-    names = ', '.join(each.name for each in known if each is not None)
-    raise ValueError(f'{owner} must have a type of {names}, got {_name(code)}')
+    known = [_find_type(candidate) for candidate in range(64)]
+    names = ', '.join(
+      candidate.name for candidate in known if candidate is not None
+    )
+    raise ValueError(
+      f'{owner} must have a type of {names}, got {_type_name(code)}'
+    )
   return result
 
 
@@ -56,11 +62,11 @@ def _find_type(code: int) -> TensorType | None:
   """The tensor type with a code; `None` if it cannot be dequantised."""
   library = _library()
   try:
-    kind = library.GGMLQuantizationType(code)
+    library_type = library.GGMLQuantizationType(code)
   except ValueError:
     return None
-  block_size, block_bytes = library.GGML_QUANT_SIZES[kind]
-  candidate = TensorType(code, kind.name, block_size, block_bytes)
+  block_size, block_bytes = library.GGML_QUANT_SIZES[library_type]
+  candidate = TensorType(code, library_type.name, block_size, block_bytes)
   try:
     candidate.dequantise(np.zeros((1, block_bytes), np.uint8))
   except NotImplementedError:
@@ -68,7 +74,7 @@ def _find_type(code: int) -> TensorType | None:
   return candidate
 
 
-def _name(code: int) -> str:
+def _type_name(code: int) -> str:
   """Name of a type for errors."""
   try:
     return _library().GGMLQuantizationType(code).name

@@ -47,19 +47,19 @@ class BracketParser(TokenStream, abc.ABC):
         return self._tuple(opening)
     raise ParseError(f'an expression must begin here, got {opening!r}')
 
-  def until(self, closing: str, level: Callable[[], Node]) -> Node:
+  def until(self, closing: str, parse_content: Callable[[], Node]) -> Node:
     """Parses an expression and the bracket that closes it."""
-    node = level()
+    node = parse_content()
     self.expect(closing)
     return node
 
   def _tuple(self, opening: str) -> Node:
     """Parses a tuple, an interval or an expression in parentheses."""
-    bars, self._open_bars = self._open_bars, 0
+    outer_open_bars, self._open_bars = self._open_bars, 0
     if self.accept(')'):
       raise ParseError('empty parentheses')
     node = self.statements()
-    self._open_bars = bars
+    self._open_bars = outer_open_bars
     # Open intervals may be written with brackets turned outwards.
     outward = ('[',) if opening in '[]' else ()
     closing = self.expect(')', ']', *outward)
@@ -74,10 +74,10 @@ class BracketParser(TokenStream, abc.ABC):
     """Parses `{1, 2}` or `{x | …}`."""
     if self.accept('\\}'):
       return Node('set')
-    colons, self._has_ratios = self._has_ratios, False
-    bars, self._open_bars = self._open_bars, 1
+    outer_has_ratios, self._has_ratios = self._has_ratios, False
+    outer_open_bars, self._open_bars = self._open_bars, 1
     node = self.statements()
-    self._open_bars, self._has_ratios = bars, colons
+    self._open_bars, self._has_ratios = outer_open_bars, outer_has_ratios
     if self.accept('|', ':'):
       condition = self.statements()
       self.expect('\\}')
@@ -87,9 +87,9 @@ class BracketParser(TokenStream, abc.ABC):
 
   def environment(self) -> Node:
     """Parses a matrix, a determinant or cases, after `\\begin`."""
-    name = self.raw_argument()
+    name = self.argument_text()
     if name == 'array' and self.peek().text == '{':
-      self.raw_argument()
+      self.argument_text()
     rows: list[list[Node]] = [[]]
     while not self.accept('\\end'):
       if self.accept('\\\\'):
@@ -98,7 +98,7 @@ class BracketParser(TokenStream, abc.ABC):
         continue
       else:
         rows[-1].append(self.statements())
-    if self.raw_argument() != name:
+    if self.argument_text() != name:
       raise ParseError('the end of another environment')
     rows = [row for row in rows if row]
     if not rows or len({len(row) for row in rows}) != 1:

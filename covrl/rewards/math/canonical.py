@@ -12,7 +12,8 @@ from covrl.rewards.math.ast import Node
 from covrl.rewards.math.clock import named_time
 from covrl.rewards.math.integer_sets import DOTS, expand_dots
 
-_FLIPPED = {'<': '>', '>': '<', 'le': 'ge', 'ge': 'le', '=': '='}
+# The sign of the same relation with its sides exchanged.
+_REVERSED_SIGNS = {'<': '>', '>': '<', 'le': 'ge', 'ge': 'le', '=': '='}
 _NO_SOLUTION = re.compile(
   r'(?:the )?(?:empty set|null set|无解|无实数解|无实根)'
   r'|none'
@@ -53,9 +54,13 @@ def canonicalize(node: Node, *, zero_is_natural: bool = False) -> Node:
   items, domains = integers.declarations(items)
   items = _name_unnamed(items)
   if domains:
-    return integers.canonical(items, domains, separator, zero_is_natural)
-  kept = integers.congruences(items)
-  return kept[0] if len(kept) == 1 else Node('list', tuple(kept), separator)
+    return integers.canonical_answer(items, domains, separator, zero_is_natural)
+  elements = integers.congruences(items)
+  return (
+    elements[0]
+    if len(elements) == 1
+    else Node('list', tuple(elements), separator)
+  )
 
 
 def _items(node: Node) -> Iterator[Node]:
@@ -90,7 +95,7 @@ def _name_unnamed(items: list[Node]) -> list[Node]:
 
 def _expand_plus_minus(node: Node) -> list[Node]:
   """Returns both readings of ±, which hold for all signs of the answer."""
-  if not _has(node, 'plus_minus'):
+  if not _contains_kind(node, 'plus_minus'):
     return [node]
   return [_choose_sign(node, '\\pm'), _choose_sign(node, '\\mp')]
 
@@ -108,9 +113,11 @@ def _choose_sign(node: Node, plus: str) -> Node:
   return Node('sum', (first, second))
 
 
-def _has(node: Node, kind: str) -> bool:
+def _contains_kind(node: Node, kind: str) -> bool:
   """Returns whether a tree contains a node of a kind."""
-  return node.kind == kind or any(_has(part, kind) for part in node.parts)
+  return node.kind == kind or any(
+    _contains_kind(part, kind) for part in node.parts
+  )
 
 
 def _rewrite(node: Node, zero_is_natural: bool) -> Node:
@@ -119,7 +126,7 @@ def _rewrite(node: Node, zero_is_natural: bool) -> Node:
   node = dataclasses.replace(node, parts=parts)
   match node.kind:
     case 'text':
-      return _word(node)
+      return _interpret_words(node)
     case 'list' if parts.count(DOTS) and parts[0].value == ('=',):
       # x = 1, 2, …, 10
       name, first = parts[0].parts[0], parts[0].parts[-1]
@@ -163,7 +170,7 @@ def _rewrite(node: Node, zero_is_natural: bool) -> Node:
   return node
 
 
-def _word(node: Node) -> Node:
+def _interpret_words(node: Node) -> Node:
   """Returns the set, the time or the common synonym that words stand for."""
   words = ' '.join(node.value.lower().replace('{', '').replace('}', '').split())
   words = words.rstrip('.!')
@@ -179,8 +186,8 @@ def _word(node: Node) -> Node:
 def _without_absolute_value(relation: Node) -> Node:
   """Rewrites |x| < 3 as −3 < x < 3, |x| > 3 as x < −3 or x > 3, |x| = 3 as ±3."""
   (left, right), (sign,) = relation.parts, relation.value
-  if right.kind == 'absolute' and sign in _FLIPPED:
-    left, right, sign = right, left, _FLIPPED[sign]
+  if right.kind == 'absolute' and sign in _REVERSED_SIGNS:
+    left, right, sign = right, left, _REVERSED_SIGNS[sign]
   if left.kind != 'absolute' or left.parts[0].kind != 'symbol':
     return relation
   name, low = left.parts[0], Node('negative', (right,))
@@ -190,7 +197,7 @@ def _without_absolute_value(relation: Node) -> Node:
   if sign in ('<', 'le'):
     return Node('relation', (low, name, right), (sign, sign))
   if sign in ('>', 'ge'):
-    below = Node('relation', (name, low), (_FLIPPED[sign],))
+    below = Node('relation', (name, low), (_REVERSED_SIGNS[sign],))
     above = Node('relation', (name, right), (sign,))
     return Node('list', (below, above), 'or')
   return relation
@@ -221,10 +228,12 @@ def is_unknown(node: Node) -> bool:
 
 def _is_scalar(node: Node) -> bool:
   """Returns whether a tree has no matrix, tuple or text in it."""
-  return not any(_has(node, kind) for kind in ('matrix', 'tuple', 'text'))
+  return not any(
+    _contains_kind(node, kind) for kind in ('matrix', 'tuple', 'text')
+  )
 
 
-def _scale(factor: Node, rows: Node) -> Node:
+def _scale(factor: Node, array: Node) -> Node:
   """Multiplies every element of a matrix or tuple by a factor."""
-  parts = tuple(Node('product', (factor, part)) for part in rows.parts)
-  return dataclasses.replace(rows, parts=parts)
+  parts = tuple(Node('product', (factor, part)) for part in array.parts)
+  return dataclasses.replace(array, parts=parts)

@@ -16,14 +16,14 @@ from covrl.rewards.math.evaluate import Undefined
 from covrl.rewards.math.quantities import split
 
 # Letters that usually name functions.
-_FUNCTIONS = set('fghpqFGHPEV') | {'\\phi', '\\varphi'}
+_FUNCTION_LETTERS = set('fghpqFGHPEV') | {'\\phi', '\\varphi'}
 # Kinds of nodes whose symbols are those of their parts.
-_COMBINATIONS = {
+_COMPOSITE_KINDS = {
   *('sum', 'product', 'quotient', 'absolute', 'negative', 'tuple', 'call'),
   *('ratio', 'union', 'intersection'),
 }
 # Functions of a single unknown that make an unsolved equation.
-_INVERTIBLE = {'ln', 'log', 'lg', 'exp', 'floor', 'ceil'}
+_UNSOLVED_FUNCTIONS = {'ln', 'log', 'lg', 'exp', 'floor', 'ceil'}
 
 
 class Chain(NamedTuple):
@@ -41,13 +41,13 @@ class Chain(NamedTuple):
 
 
 def read_chain(
-  node: Node, same: Callable[[Node, Node], bool | None]
+  node: Node, is_same: Callable[[Node, Node], bool | None]
 ) -> Chain | None:
   """Returns the values of a relation, if it is a true chain of equations.
 
   Args:
     node: an answer.
-    same: whether two values are equal, with their percent or degree symbols.
+    is_same: whether two values are equal, with their percent or degree symbols.
 
   Returns:
     `None` for any other relation: an unsolved equation, or a false chain.
@@ -68,12 +68,12 @@ def read_chain(
   elif len(parts) == 2 and parts[1].kind == 'symbol' and is_name(parts[1]):
     return Chain(parts[1], parts[0])
   # Decimals with dots are rounded, even after an equals sign.
-  count = 1
-  while count < len(parts) and signs[count - 1] == '=':
-    if _has_dots(parts[count]):
+  exact_count = 1
+  while exact_count < len(parts) and signs[exact_count - 1] == '=':
+    if _has_dots(parts[exact_count]):
       break
-    count += 1
-  exact, rounded = parts[:count], parts[count:]
+    exact_count += 1
+  exact, rounded = parts[:exact_count], parts[exact_count:]
   if name is not None:
     # A formula, as in V = πr²h = 16π, has no value of its own.
     exact = [part for part in exact[:-1] if not numeric.symbols(part)] + exact[
@@ -83,14 +83,14 @@ def read_chain(
     return Chain(name, parts[0])
   if name is None and all(part == parts[0] for part in parts):
     return None
-  if not all(map(same, exact, exact[1:])):
+  if not all(map(is_same, exact, exact[1:])):
     return None
   if not rounded:
     return Chain(name, exact[-1])
-  if not all(_approximates(value, exact[-1]) for value in rounded):
+  if not all(_is_rounding(value, exact[-1]) for value in rounded):
     return None
-  last = rounded[-1] if _significant_digits(rounded[-1]) > 1 else None
-  return Chain(name, exact[-1], last)
+  approximation = rounded[-1] if _significant_digits(rounded[-1]) > 1 else None
+  return Chain(name, exact[-1], approximation)
 
 
 def is_name(node: Node) -> bool:
@@ -108,7 +108,7 @@ def is_name(node: Node) -> bool:
 def _is_unsolved(node: Node) -> bool:
   """Returns whether a node is a function of an unknown, as in |x| = 5."""
   if node.kind == 'absolute' or (
-    node.kind == 'call' and node.value in _INVERTIBLE
+    node.kind == 'call' and node.value in _UNSOLVED_FUNCTIONS
   ):
     return is_unknown(node.parts[0])
   return False
@@ -125,29 +125,37 @@ def symbol_names(node: Node) -> list[str]:
     is_inverse = node.parts[1].kind == 'negative'
     name = node.parts[0].value
     return [
-      name if is_inverse and (name in _FUNCTIONS or name.isupper()) else ''
+      name
+      if is_inverse and (name in _FUNCTION_LETTERS or name.isupper())
+      else ''
     ]
   if node.kind == 'product' and node.value == 'applied':
     function, argument = node.parts
     # A value of a function, f(3) or f'(3).
     letter = str(function.value).rstrip("'").split('_')[0]
-    if letter in _FUNCTIONS and numeric.symbols(argument) <= _FUNCTIONS:
+    if (
+      letter in _FUNCTION_LETTERS
+      and numeric.symbols(argument) <= _FUNCTION_LETTERS
+    ):
       return symbol_names(function)
-  if node.kind in _COMBINATIONS:
+  if node.kind in _COMPOSITE_KINDS:
     return [name for part in node.parts for name in symbol_names(part)]
   return ['']
 
 
-def _approximates(decimal: Node, exact: Node) -> bool:
+def _is_rounding(decimal: Node, exact: Node) -> bool:
   """Returns whether a decimal is a value, rounded or cut off at its last digit."""
-  (given, unit_name), (true, other_name) = split(decimal), split(exact)
-  if given is not None and true is not None:
-    is_symbol = unit_name in ('percent', 'degree')
-    if unit_name == 'percent' and not other_name:
-      true = Node('product', (true, number(100)))
-      unit_name = ''
-    if unit_name == other_name or (not is_symbol and not other_name):
-      decimal, exact = given, true
+  (decimal_value, decimal_unit), (exact_value, exact_unit) = (
+    split(decimal),
+    split(exact),
+  )
+  if decimal_value is not None and exact_value is not None:
+    is_symbol = decimal_unit in ('percent', 'degree')
+    if decimal_unit == 'percent' and not exact_unit:
+      exact_value = Node('product', (exact_value, number(100)))
+      decimal_unit = ''
+    if decimal_unit == exact_unit or (not is_symbol and not exact_unit):
+      decimal, exact = decimal_value, exact_value
   if _has_dots(decimal):
     decimal = decimal.parts[0]
   try:

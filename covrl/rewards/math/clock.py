@@ -10,12 +10,12 @@ from covrl.rewards.math.ast import Node
 
 # Half of the day ('am' or 'pm') by the words after a time; empty for words that do
 # not determine it. Below, the same for times that have a name.
-_HALVES = {
+_HALF_OF_DAY = {
   **dict.fromkeys(('am', 'in the morning', 'at night', 'midnight'), 'am'),
   **dict.fromkeys(('pm', 'in the afternoon', 'in the evening', 'noon'), 'pm'),
   **dict.fromkeys(('oclock', 'o clock', 'hours', 'hrs'), ''),
 }
-_NAMED = {'noon': 'pm', 'midday': 'pm', 'midnight': 'am'}
+_NAMED_TIMES = {'noon': 'pm', 'midday': 'pm', 'midnight': 'am'}
 
 
 def time_of_day(text: str) -> Node:
@@ -37,15 +37,15 @@ def time_of_day(text: str) -> Node:
 
 def named_time(text: str) -> Node | None:
   """Returns the time of `noon` or `midnight`."""
-  half = _NAMED.get(_plain(text))
+  half = _NAMED_TIMES.get(_plain_words(text))
   return (half and Node('clock', (), (12, 0, 0, half))) or None
 
 
 def with_am_pm(time: Node, text: str) -> Node | None:
   """Returns a time or hour with `a.m.` or `p.m.`; `None` for other words."""
-  half = _HALVES.get(_plain(text))
+  half = _HALF_OF_DAY.get(_plain_words(text))
   if half is None or (
-    time.kind == 'number' and _plain(text) in ('hours', 'hrs')
+    time.kind == 'number' and _plain_words(text) in ('hours', 'hrs')
   ):
     return None
   if time.kind == 'clock' and not time.value[3]:
@@ -59,14 +59,16 @@ def same_time(left: Node, right: Node) -> bool:
   """Returns whether two times are equal; `a.m.` or `p.m.` may be omitted."""
   if left.value[1:3] != right.value[1:3]:
     return False
-  (hour, *_, half), (other, *_, other_half) = left.value, right.value
+  (hour, *_, half), (other_hour, *_, other_half) = left.value, right.value
   if not half and not other_half:
-    return hour % 24 == other % 24
+    return hour % 24 == other_hour % 24
   if half and other_half:
-    return _hour(hour, half) == _hour(other, other_half)
+    return _hour_of_24(hour, half) == _hour_of_24(other_hour, other_half)
   if not half:
-    hour, other, half = other, hour, other_half
-  return _hour(hour, half) == other % 24 or (hour == other <= 12)
+    hour, other_hour, half = other_hour, hour, other_half
+  return _hour_of_24(hour, half) == other_hour % 24 or (
+    hour == other_hour <= 12
+  )
 
 
 def is_full_hour(time: Node, hour: Node) -> bool:
@@ -79,12 +81,12 @@ def is_full_hour(time: Node, hour: Node) -> bool:
   )
 
 
-def _hour(hour: int, half: str) -> int:
+def _hour_of_24(hour: int, half: str) -> int:
   """Returns the hour in 24 hours; hours after noon stay as they are."""
   return hour if hour > 12 else hour % 12 + (12 if half == 'pm' else 0)
 
 
-def _plain(text: str) -> str:
+def _plain_words(text: str) -> str:
   """Returns words in lower case without punctuation: `pm` for `P. M.`."""
   text = re.sub(r"[.'’,]", '', text.lower())
   return re.sub(r'^([ap]) m$', r'\1m', ' '.join(text.split()))

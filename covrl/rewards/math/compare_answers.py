@@ -16,7 +16,7 @@ _LEADING_PHRASE = re.compile(
   r'(?:(?:an?|the)\s+(?=\w{2}))?(?=\W*\w)'
 )
 # Units whose names are also those of a currency.
-_CURRENCIES = {'sterling': ('pound', '£'), 'yuan': ('¥', '元')}
+_AMBIGUOUS_CURRENCIES = {'sterling': ('pound', '£'), 'yuan': ('¥', '元')}
 
 
 def normalized_words(text: str) -> str:
@@ -46,9 +46,14 @@ def same_quantities(
   """
   if 'based' in (left.kind, right.kind) and not strict:
     return left == right or _same_digits(left, right)
-  one, other = quantities.split(left), quantities.split(right)
-  verdict = _same_split(left, right, one, other, strict)
-  if verdict or not (one.unit or other.unit):
+  left_quantity, right_quantity = (
+    quantities.split(left),
+    quantities.split(right),
+  )
+  verdict = _same_split_answers(
+    left, right, left_quantity, right_quantity, strict
+  )
+  if verdict or not (left_quantity.unit or right_quantity.unit):
     return verdict
   # Letters may be units: 5 m equals 500 cm.
   with_units = (
@@ -57,52 +62,70 @@ def same_quantities(
   )
   if with_units == (left, right):
     return verdict
-  one, other = map(quantities.split, with_units)
-  if not (one.unit and other.unit) or one.value is None or other.value is None:
+  left_quantity, right_quantity = map(quantities.split, with_units)
+  if (
+    not (left_quantity.unit and right_quantity.unit)
+    or left_quantity.value is None
+    or right_quantity.value is None
+  ):
     return verdict
-  return _same_measures(one, other)
+  return _same_measures(left_quantity, right_quantity)
 
 
-def _same_split(
-  left: Node, right: Node, one: Quantity, other: Quantity, strict: bool
+def _same_split_answers(
+  left: Node,
+  right: Node,
+  left_quantity: Quantity,
+  right_quantity: Quantity,
+  strict: bool,
 ) -> bool | None:
   """Compares two answers, given their trees and their values with units."""
-  if one.value is None or other.value is None:
+  if left_quantity.value is None or right_quantity.value is None:
     return _same_words(left, right)
-  if one.unit and other.unit:
-    if one.unit == other.unit:
-      return _same_values(one.value, other.value, strict)
-    return _same_measures(one, other)
-  if one.unit or other.unit:
-    return _same_without_unit(left, right, one, other, strict)
-  return _same_values(one.value, other.value, strict)
+  if left_quantity.unit and right_quantity.unit:
+    if left_quantity.unit == right_quantity.unit:
+      return _same_values(left_quantity.value, right_quantity.value, strict)
+    return _same_measures(left_quantity, right_quantity)
+  if left_quantity.unit or right_quantity.unit:
+    return _same_without_unit(
+      left, right, left_quantity, right_quantity, strict
+    )
+  return _same_values(left_quantity.value, right_quantity.value, strict)
 
 
 def _same_without_unit(
-  left: Node, right: Node, one: Quantity, other: Quantity, strict: bool
+  left: Node,
+  right: Node,
+  left_quantity: Quantity,
+  right_quantity: Quantity,
+  strict: bool,
 ) -> bool | None:
   """Compares a quantity with a value whose unit is omitted."""
-  measured, plain = (one, other) if one.unit else (other, one)
-  assert measured.value is not None
-  assert plain.value is not None
-  measure = units.unit(measured.unit)
+  with_unit, without_unit = (
+    (left_quantity, right_quantity)
+    if left_quantity.unit
+    else (right_quantity, left_quantity)
+  )
+  assert with_unit.value is not None
+  assert without_unit.value is not None
+  measure = units.unit(with_unit.unit)
   if measure is None:
     return False
   # A sign for percent or degrees may be part of the value or omitted.
   if _same_values(left, right, strict):
     return True
-  if units.bases(measured.unit) == {'degree'}:
-    angle = Node('product', (measured.value, number(measure.factor)))
-    if _same_values(Node('degree', (angle,)), plain.value):
+  if units.bases(with_unit.unit) == {'degree'}:
+    angle = Node('product', (with_unit.value, number(measure.factor)))
+    if _same_values(Node('degree', (angle,)), without_unit.value):
       return True
-  scale = units.multiplier(measured.unit)
+  scale = units.multiplier(with_unit.unit)
   if scale != 1:
-    scaled = Node('product', (measured.value, number(scale)))
-    if _same_values(scaled, plain.value, strict):
+    scaled = Node('product', (with_unit.value, number(scale)))
+    if _same_values(scaled, without_unit.value, strict):
       return True
-  if strict and (scale != 1 or measured.unit == 'degree'):
+  if strict and (scale != 1 or with_unit.unit == 'degree'):
     return False
-  return _same_values(measured.value, plain.value, strict)
+  return _same_values(with_unit.value, without_unit.value, strict)
 
 
 def _same_measures(left: Quantity, right: Quantity) -> bool | None:
@@ -118,7 +141,7 @@ def _same_measures(left: Quantity, right: Quantity) -> bool | None:
   if measure is None or other_measure is None:
     return False
   if measure.powers != other_measure.powers:
-    for currency, (word, sign) in _CURRENCIES.items():
+    for currency, (word, sign) in _AMBIGUOUS_CURRENCIES.items():
       renamed = [
         Quantity(value, re.sub(rf'{word}s?|{sign}', currency, name))
         for value, name in (left, right)

@@ -19,12 +19,12 @@ from covrl.rewards.math.chains import Chain, read_chain
 from covrl.rewards.math.clock import is_full_hour, same_time
 from covrl.rewards.math.compare_answers import same_quantities
 from covrl.rewards.math.families import (
-  INTEGER,
+  INTEGER_PARAMETER,
   rename,
   same_family,
   undeclared_parameter,
 )
-from covrl.rewards.math.quantities import compound
+from covrl.rewards.math.quantities import compound_quantity
 
 MAX_ELEMENTS = 64  # of a set that is compared with another one
 # Kinds of nodes that are not single quantities.
@@ -160,14 +160,14 @@ def _same_families(left: Node, right: Node) -> Verdict:
       sides.append(node.parts)
       continue
     parts = node.parts if node.kind in ('list', 'set') else (node,)
-    letters = [undeclared_parameter(part) for part in parts]
-    if None in letters or not parts:
+    parameters = [undeclared_parameter(part) for part in parts]
+    if None in parameters or not parts:
       return False
     sides.append(
       [
-        rename(part, {letter: INTEGER})
-        for part, letter in zip(parts, letters, strict=True)
-        if letter is not None
+        rename(part, {parameter: INTEGER_PARAMETER})
+        for part, parameter in zip(parts, parameters, strict=True)
+        if parameter is not None
       ]
     )
   verdict = same_family(*sides)
@@ -181,7 +181,7 @@ def _same_relations(left: Node, right: Node) -> Verdict:
   """Compares two equations or inequalities."""
   if left.kind != right.kind:
     return False
-  left, right = map(_without_rounding, (left, right))
+  left, right = map(_with_equals_signs, (left, right))
   if len(left.value) == len(right.value) == 1:
     (sign, one), (other_sign, other) = _difference(left), _difference(right)
     if sign != other_sign:
@@ -197,7 +197,7 @@ def _same_relations(left: Node, right: Node) -> Verdict:
   )
 
 
-def _without_rounding(relation: Node) -> Node:
+def _with_equals_signs(relation: Node) -> Node:
   signs = tuple('=' if sign == 'approx' else sign for sign in relation.value)
   return dataclasses.replace(relation, value=signs)
 
@@ -213,8 +213,8 @@ def _difference(relation: Node) -> tuple[str, Node]:
 
 def _reverse(relation: Node) -> Node:
   """Returns the relation read from right to left."""
-  flip = {'<': '>', '>': '<', 'le': 'ge', 'ge': 'le'}
-  signs = tuple(flip.get(sign, sign) for sign in reversed(relation.value))
+  flipped = {'<': '>', '>': '<', 'le': 'ge', 'ge': 'le'}
+  signs = tuple(flipped.get(sign, sign) for sign in reversed(relation.value))
   return Node('relation', relation.parts[::-1], signs)
 
 
@@ -229,21 +229,21 @@ def _same_sets(left: Node, right: Node) -> Verdict:
   if left.kind == right.kind == 'relation':
     return _same_relations(left, right)
   # The ends are not numbers: compare them as expressions.
-  pieces, others = _intervals(left), _intervals(right)
-  if pieces == [left] and others == [right]:
+  left_intervals, right_intervals = _intervals(left), _intervals(right)
+  if left_intervals == [left] and right_intervals == [right]:
     return False
   # A, B are two answers, A ∪ B is one.
   if left.kind != right.kind and any(
-    piece.kind == 'symbol' for piece in (*pieces, *others)
+    part.kind == 'symbol' for part in (*left_intervals, *right_intervals)
   ):
     return False
-  return _same_elements(pieces, others)
+  return _same_elements(left_intervals, right_intervals)
 
 
 def _intervals(node: Node) -> list[Node]:
   """Returns the intervals of a union; inequalities become intervals."""
   if node.kind in ('union', 'list'):
-    return [piece for part in node.parts for piece in _intervals(part)]
+    return [interval for part in node.parts for interval in _intervals(part)]
   if node.kind == 'builder':
     return _intervals(node.parts[1])
   if node.kind == 'relation' and len(node.parts) == 2:
@@ -271,15 +271,15 @@ def _intervals(node: Node) -> list[Node]:
 def _same_collections(left: Node, right: Node) -> Verdict:
   """Compares two lists or sets, or one with a tuple or a quantity."""
   for one, other in ((left, right), (right, left)):
-    if one.kind == 'list' and (names := _values_by_name(one)):
+    if one.kind == 'list' and (values_by_name := _values_by_name(one)):
       if other.kind == 'tuple' and other.value == '()':
-        values = [names[name] for name in sorted(names)]
+        values = [values_by_name[name] for name in sorted(values_by_name)]
         return _all_same(values, other.parts)
       if other.kind != 'list' or not _values_by_name(other):
         return False
   # 1 hour, 30 minutes is one quantity.
   compounds = [
-    compound(node.parts) if node.kind == 'list' else None
+    compound_quantity(node.parts) if node.kind == 'list' else None
     for node in (left, right)
   ]
   if any(compounds) and not all(compounds):
@@ -299,20 +299,20 @@ def _same_collections(left: Node, right: Node) -> Verdict:
     return False
   if max(len(left.parts), len(right.parts)) > MAX_ELEMENTS:
     return _all_same(left.parts, right.parts)
-  repeats = 'set' in (left.kind, right.kind)
-  return _same_elements(left.parts, right.parts, repeats=repeats)
+  as_sets = 'set' in (left.kind, right.kind)
+  return _same_elements(left.parts, right.parts, as_sets=as_sets)
 
 
 def _values_by_name(node: Node) -> dict[str, Node]:
   """Returns values by name if a list assigns different quantities."""
   values: dict[str, Node] = {}
   for part in node.parts:
-    assigned = read_chain(part, _same_strictly)
-    if assigned is None or assigned.name is None:
+    chain = read_chain(part, _same_strictly)
+    if chain is None or chain.name is None:
       return {}
-    if assigned.name.kind != 'symbol':
+    if chain.name.kind != 'symbol':
       return {}
-    values[assigned.name.value] = assigned.value
+    values[chain.name.value] = chain.value
   # x_1 and x_2 are two values of x.
   letters = {name.split('_')[0] for name in values}
   return values if len(letters) == len(node.parts) > 1 else {}
@@ -322,22 +322,22 @@ def _same_elements(
   left: Sequence[Node],
   right: Sequence[Node],
   *,
-  repeats: bool = False,
+  as_sets: bool = False,
 ) -> Verdict:
-  """Returns whether elements pair up; with `repeats`, as sets."""
-  if not repeats and len(left) != len(right):
+  """Returns whether elements pair up; with `as_sets`, repeated ones count once."""
+  if not as_sets and len(left) != len(right):
     return False
-  rest, unknown = list(right), False
+  unmatched, is_undecided = list(right), False
   for element in left:
-    verdicts = [_equivalent(element, other) for other in rest]
+    verdicts = [_equivalent(element, other) for other in unmatched]
     if True in verdicts:
-      if not repeats:
-        del rest[verdicts.index(True)]
+      if not as_sets:
+        del unmatched[verdicts.index(True)]
     elif None in verdicts:
-      unknown = True
+      is_undecided = True
     else:
       return False
-  if repeats:
+  if as_sets:
     reverse_verdict = (
       _same_elements(right, left) if len(left) == len(right) else None
     )
@@ -345,8 +345,8 @@ def _same_elements(
       reverse_verdict = all(
         any(_equivalent(element, other) for other in left) for element in right
       )
-    return None if unknown and reverse_verdict else reverse_verdict
-  return None if unknown else True
+    return None if is_undecided and reverse_verdict else reverse_verdict
+  return None if is_undecided else True
 
 
 def _same_ordered(left: Node, right: Node) -> Verdict:
@@ -376,11 +376,11 @@ def _same_ratios(left: Sequence[Node], right: Sequence[Node]) -> Verdict:
   # With a term of 0 all products are equal.
   if any(map(_may_be_zero, (*left, *right))):
     return False
-  crossed = [
+  cross_products = [
     [Node('product', (one, base)) for one in parts]
     for parts, base in ((left, right[0]), (right, left[0]))
   ]
-  return _all_same(*crossed)
+  return _all_same(*cross_products)
 
 
 def _may_be_zero(node: Node) -> bool:

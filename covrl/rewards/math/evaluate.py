@@ -17,7 +17,7 @@ import mpmath
 from covrl.rewards.math.ast import Node
 
 # Rows of a determinant.
-MAX_DETERMINANT = 6
+MAX_DETERMINANT_ROWS = 6
 # Bounds of intermediate values: a number lies in 2**±MAX_BITS, and numerator and
 # denominator of a fraction have at most MAX_BITS bits.
 MAX_BITS = 20_000
@@ -190,7 +190,7 @@ def _degree(value: Value) -> Value:
 
 def _determinant(cells: list[Value], size: int) -> Value:
   """Returns a determinant, by expansion along the first row."""
-  if size > MAX_DETERMINANT:
+  if size > MAX_DETERMINANT_ROWS:
     raise OutOfBounds('too large a determinant')
   if size == 1:
     return cells[0]
@@ -220,9 +220,9 @@ def _symbol(name: str, point: Mapping[str, Fraction]) -> Value:
 
 
 def _call(name: str, values: list[Value], natural_log: bool) -> Value:
-  """Returns the value of a function of `_EXACT` or `_FUNCTIONS`, or a logarithm."""
-  if name in _EXACT:
-    return _EXACT[name](values)
+  """Returns the value of a function of the tables below, or of a logarithm."""
+  if name in _EXACT_FUNCTIONS:
+    return _EXACT_FUNCTIONS[name](values)
   if name == 'log' and len(values) == 1:
     base: Value = mpmath.e if natural_log else Fraction(10)
     values = [values[0], base]
@@ -286,7 +286,7 @@ def _floor(values: list[Value]) -> Value:
 
 
 _TRIGONOMETRIC = 'sin cos tan cot sec csc sinh cosh tanh coth'
-_EXACT: dict[str, Callable[[list[Value]], Value]] = {
+_EXACT_FUNCTIONS: dict[str, Callable[[list[Value]], Value]] = {
   'binom': _binomial,
   'perm': _permutations,
   'floor': _floor,

@@ -30,12 +30,12 @@ _BRACES = re.compile(
   re.DOTALL,
 )
 # Content of a box without braces.
-_BARE = re.compile(
+_UNBRACED_CONTENT = re.compile(
   r'[-+]?\s*(?:\\\$)?(?:[\d.,/]*\d\\?%?|\([^()\n]*\)|[a-zA-Z]+'
   r'|\\\{[^{}\n]*\\\}|\\left[^\n]{0,200}?\\right\s*\\?.'
   r'|\\(?P<command>[a-zA-Z]+))'
 )
-_TWO_ARGUMENTS = {
+_COMMANDS_OF_TWO_ARGUMENTS = {
   'frac',
   'dfrac',
   'tfrac',
@@ -45,18 +45,18 @@ _TWO_ARGUMENTS = {
   'tbinom',
 }
 # Argument of a command without braces, and the optional argument of a root.
-_TOKEN = re.compile(r'\s*(?:\\[a-zA-Z]+|[a-zA-Z0-9])')
-_OPTIONAL = re.compile(r'\[[^\[\]{}]*\]')
-_FINAL = re.compile(
+_UNBRACED_ARGUMENT = re.compile(r'\s*(?:\\[a-zA-Z]+|[a-zA-Z0-9])')
+_OPTIONAL_ARGUMENT = re.compile(r'\[[^\[\]{}]*\]')
+_AFTER_HASHES = re.compile(
   r'(?i)####[*_\s]*(?:(?:the\s+)?(?:final\s+)?answer(?:\s+is)?\s*[:：]?[*_\s]*)?'
   r'([^\n]*)'
 )
 # A minus sign counts where no operand is before it.
 _PLAIN_NUMBER = re.compile(r'(?:(?<![^\s=:($])[-−])?\d+(?:[.,]\d+)*')
-_ANSWER = re.compile(r'(?i)answer[*_ \t]*[:：][*_}\s]*([^\n]*)')
+_AFTER_ANSWER = re.compile(r'(?i)answer[*_ \t]*[:：][*_}\s]*([^\n]*)')
 # An answer that begins on a line and ends on another one.
 _ENVIRONMENT = r'\{(?:equation|align|gather|multline|displaymath|math)\*?\}'
-_DISPLAYS = tuple(
+_DELIMITERS = tuple(
   (re.compile(start), re.compile(end))
   for start, end in (
     (r'\\\[', r'\\\]'),
@@ -81,40 +81,40 @@ def last_box(text: str) -> str | None:
   # Start and end of the content; `None` as end for content without braces.
   span: tuple[int, int | None] | None = None
   # Open braces, with the start of the content for those of a box.
-  opened: list[int | None] = []
+  open_braces: list[int | None] = []
   for match in _BRACES.finditer(text):
     token = match.group()
     if token == '}':
-      start = opened.pop() if opened else None
+      start = open_braces.pop() if open_braces else None
       # Closed last, so it follows or encloses all boxes before it.
       if start is not None:
         span = start, match.start()
     elif token == '{' or match.group('brace'):
-      opened.append(None if token == '{' else match.end())
-    elif len(token) > 2 and _BARE.match(text, match.end()):
+      open_braces.append(None if token == '{' else match.end())
+    elif len(token) > 2 and _UNBRACED_CONTENT.match(text, match.end()):
       span = match.end(), None
   if span is None:
     return None
   start, end = span
-  return text[start : _bare_end(text, start) if end is None else end]
+  return text[start : _unbraced_end(text, start) if end is None else end]
 
 
-def _bare_end(text: str, start: int) -> int:
+def _unbraced_end(text: str, start: int) -> int:
   """Returns the end of the content of a box without braces."""
-  match = _BARE.match(text, start)
+  match = _UNBRACED_CONTENT.match(text, start)
   if match is None:
     return start
   end, command = match.end(), match.group('command')
   if command is None:
     return end
-  if command == 'sqrt' and (optional := _OPTIONAL.match(text, end)):
+  if command == 'sqrt' and (optional := _OPTIONAL_ARGUMENT.match(text, end)):
     end = optional.end()
-  for index in range(2 if command in _TWO_ARGUMENTS else 1):
+  for index in range(2 if command in _COMMANDS_OF_TWO_ARGUMENTS else 1):
     if text[end : end + 1] == '{':
       end = _group_end(text, end)
-    elif command == 'sqrt' or command in _TWO_ARGUMENTS:
-      token = _TOKEN.match(text, end)
-      end = token.end() if token else end
+    elif command == 'sqrt' or command in _COMMANDS_OF_TWO_ARGUMENTS:
+      argument = _UNBRACED_ARGUMENT.match(text, end)
+      end = argument.end() if argument else end
     elif not index:
       break
   return end
@@ -139,7 +139,7 @@ def after_hashes(text: str) -> str | None:
   >>> after_hashes('3 + 4 = 7\\n#### 7')
   '7'
   """
-  return _after_last(_FINAL, text)
+  return _after_last(_AFTER_HASHES, text)
 
 
 def after_answer(text: str) -> str | None:
@@ -152,7 +152,7 @@ def after_answer(text: str) -> str | None:
   >>> after_answer('Answer:\\n$$\\n34\\n$$')
   '34'
   """
-  return _after_last(_ANSWER, text)
+  return _after_last(_AFTER_ANSWER, text)
 
 
 def last_number(text: str) -> str | None:
@@ -200,7 +200,7 @@ def extract(response: str, rule: str = 'boxed') -> str | None:
     raise ValueError(
       f'the rule of an answer must be one of {", ".join(RULES)}, got {rule!r}'
     )
-  answer = RULES[rule](_visible(response[-MAX_LENGTH:]))
+  answer = RULES[rule](_remove_invisible(response[-MAX_LENGTH:]))
   return answer.strip() or None if answer else None
 
 
@@ -216,9 +216,9 @@ def reference_answer(reference: str | int | float) -> str:
   Raises:
     ValueError: if it is empty, or neither text nor a finite number.
   """
-  text = _visible(str(reference))
-  marked = last_box(text) or after_hashes(text)
-  answer = (text if marked is None else marked).strip()
+  text = _remove_invisible(str(reference))
+  marked_answer = last_box(text) or after_hashes(text)
+  answer = (text if marked_answer is None else marked_answer).strip()
   is_number = isinstance(reference, int | float) and math.isfinite(reference)
   is_number = is_number and not isinstance(reference, bool)
   if not answer or not (isinstance(reference, str) or is_number):
@@ -228,7 +228,7 @@ def reference_answer(reference: str | int | float) -> str:
   return answer
 
 
-def _visible(text: str) -> str:
+def _remove_invisible(text: str) -> str:
   """Removes characters that are displayed as nothing."""
   return text if text.isascii() else _INVISIBLE.sub('', text)
 
@@ -241,7 +241,7 @@ def _after_last(marker: re.Pattern[str], text: str) -> str | None:
   if last is None:
     return None
   start, line = last.start(1), last.group(1)
-  for opening, closing in _DISPLAYS:
+  for opening, closing in _DELIMITERS:
     begin = opening.match(text, start)
     if begin is None:
       continue

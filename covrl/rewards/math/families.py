@@ -20,14 +20,14 @@ from covrl.rewards.math.ast import Node
 from covrl.rewards.math.evaluate import Undefined, Value, as_number, evaluate
 
 # Letters that may be integer parameters without a declaration such as k ∈ ℤ.
-PARAMETERS = frozenset('knmlpqrstj')
+PARAMETER_LETTERS = frozenset('knmlpqrstj')
 # Names of an integer and of a natural parameter after renaming.
-INTEGER = 'integer parameter'
-NATURAL = 'natural parameter'
+INTEGER_PARAMETER = 'integer parameter'
+NATURAL_PARAMETER = 'natural parameter'
 # Largest number of steps of the parameter in which an expression grows by its period.
-_STEPS = 6
+_MAX_STEPS = 6
 _DIGITS = 60  # decimal digits of values
-_CLOSE = 1e-30  # difference of values that are equal
+_TOLERANCE = 1e-30  # difference of values that are equal
 _MAX_RESIDUES = 500  # residues of a family modulo the common period
 
 
@@ -42,7 +42,7 @@ def same_family(left: Sequence[Node], right: Sequence[Node]) -> bool | None:
   """Returns whether two families have the same members.
 
   Args:
-    left: expressions of one family, in the symbol `INTEGER`.
+    left: expressions of one family, in the symbol `INTEGER_PARAMETER`.
     right: expressions of the other family.
 
   Returns:
@@ -54,7 +54,7 @@ def same_family(left: Sequence[Node], right: Sequence[Node]) -> bool | None:
         [
           residue_class
           for expression in side
-          for residue_class in _classes(expression)
+          for residue_class in _residue_classes(expression)
         ]
         for side in (left, right)
       ]
@@ -76,30 +76,31 @@ def rename(node: Node, names: dict[str, str]) -> Node:
 def undeclared_parameter(node: Node) -> str | None:
   """Returns the only symbol of an expression, if it may be an integer."""
   names = numeric.symbols(node)
-  if len(names) == 1 and names <= PARAMETERS:
+  if len(names) == 1 and names <= PARAMETER_LETTERS:
     return min(names)
   return None
 
 
-def _classes(expression: Node) -> list[_ResidueClass]:
+def _residue_classes(expression: Node) -> list[_ResidueClass]:
   """Returns the residue classes that an expression runs through."""
   values = [
-    as_number(evaluate(expression, {INTEGER: Fraction(k)}, _DIGITS))
-    for k in range(-_STEPS, 2 * _STEPS + 1)
+    as_number(evaluate(expression, {INTEGER_PARAMETER: Fraction(k)}, _DIGITS))
+    for k in range(-_MAX_STEPS, 2 * _MAX_STEPS + 1)
   ]
-  if any(abs(mpmath.im(value)) > _CLOSE for value in values):
+  if any(abs(mpmath.im(value)) > _TOLERANCE for value in values):
     raise Undefined('not real')
   values = [mpmath.re(value) for value in values]
-  for steps in range(1, _STEPS + 1):
-    growth = [
+  for steps in range(1, _MAX_STEPS + 1):
+    differences = [
       later - value
       for value, later in zip(values, values[steps:], strict=False)
     ]
-    period = growth[0]
-    if abs(period) < _CLOSE:
+    period = differences[0]
+    if abs(period) < _TOLERANCE:
       continue
     if all(
-      abs(other - period) < _CLOSE * (1 + abs(period)) for other in growth
+      abs(other - period) < _TOLERANCE * (1 + abs(period))
+      for other in differences
     ):
       return [_ResidueClass(value, abs(period)) for value in values[:steps]]
   raise Undefined('not a union of residue classes')
@@ -115,7 +116,7 @@ def _common_period(periods: list[Value]) -> Value:
     )
     if ratio <= 0 or abs(
       first * ratio.numerator / ratio.denominator - period
-    ) > (_CLOSE * period):
+    ) > (_TOLERANCE * period):
       raise Undefined('periods without a common multiple')
     multiple = Fraction(
       math.lcm(multiple.numerator, ratio.numerator),
@@ -142,6 +143,6 @@ def _covers(one: list[Value], other: list[Value], period: Value) -> bool:
 
   def is_near(value: Value, residue: Value) -> bool:
     distance = abs(value - residue)
-    return min(distance, abs(period - distance)) < _CLOSE * (1 + period)
+    return min(distance, abs(period - distance)) < _TOLERANCE * (1 + period)
 
   return all(any(is_near(value, residue) for residue in one) for value in other)

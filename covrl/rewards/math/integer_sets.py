@@ -15,7 +15,8 @@ from covrl.rewards.math.evaluate import Undefined, evaluate
 # Larger sets are described by first element, step and last element.
 MAX_ELEMENTS = 64
 DOTS = Node('symbol', (), '\\ldots')
-_FLIPPED = {'<': '>', '>': '<', 'le': 'ge', 'ge': 'le', '=': '='}
+# The sign of the same relation with its sides exchanged.
+_REVERSED_SIGNS = {'<': '>', '>': '<', 'le': 'ge', 'ge': 'le', '=': '='}
 
 
 def expand_dots(items: Sequence[Node]) -> list[Node] | None:
@@ -29,35 +30,37 @@ def expand_dots(items: Sequence[Node]) -> list[Node] | None:
   position = list(items).index(DOTS)
   before, after = items[:position], items[position + 1 :]
   try:
-    first = list(map(_rational, before))
+    leading = list(map(_rational, before))
   except Undefined:
     return None
-  step = _common_step(first) if len(first) > 1 else Fraction(1)
-  if first and not step:
-    return _geometric(first, after)
-  if not first or not step:
+  step = _common_step(leading) if len(leading) > 1 else Fraction(1)
+  if leading and not step:
+    return _geometric_elements(leading, after)
+  if not leading or not step:
     return None
   if not after:
     end = Node('infinity')
     if step < 0:
       end = Node('negative', (end,))
-    return [progression(first[0], step, end)]
+    return [progression(leading[0], step, end)]
   try:
     last = list(map(_rational, after))
   except Undefined:
-    return [progression(first[0], step, after[0])] if len(after) == 1 else None
+    return (
+      [progression(leading[0], step, after[0])] if len(after) == 1 else None
+    )
   if _common_step([*last[:1], *last[1:]]) not in (None, step):
     return None
-  return _elements(first[0], step, last[-1])
+  return _progression_elements(leading[0], step, last[-1])
 
 
-def _geometric(
-  first: list[Fraction], after: Sequence[Node]
+def _geometric_elements(
+  leading: list[Fraction], after: Sequence[Node]
 ) -> list[Node] | None:
   """Returns the elements of 1, 2, 4, …, 1024."""
-  if len(first) < 3 or 0 in first or len(after) != 1:
+  if len(leading) < 3 or 0 in leading or len(after) != 1:
     return None
-  ratios = {later / value for value, later in itertools.pairwise(first)}
+  ratios = {later / value for value, later in itertools.pairwise(leading)}
   try:
     last = _rational(after[0])
   except Undefined:
@@ -65,7 +68,7 @@ def _geometric(
   if len(ratios) != 1:
     return None
   (ratio,) = ratios
-  terms = [first[0]]
+  terms = [leading[0]]
   while terms[-1] != last:
     if len(terms) == MAX_ELEMENTS:
       return None
@@ -79,14 +82,14 @@ def progression(first: Fraction, step: Fraction, last: Node) -> Node:
 
 
 def integer_solutions(
-  name: str, conditions: Sequence[Node], shown: Node, lowest: int | None
+  name: str, conditions: Sequence[Node], expression: Node, lowest: int | None
 ) -> list[Node] | None:
   """Returns the values of an expression for the integers within bounds.
 
   Args:
     name: the integer variable.
     conditions: relations of the variable with numbers.
-    shown: expression in the variable.
+    expression: expression in the variable.
     lowest: smallest value of the variable, if there is any.
 
   Returns:
@@ -98,25 +101,29 @@ def integer_solutions(
   try:
     for condition in conditions:
       for sign, bound in _bounds(name, condition):
-        whole = bound.denominator == 1
+        is_integer = bound.denominator == 1
         if sign == 'ne':
           excluded.add(bound)
         elif sign in ('>', 'ge', '='):
-          edge = math.floor(bound) + 1 if sign == '>' else math.ceil(bound)
-          low = edge if low is None else max(low, edge)
+          nearest_integer = (
+            math.floor(bound) + 1 if sign == '>' else math.ceil(bound)
+          )
+          low = nearest_integer if low is None else max(low, nearest_integer)
         if sign in ('<', 'le', '='):
-          edge = math.ceil(bound) - 1 if sign == '<' else math.floor(bound)
-          high = edge if high is None else min(high, edge)
-        if sign == '=' and not whole:
+          nearest_integer = (
+            math.ceil(bound) - 1 if sign == '<' else math.floor(bound)
+          )
+          high = nearest_integer if high is None else min(high, nearest_integer)
+        if sign == '=' and not is_integer:
           return []
-    return _values(name, shown, low, high, excluded)
+    return _expression_values(name, expression, low, high, excluded)
   except Undefined:
     return None
 
 
-def _values(
+def _expression_values(
   name: str,
-  shown: Node,
+  expression: Node,
   low: Fraction | int | None,
   high: Fraction | int | None,
   excluded: set[Fraction],
@@ -124,7 +131,7 @@ def _values(
   """Returns the values of an expression for all integers within bounds."""
 
   def value_at(value: Fraction | int) -> Fraction:
-    return _rational_at(shown, {name: Fraction(value)})
+    return _rational_at(expression, {name: Fraction(value)})
 
   if low is not None and high is not None and high - low < MAX_ELEMENTS:
     return [
@@ -143,14 +150,14 @@ def _values(
   ):
     return None
   if low is not None and high is not None:
-    return _elements(value_at(low), step, value_at(high))
+    return _progression_elements(value_at(low), step, value_at(high))
   end = Node('infinity')
   if step < 0:
     end = Node('negative', (end,))
   return [progression(value_at(start), step, end)]
 
 
-def _elements(
+def _progression_elements(
   first: Fraction, step: Fraction, last: Fraction
 ) -> list[Node] | None:
   """Returns a finite progression: its elements, or one 'progression' node.
@@ -163,8 +170,8 @@ def _elements(
   if count.denominator != 1 or count < 1:
     return None
   if count > MAX_ELEMENTS:
-    low = (first, step, last) if step > 0 else (last, -step, first)
-    return [progression(low[0], low[1], ast.number(low[2]))]
+    ascending = (first, step, last) if step > 0 else (last, -step, first)
+    return [progression(ascending[0], ascending[1], ast.number(ascending[2]))]
   return [ast.number(first + index * step) for index in range(int(count))]
 
 
@@ -179,14 +186,14 @@ def _bounds(name: str, condition: Node) -> list[tuple[str, Fraction]]:
     raise Undefined('another condition')
   bounds: list[tuple[str, Fraction]] = []
   for index, sign in enumerate(condition.value):
-    if sign not in (*_FLIPPED, 'ne'):
+    if sign not in (*_REVERSED_SIGNS, 'ne'):
       raise Undefined('another condition')
     bound = parts[index if index < position else index + 1]
     if bound.kind == 'infinity' or bound == Node(
       'negative', (Node('infinity'),)
     ):
       continue
-    flipped = _FLIPPED.get(sign, sign) if index < position else sign
+    flipped = _REVERSED_SIGNS.get(sign, sign) if index < position else sign
     bounds.append((str(flipped), _rational(bound)))
   return bounds
 

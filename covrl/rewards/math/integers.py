@@ -10,7 +10,11 @@ from collections.abc import Sequence
 from covrl.rewards.math import numeric
 from covrl.rewards.math.ast import Node
 from covrl.rewards.math.evaluate import Undefined
-from covrl.rewards.math.families import INTEGER, NATURAL, rename
+from covrl.rewards.math.families import (
+  INTEGER_PARAMETER,
+  NATURAL_PARAMETER,
+  rename,
+)
 from covrl.rewards.math.integer_sets import integer_solutions
 
 _DOMAINS = {'\\mathbb{Z}': 'Z', '\\mathbb{N}': 'N', '\\mathbb{Q}': 'Q'}
@@ -33,17 +37,17 @@ def declarations(items: Sequence[Node]) -> tuple[list[Node], dict[str, str]]:
     The other elements, and the domains of integer variables: 'Z' or 'N'.
     Conditions on rational and complex numbers are dropped.
   """
-  kept: list[Node] = []
+  other_items: list[Node] = []
   domains: dict[str, str] = {}
   for item in items:
     declaration = _declaration(item)
     if declaration is None:
-      kept.append(item)
+      other_items.append(item)
     elif declaration[1] in ('Z', 'N'):
       domains[declaration[0]] = declaration[1]
-  if not kept:
+  if not other_items:
     return list(items), {}
-  return kept, domains
+  return other_items, domains
 
 
 def _declaration(node: Node) -> tuple[str, str] | None:
@@ -71,8 +75,11 @@ def _declaration(node: Node) -> tuple[str, str] | None:
   return None
 
 
-def canonical(
-  items: list[Node], domains: dict[str, str], separator: str, zero: bool
+def canonical_answer(
+  items: list[Node],
+  domains: dict[str, str],
+  separator: str,
+  zero_is_natural: bool,
 ) -> Node:
   """Returns an answer with integer variables as a set or family.
 
@@ -80,7 +87,7 @@ def canonical(
     items: elements without declarations.
     domains: domains of the integer variables.
     separator: separator of the elements.
-    zero: whether ℕ contains 0.
+    zero_is_natural: whether ℕ contains 0.
   """
   for name, domain in domains.items():
     bounds = [item for item in items if _is_bound(item, name)]
@@ -91,22 +98,26 @@ def canonical(
       continue
     symbol = Node('symbol', (), name)
     value = _name_and_value(others[0])[1] if others else symbol
-    lowest = None if domain == 'Z' else 0 if zero else 1
+    lowest = None if domain == 'Z' else 0 if zero_is_natural else 1
     elements = integer_solutions(name, bounds, value, lowest)
     if elements is None:
-      whole = Node('list', tuple(items), separator)
-      return Node('integer_only', (whole,), domain)
+      answer = Node('list', tuple(items), separator)
+      return Node('integer_only', (answer,), domain)
     if len(elements) == 1 and elements[0].kind == 'progression':
       return elements[0]
     return Node('set', tuple(elements))
   if family := _family(items, domains):
     return family
   names = {
-    name: f'{INTEGER if domain == "Z" else NATURAL} {index}'
+    name: f'{INTEGER_PARAMETER if domain == "Z" else NATURAL_PARAMETER} {index}'
     for index, (name, domain) in enumerate(domains.items())
   }
-  kept = [rename(item, names) for item in items]
-  return kept[0] if len(kept) == 1 else Node('list', tuple(kept), separator)
+  elements = [rename(item, names) for item in items]
+  return (
+    elements[0]
+    if len(elements) == 1
+    else Node('list', tuple(elements), separator)
+  )
 
 
 def set_builder_elements(node: Node) -> list[Node] | None:
@@ -190,7 +201,7 @@ def congruences(items: list[Node]) -> list[Node]:
       item = item.parts[0]
     name, value = _name_and_value(item)
     names += [] if name is None else [name]
-    multiple = Node('product', (modulus, Node('symbol', (), INTEGER)))
+    multiple = Node('product', (modulus, Node('symbol', (), INTEGER_PARAMETER)))
     if value.kind == 'relation' or numeric.symbols(value):
       return items
     values.append(Node('sum', (value, multiple)))
@@ -215,7 +226,7 @@ def _family(items: list[Node], domains: dict[str, str]) -> Node | None:
     if domains.get(symbol) != 'Z':
       return None
     names.add(name)
-    values.append(rename(value, {symbol: INTEGER}))
+    values.append(rename(value, {symbol: INTEGER_PARAMETER}))
   if len(names) != 1:
     return None
   (name,) = names

@@ -70,7 +70,7 @@ class TokenStream:
   """Tokens that are read one after the other.
 
   Raises:
-    ParseError: from `expect…` and `raw_argument`, if other tokens follow.
+    ParseError: from `expect…` and `argument_text`, if other tokens follow.
   """
 
   def __init__(self, tokens: list[Token]) -> None:
@@ -110,7 +110,7 @@ class TokenStream:
     if self.peek() is not END:
       raise ParseError(f'the answer must end here, got {self.peek().text!r}')
 
-  def raw_argument(self) -> str:
+  def argument_text(self) -> str:
     """Returns the argument of a command as text."""
     if not self.accept('{'):
       return self.next().text
@@ -164,10 +164,12 @@ def _make_tokens(group: str, text: str, match: re.Match[str]) -> list[Token]:
   """Returns the tokens of one match of `_TOKEN`, by its group."""
   match group:
     case 'text':
-      return _text(' '.join(text.split()))
+      return _text_tokens(' '.join(text.split()))
     case 'operator':
       name = text.strip()
-      if command := vocabulary.ALIASES.get(name, vocabulary.NAMES.get(name)):
+      if command := vocabulary.ALIASES.get(
+        name, vocabulary.COMMAND_WORDS.get(name)
+      ):
         return [Token('command', command)]
       return [Token('text', name)]
     case 'money':
@@ -177,7 +179,7 @@ def _make_tokens(group: str, text: str, match: re.Match[str]) -> list[Token]:
       adjacent = match.string[max(match.start() - 1, 0) : match.start()]
       if text == 'min' and before.isdigit():
         return [Token('text', text)]
-      return _word(text, adjacent.isdigit())
+      return _word_tokens(text, adjacent.isdigit())
     case 'command' if text in ('\\{', '\\}', '\\\\'):
       return [Token('sign', text)]
     case 'command':
@@ -185,35 +187,35 @@ def _make_tokens(group: str, text: str, match: re.Match[str]) -> list[Token]:
   return [Token(group, text)]
 
 
-def _text(text: str) -> list[Token]:
+def _text_tokens(text: str) -> list[Token]:
   """Splits a text at words that separate, and at numbers between units."""
   if not text:
     return []
   if text in vocabulary.TEXT_FUNCTIONS:
     return [Token('command', vocabulary.TEXT_FUNCTIONS[text])]
-  if separator := _separator(text):
+  if separator := _separator_tokens(text):
     return separator
   if text[-1] in ',;':
-    return [*_text(text[:-1].rstrip()), Token('separator', ',')]
+    return [*_text_tokens(text[:-1].rstrip()), Token('separator', ',')]
   first, _, rest = text.partition(' ')
-  if rest and (separator := _separator(first)):
-    return separator + _text(rest)
+  if rest and (separator := _separator_tokens(first)):
+    return separator + _text_tokens(rest)
   before, _, last = text.rpartition(' ')
-  if before and last != 'if' and (separator := _separator(last)):
-    return _text(before) + separator
+  if before and last != 'if' and (separator := _separator_tokens(last)):
+    return _text_tokens(before) + separator
   if (between := _BETWEEN_UNITS.fullmatch(text)) and is_known(between[1]):
     before, conjunction, digits, rest = between.groups()
-    separator = _separator(conjunction or '')
+    separator = _separator_tokens(conjunction or '')
     number = [Token('number', digits)]
-    return [Token('text', before), *separator, *number, *_text(rest)]
+    return [Token('text', before), *separator, *number, *_text_tokens(rest)]
   return [Token('text', text)]
 
 
-def _word(text: str, follows_digit: bool) -> list[Token]:
+def _word_tokens(text: str, follows_digit: bool) -> list[Token]:
   """Splits a run of letters: a function, a word, or single letters."""
-  if text in vocabulary.NAMES:
-    return [Token('command', vocabulary.NAMES[text])]
-  if separator := len(text) > 1 and _separator(text):
+  if text in vocabulary.COMMAND_WORDS:
+    return [Token('command', vocabulary.COMMAND_WORDS[text])]
+  if separator := len(text) > 1 and _separator_tokens(text):
     return separator
   if joined := _FUNCTION_AND_LETTER.fullmatch(text):
     name, letter = joined.groups()
@@ -234,7 +236,7 @@ def _word(text: str, follows_digit: bool) -> list[Token]:
   return [Token('letter', letter) for letter in text]
 
 
-def _separator(text: str) -> list[Token]:
+def _separator_tokens(text: str) -> list[Token]:
   """Returns the separator that a word stands for, if any."""
   if text.lower() == 'to':
     return [Token('sign', ':')]
@@ -250,7 +252,7 @@ def _merge_thousands(text: str) -> str:
   """
   # Number of the innermost bracket around each character; 0 is outside.
   bracket_of: list[int] = [0] * (len(text) + 1)
-  spaced: set[int] = {0}
+  spaced_brackets: set[int] = {0}
   stack, count, position = [0], 0, 0
   for match in _BRACKETS.finditer(text):
     bracket_of[position : match.start()] = [stack[-1]] * (
@@ -263,14 +265,14 @@ def _merge_thousands(text: str) -> str:
       stack.append(count)
     elif sign == ',':
       if text[match.end() : match.end() + 1] == ' ':
-        spaced.add(stack[-1])
+        spaced_brackets.add(stack[-1])
     elif len(stack) > 1:
       stack.pop()
   bracket_of[position:] = [stack[-1]] * (len(bracket_of) - position)
   return _THOUSANDS.sub(
     lambda match: (
       match.group().replace(',', '')
-      if bracket_of[match.start()] in spaced
+      if bracket_of[match.start()] in spaced_brackets
       else match.group()
     ),
     text,

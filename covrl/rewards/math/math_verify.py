@@ -24,7 +24,7 @@ import sys
 from typing import Any, NoReturn
 
 MAX_LENGTH = 400  # characters of an answer that is given to math-verify
-MEMORY = 1 << 29  # bytes that a child may use beyond those of its parent
+MEMORY_BYTES = 1 << 29  # bytes that a child may use beyond those of its parent
 
 _NO_ALARM = 0  # turns off math-verify's time limit, which sets a signal handler
 
@@ -95,10 +95,10 @@ def check_equivalence(
     return MathVerifyResult.TIMEOUT
   if ready:
     return MathVerifyResult.CRASH
-  spent = usage.ru_utime + usage.ru_stime
+  used_seconds = usage.ru_utime + usage.ru_stime
   return (
     MathVerifyResult.TIMEOUT
-    if spent > cpu_seconds / 2
+    if used_seconds > cpu_seconds / 2
     else MathVerifyResult.STARVED
   )
 
@@ -177,14 +177,14 @@ def _parse(text: str) -> list[Any]:
 
 
 def _limit_memory() -> None:
-  """Limits further allocations to `MEMORY` bytes (on Linux)."""
+  """Limits further allocations to `MEMORY_BYTES` (on Linux)."""
   if sys.platform == 'linux':
     import resource
 
     with open('/proc/self/statm') as file:
       pages = int(file.read().split()[0])
-    max_bytes = pages * resource.getpagesize() + MEMORY
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    if hard != resource.RLIM_INFINITY:
-      max_bytes = min(max_bytes, hard)
+    max_bytes = pages * resource.getpagesize() + MEMORY_BYTES
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_AS)
+    if hard_limit != resource.RLIM_INFINITY:
+      max_bytes = min(max_bytes, hard_limit)
     resource.setrlimit(resource.RLIMIT_AS, (max_bytes, max_bytes))

@@ -243,7 +243,7 @@ _REWRITES = [
   )
 ]
 # A quantity of siunitx, up to its unit.
-_SI = re.compile(r'\\(?:SI|qty)\s*\{([^{}]*)\}\s*(?=\{)')
+_SIUNITX_QUANTITY = re.compile(r'\\(?:SI|qty)\s*\{([^{}]*)\}\s*(?=\{)')
 # A font command whose argument has at most one level of braces.
 _FONT = re.compile(
   r'\\(?:mathrm|text|textrm|rm|mbox|unit|si|operatorname)\s*'
@@ -270,25 +270,27 @@ _UNIT_REWRITES = [
   )
 ]
 # A number followed by several plain words, such as 18 dollars per day.
-_COUNTED = re.compile(
+_COUNTED_NOUN = re.compile(
   r'([-+]?\s*(?:\\?\$\s*)?\d[\d,]*(?:\.\d+)?)\s+([a-zA-Z]{2,}(?:[ /-]+[a-zA-Z]+){1,6})[.!]?'
 )
 # The quantifier of a free variable or constant after a formula; that of integers
 # makes a family, see `families`.
-_KIND = r'(?:\s*(?:real|complex|arbitrary|constants?|numbers?|values?|of))*'
-_UNIVERSAL = re.compile(
+_KIND_OF_NUMBER = (
+  r'(?:\s*(?:real|complex|arbitrary|constants?|numbers?|values?|of))*'
+)
+_QUANTIFIER = re.compile(
   r'[\s,;]*(?:\\text\s*\{[\s,]*)?(?:\\forall|\bfor (?:all|any|every|each)|\bwhere)'
-  rf'{_KIND}\s*\}}?\s*[a-zA-Z]?(?:\s*\\in\s*\\mathbb\{{[RC]\}})?'
-  rf'(?:\s*(?:\\text\s*\{{)?\s*is (?:an?|any){_KIND})?\s*\}}?\s*$'
+  rf'{_KIND_OF_NUMBER}\s*\}}?\s*[a-zA-Z]?(?:\s*\\in\s*\\mathbb\{{[RC]\}})?'
+  rf'(?:\s*(?:\\text\s*\{{)?\s*is (?:an?|any){_KIND_OF_NUMBER})?\s*\}}?\s*$'
   r'|\s*,\s*[a-zA-Z]\s*\\in\s*\\mathbb\{[RC]\}\s*$'
 )
 _ALIGNED = re.compile(
   r'\\(?:begin|end)\s*\{(?:align(?:ed|at)?|gather(?:ed)?|split|multline)\*?\}'
 )
 _SPACES = re.compile(r'\s+')
-_ENDS = ' \t\n.,;:'
+_TRIMMED_CHARACTERS = ' \t\n.,;:'
 # Spaces that do not separate words or numbers.
-_LOOSE = re.compile(r'(?<![a-zA-Z0-9])\s+|\s+(?![a-zA-Z0-9])')
+_INSIGNIFICANT_SPACES = re.compile(r'(?<![a-zA-Z0-9])\s+|\s+(?![a-zA-Z0-9])')
 
 
 def normalize_tex(text: str) -> str:
@@ -297,33 +299,33 @@ def normalize_tex(text: str) -> str:
   >>> normalize_tex(r'$\left( \dfrac{1}{2},\; 3 \right]$.')
   '( \\frac {1}{2}, 3 ]'
   """
-  text = _unicode(_SPACES.sub(' ', text).strip().strip('*`').strip())
+  text = _replace_unicode(_SPACES.sub(' ', text).strip().strip('*`').strip())
   if (
-    counted := _COUNTED.fullmatch(text)
-  ) and vocabulary.NAMES.keys().isdisjoint(counted[2].split()):
-    text = f'{counted[1]}\\text{{ {counted[2]}}}'
-  text = _SI.sub(r'\1\\text', text)
-  text = mark_bases(_display(_FONT.sub(_flattened, text)))
+    counted_noun := _COUNTED_NOUN.fullmatch(text)
+  ) and vocabulary.COMMAND_WORDS.keys().isdisjoint(counted_noun[2].split()):
+    text = f'{counted_noun[1]}\\text{{ {counted_noun[2]}}}'
+  text = _SIUNITX_QUANTITY.sub(r'\1\\text', text)
+  text = mark_bases(_join_aligned_lines(_FONT.sub(_flatten_unit, text)))
   for pattern, replacement in _REWRITES:
     text = pattern.sub(replacement, text)
-  text = _UNIVERSAL.sub('', _SPACES.sub(' ', text).strip()) or text
+  text = _QUANTIFIER.sub('', _SPACES.sub(' ', text).strip()) or text
   # A trailing full stop or row end is not part of the answer.
-  text = text.rstrip(_ENDS)
+  text = text.rstrip(_TRIMMED_CHARACTERS)
   while text.endswith('\\\\'):
-    text = text[:-2].rstrip().rstrip(_ENDS)
-  return text.lstrip(_ENDS.replace('.', ''))
+    text = text[:-2].rstrip().rstrip(_TRIMMED_CHARACTERS)
+  return text.lstrip(_TRIMMED_CHARACTERS.replace('.', ''))
 
 
-def without_spaces(cleaned: str) -> str:
+def without_spaces(normalized: str) -> str:
   r"""Removes spaces that do not matter from normalized TeX.
 
   >>> without_spaces(r'( \frac {1}{2}, 3 ]')
   '(\\frac{1}{2},3]'
   """
-  return _LOOSE.sub('', cleaned)
+  return _INSIGNIFICANT_SPACES.sub('', normalized)
 
 
-def _unicode(text: str) -> str:
+def _replace_unicode(text: str) -> str:
   """Replaces non-ASCII characters by TeX, or by compatibility forms."""
   text = re.sub(r'(?<=\d)"|(?<=\d\')\'?"', "''", text)
   if text.isascii():
@@ -348,7 +350,7 @@ def _overline(match: re.Match[str]) -> str:
   return f'\\overline{{{match.group().replace(chr(0x305), "")}}}'
 
 
-def _flattened(match: re.Match[str]) -> str:
+def _flatten_unit(match: re.Match[str]) -> str:
   """Returns TeX within a font command as plain text, if it is a unit."""
   text = match.group(1)
   if '\\' not in text and '{' not in text:
@@ -360,7 +362,7 @@ def _flattened(match: re.Match[str]) -> str:
   return f'\\text{{{text}}}'
 
 
-def _display(text: str) -> str:
+def _join_aligned_lines(text: str) -> str:
   """Removes an environment of aligned lines; its lines become a list."""
   lines = _ALIGNED.sub(' ', text)
   if lines == text:

@@ -66,7 +66,7 @@ def proportional(left: Node, right: Node, *, positive: bool) -> bool | None:
   names = sorted(symbols(left) | symbols(right))
   if not names:
     return None
-  factor, compared = None, 0
+  factor, compared_points = None, 0
   precision = _precision(left, right)
   for point in _points(names):
     try:
@@ -85,8 +85,8 @@ def proportional(left: Node, right: Node, *, positive: bool) -> bool | None:
       factor = ratio
     if not is_close(factor, ratio, precision):
       return False
-    compared += 1
-  if compared < 3 or factor is None:
+    compared_points += 1
+  if compared_points < 3 or factor is None:
     return None
   return not positive or bool(mpmath.re(factor) > 0)
 
@@ -119,8 +119,8 @@ def _equal(left: Node, right: Node, natural_log: bool) -> bool | None:
   """Returns whether two expressions are equal, with one meaning of `log`."""
   precision = _precision(left, right)
   names = sorted(symbols(left) | symbols(right))
-  imaginary = any(_has_symbol(node, 'i') for node in (left, right))
-  real_equal, complex_equal = 0, 0
+  has_imaginary_unit = any(_has_symbol(node, 'i') for node in (left, right))
+  equal_real_points, equal_complex_points = 0, 0
   for point in _points(names):
     try:
       values = [
@@ -135,16 +135,20 @@ def _equal(left: Node, right: Node, natural_log: bool) -> bool | None:
       continue
     one, other = values
     same = is_close(one, other, precision)
-    if names and not imaginary and (is_complex(one) or is_complex(other)):
+    if (
+      names
+      and not has_imaginary_unit
+      and (is_complex(one) or is_complex(other))
+    ):
       # Outside the real domain, equal expressions may differ by branches.
-      complex_equal += same
+      equal_complex_points += same
       continue
     if not same:
       return False
-    real_equal += 1
+    equal_real_points += 1
   if not names:
-    return True if real_equal else None
-  return True if real_equal >= 2 or complex_equal >= 3 else None
+    return True if equal_real_points else None
+  return True if equal_real_points >= 2 or equal_complex_points >= 3 else None
 
 
 def _points(names: Sequence[str]) -> list[dict[str, Fraction]]:

@@ -171,11 +171,13 @@ class _Parser(BracketParser):
   def _power(self, base: Node) -> Node:
     """Parses an exponent, a degree sign or a transposition."""
     if self.accept('\\circ'):
-      scale = vocabulary.TEMPERATURES.get(self.peek().text.strip().lower())
-      if not scale:
+      temperature_scale = vocabulary.TEMPERATURES.get(
+        self.peek().text.strip().lower()
+      )
+      if not temperature_scale:
         return Node('degree', (base,))
       self.next()
-      return Node('product', (base, Node('text', (), scale)))
+      return Node('product', (base, Node('text', (), temperature_scale)))
     if base.kind == 'matrix' and self.accept('T', '\\top'):
       return ast.transpose(base)
     sign = self.accept('+', '-')
@@ -221,7 +223,7 @@ class _Parser(BracketParser):
     """Parses subscripts and primes of a name."""
     while True:
       if self.accept('_'):
-        name = f'{name}_{self.raw_argument()}'
+        name = f'{name}_{self.argument_text()}'
       elif self.accept("'"):
         name = f"{name}'"
       elif self.peek().text == '^' and self.peek(1).text == '\\prime':
@@ -233,15 +235,15 @@ class _Parser(BracketParser):
   def _combinations(self, name: str) -> Node | None:
     """Parses a number of combinations C_5^2, or permutations A_5^2, P_5^2."""
     start, tokens = self._position, list(self._tokens)
-    script = self.next().text
+    first_script = self.next().text
     first_argument = self.argument(whole=True)
-    if self.accept({'_': '^', '^': '_'}[script]):
+    if self.accept({'_': '^', '^': '_'}[first_script]):
       second_argument = self.argument(whole=True)
       total, chosen = first_argument, second_argument
-      if script == '^':
+      if first_script == '^':
         total, chosen = chosen, total
       if _is_number(total) and _is_number(chosen):
-        if script == '^' and total.value < chosen.value:
+        if first_script == '^' and total.value < chosen.value:
           total, chosen = chosen, total
         if 1 < total.value >= chosen.value:
           return Node(
@@ -256,7 +258,7 @@ class _Parser(BracketParser):
     """Parses a command and its arguments."""
     match name:
       case '\\based':
-        digits, base = self.raw_argument(), int(self.raw_argument())
+        digits, base = self.argument_text(), int(self.argument_text())
         return Node('based', (), (digits.upper(), base))
       case '\\frac':
         return Node('quotient', (self.argument(), self.argument()))
@@ -291,7 +293,7 @@ class _Parser(BracketParser):
   def _decorated(self, name: str) -> Node:
     """Parses a decorated letter (bold, hat, overline) or a number set."""
     start = self._position
-    text = self.raw_argument()
+    text = self.argument_text()
     if name == '\\mathbb' and text == 'R':
       return Node('reals')
     if name in ('\\mathbf', '\\boldsymbol', '\\bm') and not text.isalpha():

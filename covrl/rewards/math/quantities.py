@@ -26,7 +26,7 @@ _CURRENCIES = (
   '¢',
 )
 # Meanings of units that follow others, by the base unit of the first one.
-_AFTER = {
+_SUBSEQUENT_UNITS = {
   'second': {'m': 'min'},
   'degree': {
     **dict.fromkeys(('prime', 'minute', 'minutes', 'min'), 'arcminute'),
@@ -66,17 +66,17 @@ def split(node: Node) -> Quantity:
       value, name = split(node.parts[0])
       return Quantity(value and Node('negative', (value,)), name)
     case 'power':
-      return _power(node)
+      return _split_power(node)
     case 'product':
-      return _product(node)
+      return _split_product(node)
     case 'quotient':
-      return _quotient(node)
+      return _split_quotient(node)
     case 'sum':
       return add(list(map(split, node.parts))) or Quantity(node, '')
   return Quantity(node, '')
 
 
-def _power(node: Node) -> Quantity:
+def _split_power(node: Node) -> Quantity:
   """Splits a power of a unit, such as m²."""
   value, name = split(node.parts[0])
   exponent, sign = node.parts[1], ''
@@ -87,28 +87,28 @@ def _power(node: Node) -> Quantity:
   return Quantity(node, '')
 
 
-def _product(node: Node) -> Quantity:
+def _split_product(node: Node) -> Quantity:
   """Splits a product into the product of values and that of units."""
-  (one, name), (other, other_name) = map(split, node.parts)
-  unit = f'{name} {other_name}'.strip()
-  if other is None:
-    return Quantity(one, unit)
-  if one is None:
-    is_prefix = name.strip() in _CURRENCIES
-    return Quantity(other, unit) if is_prefix else Quantity(node, '')
-  if unit and not _is_sign(name, other_name):
-    return Quantity(Node('product', (one, other)), unit)
+  (left_value, left_unit), (right_value, right_unit) = map(split, node.parts)
+  unit = f'{left_unit} {right_unit}'.strip()
+  if right_value is None:
+    return Quantity(left_value, unit)
+  if left_value is None:
+    is_prefix = left_unit.strip() in _CURRENCIES
+    return Quantity(right_value, unit) if is_prefix else Quantity(node, '')
+  if unit and not _is_sign(left_unit, right_unit):
+    return Quantity(Node('product', (left_value, right_value)), unit)
   return Quantity(node, '')
 
 
-def _quotient(node: Node) -> Quantity:
+def _split_quotient(node: Node) -> Quantity:
   """Splits a quotient into the quotient of values and that of units."""
-  (one, name), (other, other_name) = map(split, node.parts)
-  unit = f'{name}/{other_name}' if other_name else name
-  if other is None:
-    return Quantity(one, unit)
-  if one is not None and unit and not _is_sign(name, other_name):
-    return Quantity(Node('quotient', (one, other)), unit)
+  (left_value, left_unit), (right_value, right_unit) = map(split, node.parts)
+  unit = f'{left_unit}/{right_unit}' if right_unit else left_unit
+  if right_value is None:
+    return Quantity(left_value, unit)
+  if left_value is not None and unit and not _is_sign(left_unit, right_unit):
+    return Quantity(Node('quotient', (left_value, right_value)), unit)
   return Quantity(node, '')
 
 
@@ -133,31 +133,31 @@ def add(terms: Sequence[Quantity]) -> Quantity | None:
     return Quantity(make_sum(values), names[-1])
   if not names[0]:
     return None
-  names = _renamed(names)
+  names = _unit_meanings(names)
   measures = [unit for name in names if (unit := units.unit(name)) is not None]
   bases = {base for _, base in measures}
   if len(measures) != len(names) or len(bases) != 1 or () in bases:
     return None
-  last = measures[-1].factor
+  last_factor = measures[-1].factor
   scaled = [
     value
-    if factor == last
-    else Node('product', (value, number(Fraction(factor / last))))
+    if factor == last_factor
+    else Node('product', (value, number(Fraction(factor / last_factor))))
     for value, (factor, _) in zip(values, measures, strict=True)
   ]
   return Quantity(make_sum(scaled), names[-1])
 
 
-def _renamed(names: Sequence[str]) -> list[str]:
+def _unit_meanings(names: Sequence[str]) -> list[str]:
   """Returns the meanings of units after the first one: minutes of 30° 15′."""
   first = units.unit(names[0])
-  meanings = _AFTER.get(
+  meanings = _SUBSEQUENT_UNITS.get(
     first.powers[0][0] if first and first.powers else '', {}
   )
   return [meanings.get(name.strip('. '), name) for name in names]
 
 
-def compound(items: Sequence[Node]) -> Node | None:
+def compound_quantity(items: Sequence[Node]) -> Node | None:
   """Reads a list such as `1 hour, 30 minutes` as one quantity.
 
   Returns:
@@ -167,12 +167,17 @@ def compound(items: Sequence[Node]) -> Node | None:
   if not all(name for _, name in terms):
     return None
   measures = [
-    units.unit(name) for name in _renamed([name for _, name in terms])
+    units.unit(name) for name in _unit_meanings([name for _, name in terms])
   ]
-  known = [measure for measure in measures if measure is not None]
-  if not len(known) == len(terms) > 1 or len({base for _, base in known}) != 1:
+  known_units = [measure for measure in measures if measure is not None]
+  if (
+    not len(known_units) == len(terms) > 1
+    or len({base for _, base in known_units}) != 1
+  ):
     return None
-  if any(low.factor >= high.factor for high, low in itertools.pairwise(known)):
+  if any(
+    low.factor >= high.factor for high, low in itertools.pairwise(known_units)
+  ):
     return None
   total = add(terms)
   if total is None or total.value is None:

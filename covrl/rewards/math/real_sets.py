@@ -19,7 +19,7 @@ from covrl.rewards.math.numeric import constant
 
 _INEQUALITIES = {'<', '>', 'le', 'ge', 'ne'}
 # The same inequality with its sides exchanged.
-_FLIPPED = {'<': '>', '>': '<', 'le': 'ge', 'ge': 'le', 'ne': 'ne'}
+_REVERSED_SIGNS = {'<': '>', '>': '<', 'le': 'ge', 'ge': 'le', 'ne': 'ne'}
 # Decimal digits that boundary points are computed with, to compare them.
 DIGITS = 60
 
@@ -75,7 +75,7 @@ class _Line:
     self._cuts = cuts
     self.all: Cells = frozenset(range(2 * len(cuts) + 1))
 
-  def at(self, number: Value) -> int:
+  def cell_of(self, number: Value) -> int:
     """Returns the cell of a boundary point."""
     position = bisect.bisect_left(self._cuts, number)
     for index in (position, position - 1):
@@ -91,10 +91,10 @@ def _boundary_points(node: Node) -> list[Value]:
   if node.kind in ('tuple', 'set'):
     return [constant(part) for part in node.parts if not _infinity_sign(part)]
   if node.kind == 'relation':
-    members = [part for part in node.parts if part.kind != 'symbol']
+    bounds = [part for part in node.parts if part.kind != 'symbol']
     if node.value == ('in',):
       return _boundary_points(node.parts[1])
-    return [constant(part) for part in members if not _infinity_sign(part)]
+    return [constant(part) for part in bounds if not _infinity_sign(part)]
   if node.kind == 'builder':
     return _boundary_points(node.parts[1])
   return [end for part in node.parts for end in _boundary_points(part)]
@@ -110,7 +110,7 @@ def _cells(node: Node, line: _Line) -> Cells:
     case 'reals':
       return line.all
     case 'set':
-      return frozenset(line.at(constant(part)) for part in node.parts)
+      return frozenset(line.cell_of(constant(part)) for part in node.parts)
     case 'tuple' if len(node.parts) == 2:
       low, high = node.parts
       return _half_line(low, node.value[0] == '[', '>', line) & _half_line(
@@ -138,35 +138,35 @@ def _inequality(node: Node, line: _Line) -> Cells:
   positions = [i for i, part in enumerate(node.parts) if part.kind == 'symbol']
   if len(positions) != 1 or not set(node.value) <= {*_INEQUALITIES, '='}:
     raise Undefined('an inequality of one variable is required')
-  (variable,) = positions
-  if len(node.parts) > 3 or (len(node.parts) == 3 and variable != 1):
+  (variable_index,) = positions
+  if len(node.parts) > 3 or (len(node.parts) == 3 and variable_index != 1):
     raise Undefined('an inequality of one variable is required')
-  kept = line.all
+  cells_in_bounds = line.all
   for index, sign in enumerate(node.value):
-    bound = node.parts[index if index < variable else index + 1]
+    bound = node.parts[index if index < variable_index else index + 1]
     # The sign of the same inequality with the variable on the left.
-    sign = _FLIPPED.get(sign, sign) if index < variable else sign
+    sign = _REVERSED_SIGNS.get(sign, sign) if index < variable_index else sign
     if sign == '=':
-      kept &= {line.at(constant(bound))}
+      cells_in_bounds &= {line.cell_of(constant(bound))}
     elif sign == 'ne':
-      kept -= {line.at(constant(bound))}
+      cells_in_bounds -= {line.cell_of(constant(bound))}
     else:
-      closed = sign in ('le', 'ge')
+      is_closed = sign in ('le', 'ge')
       side = '<' if sign in ('<', 'le') else '>'
-      kept &= _half_line(bound, closed, side, line)
-  return kept
+      cells_in_bounds &= _half_line(bound, is_closed, side, line)
+  return cells_in_bounds
 
 
-def _half_line(bound: Node, closed: bool, side: str, line: _Line) -> Cells:
+def _half_line(bound: Node, is_closed: bool, side: str, line: _Line) -> Cells:
   """Returns the cells above or below a bound."""
   sign = _infinity_sign(bound)
   if sign:
     # All numbers are above −∞ and below ∞.
     return line.all if (sign < 0) == (side == '>') else frozenset()
-  cut = line.at(constant(bound))
+  cut = line.cell_of(constant(bound))
   is_on_side: Callable[[int], bool] = cut.__lt__ if side == '>' else cut.__gt__
-  kept = frozenset(filter(is_on_side, line.all))
-  return kept | {cut} if closed else kept
+  cells_in_bounds = frozenset(filter(is_on_side, line.all))
+  return cells_in_bounds | {cut} if is_closed else cells_in_bounds
 
 
 def _combine(separator: str, parts: list[Cells]) -> Cells:

@@ -109,8 +109,8 @@ _DERIVED = {
 }
 # Prefixes of derived units.
 _PREFIXES = {'k': 1000, 'M': 10**6, 'G': 10**9, 'm': Fraction(1, 1000)}
-_PREFIXED = ('Hz', 'N', 'J', 'W', 'Pa', 'V')
-_IRREGULAR = {
+_PREFIXED_UNITS = ('Hz', 'N', 'J', 'W', 'Pa', 'V')
+_IRREGULAR_SPELLINGS = {
   **{'inches': 'inch', 'people': 'person', 'children': 'child'},
   **{'men': 'man', 'women': 'woman', 'pennies': 'penny', 'hertz': 'hz'},
   **{'Hz': 'hz', 'L': 'l', 'mL': 'ml', 'centuries': 'century'},
@@ -159,7 +159,7 @@ _NOT_UNITS = frozenset(
     'root',
   ]
 )
-_DEGREES = re.compile(
+_TEMPERATURE = re.compile(
   r'(?:degrees?|deg|°|\^?\\circ)\s*(celsius|centigrade|fahrenheit|[CFK]\b)',
   re.I,
 )
@@ -170,7 +170,7 @@ _POWERS = {'square': 2, 'squared': 2, 'sq': 2, 'cubic': 3, 'cubed': 3, 'cu': 3}
 _PER = ('/', 'per', 'a', 'an', 'each', 'every')
 _IGNORED = ('^', '*', '·', 'of', 'the', 'in')
 _TEMPERATURES = ('kelvin', 'celsius', 'fahrenheit')
-_ABBREVIATED = {'c': '°C', 'f': '°F', 'k': 'K'}
+_TEMPERATURE_ABBREVIATIONS = {'c': '°C', 'f': '°F', 'k': 'K'}
 
 
 def _units() -> dict[str, Unit]:
@@ -191,9 +191,9 @@ def _units() -> dict[str, Unit]:
       _multiply(powers, units[word], int(power or 1))
       factor *= units[word].factor ** int(power or 1)
     for name in names.split():
-      units[name] = Unit(factor, _sorted(powers))
-  for name in _PREFIXED:
-    factor, powers = units[_IRREGULAR.get(name, name)]
+      units[name] = Unit(factor, _sorted_powers(powers))
+  for name in _PREFIXED_UNITS:
+    factor, powers = units[_IRREGULAR_SPELLINGS.get(name, name)]
     for prefix, scale in _PREFIXES.items():
       units[prefix + name] = Unit(factor * scale, powers)
   return units
@@ -205,7 +205,7 @@ def _multiply(powers: dict[str, int], unit: Unit, power: int) -> None:
     powers[base] = powers.get(base, 0) + exponent * power
 
 
-def _sorted(powers: dict[str, int]) -> tuple[tuple[str, int], ...]:
+def _sorted_powers(powers: dict[str, int]) -> tuple[tuple[str, int], ...]:
   """Returns non-zero powers of base units, sorted by name."""
   return tuple(sorted((base, n) for base, n in powers.items() if n))
 
@@ -213,7 +213,7 @@ def _sorted(powers: dict[str, int]) -> tuple[tuple[str, int], ...]:
 _UNITS = _units()
 
 # Units that are read as products of letters unless they are in \text.
-_LETTERS = ('in', 'ha', 'nm', 'um', 'Pa', 'amp', 'deg', 'eur', 'hz')
+_READ_AS_LETTERS = ('in', 'ha', 'nm', 'um', 'Pa', 'amp', 'deg', 'eur', 'hz')
 
 # Units recognised without \text, instead of as a product of letters.
 BARE_UNITS = frozenset(
@@ -221,7 +221,7 @@ BARE_UNITS = frozenset(
   for name in _UNITS
   if len(name) > 1
   and name.isalpha()
-  and name not in _LETTERS
+  and name not in _READ_AS_LETTERS
   and name[1:] not in ('N', 'J', 'W', 'V', 'A', 's', 'Pa', 'Hz')
 ) | {'Hz', 'kHz', 'MHz', 'inches', 'mL', 'ns', 'kPa'}
 
@@ -241,20 +241,22 @@ def unit(text: str) -> Unit | None:
   Returns:
     The unit; `None` if the text is too long for one, or a statement.
   """
-  text = _PER_SECOND.sub('m s', _DEGREES.sub(_temperature, text))
+  text = _PER_SECOND.sub('m s', _TEMPERATURE.sub(_temperature, text))
   text = text.replace('{', '').replace('}', '')
   tokens = _WORD.findall(text)
   words = [token for token in tokens if token.isalpha()]
-  others = (*_POWERS, *_PER, *_IGNORED)
-  if len(tokens) > 16 or sum(word.lower() not in others for word in words) > 4:
+  modifiers = (*_POWERS, *_PER, *_IGNORED)
+  if (
+    len(tokens) > 16 or sum(word.lower() not in modifiers for word in words) > 4
+  ):
     return None
   if words and words[0].lower() in ('a', 'an', 'each', 'every'):
     return None
   factor, powers = Fraction(1), dict[str, int]()
-  sign, leading_power, last_word = 1, 1, ''
+  power_sign, leading_power, last_word = 1, 1, ''
   for index, token in enumerate(tokens):
     if token.lower() in _PER and (index or token == '/' or token == 'per'):
-      sign = -1
+      power_sign = -1
     elif token in _IGNORED and (index or token != 'in'):
       continue
     elif token.lower() in _POWERS and token.lower() not in ('squared', 'cubed'):
@@ -263,17 +265,17 @@ def unit(text: str) -> Unit | None:
       power = _POWERS.get(token) or int(token)
       if not last_word or abs(power) > 9:
         return None
-      measure = _base(last_word)
-      factor *= measure.factor ** (sign * (power - 1))
-      _multiply(powers, measure, sign * (power - 1))
+      measure = _unit_of_word(last_word)
+      factor *= measure.factor ** (power_sign * (power - 1))
+      _multiply(powers, measure, power_sign * (power - 1))
     elif token.lower() in _NOT_UNITS:
       return None
     else:
-      measure = _base(token)
-      factor *= measure.factor ** (sign * leading_power)
-      _multiply(powers, measure, sign * leading_power)
+      measure = _unit_of_word(token)
+      factor *= measure.factor ** (power_sign * leading_power)
+      _multiply(powers, measure, power_sign * leading_power)
       last_word, leading_power = token, 1
-  return Unit(factor, _sorted(powers))
+  return Unit(factor, _sorted_powers(powers))
 
 
 def is_temperature(name: str) -> bool:
@@ -312,23 +314,23 @@ def is_known(name: str) -> bool:
 def _temperature(match: re.Match[str]) -> str:
   """Returns the name of a temperature scale without its degree sign."""
   name = match.group(1).lower()
-  return _ABBREVIATED.get(name, name)
+  return _TEMPERATURE_ABBREVIATIONS.get(name, name)
 
 
 def _lookup(word: str) -> Unit | None:
   """Returns the factor and base units of a known word, singular or plural."""
   for name in (word, word.lower()):
-    singular = _IRREGULAR.get(name, name)
+    singular = _IRREGULAR_SPELLINGS.get(name, name)
     for form in (singular, singular.removesuffix('s')):
       if form in _UNITS:
         return _UNITS[form]
   return None
 
 
-def _base(word: str) -> Unit:
+def _unit_of_word(word: str) -> Unit:
   """Returns a known unit, or a new base unit of the name."""
   unit = _lookup(word)
   if unit is not None:
     return unit
-  word = _IRREGULAR.get(word.lower(), word.lower())
+  word = _IRREGULAR_SPELLINGS.get(word.lower(), word.lower())
   return Unit(Fraction(1), ((word.removesuffix('s') or word, 1),))

@@ -79,7 +79,7 @@ MATRICES = {
 DETERMINANTS = {'vmatrix', 'vsmallmatrix'}
 
 # Words without a backslash.
-NAMES = {
+COMMAND_WORDS = {
   **{
     command[1:]: command
     for command in _commands("""
@@ -95,7 +95,7 @@ NAMES = {
 # Functions that may be set as text, where `min` and `sec` are units.
 TEXT_FUNCTIONS = {
   name: command
-  for name, command in NAMES.items()
+  for name, command in COMMAND_WORDS.items()
   if command in FUNCTIONS and name not in ('min', 'sec')
 }
 SEPARATORS = {

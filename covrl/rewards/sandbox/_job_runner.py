@@ -131,9 +131,9 @@ def _apply_settings(settings: dict[str, Any]) -> Callable[[], object]:
 
 def _set_limit(kind: int, limit: int) -> None:
   """Sets a resource limit permanently, never above the present one."""
-  hard = resource.getrlimit(kind)[1]
-  if hard != resource.RLIM_INFINITY:
-    limit = min(limit, hard)
+  hard_limit = resource.getrlimit(kind)[1]
+  if hard_limit != resource.RLIM_INFINITY:
+    limit = min(limit, hard_limit)
   resource.setrlimit(kind, (limit, limit))
 
 
@@ -156,8 +156,8 @@ def _wait_for(child: int) -> int:
   """Waits for the child, kills all other processes, returns its status."""
   poll = select.poll()
   poll.register(_CONTROL, 0)
-  descriptor = os.pidfd_open(child)
-  poll.register(descriptor, select.POLLIN)
+  pidfd = os.pidfd_open(child)
+  poll.register(pidfd, select.POLLIN)
   status = None
   while status is None:
     # Reaps orphans meanwhile, which count as processes.
@@ -167,7 +167,7 @@ def _wait_for(child: int) -> int:
       _kill_others()
       os._exit(0)
     status = _reap(child)
-  os.close(descriptor)
+  os.close(pidfd)
   _kill_others()
   return status
 

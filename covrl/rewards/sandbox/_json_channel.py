@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
   from covrl.rewards.sandbox._program import from_json, to_json
 
-_LONGEST_LINE = 1 << 24  # bytes of a message
+_MAX_LINE_BYTES = 1 << 24  # bytes of a message
 _SCALARS = (bool, int, float, str)
 _SEQUENCES = {
   'list': list,
@@ -56,7 +56,7 @@ class JsonChannel:
     Raises:
       EOFError: if the other side has ended or has sent an invalid message.
     """
-    line = self._lines.readline(_LONGEST_LINE)
+    line = self._lines.readline(_MAX_LINE_BYTES)
     if not line.endswith(b'\n'):
       raise EOFError('the program has ended')
     message = from_json(line[:-1].decode())
@@ -90,8 +90,12 @@ class JsonChannel:
         return scalar(value)
     if _is_array(value):
       return self._encode_array(value)
-    standard = _encode_standard(value)
-    return {'known': standard} if standard else {'object': self._refer(value)}
+    standard_value = _encode_standard(value)
+    return (
+      {'known': standard_value}
+      if standard_value
+      else {'object': self._refer(value)}
+    )
 
   def _encode_array(self, value: Any) -> dict[str, Any]:
     return {'array': self.encode(value.tolist()), 'dtype': value.dtype.str}

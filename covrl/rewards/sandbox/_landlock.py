@@ -17,7 +17,7 @@ if TYPE_CHECKING:
   settings: dict[str, Any] = {}
 
 # Numbers of system calls, of `prctl` options and of access rights.
-_CREATE, _ADD, _RESTRICT = 444, 445, 446
+_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _NO_NEW_PRIVILEGES, _SET_FILTER = 38, 22
 _EXECUTE, _WRITE, _READ, _LIST = 1, 2, 4, 8
 # Access rights beyond the first thirteen, by the version of Landlock that added them.
@@ -44,17 +44,19 @@ class _FilterProgram(ctypes.Structure):
   _fields_ = (('length', ctypes.c_ushort), ('code', ctypes.c_char_p))
 
 
-def restrict() -> None:
+def restrict_files() -> None:
   """Restricts this process permanently to the files that it may read."""
-  version = _check(_libc.syscall(_CREATE, None, 0, 1))
-  handled = (1 << 13) - 1
-  for since, access in _ADDED_RIGHTS.items():
-    handled |= access if version >= since else 0
+  version = _check(_libc.syscall(_CREATE_RULESET, None, 0, 1))
+  handled_rights = (1 << 13) - 1
+  for since_version, access in _ADDED_RIGHTS.items():
+    handled_rights |= access if version >= since_version else 0
   # Both scopes: signals to other processes, and abstract sockets.
-  rules = _Ruleset(handled, 0, 3)
+  attributes = _Ruleset(handled_rights, 0, 3)
   size = 8 if version < 4 else 16 if version < 6 else 24
   ruleset = _check(
-    _libc.syscall(_CREATE, ctypes.byref(rules), ctypes.c_size_t(size), 0)
+    _libc.syscall(
+      _CREATE_RULESET, ctypes.byref(attributes), ctypes.c_size_t(size), 0
+    )
   )
   for path in settings['readable']:
     _allow(ruleset, path, _EXECUTE | _READ)
@@ -62,7 +64,7 @@ def restrict() -> None:
     _allow(ruleset, f'/dev/{name}', _READ)
   _allow(ruleset, '/dev/null', _READ | _WRITE)
   _check(_libc.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0))
-  _check(_libc.syscall(_RESTRICT, ruleset, 0))
+  _check(_libc.syscall(_RESTRICT_SELF, ruleset, 0))
   os.close(ruleset)
 
 
@@ -79,17 +81,17 @@ def _allow(ruleset: int, path: str, access: int) -> None:
   if os.path.isdir(path):
     access |= _LIST
   rule = _PathRule(access, descriptor)
-  _check(_libc.syscall(_ADD, ruleset, 1, ctypes.byref(rule), 0))
+  _check(_libc.syscall(_ADD_RULE, ruleset, 1, ctypes.byref(rule), 0))
   os.close(descriptor)
 
 
-def _check(code: int) -> int:
+def _check(result: int) -> int:
   """Returns the result of a system call; raises its error."""
-  if code < 0:
-    number = ctypes.get_errno()
-    raise OSError(number, f'Landlock: {os.strerror(number)}')
-  return code
+  if result < 0:
+    error_number = ctypes.get_errno()
+    raise OSError(error_number, f'Landlock: {os.strerror(error_number)}')
+  return result
 
 
 if __name__ == '__main__':
-  restrict()
+  restrict_files()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
   from typing import Any
 
 # Imported once instead of in every child, if the program mentions them.
-_PRELOADED = """
+_PRELOADED_MODULES = """
 bisect collections copy dataclasses datetime decimal enum fractions functools
 heapq io itertools json math operator queue random re statistics string
 threading time typing
@@ -52,7 +52,7 @@ _LEETCODE_MODULES = (
 # The limit that test harnesses of the data sets set; recursive solutions need it.
 _RECURSION_LIMIT = 50_000
 
-_offered: dict[str, tuple[str, str]] = {}
+_offered_packages: dict[str, tuple[str, str]] = {}
 """File and directory of each installed package that programs may import."""
 
 
@@ -63,26 +63,30 @@ class _PackageFinder:
   def find_spec(name: str, path: Any = None, target: Any = None) -> Any:
     """Returns the import system's description of an offered package."""
     del path, target
-    if name not in _offered:
+    if name not in _offered_packages:
       return None
     import _frozen_importlib_external
 
-    file, directory = _offered[name]
-    make: Any = _frozen_importlib_external.spec_from_file_location
+    file, directory = _offered_packages[name]
+    make_spec: Any = _frozen_importlib_external.spec_from_file_location
     locations = [directory] if directory else None
-    return make(name, file, submodule_search_locations=locations)
+    return make_spec(name, file, submodule_search_locations=locations)
 
 
 def offer_packages(packages: list[tuple[str, str, str]]) -> None:
   """Makes installed packages importable: names, files and directories."""
   for name, file, directory in packages:
-    _offered[name] = file, directory
+    _offered_packages[name] = file, directory
   if packages:
     sys.meta_path.append(_PackageFinder)
 
 
 # Variables with the number of threads of numerical libraries.
-_THREADS = 'OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'
+_THREAD_COUNT_VARIABLES = (
+  'OMP_NUM_THREADS',
+  'OPENBLAS_NUM_THREADS',
+  'MKL_NUM_THREADS',
+)
 
 
 class Program:
@@ -98,7 +102,7 @@ class Program:
       self.code = compile(self.source, 'program.py', 'exec', dont_inherit=True)
     except BaseException as error:
       return describe(error)
-    for name in (*_PRELOADED.split(), *_offered):
+    for name in (*_PRELOADED_MODULES.split(), *_offered_packages):
       if name.encode() in self.source:
         _preload(name)
     return ''
@@ -127,14 +131,14 @@ class Program:
 def _preload(name: str) -> None:
   """Imports a module; the program's own import raises an error, if there is one."""
   # Threads of libraries would not survive a fork.
-  for variable in _THREADS:
+  for variable in _THREAD_COUNT_VARIABLES:
     os.environ[variable] = '1'
   try:
     __import__(name)
   except (ImportError, MemoryError, OSError):
     return
   finally:
-    for variable in _THREADS:
+    for variable in _THREAD_COUNT_VARIABLES:
       del os.environ[variable]
 
 
@@ -218,7 +222,7 @@ def to_json(value: Any) -> str:
 def from_json(text: str) -> Any:
   """Decodes untrusted JSON."""
   make_scanner: Any = _json.make_scanner
-  scan = make_scanner(_Options())
+  scan = make_scanner(_ScannerOptions())
   try:
     value, end = scan(text, 0)
   except StopIteration:
@@ -230,7 +234,7 @@ def from_json(text: str) -> Any:
   return value
 
 
-class _Options:
+class _ScannerOptions:
   """Options of the JSON scanner, as in the `json` module."""
 
   strict = True
@@ -255,24 +259,24 @@ def _find_function(namespace: dict[str, Any], name: str) -> Any:
 
 def _add_leetcode_names(code: CodeType, namespace: dict[str, Any]) -> None:
   """Defines the names that LeetCode provides and the program uses."""
-  used, codes = set(), [code]
-  while codes:
-    code = codes.pop()
-    used.update(code.co_names)
-    codes.extend(c for c in code.co_consts if isinstance(c, type(code)))
+  used_names, pending_codes = set(), [code]
+  while pending_codes:
+    code = pending_codes.pop()
+    used_names.update(code.co_names)
+    pending_codes.extend(c for c in code.co_consts if isinstance(c, type(code)))
   for module, names in _LEETCODE_NAMES.items():
-    for name in used.intersection(names.split()):
+    for name in used_names.intersection(names.split()):
       namespace[name] = getattr(__import__(module), name)
-  for module in used.intersection(_LEETCODE_MODULES):
+  for module in used_names.intersection(_LEETCODE_MODULES):
     namespace[module] = __import__(module)
 
 
 def _read(descriptor: int) -> bytes:
   """Reads all bytes from a descriptor."""
-  parts = []
-  while part := os.read(descriptor, 1 << 20):
-    parts.append(part)
-  return b''.join(parts)
+  chunks = []
+  while chunk := os.read(descriptor, 1 << 20):
+    chunks.append(chunk)
+  return b''.join(chunks)
 
 
 def _write(descriptor: int, data: bytes) -> None:

@@ -60,7 +60,7 @@ class ProgramClient:
       raise KeyError(name)
     value = self._channel.decode(reply['value'])
     if isinstance(value, Proxy):
-      _set(value, '_is_named')
+      _set_flags(value, '_is_named')
     elif not isinstance(value, type):
       self.uses += 1
     return value
@@ -76,7 +76,7 @@ class ProgramClient:
         'keywords': {k: self._channel.encode(v) for k, v in kwargs.items()},
       }
     except SuiteError as error:
-      if _own(args[0], '_is_named'):
+      if _own_attribute(args[0], '_is_named'):
         raise
       # The suite expects a simpler value than the function returned.
       raise TypeError(str(error)) from None
@@ -104,19 +104,21 @@ class ProgramClient:
     try:
       return {'returned': self._channel.encode(function(*args, **kwargs))}
     except Exception as error:
-      names = [kind.__name__ for kind in type(error).__mro__]
+      names = [error_class.__name__ for error_class in type(error).__mro__]
       name = next(name for name in names if hasattr(builtins, name))
       return {'raised': name, 'text': str(error)}
 
   def _refer(self, value: Any) -> Any:
     """Returns the JSON reference to an object that is not plain data."""
     if isinstance(value, Proxy):
-      return _own(value, '_number')
+      return _own_attribute(value, '_number')
     if hasattr(value, '__next__'):
       return self._refer(lambda items=value: next(items))
     if not callable(value):
-      kind = type(value).__name__
-      raise SuiteError(f'a {kind} of the suite cannot be handed to a program')
+      error_class = type(value).__name__
+      raise SuiteError(
+        f'a {error_class} of the suite cannot be handed to a program'
+      )
     self._callbacks.append(value)
     return {'callback': len(self._callbacks) - 1}
 
@@ -132,9 +134,11 @@ class ProgramClient:
     """Returns a local class for one of the program's exception classes."""
     name = str(reference['exception'])
     if reference['bases'] is None:
-      kind: Any = getattr(builtins, name, None)
-      is_exception = isinstance(kind, type) and issubclass(kind, Exception)
-      return kind if is_exception else ProgramError
+      error_class: Any = getattr(builtins, name, None)
+      is_exception = isinstance(error_class, type) and issubclass(
+        error_class, Exception
+      )
+      return error_class if is_exception else ProgramError
     number = int(reference['number'])
     if number not in self._exceptions:
       bases = tuple(
@@ -148,14 +152,14 @@ class ProgramClient:
 
   def _local_error(self, error: dict[str, Any]) -> Exception:
     """Returns a local exception for one that the program raised."""
-    kind = self._local_class(error['class'])
+    error_class = self._local_class(error['class'])
     args = [self._channel.decode(value) for value in error['arguments']]
-    local: Any = kind.__new__(kind, *args)
-    local.args = tuple(args)
+    local_error: Any = error_class.__new__(error_class, *args)
+    local_error.args = tuple(args)
     for name, value in error['state'].items():
-      setattr(local, name, self._channel.decode(value))
-    local.is_of_program = True
-    return local
+      setattr(local_error, name, self._channel.decode(value))
+    local_error.is_of_program = True
+    return local_error
 
 
 class Proxy:
@@ -172,8 +176,8 @@ class Proxy:
 
   def __getattr__(self, name: str) -> Any:
     value = client.perform('get', self, name)
-    if isinstance(value, Proxy) and _own(self, '_is_named'):
-      _set(value, '_is_named')
+    if isinstance(value, Proxy) and _own_attribute(self, '_is_named'):
+      _set_flags(value, '_is_named')
     return value
 
   def __setattr__(self, name: str, value: Any) -> None:
@@ -184,7 +188,10 @@ class Proxy:
 
   def __eq__(self, other: object) -> Any:
     if isinstance(other, Proxy):
-      return _same(self, other) or client.perform('eq', self, other) is True
+      return (
+        _is_same_object(self, other)
+        or client.perform('eq', self, other) is True
+      )
     return (
       client.perform('eq', self, other) is True
       if _is_created(self)
@@ -198,7 +205,7 @@ class Proxy:
 
   def __iter__(self) -> Any:
     iterator = client.perform('iter', self)
-    return iter(iterator) if isinstance(iterator, list) else _items(iterator)
+    return iter(iterator) if isinstance(iterator, list) else _iterate(iterator)
 
   def __exit__(self, *error: object) -> None:
     client.perform('exit', self)
@@ -210,7 +217,7 @@ class ProxyClass(Proxy):
   def __call__(self, *args: Any, **kwargs: Any) -> Any:
     value = client.perform('call', self, *args, **kwargs)
     if isinstance(value, Proxy):
-      _set(value, '_is_created', '_is_named')
+      _set_flags(value, '_is_created', '_is_named')
     return value
 
   def __instancecheck__(self, value: Any) -> bool:
@@ -226,12 +233,12 @@ class ProxyClass(Proxy):
     )
 
 
-def _own(proxy: Proxy, name: str) -> Any:
+def _own_attribute(proxy: Proxy, name: str) -> Any:
   """Returns an attribute of the proxy itself."""
   return object.__getattribute__(proxy, name)
 
 
-def _set(proxy: Proxy, *names: str) -> None:
+def _set_flags(proxy: Proxy, *names: str) -> None:
   """Sets flags of the proxy itself."""
   for name in names:
     object.__setattr__(proxy, name, True)
@@ -239,15 +246,15 @@ def _set(proxy: Proxy, *names: str) -> None:
 
 def _is_created(proxy: Proxy) -> bool:
   """Returns whether the suite has created the object."""
-  return _own(proxy, '_is_created')
+  return _own_attribute(proxy, '_is_created')
 
 
-def _same(proxy: Proxy, other: Proxy) -> bool:
+def _is_same_object(proxy: Proxy, other: Proxy) -> bool:
   """Returns whether two proxies stand for the same object."""
-  return _own(proxy, '_number') == _own(other, '_number')
+  return _own_attribute(proxy, '_number') == _own_attribute(other, '_number')
 
 
-def _items(iterator: Any) -> Any:
+def _iterate(iterator: Any) -> Any:
   """Yields the items of an iterator of the program."""
   while True:
     try:
@@ -266,24 +273,28 @@ def _replace_content(value: Any, new: Any) -> None:
     value.update(new)
 
 
-def _define(name: str, *, compares: bool) -> None:
-  """Defines a special method of proxies that forwards to the program."""
+def _define_forwarding(name: str, *, is_binary: bool) -> None:
+  """Defines a special method of proxies that forwards to the program.
+
+  Binary operators with another operand than a proxy are left to that operand,
+  unless the suite has created the object.
+  """
 
   def forward(self: Proxy, *args: Any) -> Any:
-    if compares and not _is_created(self) and not isinstance(args[0], Proxy):
+    if is_binary and not _is_created(self) and not isinstance(args[0], Proxy):
       return NotImplemented
     value = client.perform(name, self, *args)
-    if compares and _is_created(self) and isinstance(value, Proxy):
-      _set(value, '_is_created')
+    if is_binary and _is_created(self) and isinstance(value, Proxy):
+      _set_flags(value, '_is_created')
     return value
 
   setattr(Proxy, f'__{name}__', forward)
 
 
 for _name in _OPERATIONS.split():
-  _define(_name, compares=False)
+  _define_forwarding(_name, is_binary=False)
 for _name in _BINARY_OPERATORS.split():
-  _define(_name, compares=True)
+  _define_forwarding(_name, is_binary=True)
 
 if __name__ == '__main__':
   client = ProgramClient()

@@ -32,9 +32,11 @@ if TYPE_CHECKING:
   job: dict[str, Any] = {}
 
 
-_GENERATOR = 0x20  # the flag of a generator function's code, `CO_GENERATOR`
+_GENERATOR_FLAG = (
+  0x20  # the flag of a generator function's code, `CO_GENERATOR`
+)
 # Functions whose call runs nothing: generators, coroutines, asynchronous ones.
-_DEFERRED = _GENERATOR | 0x80 | 0x200
+_DEFERRED_FLAGS = _GENERATOR_FLAG | 0x80 | 0x200
 
 
 class SuiteGlobals(dict):
@@ -60,26 +62,26 @@ class Approx:
     self._absolute = 1e-12 if abs is None else abs
 
   def __eq__(self, other: object) -> bool:
-    return self._close(self._expected, other)
+    return self._is_close(self._expected, other)
 
-  def _close(self, expected: Any, other: Any) -> bool:
+  def _is_close(self, expected: Any, other: Any) -> bool:
     """Returns whether a value, or each item of a collection, is close."""
     match expected:
       case dict():
         return (
           isinstance(other, dict)
           and expected.keys() == other.keys()
-          and all(self._close(expected[key], other[key]) for key in expected)
+          and all(self._is_close(expected[key], other[key]) for key in expected)
         )
       case list() | tuple():
         return (
           isinstance(other, list | tuple)
           and len(expected) == len(other)
-          and all(map(self._close, expected, other))
+          and all(map(self._is_close, expected, other))
         )
       case int() | float() | complex() if type(other) in (int, float, complex):
-        margin = max(self._relative * abs(expected), self._absolute)
-        return expected == other or abs(expected - other) <= margin
+        tolerance = max(self._relative * abs(expected), self._absolute)
+        return expected == other or abs(expected - other) <= tolerance
     return type(expected) is type(other) and expected == other
 
 
@@ -107,12 +109,12 @@ class Raises:
   def __enter__(self) -> Raises:
     return self
 
-  def __exit__(self, kind: Any, error: Any, trace: Any) -> bool:
-    if kind is None:
+  def __exit__(self, error_class: Any, error: Any, trace: Any) -> bool:
+    if error_class is None:
       raise AssertionError(f'nothing raised {self._expected}')
-    if not issubclass(kind, self._expected):
+    if not issubclass(error_class, self._expected):
       return False
-    self.value, self.type = error, kind
+    self.value, self.type = error, error_class
     if self._pattern is not None:
       self.match(self._pattern)
     return True
@@ -185,32 +187,32 @@ def run_suite() -> None:
   )
   sys.modules['pytest'] = pytest_module
   sys.modules['solution'] = _solution_module()
-  names = SuiteGlobals(__name__='suite', __builtins__=builtins)
+  suite_globals = SuiteGlobals(__name__='suite', __builtins__=builtins)
   code = program.code
   assert code is not None
-  exec(code, names)
-  tests = 0
+  exec(code, suite_globals)
+  test_count = 0
   if job['entry'] is not None:
-    if 'check' not in names:
+    if 'check' not in suite_globals:
       raise SuiteError('the suite defines no check, which entry needs')
-    names['check'](client.fetch(job['entry']))
-    tests += 1
+    suite_globals['check'](client.fetch(job['entry']))
+    test_count += 1
   unittest = sys.modules.get('unittest')
-  for name, value in list(names.items()):
-    kind = value if isinstance(value, type) else object
-    if unittest is not None and issubclass(kind, unittest.TestCase):
-      tests += _run_cases(unittest, value)
-    elif kind is value and name.startswith('Test'):
+  for name, value in list(suite_globals.items()):
+    value_class = value if isinstance(value, type) else object
+    if unittest is not None and issubclass(value_class, unittest.TestCase):
+      test_count += _run_cases(unittest, value)
+    elif value_class is value and name.startswith('Test'):
       for method in [m for m in vars(value) if m.startswith('test')]:
         instance = value()
         getattr(instance, 'setup_method', lambda *_: None)()
-        tests += _run_test(getattr(instance, method), names)
+        test_count += _run_test(getattr(instance, method), suite_globals)
     elif name.startswith('test') and isinstance(value, FunctionType):
-      tests += _run_test(value, names)
+      test_count += _run_test(value, suite_globals)
   if not client.requests:
     raise SuiteError('the suite does not use the program')
   # Without tests and uses, every program would pass.
-  if not tests and not client.uses:
+  if not test_count and not client.uses:
     raise SuiteError('the suite runs no test')
 
 
@@ -233,13 +235,13 @@ def _solution_module() -> ModuleType:
   return module
 
 
-def _run_test(test: Any, names: SuiteGlobals) -> int:
+def _run_test(test: Any, suite_globals: SuiteGlobals) -> int:
   """Runs a test function for every combination of its parameters.
 
   Returns:
     The number of combinations.
   """
-  if test.__code__.co_flags & _DEFERRED:
+  if test.__code__.co_flags & _DEFERRED_FLAGS:
     raise SuiteError('tests that are generators or coroutines do not run')
   combinations = [*itertools.product(*getattr(test, 'parameters', []))]
   for combination in combinations:
@@ -247,40 +249,42 @@ def _run_test(test: Any, names: SuiteGlobals) -> int:
     for case in combination:
       parameters.update(case)
     generators: list[Any] = []
-    for name in _parameters(test):
+    for name in _parameter_names(test):
       if name not in parameters:
-        parameters[name] = _make_fixture(name, names, generators)
+        parameters[name] = _make_fixture(name, suite_globals, generators)
     test(**parameters)
     for generator in generators[::-1]:
       next(generator, None)
   return len(combinations)
 
 
-def _make_fixture(name: str, names: SuiteGlobals, generators: list[Any]) -> Any:
+def _make_fixture(
+  name: str, suite_globals: SuiteGlobals, generators: list[Any]
+) -> Any:
   """Returns the value of a fixture; generators are finished after the test."""
-  function: Any = dict.get(names, name)
+  function: Any = dict.get(suite_globals, name)
   if not getattr(function, 'is_fixture', False):
     raise SuiteError(f'a test needs the unknown fixture {name}')
   arguments = {
-    other: _make_fixture(other, names, generators)
-    for other in _parameters(function)
+    parameter: _make_fixture(parameter, suite_globals, generators)
+    for parameter in _parameter_names(function)
   }
   value = function(**arguments)
-  if function.__code__.co_flags & _GENERATOR:
+  if function.__code__.co_flags & _GENERATOR_FLAG:
     generators.append(value)
     return next(value)
   return value
 
 
-def _parameters(function: Any) -> list[str]:
+def _parameter_names(function: Any) -> list[str]:
   """Returns the names of a function's parameters."""
   code = function.__code__
   names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-  bound = getattr(function, '__self__', None) is not None
-  return list(names[bound:])
+  is_bound = getattr(function, '__self__', None) is not None
+  return list(names[is_bound:])
 
 
-def _run_cases(unittest: Any, kind: type[unittest.TestCase]) -> int:
+def _run_cases(unittest: Any, test_class: type[unittest.TestCase]) -> int:
   """Runs the test methods of a `unittest` class, and returns their number."""
 
   class Result(unittest.TestResult):
@@ -296,7 +300,7 @@ def _run_cases(unittest: Any, kind: type[unittest.TestCase]) -> int:
       if err is not None:
         raise err[1]
 
-  suite = unittest.defaultTestLoader.loadTestsFromTestCase(kind)
+  suite = unittest.defaultTestLoader.loadTestsFromTestCase(test_class)
   cases = [*suite]
   for case in cases:
     case.run(Result())

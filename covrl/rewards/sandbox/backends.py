@@ -18,9 +18,9 @@ from covrl.rewards.sandbox.session import Session
 from covrl.rewards.sandbox.test_formats import PrintTest
 
 # Program, test and time limit of the trial run of a backend.
-_PROGRAM = b'print(sum(map(int, input().split())))'
-_TEST = PrintTest(b'1 2', b'3')
-_SECONDS = 20.0
+_TRIAL_PROGRAM = b'print(sum(map(int, input().split())))'
+_TRIAL_TEST = PrintTest(b'1 2', b'3')
+_TRIAL_SECONDS = 20.0
 
 
 class JudgeError(RuntimeError):
@@ -73,7 +73,7 @@ def _candidates(
         interpreter=interpreter,
         packages=packages,
         mode=mode,
-        scratch=limits.scratch,
+        scratch_size=limits.scratch_size,
       )
   if backend in (None, 'landlock'):
     yield Landlock(interpreter=interpreter, packages=packages)
@@ -89,9 +89,9 @@ def _failure(launcher: Launcher, limits: Limits) -> str | None:
     if not usage.memory or not usage.tasks:
       return 'the memory of its processes cannot be measured'
     imports = ''.join(f'import {p.name}\n' for p in launcher.packages)
-    program = imports.encode() + _PROGRAM
-    with Session(launcher, limits, program, _SECONDS) as session:
-      outcome = session.check(_TEST)
+    program = imports.encode() + _TRIAL_PROGRAM
+    with Session(launcher, limits, program, _TRIAL_SECONDS) as session:
+      outcome = session.check(_TRIAL_TEST)
   except (OSError, SandboxError) as error:
     return str(error)
   return None if outcome.status is Status.SCORED else outcome.detail

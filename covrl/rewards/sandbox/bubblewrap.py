@@ -21,10 +21,10 @@ from typing import ClassVar
 from covrl.rewards.sandbox.launcher import Launcher
 
 # Above all ranges that distributions assign to users and containers.
-_FIRST_UID = 1_900_000_000
+_FIRST_UNUSED_UID = 1_900_000_000
 _NOBODY = 65534
 # Directory of the packages inside the sandbox.
-_PACKAGES = '/packages'
+_PACKAGE_DIRECTORY = '/packages'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Bubblewrap(Launcher):
   Attributes:
     mode: `user` (a user namespace), `root` (process 1 gives up root) or
       `dropped` (root starts bubblewrap as an unused user).
-    scratch: bytes of each writable directory.
+    scratch_size: bytes of each writable directory.
   """
 
   backend: ClassVar[str] = 'bubblewrap'
@@ -44,7 +44,7 @@ class Bubblewrap(Launcher):
   has_namespaces: ClassVar[bool] = True
 
   mode: str
-  scratch: int
+  scratch_size: int
 
   def settings(self) -> dict[str, int | None]:
     """Returns the user id that process 1 switches to, if any."""
@@ -52,7 +52,7 @@ class Bubblewrap(Launcher):
 
   def command(self, *, filter_fd: int, info_fd: int) -> list[str]:
     """Returns the command that starts a sandbox's interpreter."""
-    command = [_find_bwrap(), *_NAMESPACES]
+    command = [_find_bwrap(), *_ISOLATION_OPTIONS]
     if self.mode == 'root':
       command += ['--cap-add', 'CAP_SETUID', '--cap-add', 'CAP_SETGID']
     else:
@@ -67,7 +67,7 @@ class Bubblewrap(Launcher):
     """Returns the path inside the sandbox of a package's file."""
     name = os.path.basename(path)
     if name != '__init__.py':
-      return f'{_PACKAGES}/{name}'
+      return f'{_PACKAGE_DIRECTORY}/{name}'
     return f'{self.package_path(os.path.dirname(path))}/{name}'
 
   def _file_system(self) -> list[str]:
@@ -88,20 +88,24 @@ class Bubblewrap(Launcher):
     for path in self.interpreter.hidden:
       options += ['--tmpfs', path, '--remount-ro', path]
     if self.packages:
-      options += ['--perms', '0755', '--dir', _PACKAGES]
+      options += ['--perms', '0755', '--dir', _PACKAGE_DIRECTORY]
     for package in self.packages:
       for path in package.files:
-        options += ['--ro-bind', path, f'{_PACKAGES}/{os.path.basename(path)}']
+        options += [
+          '--ro-bind',
+          path,
+          f'{_PACKAGE_DIRECTORY}/{os.path.basename(path)}',
+        ]
     for name in ('null', 'zero', 'random', 'urandom'):
       options += ['--dev-bind', f'/dev/{name}', f'/dev/{name}']
     options += ['--symlink', '/tmp/stdin', '/dev/stdin']
     for path in self.writable:
-      options += ['--perms', '1777', '--size', str(self.scratch)]
+      options += ['--perms', '1777', '--size', str(self.scratch_size)]
       options += ['--tmpfs', path]
     return [*options, '--remount-ro', '/', '--chdir', '/tmp', '--']
 
 
-_NAMESPACES = (
+_ISOLATION_OPTIONS = (
   '--unshare-pid',
   '--unshare-net',
   '--unshare-ipc',
@@ -148,6 +152,8 @@ def unused_uid() -> int:
   table = pathlib.Path('/proc/self/uid_map').read_text(encoding='ascii')
   for line in table.splitlines():
     first, _, count = (int(number) for number in line.split())
-    if first <= _FIRST_UID and first + count > _FIRST_UID + (1 << 24):
-      return _FIRST_UID + offset
+    if first <= _FIRST_UNUSED_UID and first + count > _FIRST_UNUSED_UID + (
+      1 << 24
+    ):
+      return _FIRST_UNUSED_UID + offset
   return 20_000 + offset % 40_000

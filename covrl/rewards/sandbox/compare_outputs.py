@@ -17,14 +17,16 @@ from typing import Any
 TOLERANCE = 1e-6
 """Relative tolerance for floats; for printed ones also absolute."""
 
-_NEAR_ZERO = 1e-9  # absolute tolerance of results
+_ABSOLUTE_TOLERANCE = 1e-9  # absolute tolerance of results
 _WORD = re.compile(rb'[^\s,:;()\[\]{}]+|[,:;()\[\]{}]')
 _DECIMAL = re.compile(rb'[+-]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?')
 _INTEGER = re.compile(rb'[+-]?\d+')
-_LONGEST_NUMBER = 400  # characters of a printed number
-_LARGEST_EXACT = 1 << 53  # integers up to it are floats without rounding
-_LONGEST_INTEGER = 4000  # digits
-_SHOWN = 60  # characters of an output that a sentence repeats
+_MAX_NUMBER_CHARACTERS = 400  # characters of a printed number
+_LARGEST_EXACT_INTEGER = (
+  1 << 53
+)  # integers up to it are floats without rounding
+_MAX_INTEGER_DIGITS = 4000  # digits
+_MAX_SHOWN_CHARACTERS = 60  # characters of an output that a sentence repeats
 _MISSING = object()
 
 
@@ -52,27 +54,29 @@ def output_difference(
   if printed.split() == expected.split():
     return None
   words, expected_words = _words(printed), _words(expected)
-  for number, (word, other) in enumerate(
+  for word_number, (word, expected_word) in enumerate(
     zip(words, expected_words, strict=False), start=1
   ):
-    if word != other and not _same_number(word, other, tolerance):
-      prefix = f'word {number} of {len(expected_words)}: '
+    if word != expected_word and not _same_number(
+      word, expected_word, tolerance
+    ):
+      prefix = f'word {word_number} of {len(expected_words)}: '
       if len(words) == len(expected_words) == 1:
         prefix = ''
-      shown_other, shown = _shown_pair(other, word)
-      return f"{prefix}'{shown_other}' was expected, got '{shown}'"
+      shown_expected, shown_word = _shown_pair(expected_word, word)
+      return f"{prefix}'{shown_expected}' was expected, got '{shown_word}'"
   if len(words) == len(expected_words):
     return None
   if not words:
-    return f"'{_shown(expected_words[0])}' was expected, got no output"
+    return f"'{_shown_start(expected_words[0])}' was expected, got no output"
   if len(words) < len(expected_words):
     return (
-      f"word {len(words) + 1} of {len(expected_words)}: '{_shown(expected_words[len(words)])}'"
+      f"word {len(words) + 1} of {len(expected_words)}: '{_shown_start(expected_words[len(words)])}'"
       ' was expected, got the end of the output'
     )
   return (
     f'the end of the output was expected after {len(expected_words)} words, got'
-    f" '{_shown(words[len(expected_words)])}'"
+    f" '{_shown_start(words[len(expected_words)])}'"
   )
 
 
@@ -100,7 +104,7 @@ def same_value(
 
 
 def value_difference(
-  value: Any, expected: Any, tolerance: float | None = None, where: str = ''
+  value: Any, expected: Any, tolerance: float | None = None, location: str = ''
 ) -> str | None:
   """Describes the first difference of a value; `None` if it matches.
 
@@ -111,35 +115,43 @@ def value_difference(
     value: the returned value.
     expected: the expected value.
     tolerance: see `same_value`.
-    where: index of the value in the whole result.
+    location: index of the value in the whole result.
   """
   if isinstance(expected, int | float) and isinstance(value, int | float):
     if _same_real(value, expected, tolerance):
       return None
   elif isinstance(expected, list) and isinstance(value, list):
-    for index, (item, other) in enumerate(zip(value, expected, strict=False)):
-      difference = value_difference(item, other, tolerance, f'{where}[{index}]')
+    for index, (item, expected_item) in enumerate(
+      zip(value, expected, strict=False)
+    ):
+      difference = value_difference(
+        item, expected_item, tolerance, f'{location}[{index}]'
+      )
       if difference is not None:
         return difference
     if len(value) == len(expected):
       return None
-    where = f'{where} (length {len(value)} instead of {len(expected)})'
+    location = f'{location} (length {len(value)} instead of {len(expected)})'
   elif isinstance(expected, dict) and isinstance(value, dict):
-    for key, other in expected.items():
+    for key, expected_item in expected.items():
       item = value.get(key, _MISSING)
-      inner = f'{where}[{key!r:.{_SHOWN}}]'
+      inner_location = f'{location}[{key!r:.{_MAX_SHOWN_CHARACTERS}}]'
       if item is _MISSING:
-        return f'at {inner}: {other!r:.200} was expected, got no such key'
-      difference = value_difference(item, other, tolerance, inner)
+        return f'at {inner_location}: {expected_item!r:.200} was expected, got no such key'
+      difference = value_difference(
+        item, expected_item, tolerance, inner_location
+      )
       if difference is not None:
         return difference
     if len(value) == len(expected):
       return None
     extra = next(key for key in value if key not in expected)
-    where = f'{where} (with the additional key {extra!r:.{_SHOWN}})'
+    location = (
+      f'{location} (with the additional key {extra!r:.{_MAX_SHOWN_CHARACTERS}})'
+    )
   elif type(value) is type(expected) and value == expected:
     return None
-  prefix = f'at {where.strip()}: ' if where else ''
+  prefix = f'at {location.strip()}: ' if location else ''
   return f'{prefix}{expected!r:.200} was expected, got {value!r:.200}'
 
 
@@ -151,7 +163,7 @@ def read_json(text: bytes) -> Any:
       of too many digits.
   """
   try:
-    return json.loads(text, parse_int=_integer)
+    return json.loads(text, parse_int=_parse_integer)
   except RecursionError:
     raise ValueError('it is nested too deeply') from None
 
@@ -167,44 +179,52 @@ def _words(text: bytes) -> list[bytes]:
   return _WORD.findall(text.removeprefix(b'\xef\xbb\xbf'))
 
 
-def _shown(word: bytes) -> str:
+def _shown_start(word: bytes) -> str:
   """Returns the start of a word as ASCII."""
-  return one_line(word[:_SHOWN])
+  return one_line(word[:_MAX_SHOWN_CHARACTERS])
 
 
 def _shown_pair(expected: bytes, word: bytes) -> tuple[str, str]:
   """Returns two words, of long ones the part where they begin to differ."""
-  common = 0
+  common_length = 0
   for a, b in zip(expected, word, strict=False):
     if a != b:
       break
-    common += 1
-  start = max(0, common - _SHOWN // 2) if common >= _SHOWN else 0
+    common_length += 1
+  start = (
+    max(0, common_length - _MAX_SHOWN_CHARACTERS // 2)
+    if common_length >= _MAX_SHOWN_CHARACTERS
+    else 0
+  )
   dots = '...' if start else ''
   return (
-    f'{dots}{_shown(expected[start:])}',
-    f'{dots}{_shown(word[start:])}',
+    f'{dots}{_shown_start(expected[start:])}',
+    f'{dots}{_shown_start(word[start:])}',
   )
 
 
 def _same_number(word: bytes, expected: bytes, tolerance: float | None) -> bool:
   """Returns whether both words are numbers of the same value."""
-  if len(word) > _LONGEST_NUMBER or len(expected) > _LONGEST_NUMBER:
-    return False
-  is_decimal = _DECIMAL.fullmatch(expected), _DECIMAL.fullmatch(word)
-  if not all(
-    decimal_match or _INTEGER.fullmatch(text)
-    for decimal_match, text in zip(is_decimal, (expected, word), strict=True)
+  if (
+    len(word) > _MAX_NUMBER_CHARACTERS or len(expected) > _MAX_NUMBER_CHARACTERS
   ):
     return False
-  if tolerance is None and not any(is_decimal):
+  decimal_matches = _DECIMAL.fullmatch(expected), _DECIMAL.fullmatch(word)
+  if not all(
+    decimal_match or _INTEGER.fullmatch(text)
+    for decimal_match, text in zip(
+      decimal_matches, (expected, word), strict=True
+    )
+  ):
     return False
-  if is_decimal[0] or tolerance is not None:
+  if tolerance is None and not any(decimal_matches):
+    return False
+  if decimal_matches[0] or tolerance is not None:
     limit = TOLERANCE if tolerance is None else tolerance
-    return _close(float(word), float(expected), limit, limit)
+    return _is_close(float(word), float(expected), limit, limit)
   try:
     number, other = decimal.Decimal(word.decode()), int(expected)
-    return abs(number - other) <= decimal.Decimal(_NEAR_ZERO)
+    return abs(number - other) <= decimal.Decimal(_ABSOLUTE_TOLERANCE)
   except decimal.DecimalException:
     return False
 
@@ -214,16 +234,16 @@ def _same_real(value: float, expected: float, tolerance: float | None) -> bool:
   if value == expected:
     return True
   if tolerance is not None:
-    return _close(value, expected, tolerance, tolerance)
+    return _is_close(value, expected, tolerance, tolerance)
   if isinstance(expected, float):
-    return _close(value, expected, TOLERANCE, _NEAR_ZERO)
+    return _is_close(value, expected, TOLERANCE, _ABSOLUTE_TOLERANCE)
   # Accepts the rounding error of a float, but not the neighbours of a large integer.
-  if not isinstance(value, float) or abs(expected) > _LARGEST_EXACT:
+  if not isinstance(value, float) or abs(expected) > _LARGEST_EXACT_INTEGER:
     return False
-  return _close(value, expected, 0.0, _NEAR_ZERO)
+  return _is_close(value, expected, 0.0, _ABSOLUTE_TOLERANCE)
 
 
-def _close(
+def _is_close(
   value: float, expected: float, relative: float, absolute: float
 ) -> bool:
   """Returns whether floats are close; NaN is close to NaN only."""
@@ -235,10 +255,10 @@ def _close(
     return False
 
 
-def _integer(digits: str) -> int:
+def _parse_integer(digits: str) -> int:
   """Parses an integer of JSON of bounded length."""
-  if len(digits) > _LONGEST_INTEGER:
+  if len(digits) > _MAX_INTEGER_DIGITS:
     raise ValueError(
-      f'an integer must have at most {_LONGEST_INTEGER} digits, got {len(digits)}'
+      f'an integer must have at most {_MAX_INTEGER_DIGITS} digits, got {len(digits)}'
     )
   return int(digits)

@@ -28,7 +28,9 @@ _FENCE = re.compile(
 # Fences after the start of a block that are examined, at most, for its end.
 _MAX_FENCES = 64
 # Tags of blocks in Python, and tags that name no language.
-_PYTHON = re.compile(r'[{. ]*(python|py|pypy)[\d.]*\b(?![-+])', re.IGNORECASE)
+_PYTHON_TAG = re.compile(
+  r'[{. ]*(python|py|pypy)[\d.]*\b(?![-+])', re.IGNORECASE
+)
 _GENERIC_TAGS = '', 'answer', 'code', 'program', 'solution'
 # Functions and classes that a program defines at the top level.
 _DEFINITION = re.compile(
@@ -41,7 +43,7 @@ _ASSIGNMENT = re.compile(
   re.MULTILINE,
 )
 # Code that reads standard input.
-_READS = re.compile(
+_READS_INPUT = re.compile(
   r'\binput\s*\(|\bstdin\b(?!\s*=[^=])|\bfileinput\b|\bopen\(\s*0\b'
   r'|\bos\.read\(\s*0\b'
 )
@@ -49,9 +51,9 @@ _READS = re.compile(
 _NAME = re.compile(r'(?<![.\w])[^\W\d]\w*')
 _CALL = re.compile(r'(?<![.\w])([^\W\d]\w*)[ \t]*\(')
 # Characters of a block of imports and constants, at most.
-_MAX_PREAMBLE = 10_000
+_MAX_PREAMBLE_CHARACTERS = 10_000
 # Code that writes to standard output.
-_PRINTS = re.compile(r'\bprint\s*\(|\bstdout\b|\bos\.write\(\s*1\b')
+_PRINTS_OUTPUT = re.compile(r'\bprint\s*\(|\bstdout\b|\bos\.write\(\s*1\b')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,17 +68,17 @@ class _Block:
     """2 for a block tagged as Python, 1 without a tag, 0 for another tag."""
     if self.tag.lower() in _GENERIC_TAGS:
       return 1
-    return 2 if _PYTHON.match(self.tag) else 0
+    return 2 if _PYTHON_TAG.match(self.tag) else 0
 
   @property
-  def defined(self) -> set[str]:
+  def defined_names(self) -> set[str]:
     """Names of functions and classes that it defines at the top level."""
-    return _names(_DEFINITION, self.text)
+    return _find_names(_DEFINITION, self.text)
 
   @property
-  def assigned(self) -> set[str]:
+  def assigned_names(self) -> set[str]:
     """Names that it defines in any way at the top level."""
-    return self.defined | _names(_ASSIGNMENT, self.text)
+    return self.defined_names | _find_names(_ASSIGNMENT, self.text)
 
 
 def find_program(response: str, tests: Sequence[Test] = ()) -> str | None:
@@ -117,8 +119,8 @@ def find_program(response: str, tests: Sequence[Test] = ()) -> str | None:
     _rank(block, tested_names, must_print, may_read=block.tag_rank == best_tag)
     for block in blocks
   ]
-  chosen = max(range(len(blocks)), key=lambda index: (*ranks[index], index))
-  return _with_definitions(blocks[chosen], blocks[:chosen])
+  best_index = max(range(len(blocks)), key=lambda index: (*ranks[index], index))
+  return _with_definitions(blocks[best_index], blocks[:best_index])
 
 
 def _with_definitions(block: _Block, earlier: Sequence[_Block]) -> str:
@@ -126,18 +128,28 @@ def _with_definitions(block: _Block, earlier: Sequence[_Block]) -> str:
 
   Only functions that the program does not define itself are looked for.
   """
-  text, missing = block.text, set(_CALL.findall(block.text)) - block.assigned
+  text, missing_functions = (
+    block.text,
+    set(_CALL.findall(block.text)) - block.assigned_names,
+  )
   # What a star import defines is not known. Nothing may precede an import from
   # __future__.
-  unknown = {'*', *_NAME.findall(text)} - block.assigned
-  unknown = set() if '__future__' in unknown else unknown
-  for other in reversed(earlier):
-    if other.tag_rank != block.tag_rank:
+  undefined_names = {'*', *_NAME.findall(text)} - block.assigned_names
+  undefined_names = (
+    set() if '__future__' in undefined_names else undefined_names
+  )
+  for earlier_block in reversed(earlier):
+    if earlier_block.tag_rank != block.tag_rank:
       continue
-    if other.defined & missing or _constants(other.text) & unknown:
-      text = f'{other.text}\n{text}'
-      missing = (missing | set(_CALL.findall(other.text))) - other.assigned
-      unknown |= set(_NAME.findall(other.text))
+    if (
+      earlier_block.defined_names & missing_functions
+      or _constants(earlier_block.text) & undefined_names
+    ):
+      text = f'{earlier_block.text}\n{text}'
+      missing_functions = (
+        missing_functions | set(_CALL.findall(earlier_block.text))
+      ) - earlier_block.assigned_names
+      undefined_names |= set(_NAME.findall(earlier_block.text))
   return text
 
 
@@ -146,7 +158,7 @@ def _constants(text: str) -> set[str]:
 
   A constant has a name in capitals. Empty for a block with any other statement.
   """
-  if len(text) > _MAX_PREAMBLE:
+  if len(text) > _MAX_PREAMBLE_CHARACTERS:
     return set()
   try:
     statements = ast.parse(text).body
@@ -168,18 +180,18 @@ def _rank(
   block: _Block, tested_names: set[str], must_print: bool, *, may_read: bool
 ) -> tuple[int, ...]:
   """Returns a key that is larger the more a block looks like the program."""
-  defined = block.defined
-  reads_input = may_read and bool(_READS.search(block.text))
+  defined_names = block.defined_names
+  reads_input = may_read and bool(_READS_INPUT.search(block.text))
   is_session = block.text.lstrip().startswith('>>> ')
   is_code = block.tag_rank > 0 and not is_session
-  is_program = is_code and (bool(defined) or reads_input)
+  is_program = is_code and (bool(defined_names) or reads_input)
   return (
-    is_code and bool(block.assigned & tested_names),
+    is_code and bool(block.assigned_names & tested_names),
     is_code and must_print and reads_input,
     is_program,
     not is_session,
     block.tag_rank,
-    is_program or (is_code and bool(_PRINTS.search(block.text))),
+    is_program or (is_code and bool(_PRINTS_OUTPUT.search(block.text))),
   )
 
 
@@ -194,61 +206,66 @@ def _names_in_tests(tests: Sequence[Test]) -> set[str]:
         names |= set(re.findall(r'[^\W\d]\w*', source))
         names |= {entry} if entry else set()
         # A block that repeats the suite's own tests is not the program.
-        names -= _names(_DEFINITION, source)
+        names -= _find_names(_DEFINITION, source)
       case PrintTest():
         pass
   return names
 
 
-def _names(pattern: re.Pattern[str], text: str) -> set[str]:
+def _find_names(pattern: re.Pattern[str], text: str) -> set[str]:
   """Returns the names that a pattern with two groups finds in a text."""
   return {a or b for a, b in pattern.findall(text)}
 
 
 def _blocks(text: str) -> Iterator[_Block]:
   """Yields the fenced blocks; the last one may lack its closing fence."""
-  start, searched, is_string = 0, 0, False
+  start, searched_to, is_string = 0, 0, False
   while opening := _FENCE.search(text, start):
-    is_string ^= _ends_in_string(text[searched : opening.start()])
-    start = searched = opening.end()
+    is_string ^= _ends_in_string(text[searched_to : opening.start()])
+    start = searched_to = opening.end()
     if is_string:
       # The fence is in a docstring of a program that is not in a fence itself.
       continue
-    ticks = opening['ticks'] or opening['inline']
+    fence_characters = opening['ticks'] or opening['inline']
     tag = opening['tag'] or opening['python'] or ''
     begin = min(opening.end() + 1, len(text))
-    end, start = _closing(text, begin, ticks)
-    searched = start
-    yield _Block(tag.strip(), _unquoted(text[begin:end], opening.group()))
+    end, start = _find_block_end(text, begin, fence_characters)
+    searched_to = start
+    yield _Block(tag.strip(), _unquote(text[begin:end], opening.group()))
 
 
-def _closing(text: str, begin: int, ticks: str) -> tuple[int, int]:
+def _find_block_end(
+  text: str, begin: int, fence_characters: str
+) -> tuple[int, int]:
   """Returns the end of a block's text, and the index at which the search goes on.
 
   A fence inside a string of several lines does not close the block, unless no
   later one lies outside of strings. A fence may follow code on its line, and an
   opening fence closes a block, too.
   """
-  fence = re.escape(ticks[0]) + f'{{{len(ticks)},}}'
+  fence = re.escape(fence_characters[0]) + f'{{{len(fence_characters)},}}'
   pattern = re.compile(
     rf'^[ \t>]*{fence}[ \t]*([^\n`]*)$|(?<=\S){fence}[ \t]*$', re.MULTILINE
   )
   closings = itertools.islice(pattern.finditer(text, begin), _MAX_FENCES)
-  first = next(closings, None)
-  if first is None:
+  first_closing = next(closings, None)
+  if first_closing is None:
     return len(text), len(text)
-  chosen, previous, is_string = first, begin, False
-  for index, closing in enumerate(itertools.chain([first], closings)):
+  chosen_closing, previous, is_string = first_closing, begin, False
+  for index, closing in enumerate(itertools.chain([first_closing], closings)):
     is_string ^= _ends_in_string(text[previous : closing.start()])
     previous = closing.start()
     if not is_string:
-      chosen = closing
+      chosen_closing = closing
       break
-    if index and closing[1] and not first[1]:
+    if index and closing[1] and not first_closing[1]:
       # The next block begins: the string was not left open.
       break
-  opens_another = re.fullmatch(r'[{.\w][^ ]*\s*', chosen[1] or '')
-  return chosen.start(), chosen.start() if opens_another else chosen.end()
+  opens_another = re.fullmatch(r'[{.\w][^ ]*\s*', chosen_closing[1] or '')
+  return (
+    chosen_closing.start(),
+    chosen_closing.start() if opens_another else chosen_closing.end(),
+  )
 
 
 def _ends_in_string(text: str) -> bool:
@@ -256,7 +273,7 @@ def _ends_in_string(text: str) -> bool:
   return (text.count('"""') + text.count("'''")) % 2 == 1
 
 
-def _unquoted(body: str, fence: str) -> str:
+def _unquote(body: str, fence: str) -> str:
   """Removes the quotation marks and the indentation of a block in a list."""
   if fence.lstrip().startswith('>'):
     body = re.sub(r'^[ \t]*>[ \t]?', '', body, flags=re.MULTILINE)

@@ -11,7 +11,7 @@ import pathlib
 import subprocess
 import sys
 
-_TIMEOUT = 300.0  # seconds for the probe
+_PROBE_SECONDS = 300.0  # seconds for the probe
 # Prints the libraries mapped after importing all extension modules.
 _PROBE = """
 import json, os, sys, sysconfig, warnings
@@ -67,11 +67,11 @@ def find_interpreter() -> Interpreter:
       capture_output=True,
       text=True,
       check=False,
-      timeout=_TIMEOUT,
+      timeout=_PROBE_SECONDS,
       env={},
     )
   except subprocess.TimeoutExpired:
-    raise OSError(f'{path} did not end within {_TIMEOUT:g} s') from None
+    raise OSError(f'{path} did not end within {_PROBE_SECONDS:g} s') from None
   if completed.returncode:
     raise OSError(f'{path} does not run: {completed.stderr.strip()[-200:]}')
   return _find_files(json.loads(completed.stdout))
@@ -83,14 +83,16 @@ def _find_files(probe: dict) -> Interpreter:
   stdlib = sorted({os.path.realpath(path) for path in probe['stdlib']})
   prefix = os.path.dirname(os.path.dirname(executable))
   files, links = [executable, *stdlib], []
-  for mapped in probe['mapped']:
-    directory = os.path.dirname(mapped)
-    if _within(mapped, files):
+  for library in probe['mapped']:
+    directory = os.path.dirname(library)
+    if _is_within(library, files):
       continue
-    if prefix != '/usr' and _within(mapped, [prefix]):
+    if prefix != '/usr' and _is_within(library, [prefix]):
       # Outside of /usr, the directory of a library may hold unrelated files, too.
-      files.append(mapped)
-      links += [(os.path.basename(mapped), path) for path in _links_to(mapped)]
+      files.append(library)
+      links += [
+        (os.path.basename(library), path) for path in _links_to(library)
+      ]
     else:
       files.append(directory)
   hidden = [
@@ -102,13 +104,13 @@ def _find_files(probe: dict) -> Interpreter:
   for path in ('/lib', '/lib64', '/usr/lib64'):
     if os.path.islink(path):
       links.append((os.readlink(path), path))
-  files += [path for path in _loaders() if not _within(path, files)]
+  files += [path for path in _loaders() if not _is_within(path, files)]
   return Interpreter(
     executable, tuple(sorted(set(files))), tuple(links), tuple(hidden)
   )
 
 
-def _within(path: str, directories: list[str]) -> bool:
+def _is_within(path: str, directories: list[str]) -> bool:
   """Returns whether a path lies in one of the directories."""
   return any(path.startswith(f'{directory}/') for directory in directories)
 

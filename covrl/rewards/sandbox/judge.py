@@ -80,15 +80,17 @@ class Judge:
     self._limits = Limits(memory=memory_limit, processes=processes)
     self._url = url
     self.reasons: list[str] = []
-    self._launcher = self._choose(backend, url, find_packages(packages))
+    self._launcher = self._choose_launcher(
+      backend, url, find_packages(packages)
+    )
     self.backend = (
       'remote' if self._launcher is None else self._launcher.backend
     )
     # Shuffled, so that the judges of several processes use different ones.
     random.shuffle(processors)
-    self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
+    self._free_processors: queue.SimpleQueue[int] = queue.SimpleQueue()
     for index in range(workers):
-      self._free.put(processors[index % len(processors)])
+      self._free_processors.put(processors[index % len(processors)])
 
   def judge(
     self,
@@ -99,20 +101,20 @@ class Judge:
     pass_rate: bool = False,
   ) -> Outcome:
     """Judges a program by its tests; see `judge_code`."""
-    parsed = parse_tests(tests)
+    parsed_tests = parse_tests(tests)
     if not (time_limit > 0 and math.isfinite(time_limit)):
       raise ValueError(f'time_limit must be positive, got {time_limit}')
-    source = find_program(program, parsed)
+    source = find_program(program, parsed_tests)
     if source is None:
       return Outcome(0.0, Status.UNPARSABLE, 'the response contains no program')
-    with self._processor() as cpu:
+    with self._acquire_processor() as cpu:
       try:
-        with self._open(source, time_limit, cpu) as session:
-          return _run_tests(session, parsed, pass_rate)
+        with self._open_session(source, time_limit, cpu) as session:
+          return _run_tests(session, parsed_tests, pass_rate)
       except (OSError, SandboxError) as error:
         return Outcome(math.nan, Status.INFRASTRUCTURE, str(error))
 
-  def _choose(
+  def _choose_launcher(
     self, backend: str | None, url: str | None, packages: tuple[Package, ...]
   ) -> Launcher | None:
     """Returns the launcher of local sandboxes; `None` for a remote server."""
@@ -128,15 +130,15 @@ class Judge:
       raise
 
   @contextlib.contextmanager
-  def _processor(self) -> Iterator[int]:
-    """Context with a free processor, for one program at a time."""
-    cpu = self._free.get()
+  def _acquire_processor(self) -> Iterator[int]:
+    """Context that waits for a free processor and reserves it for one program."""
+    cpu = self._free_processors.get()
     try:
       yield cpu
     finally:
-      self._free.put(cpu)
+      self._free_processors.put(cpu)
 
-  def _open(
+  def _open_session(
     self, source: str, seconds: float, cpu: int
   ) -> Session | RemoteSession:
     """Opens a session that runs the tests of a program."""

@@ -39,11 +39,11 @@ class Landlock(Launcher):
 
   def settings(self) -> dict[str, Any]:
     """Returns the confinement of the runner and of its children."""
-    give_up = self.give_up_root and os.geteuid() == 0
-    if give_up:
+    gives_up_root = self.give_up_root and os.geteuid() == 0
+    if gives_up_root:
       _check_readable(self._files())
     return {
-      'uid': unused_uid() if give_up else None,
+      'uid': unused_uid() if gives_up_root else None,
       'script': compile_script('_landlock.py'),
       'readable': self._files(),
       'filter': make_filter(processes=False),
@@ -51,8 +51,10 @@ class Landlock(Launcher):
 
   def _files(self) -> tuple[str, ...]:
     """Returns the files that the sandbox may read."""
-    added = (file for package in self.packages for file in package.files)
-    return (*self.interpreter.files, *added)
+    package_files = (
+      file for package in self.packages for file in package.files
+    )
+    return (*self.interpreter.files, *package_files)
 
 
 def _check_readable(paths: Iterable[str]) -> None:

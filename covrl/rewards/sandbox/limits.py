@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 from covrl.rewards.sandbox.resource_usage import Usage
 
-_TICK = 0.025  # seconds between measurements of a job's usage
+_MEASUREMENT_SECONDS = 0.025  # seconds between measurements of a job's usage
 
 
 class EndReason(enum.Enum):
@@ -44,14 +44,14 @@ class Limits:
   Attributes:
     memory: bytes of all processes and written files together.
     processes: maximal number of processes and threads.
-    scratch: bytes of each of `/tmp` and `/dev/shm`.
-    file: bytes of a single file.
+    scratch_size: bytes of each of `/tmp` and `/dev/shm`.
+    file_size: bytes of a single file.
   """
 
   memory: int = 1 << 30
   processes: int = 64
-  scratch: int = 64 << 20
-  file: int = 32 << 20
+  scratch_size: int = 64 << 20
+  file_size: int = 32 << 20
 
   def settings(self) -> dict[str, int]:
     """Returns the limits that the kernel enforces per process, by name."""
@@ -62,7 +62,7 @@ class Limits:
       'RLIMIT_STACK': 64 << 20,
       'RLIMIT_NPROC': self.processes,
       'RLIMIT_NOFILE': 64,
-      'RLIMIT_FSIZE': self.file,
+      'RLIMIT_FSIZE': self.file_size,
       'RLIMIT_CORE': 0,
       'RLIMIT_MEMLOCK': 0,
       'RLIMIT_MSGQUEUE': 0,
@@ -96,15 +96,15 @@ class OutputPipe:
     self._writer.close()
 
   @property
-  def is_full(self) -> bool:
+  def is_over_limit(self) -> bool:
     """Whether the maximal size is exceeded."""
     return len(self.data) > self._max_size
 
   def read(self) -> bool:
     """Reads available bytes; returns whether more can follow."""
-    part = self._reader.read(1 << 16)
-    self.data += part or b''
-    return part != b''
+    chunk = self._reader.read(1 << 16)
+    self.data += chunk or b''
+    return chunk != b''
 
 
 def supervise_job(
@@ -127,31 +127,31 @@ def supervise_job(
     The reason for which the job ended, and the report of process 1.
   """
   now = time.monotonic()
-  deadline, tick = now + seconds, now + _TICK
+  deadline, next_measurement = now + seconds, now + _MEASUREMENT_SECONDS
   poll = select.poll()
   poll.register(control, select.POLLIN)
-  by_number = {pipe.fileno(): pipe for pipe in outputs}
-  for number in by_number:
-    poll.register(number, select.POLLIN)
+  pipe_by_descriptor = {pipe.fileno(): pipe for pipe in outputs}
+  for descriptor in pipe_by_descriptor:
+    poll.register(descriptor, select.POLLIN)
   while now < deadline:
-    wait = min(deadline, tick) - now
-    for number, _ in poll.poll(max(0, wait) * 1000):
-      if number == control.fileno():
-        return _read_rest(_receive(control), outputs)
-      pipe = by_number[number]
+    wait_seconds = min(deadline, next_measurement) - now
+    for descriptor, _ in poll.poll(max(0, wait_seconds) * 1000):
+      if descriptor == control.fileno():
+        return _read_remaining_output(_receive(control), outputs)
+      pipe = pipe_by_descriptor[descriptor]
       if not pipe.read():
-        poll.unregister(number)
-      if pipe.is_full:
+        poll.unregister(descriptor)
+      if pipe.is_over_limit:
         return EndReason.OUTPUT, b''
     now = time.monotonic()
-    if now >= tick:
+    if now >= next_measurement:
       usage = measure()
       if usage.memory > limits.memory:
         return EndReason.MEMORY, b''
       # The count includes process 1.
       if usage.tasks > limits.processes + 1:
         return EndReason.TASKS, b''
-      tick = time.monotonic() + _TICK
+      next_measurement = time.monotonic() + _MEASUREMENT_SECONDS
   return EndReason.TIMEOUT, b''
 
 
@@ -163,7 +163,7 @@ def _receive(control: socket.socket) -> bytes:
     return b''
 
 
-def _read_rest(
+def _read_remaining_output(
   report: bytes, outputs: Sequence[OutputPipe]
 ) -> tuple[EndReason, bytes]:
   """Reads remaining output; returns the reason of the job's end, and the report."""
@@ -171,10 +171,10 @@ def _read_rest(
     return EndReason.LOST, b''
   for pipe in outputs:
     # All writers have ended: no more output can follow.
-    before = -1
-    while before < len(pipe.data) and not pipe.is_full:
-      before = len(pipe.data)
+    size_before = -1
+    while size_before < len(pipe.data) and not pipe.is_over_limit:
+      size_before = len(pipe.data)
       pipe.read()
-    if pipe.is_full:
+    if pipe.is_over_limit:
       return EndReason.OUTPUT, report
   return EndReason.ENDED, report

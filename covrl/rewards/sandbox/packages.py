@@ -10,7 +10,7 @@ import pathlib
 import re
 from collections.abc import Sequence
 
-DEFAULT = ('numpy',)
+DEFAULT_PACKAGES = ('numpy',)
 """Packages offered unless others are chosen, where they are installed."""
 
 
@@ -35,16 +35,18 @@ def find_packages(names: Sequence[str] | None) -> tuple[Package, ...]:
   """Finds installed packages of the trainer's environment.
 
   Args:
-    names: top-level names; `None` for those of `DEFAULT` that are installed.
+    names: top-level names; `None` for those of `DEFAULT_PACKAGES` that are installed.
 
   Raises:
     ValueError: if a name is not that of an installed package.
   """
   if names is None:
-    return tuple(p for p in map(_find, DEFAULT) if p is not None)
+    return tuple(
+      p for p in map(_find_package, DEFAULT_PACKAGES) if p is not None
+    )
   packages = []
   for name in names:
-    package = _find(name)
+    package = _find_package(name)
     if package is None:
       raise ValueError(
         'packages for programs must be installed in the environment of the'
@@ -54,7 +56,7 @@ def find_packages(names: Sequence[str] | None) -> tuple[Package, ...]:
   return tuple(packages)
 
 
-def _find(name: str) -> Package | None:
+def _find_package(name: str) -> Package | None:
   """Returns an installed package; `None` if it is not installed."""
   if not re.fullmatch(r'[^\W\d]\w*', name):
     return None
@@ -66,6 +68,9 @@ def _find(name: str) -> Package | None:
     return Package(name, file, '', (file,))
   directory = os.path.dirname(file)
   # Wheels keep the libraries that a package links to beside it.
-  libraries = pathlib.Path(directory).parent / f'{name}.libs'
-  files = (directory, *([str(libraries)] if libraries.is_dir() else []))
+  library_directory = pathlib.Path(directory).parent / f'{name}.libs'
+  files = (
+    directory,
+    *([str(library_directory)] if library_directory.is_dir() else []),
+  )
   return Package(name, file, directory, files)

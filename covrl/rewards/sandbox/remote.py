@@ -26,11 +26,11 @@ from covrl.rewards.sandbox.test_formats import (
 )
 
 # Seconds for the server's queue and the network, beyond the program's time.
-_OVERHEAD = 60.0
+_OVERHEAD_SECONDS = 60.0
 _PROGRAM_SCRIPT = pathlib.Path(__file__).with_name('_program.py')
 # Code after that script: compiles the program, calls a function of it with the
 # arguments on standard input, and writes the result, or the error.
-_CALL = """
+_CALL_TEMPLATE = """
 program = Program({program!r})
 reason = program.compile()
 os.dup2(os.dup(1), 3)
@@ -43,7 +43,7 @@ else:
 os._exit(0)
 """
 # Begins the output if the program does not compile.
-_PREFIX = b'not compiled: '
+_COMPILE_ERROR_PREFIX = b'not compiled: '
 
 
 class RemoteSession:
@@ -98,21 +98,23 @@ class RemoteSession:
     if isinstance(run, Outcome):
       return run
     outcome = compare_output(run['stdout'].encode(errors='replace'), test)
-    is_shown = outcome.score and test.stdout.strip()
-    if is_shown or not run['return_code']:
+    printed_correctly = outcome.score and test.stdout.strip()
+    if printed_correctly or not run['return_code']:
       return outcome
     detail = f'it exited with {run["return_code"]}'
     return Outcome(0.0, Status.CRASH, detail)
 
   def _check_result(self, test: CallTest) -> Outcome:
     """Calls a function of the program and compares its result."""
-    call = _CALL.format(program=self._program, name=test.name, prefix=_PREFIX)
+    call = _CALL_TEMPLATE.format(
+      program=self._program, name=test.name, prefix=_COMPILE_ERROR_PREFIX
+    )
     code = _PROGRAM_SCRIPT.read_text(encoding='utf-8') + call
     run = self._run(code, json.dumps(marshal.loads(test.arguments)).encode())
     if isinstance(run, Outcome):
       return run
     text = run['stdout'].encode(errors='replace')
-    if text.startswith(_PREFIX):
+    if text.startswith(_COMPILE_ERROR_PREFIX):
       return Outcome(0.0, Status.UNPARSABLE, 'it does not compile')
     outcome = compare_answer(text, test)
     return outcome or Outcome(0.0, Status.CRASH, 'it returned nothing')
@@ -149,7 +151,7 @@ class RemoteSession:
     )
     try:
       with urllib.request.urlopen(
-        request, timeout=self._seconds + _OVERHEAD
+        request, timeout=self._seconds + _OVERHEAD_SECONDS
       ) as response:
         return json.load(response)
     except (OSError, ValueError, http.client.HTTPException) as error:

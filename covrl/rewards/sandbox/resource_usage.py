@@ -8,9 +8,9 @@ import os
 import pathlib
 from collections.abc import Iterable, Iterator
 
-_PAGE = os.sysconf('SC_PAGE_SIZE')
+_PAGE_BYTES = os.sysconf('SC_PAGE_SIZE')
 # An empty file on a tmpfs takes no block but kernel memory for its inode.
-_INODE = 1024
+_INODE_BYTES = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,22 +38,22 @@ def measure(pid: int, writable: Iterable[str], limit: int) -> Usage:
     limit: bytes above which an exact measurement is needed.
   """
   processes, tasks = [], 0
-  for process, threads in _tree(pid):
+  for process, threads in _process_tree(pid):
     processes.append(process)
     tasks += threads
-  files = sum(_written(pid, path) for path in writable)
-  memory = sum(_resident(process) for process in processes)
-  if memory + files > limit:
-    memory = sum(_proportional(process) for process in processes)
-  return Usage(memory + files, tasks)
+  file_bytes = sum(_written_bytes(pid, path) for path in writable)
+  memory = sum(_resident_bytes(process) for process in processes)
+  if memory + file_bytes > limit:
+    memory = sum(_proportional_bytes(process) for process in processes)
+  return Usage(memory + file_bytes, tasks)
 
 
 def descendants(pid: int) -> list[int]:
   """Returns all descendants of a process."""
-  return [process for process, _ in _tree(pid) if process != pid]
+  return [process for process, _ in _process_tree(pid) if process != pid]
 
 
-def _tree(pid: int) -> Iterator[tuple[int, int]]:
+def _process_tree(pid: int) -> Iterator[tuple[int, int]]:
   """Yields a process and its descendants with their numbers of threads."""
   waiting = [pid]
   while waiting:
@@ -62,38 +62,38 @@ def _tree(pid: int) -> Iterator[tuple[int, int]]:
     try:
       for thread in os.listdir(f'/proc/{process}/task'):
         threads += 1
-        children = _text(f'/proc/{process}/task/{thread}/children')
+        children = _read_proc(f'/proc/{process}/task/{thread}/children')
         waiting += [int(child) for child in children.split()]
     except FileNotFoundError:
       pass
     yield process, threads
 
 
-def _resident(process: int) -> int:
+def _resident_bytes(process: int) -> int:
   """Resident set size of a process, in bytes."""
-  fields = _text(f'/proc/{process}/statm').split()
-  return int(fields[1]) * _PAGE if fields else 0
+  fields = _read_proc(f'/proc/{process}/statm').split()
+  return int(fields[1]) * _PAGE_BYTES if fields else 0
 
 
-def _proportional(process: int) -> int:
+def _proportional_bytes(process: int) -> int:
   """Proportional set size, in bytes: pages divided by the processes that share."""
-  for line in _text(f'/proc/{process}/smaps_rollup').splitlines():
+  for line in _read_proc(f'/proc/{process}/smaps_rollup').splitlines():
     if line.startswith('Pss:'):
       return int(line.split()[1]) * 1024
   return 0
 
 
-def _written(pid: int, path: str) -> int:
+def _written_bytes(pid: int, path: str) -> int:
   """Bytes of the files in an in-memory directory, their inodes included."""
   try:
     usage = os.statvfs(f'/proc/{pid}/root{path}')
   except FileNotFoundError:
     return 0
-  blocks = (usage.f_blocks - usage.f_bfree) * usage.f_frsize
-  return blocks + (usage.f_files - usage.f_ffree) * _INODE
+  block_bytes = (usage.f_blocks - usage.f_bfree) * usage.f_frsize
+  return block_bytes + (usage.f_files - usage.f_ffree) * _INODE_BYTES
 
 
-def _text(path: str) -> str:
+def _read_proc(path: str) -> str:
   """Reads a file in /proc; empty if the process has ended."""
   try:
     return pathlib.Path(path).read_text(encoding='ascii')

@@ -30,11 +30,11 @@ from covrl.rewards.sandbox.scripts import compile_script
 from covrl.rewards.sandbox.seccomp import make_filter
 
 # Executes marshalled scripts one after the other in the main module.
-_START = (
+_START_CODE = (
   'import marshal,os,sys\n'
   'for script in marshal.loads(os.pread({},1<<20,0)):exec(marshal.loads(script))'
 )
-_SCRIPTS = ('_program.py', '_descendants.py', '_job_runner.py')
+_RUNNER_SCRIPTS = ('_program.py', '_descendants.py', '_job_runner.py')
 _TIMEOUT = 30.0  # seconds for a sandbox to start, answer or end
 
 
@@ -47,13 +47,13 @@ class JobResult:
   """Result of a job in a sandbox.
 
   Attributes:
-    end: reason for which the job ended.
+    end_reason: reason for which the job ended.
     output: standard output, up to a limit.
     result: bytes written to the result descriptor, up to a limit.
     report: report of the sandbox's process 1.
   """
 
-  end: EndReason
+  end_reason: EndReason
   output: bytes = b''
   result: bytes = b''
   report: bytes = b''
@@ -140,7 +140,9 @@ class Sandbox:
         {**job, 'seconds': seconds}, descriptors, seconds, outputs
       )
       # `<status> <1 or 0>`: whether the writable directories are empty.
-      if run.end is not EndReason.ENDED or not run.report.endswith(b' 1'):
+      if run.end_reason is not EndReason.ENDED or not run.report.endswith(
+        b' 1'
+      ):
         self.close()
       return run
 
@@ -158,13 +160,13 @@ class Sandbox:
       return JobResult(EndReason.LOST)
     for pipe in outputs:
       pipe.close_write_end()
-    end, report = supervise_job(
+    end_reason, report = supervise_job(
       self._control, outputs, seconds, self.usage, self._limits
     )
-    if end is EndReason.LOST:
+    if end_reason is EndReason.LOST:
       report = self._last_error().encode()
     return JobResult(
-      end, *(bytes(pipe.data) for pipe in outputs), report=report
+      end_reason, *(bytes(pipe.data) for pipe in outputs), report=report
     )
 
   def _start(self, cpu: int | None) -> None:
@@ -197,8 +199,10 @@ class Sandbox:
   def _spawn(self, control: int) -> int:
     """Starts the sandbox; returns the host's id of its process 1."""
     with (
-      memory_file(marshal.dumps(list(map(compile_script, _SCRIPTS)))) as code,
-      memory_file(make_filter(processes=True)) as seccomp,
+      memory_file(
+        marshal.dumps(list(map(compile_script, _RUNNER_SCRIPTS)))
+      ) as code_fd,
+      memory_file(make_filter(processes=True)) as filter_fd,
       contextlib.ExitStack() as stack,
     ):
       read_end, write_end = os.pipe()
@@ -206,15 +210,23 @@ class Sandbox:
       info_writer = stack.enter_context(os.fdopen(write_end, 'wb', buffering=0))
       process = subprocess.Popen(
         [
-          *self._launcher.command(filter_fd=seccomp, info_fd=write_end),
-          *('-s', '-P', '-S', '-B', '-c', _START.format(code), str(control)),
+          *self._launcher.command(filter_fd=filter_fd, info_fd=write_end),
+          *(
+            '-s',
+            '-P',
+            '-S',
+            '-B',
+            '-c',
+            _START_CODE.format(code_fd),
+            str(control),
+          ),
         ],
         env=self._launcher.environment,
         cwd='/',
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=self._errors,
-        pass_fds=(control, code, seccomp, write_end),
+        pass_fds=(control, code_fd, filter_fd, write_end),
         # Ctrl-C is handled by the trainer.
         start_new_session=True,
       )

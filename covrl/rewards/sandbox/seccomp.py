@@ -30,7 +30,8 @@ _MASKED_EQUAL = 7
 _NEW_NAMESPACES = 0x7E020000
 _NEW_THREAD = 0x00010000
 
-_FILES = """
+# Names of the system calls of judged programs, by what they are for.
+_FILE_CALLS = """
 access chdir chmod close close_range copy_file_range creat dup dup2 dup3
 faccessat faccessat2 fadvise64 fallocate fchdir fchmod fchmodat fcntl fdatasync
 flock fstat fstatfs fsync ftruncate getcwd getdents getdents64 lgetxattr link
@@ -39,19 +40,19 @@ preadv preadv2 pwrite64 pwritev pwritev2 read readlink readlinkat readv rename
 renameat renameat2 rmdir sendfile stat statfs statx symlink symlinkat truncate
 umask unlink unlinkat utime utimensat utimes write writev
 """
-_MEMORY = 'brk madvise mincore mmap mprotect mremap msync munmap'
-_WAITING = """
+_MEMORY_CALLS = 'brk madvise mincore mmap mprotect mremap msync munmap'
+_WAITING_CALLS = """
 alarm clock_getres clock_gettime clock_nanosleep epoll_create epoll_create1
 epoll_ctl epoll_pwait epoll_pwait2 epoll_wait eventfd eventfd2 futex getitimer
 gettimeofday nanosleep pause poll ppoll pselect6 restart_syscall select
 setitimer time timer_create timer_delete timer_getoverrun timer_gettime
 timer_settime timerfd_create timerfd_gettime timerfd_settime times
 """
-_SIGNALS = """
+_SIGNAL_CALLS = """
 rt_sigaction rt_sigpending rt_sigprocmask rt_sigreturn rt_sigsuspend
 rt_sigtimedwait sigaltstack
 """
-_SELF = """
+_OWN_PROCESS_CALLS = """
 arch_prctl exit exit_group get_robust_list getcpu getegid geteuid getgid
 getgroups getpgid getpgrp getpid getppid getpriority getrandom getresgid
 getresuid getrlimit getrusage getsid gettid getuid membarrier rseq
@@ -59,12 +60,12 @@ sched_get_priority_max sched_get_priority_min sched_getaffinity sched_getparam
 sched_getscheduler sched_yield set_robust_list set_tid_address sysinfo uname
 """
 # Socket pairs, which event loops use, and the sandbox's control socket.
-_PAIRS = """
+_SOCKET_PAIR_CALLS = """
 getpeername getsockname getsockopt recvfrom recvmsg sendmsg sendto setsockopt
 shutdown socketpair
 """
 # Only inside a pid namespace: child processes, and signals to others.
-_PROCESSES = """
+_PROCESS_CALLS = """
 execve execveat fork kill pidfd_open pidfd_send_signal rt_sigqueueinfo
 rt_tgsigqueueinfo setgroups setpgid setresgid setresuid setsid tgkill tkill
 vfork wait4 waitid
@@ -78,10 +79,10 @@ _IOCTLS = {
   'FIOCLEX': 0x5451,
 }
 # Refused to reward workers without namespaces, with any arguments.
-_REFUSED_TO_WORKERS = 'io_uring_setup process_vm_writev tkill'
+_CALLS_REFUSED_TO_WORKERS = 'io_uring_setup process_vm_writev tkill'
 # Refused to reward workers for the trainer's process. The index of a text is that of
 # the argument with the process id.
-_ON_PROCESSES = (
+_CALLS_ON_PROCESSES = (
   'kill tgkill rt_sigqueueinfo rt_tgsigqueueinfo pidfd_open prlimit64',
   'ptrace',
 )
@@ -110,9 +111,9 @@ def make_filter(*, processes: bool) -> bytes:
   Raises:
     OSError: if libseccomp is not installed or does not support this machine.
   """
-  library, context = _open(_ERRNO | errno.ENOSYS)
+  library, context = _new_filter(_ERRNO | errno.ENOSYS)
   try:
-    _allow_all(library, context, processes)
+    _add_program_rules(library, context, processes)
     return _export(library, context)
   finally:
     library.seccomp_release(context)
@@ -133,24 +134,24 @@ def make_worker_filter(*, trainer: int, group: int, network: bool) -> bytes:
   Raises:
     OSError: if libseccomp is not installed or does not support this machine.
   """
-  library, context = _open(_ALLOW)
+  library, context = _new_filter(_ALLOW)
   try:
-    for name in _REFUSED_TO_WORKERS.split():
-      _add(library, context, _REFUSE, name)
-    for argument, names in enumerate(_ON_PROCESSES):
+    for name in _CALLS_REFUSED_TO_WORKERS.split():
+      _add_rule(library, context, _REFUSE, name)
+    for argument, names in enumerate(_CALLS_ON_PROCESSES):
       for name in names.split():
         for pid in (trainer, -trainer, -group, -1):
-          masked = pid & 0xFFFFFFFF
-          rule = argument, _MASKED_EQUAL, 0xFFFFFFFF, masked
-          _add(library, context, _REFUSE, name, rule)
+          masked_pid = pid & 0xFFFFFFFF
+          comparison = argument, _MASKED_EQUAL, 0xFFFFFFFF, masked_pid
+          _add_rule(library, context, _REFUSE, name, comparison)
     if not network:
-      _add(library, context, _REFUSE, 'socket', (0, _NOT_EQUAL, _UNIX, 0))
+      _add_rule(library, context, _REFUSE, 'socket', (0, _NOT_EQUAL, _UNIX, 0))
     return _export(library, context)
   finally:
     library.seccomp_release(context)
 
 
-def _open(default: int) -> tuple[ctypes.CDLL, ctypes.c_void_p]:
+def _new_filter(default: int) -> tuple[ctypes.CDLL, ctypes.c_void_p]:
   """Returns libseccomp and a new filter with a default action."""
   library = ctypes.CDLL('libseccomp.so.2', use_errno=True)
   library.seccomp_init.restype = ctypes.c_void_p
@@ -161,7 +162,7 @@ def _open(default: int) -> tuple[ctypes.CDLL, ctypes.c_void_p]:
   return library, context
 
 
-def _add(
+def _add_rule(
   library: ctypes.CDLL,
   context: ctypes.c_void_p,
   action: int,
@@ -173,25 +174,32 @@ def _add(
   if number < 0:
     return
   array = (_Comparison * len(comparisons))(*comparisons)
-  code = library.seccomp_rule_add_array(
+  result = library.seccomp_rule_add_array(
     context, ctypes.c_uint32(action), number, len(comparisons), array
   )
-  if code:
-    raise OSError(-code, f'libseccomp refuses a rule for {name}')
+  if result:
+    raise OSError(-result, f'libseccomp refuses a rule for {name}')
 
 
-def _allow_all(
+def _add_program_rules(
   library: ctypes.CDLL, context: ctypes.c_void_p, processes: bool
 ) -> None:
-  """Adds the rules of judged programs: all allowed system calls."""
+  """Adds the rules of judged programs: the system calls that they may use."""
 
   def allow(name: str, *comparisons: tuple[int, int, int, int]) -> None:
-    _add(library, context, _ALLOW, name, *comparisons)
+    _add_rule(library, context, _ALLOW, name, *comparisons)
 
   library.seccomp_attr_set(context, _OPTIMIZE, ctypes.c_uint32(2))
-  groups = [_FILES, _MEMORY, _WAITING, _SIGNALS, _SELF, _PAIRS]
+  groups = [
+    _FILE_CALLS,
+    _MEMORY_CALLS,
+    _WAITING_CALLS,
+    _SIGNAL_CALLS,
+    _OWN_PROCESS_CALLS,
+    _SOCKET_PAIR_CALLS,
+  ]
   if processes:
-    groups.append(_PROCESSES)
+    groups.append(_PROCESS_CALLS)
     allow('clone', (0, _MASKED_EQUAL, _NEW_NAMESPACES, 0))
   else:
     mask = _NEW_NAMESPACES | _NEW_THREAD
@@ -209,9 +217,9 @@ def _export(library: ctypes.CDLL, context: ctypes.c_void_p) -> bytes:
   """Returns the compiled BPF program of a filter."""
   descriptor = os.memfd_create('filter')
   try:
-    code = library.seccomp_export_bpf(context, descriptor)
-    if code:
-      raise OSError(-code, 'libseccomp could not compile the filter')
+    result = library.seccomp_export_bpf(context, descriptor)
+    if result:
+      raise OSError(-result, 'libseccomp could not compile the filter')
     return os.pread(descriptor, 1 << 20, 0)
   finally:
     os.close(descriptor)

@@ -26,7 +26,7 @@ from covrl.rewards.sandbox.test_formats import (
 )
 
 # Bytes that a program may print or return beyond twice the expected size.
-_MARGIN = 1 << 20
+_MARGIN_BYTES = 1 << 20
 _PASSED = Outcome(1.0, Status.SCORED)
 
 
@@ -84,8 +84,8 @@ class Session:
     if sandbox is None or not sandbox.is_reusable:
       sandbox = self._sandbox = self._open()
       run = sandbox.load(self._program, self._seconds)
-      if run.end is not EndReason.ENDED:
-        return self._failure(run)
+      if run.end_reason is not EndReason.ENDED:
+        return self._outcome_when_killed(run)
       if run.report != b'.':
         reason = one_line(run.report[1:])
         return Outcome(0.0, Status.UNPARSABLE, f'it does not compile: {reason}')
@@ -107,17 +107,17 @@ class Session:
       {'kind': 'run'},
       test.stdin,
       seconds=self._seconds,
-      max_output=2 * len(test.stdout) + _MARGIN,
-      max_result=_MARGIN,
+      max_output=2 * len(test.stdout) + _MARGIN_BYTES,
+      max_result=_MARGIN_BYTES,
     )
-    if run.end is not EndReason.ENDED:
-      return self._failure(run)
+    if run.end_reason is not EndReason.ENDED:
+      return self._outcome_when_killed(run)
     outcome = compare_output(run.output, test)
     # The empty output of a program that fails is not a correct answer.
-    is_shown = outcome.score and test.stdout.strip()
-    if is_shown or run.report.startswith(b'0 '):
+    printed_correctly = outcome.score and test.stdout.strip()
+    if printed_correctly or run.report.startswith(b'0 '):
       return outcome
-    return Outcome(0.0, Status.CRASH, _reason(run, run.result))
+    return Outcome(0.0, Status.CRASH, _describe_end(run, run.result))
 
   def _check_result(self, sandbox: Sandbox, test: CallTest) -> Outcome:
     """Calls a function of the program and compares its result."""
@@ -126,13 +126,15 @@ class Session:
       test.arguments,
       seconds=self._seconds,
       max_output=0,
-      max_result=2 * test.size + _MARGIN,
+      max_result=2 * test.size + _MARGIN_BYTES,
     )
-    if run.end is not EndReason.ENDED:
-      return self._failure(run)
+    if run.end_reason is not EndReason.ENDED:
+      return self._outcome_when_killed(run)
     outcome = compare_answer(run.result, test)
     if outcome is None:
-      return Outcome(0.0, Status.CRASH, _reason(run, b'it returned nothing'))
+      return Outcome(
+        0.0, Status.CRASH, _describe_end(run, b'it returned nothing')
+      )
     return outcome
 
   def _check_suite(self, sandbox: Sandbox, test: SuiteTest) -> Outcome:
@@ -141,39 +143,41 @@ class Session:
     with self._open() as suite_sandbox:
       if suite_sandbox.load(source, self._seconds).report != b'.':
         raise SandboxError('the suite does not compile')
-      requests_out, requests_in = os.pipe()
-      replies_out, replies_in = os.pipe()
+      requests_read_end, requests_write_end = os.pipe()
+      replies_read_end, replies_write_end = os.pipe()
       with futures.ThreadPoolExecutor(1) as executor:
         program = executor.submit(
           sandbox.run,
           {
             'kind': 'script',
-            'scripts': _scripts('json_channel', 'object_server'),
+            'scripts': _compile_scripts('json_channel', 'object_server'),
           },
           b'',
           seconds=self._seconds,
           max_output=0,
-          max_result=_MARGIN,
-          pipes=(requests_out, replies_in),
+          max_result=_MARGIN_BYTES,
+          pipes=(requests_read_end, replies_write_end),
         )
-        scripts = _scripts('json_channel', 'proxies', 'suite_runner')
+        scripts = _compile_scripts('json_channel', 'proxies', 'suite_runner')
         suite = suite_sandbox.run(
           {'kind': 'script', 'scripts': scripts, 'entry': test.entry},
           b'',
           seconds=self._seconds,
           max_output=0,
-          max_result=_MARGIN,
-          pipes=(replies_out, requests_in),
+          max_result=_MARGIN_BYTES,
+          pipes=(replies_read_end, requests_write_end),
         )
       return self._compare_suite(program.result(), suite)
 
-  def _compare_suite(self, program: JobResult, suite: JobResult) -> Outcome:
+  def _compare_suite(
+    self, program_result: JobResult, suite_result: JobResult
+  ) -> Outcome:
     """Returns the outcome of a suite from the results of both sandboxes."""
-    if program.end is not EndReason.ENDED:
-      return self._failure(program)
-    if suite.end is not EndReason.ENDED:
-      return self._failure(suite)
-    match read_json(suite.result or b'{}'):
+    if program_result.end_reason is not EndReason.ENDED:
+      return self._outcome_when_killed(program_result)
+    if suite_result.end_reason is not EndReason.ENDED:
+      return self._outcome_when_killed(suite_result)
+    match read_json(suite_result.result or b'{}'):
       case {'passed': _}:
         return _PASSED
       case {'broken': str(reason)}:
@@ -183,15 +187,17 @@ class Session:
       case _:
         failure = b'the suite exited before its end'
     # If the program exited early, its own error explains more.
-    if program.result and not program.result.startswith(b'EOFError'):
-      return Outcome(0.0, Status.CRASH, one_line(program.result))
+    if program_result.result and not program_result.result.startswith(
+      b'EOFError'
+    ):
+      return Outcome(0.0, Status.CRASH, one_line(program_result.result))
     return Outcome(0.0, Status.WRONG, one_line(failure))
 
-  def _failure(self, run: JobResult) -> Outcome:
+  def _outcome_when_killed(self, run: JobResult) -> Outcome:
     """Returns the outcome of a program that was killed."""
     self.was_killed = True
     limits = self._limits
-    match run.end:
+    match run.end_reason:
       case EndReason.TIMEOUT:
         detail = f'it took longer than {self._seconds:g} s'
         return Outcome(0.0, Status.TIMEOUT, detail)
@@ -208,7 +214,7 @@ class Session:
     return Outcome(0.0, Status.CRASH, detail)
 
 
-def _scripts(*names: str) -> list[bytes]:
+def _compile_scripts(*names: str) -> list[bytes]:
   """Returns compiled sandbox scripts, by names without `_` and `.py`."""
   return [compile_script(f'_{name}.py') for name in names]
 
@@ -242,13 +248,15 @@ def compare_answer(text: bytes, test: CallTest) -> Outcome | None:
   return None
 
 
-def _reason(run: JobResult, message: bytes) -> str:
+def _describe_end(run: JobResult, message: bytes) -> str:
   """Describes how a program ended without a correct result."""
   status = int(run.report.split()[0])
   if os.WIFSIGNALED(status):
-    number = os.WTERMSIG(status)
+    signal_number = os.WTERMSIG(status)
     names = {item.value: item.name for item in signal.Signals}
-    return f'it was killed by {names.get(number, f"signal {number}")}'
+    return (
+      f'it was killed by {names.get(signal_number, f"signal {signal_number}")}'
+    )
   return (
     one_line(message) or f'it exited with {os.waitstatus_to_exitcode(status)}'
   )

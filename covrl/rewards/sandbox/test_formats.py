@@ -92,7 +92,7 @@ def _parse(index: int, test: Mapping[str, Any]) -> Test:
       **rest,
     } if not set(rest) - {'tolerance'}:
       tolerance = _tolerance(index, rest)
-      return PrintTest(_input(stdin), _encode(stdout), tolerance)
+      return PrintTest(_encode_input(stdin), _encode(stdout), tolerance)
     case {
       'call': str(name),
       'args': list() | tuple() as args,
@@ -102,12 +102,12 @@ def _parse(index: int, test: Mapping[str, Any]) -> Test:
       tolerance = _tolerance(index, rest)
       try:
         arguments = json.loads(json.dumps(list(args)))
-        text = json.dumps(result)
-        value = read_json(text.encode())
+        result_json = json.dumps(result)
+        value = read_json(result_json.encode())
         # Fails here if the value is nested too deeply to be compared.
         same_value(value, value)
-        packed = marshal.dumps(arguments)
-        return CallTest(name, packed, value, len(text), tolerance)
+        marshalled = marshal.dumps(arguments)
+        return CallTest(name, marshalled, value, len(result_json), tolerance)
       except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(
           f'test {index}: args and result must be values of JSON, got: {error}'
@@ -134,7 +134,7 @@ def _tolerance(index: int, fields: Mapping[str, Any]) -> float | None:
   return float(value)
 
 
-def _input(text: str) -> bytes:
+def _encode_input(text: str) -> bytes:
   """Encodes input as contests give it: no byte order mark, LF at line ends.
 
   Programs may rely on the last one: `sys.stdin.readline()[:-1]`.

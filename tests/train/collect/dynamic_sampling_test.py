@@ -240,7 +240,7 @@ def test_sampling_goes_on_while_scores_are_waited_for():
       scores = PendingScores(
         (REWARD,), len(indices), {'odd': (indices, late_future)}
       )
-      return ScoringCall(scores, references, call.parts, call.cancel)
+      return ScoringCall(scores, references, call.adders, call.cancel)
 
   expected = collect(OddLengths(), 1, **SLOTS)
   late = Late()
