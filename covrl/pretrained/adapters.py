@@ -8,7 +8,7 @@ for its base model with the adapters applied.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -28,7 +28,7 @@ from covrl.pretrained.param_mapping import map_params
 from covrl.pretrained.policy import PretrainedPolicy
 from covrl.pretrained.resolve import resolve
 from covrl.pretrained.save import write_tensors
-from covrl.pretrained.tensor_names import adapter_tensor_names
+from covrl.pretrained.tensor_names import StoredTensor, adapter_tensor_names
 from covrl.pretrained.tensors import SafetensorsFiles
 
 _CONFIG_FILE = 'adapter_config.json'
@@ -120,11 +120,51 @@ def lora_config(directory: epath.PathLike) -> Lora | None:
       f' {sorted(tensor.name.format(0) for tensor in names.values())}, got'
       f' {sorted(stored_names)}'
     )
+  _check_targets(fields, file, stored_names, names.values())
   return Lora(
     rank=fields['r'],
     alpha=float(fields['lora_alpha']),
     targets=tuple(targets),
     rank_stabilised=bool(fields.get('use_rslora', False)),
+  )
+
+
+def _check_targets(
+  fields: Mapping[str, Any],
+  file: str,
+  stored_names: Collection[str],
+  tensors: Iterable[StoredTensor],
+) -> None:
+  """Checks that all modules of `target_modules` have tensors.
+
+  Otherwise a file without some of them would load as adapters of the others. Names of
+  modules that the model does not have are ignored, as by PEFT; a regular expression
+  is not evaluated.
+
+  Raises:
+    ValueError: a module has no tensors.
+  """
+  targets, excluded = (
+    fields.get(name) or () for name in ('target_modules', 'exclude_modules')
+  )
+  for tensor in tensors:
+    name = tensor.name.format(0)
+    module = name.partition('.lora_')[0]
+    if (
+      name not in stored_names
+      and (targets == 'all-linear' or _has_suffix(module, targets))
+      and not _has_suffix(module, excluded)
+    ):
+      raise ValueError(
+        f'{file}: all modules of target_modules must have adapters, got none of'
+        f' {module.rpartition(".")[2]}'
+      )
+
+
+def _has_suffix(module: str, names: str | Sequence[str]) -> bool:
+  """Whether one of a list of names is a module's or that of a part of its path."""
+  return not isinstance(names, str) and any(
+    f'.{module}'.endswith(f'.{name}') for name in names
   )
 
 

@@ -193,6 +193,35 @@ def test_refuses_invalid_adapter_files(fields, message, tmp_path):
     load_pretrained(copy)
 
 
+@pytest.mark.parametrize(
+  ('fields', 'missing'),
+  [
+    ({'target_modules': ['q_proj', 'v_proj', 'up_proj']}, 'up_proj'),
+    ({'target_modules': 'all-linear'}, '[a-z]+_proj'),
+    ({'target_modules': ['v_proj', 'q_proj', 'self_attn.o_proj']}, 'o_proj'),
+  ],
+)
+def test_refuses_targets_without_tensors(fields, missing, tmp_path):
+  copy = edited('mistral_lora', tmp_path, **fields)
+  with pytest.raises(
+    ValueError,
+    match=f'target_modules must have adapters, got none of ({missing})',
+  ):
+    load_pretrained(copy)
+
+
+def test_targets_that_a_model_lacks_or_excludes_need_no_tensors(tmp_path):
+  copy = edited(
+    'mistral_lora',
+    tmp_path,
+    target_modules=['q_proj', 'v_proj', 'up_proj', 'other_proj'],
+    exclude_modules=['up_proj'],
+  )
+  lora = load_policy(copy).config.lora
+  assert lora is not None
+  assert sorted(lora.targets) == ['query', 'value']
+
+
 def test_refuses_adapters_of_another_policy():
   base = load_policy('qwen2')
   with pytest.raises(ValueError, match='must have the adapters of the policy'):
