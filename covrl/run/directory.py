@@ -33,7 +33,7 @@ from covrl.run.checkpoint import (
 )
 from covrl.run.checkpoint_files import MANIFEST, damaged_files
 from covrl.run.config_difference import describe_edit, difference
-from covrl.run.trust import check_owner
+from covrl.run.trust import check_files, check_owner
 from covrl.storage.append_log import read_log
 
 _CONFIG = 'config.json'
@@ -339,6 +339,7 @@ class RunDirectory:
         and not trusted.
     """
     saved = self.read_config()
+    check_files(self.path)
     if not trust:
       check_owner(self.path)
     copies = storage.local_copy(self.path / 'recipe')

@@ -118,6 +118,9 @@ class _FileLock:
   def _acquire(self) -> io.FileIO:
     while True:
       with storage.writing(self._file):
+        # Opening a pipe would wait for its reader.
+        if self._file.is_fifo():
+          raise ConfigError(f'{self._file} must be a file, got a pipe')
         stream = self._file.open('ab', buffering=0)
         try:
           fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

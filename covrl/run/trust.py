@@ -15,6 +15,23 @@ from covrl.config import ConfigError
 _OPTION = 'pass --trust to execute it nevertheless'
 
 
+def check_files(directory: epath.PathLike) -> None:
+  """Refuses pipes and devices in place of a recipe's files, whose reading may not end.
+
+  Args:
+    directory: the run directory, a path on a disk or in a bucket.
+
+  Raises:
+    ConfigError: the recipe's directory has one; the message names it.
+  """
+  path = os.fspath(directory)
+  if '://' in path:
+    return
+  for entry in _entries(pathlib.Path(path)):
+    if not (entry.is_file() or entry.is_dir()):
+      raise ConfigError(f'{entry} must be a file, got something else')
+
+
 def check_owner(directory: epath.PathLike) -> None:
   """Refuses a run directory whose recipe another user may have written.
 

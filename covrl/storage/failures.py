@@ -9,48 +9,30 @@ import os
 import re
 from collections.abc import Iterator
 
-_CAUSES = {
-  number: os.strerror(number)
-  for number in (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EIO,
-    errno.ESTALE,
-    errno.ENODEV,
-    errno.ENOTDIR,
-    errno.EEXIST,
-    errno.ELOOP,
-    errno.EISDIR,
-    errno.EBADF,
-    errno.EMFILE,
-    errno.ENFILE,
-    errno.ENAMETOOLONG,
-    errno.ENOENT,
-    errno.ENOLCK,
-    errno.ENOTCONN,
-    errno.ENOTSUP,
-    errno.EBUSY,
-    errno.ENXIO,
-    errno.ETIMEDOUT,
-    errno.EREMOTEIO,
-    errno.ENOMEM,
-    errno.EINTR,
-  )
-}
+# Causes that libraries report as text only. Others have texts that occur in errors
+# of other kinds, too, such as "invalid argument".
+_REPORTED_AS_TEXT = (
+  *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES),
+  *(errno.EPERM, errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENOTDIR),
+  *(errno.EEXIST, errno.ELOOP, errno.EISDIR, errno.EBADF, errno.EMFILE),
+  *(errno.ENFILE, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOLCK),
+  *(errno.ENOTCONN, errno.ENOTSUP, errno.EBUSY, errno.ENXIO, errno.ETIMEDOUT),
+  *(errno.EREMOTEIO, errno.ENOMEM, errno.EINTR, errno.ENOTEMPTY, errno.EXDEV),
+)
 # Causes that are a wrong path and not a failing device.
 _WRONG_PATHS = {
   *(errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP),
   *(errno.ENAMETOOLONG, errno.ENXIO),
 }
-# Libraries written in C++ report the same errors as text.
-_ERRNO_OF_TEXT = {text.lower(): number for number, text in _CAUSES.items()}
+_ERRNO_OF_TEXT = {
+  os.strerror(number).lower(): number for number in _REPORTED_AS_TEXT
+}
 _CAUSE_TEXT = re.compile(
-  '|'.join(map(re.escape, _CAUSES.values())), re.IGNORECASE
+  '|'.join(map(re.escape, _ERRNO_OF_TEXT)), re.IGNORECASE
 )
+# TensorStore names the number of the system's error.
+_ERRNO_IN_TEXT = re.compile(r"os_error_code='([0-9]+)'")
+_NO_THREAD = "can't start new thread"
 
 
 class StorageError(OSError):
@@ -113,12 +95,27 @@ def reading(path: os.PathLike[str] | str) -> Iterator[None]:
 def _system_errno(error: BaseException | None) -> int | None:
   """Returns the number of a system's error that led to another one, if any."""
   while error is not None:
-    number = error.errno if isinstance(error, OSError) else None
-    if number is None and (match := _CAUSE_TEXT.search(str(error))):
-      number = _ERRNO_OF_TEXT[match[0].lower()]
-    if number in _CAUSES.keys() - _WRONG_PATHS:
+    number = _error_number(error)
+    if number is not None and number not in _WRONG_PATHS:
       return number
-    error = error.__cause__ or error.__context__
+    error = _origin(error)
+  return None
+
+
+def _origin(error: BaseException) -> BaseException | None:
+  """Returns the error that led to another one, unless that was raised `from None`."""
+  context = None if error.__suppress_context__ else error.__context__
+  return error.__cause__ or context
+
+
+def _error_number(error: BaseException) -> int | None:
+  """Returns the number of the system's error that an error is or reports, if any."""
+  if isinstance(error, OSError) and error.errno is not None:
+    return error.errno if error.errno in errno.errorcode else None
+  if match := _ERRNO_IN_TEXT.search(str(error)):
+    return int(match[1])
+  if match := _CAUSE_TEXT.search(str(error)):
+    return _ERRNO_OF_TEXT[match[0].lower()]
   return None
 
 
@@ -133,10 +130,11 @@ def read_failure_message(error: BaseException) -> str | None:
   """
   if not isinstance(error, OSError) or error.filename is None:
     return None
-  if error.errno not in _CAUSES.keys() - _WRONG_PATHS:
+  number = _error_number(error)
+  if number is None or number in _WRONG_PATHS:
     return None
   file = os.fsdecode(error.filename)
-  return f'{file} cannot be read: {_lower(_CAUSES[error.errno])}'
+  return f'{file} cannot be read: {_lower(os.strerror(number))}'
 
 
 def first_storage_error(error: BaseException | None) -> StorageError | None:
@@ -157,11 +155,12 @@ def _cause(error: BaseException | None, *, in_bucket: bool) -> str | None:
   """Returns the reason of a failed write; `None` for other errors."""
   last_error = error
   while error is not None:
-    if isinstance(error, OSError) and error.errno in _CAUSES:
-      return _lower(_CAUSES[error.errno])
-    if match := _CAUSE_TEXT.search(str(error)):
-      return _lower(match[0])
-    error = error.__cause__ or error.__context__
+    number = _error_number(error)
+    if number is not None:
+      return _lower(os.strerror(number))
+    if _NO_THREAD in str(error):
+      return _NO_THREAD
+    error = _origin(error)
   if in_bucket and last_error is not None:
     return ' '.join(str(last_error).split())[:200] or type(last_error).__name__
   return None

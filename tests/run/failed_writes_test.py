@@ -26,7 +26,11 @@ def make_failing(number):
 
 
 @pytest.mark.parametrize(
-  'number', [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.EACCES]
+  'number',
+  [
+    *(errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.EACCES),
+    *(errno.EUCLEAN, errno.ESHUTDOWN, errno.EINVAL),
+  ],
 )
 @pytest.mark.parametrize('where', ['write_all', 'os.fsync'])
 def test_failed_writes_leave_nothing_behind(
@@ -74,6 +78,48 @@ def test_a_directory_that_cannot_be_locked_is_a_failed_write(
     RunDirectory(tmp_path / 'run').locked(),
   ):
     pass
+
+
+def test_a_pipe_in_place_of_the_lock_is_refused(tmp_path):
+  """Opening it would wait for a reader, also after a signal."""
+  os.mkfifo(tmp_path / '.lock')
+  with (
+    pytest.raises(ConfigError, match='lock must be a file, got a pipe'),
+    RunDirectory(tmp_path).locked(),
+  ):
+    pass
+
+
+@pytest.mark.parametrize(
+  ('text', 'cause'),
+  [
+    ("Failed to rename [os_error_code='18']", 'invalid cross-device link'),
+    ("Failed to write [os_error_code='22']", 'invalid argument'),
+    ("can't start new thread", "can't start new thread"),
+  ],
+)
+def test_errors_of_libraries_are_failed_writes(text, cause):
+  with pytest.raises(StorageError) as caught, storage.writing('a'):
+    raise RuntimeError(text)
+  assert str(caught.value) == f'a cannot be written: {cause}'
+
+
+def test_other_errors_are_no_failed_writes():
+  """Invalid arguments, and errors that replace one of the system."""
+  with (
+    pytest.raises(ValueError, match='Invalid argument'),
+    storage.writing('a'),
+  ):
+    raise ValueError('Invalid argument: shapes differ')
+
+  def refuse():
+    try:
+      raise BlockingIOError(errno.EAGAIN, 'in use')
+    except BlockingIOError:
+      raise ConfigError('in use') from None
+
+  with pytest.raises(ConfigError, match='in use'), storage.writing('a'):
+    refuse()
 
 
 def test_the_first_failed_write_is_the_one_reported():
@@ -135,12 +181,20 @@ def test_a_directory_in_use_is_not_a_failed_write(tmp_path):
       pass
 
 
+@pytest.mark.parametrize(
+  ('number', 'cause'),
+  [
+    (errno.ENOLCK, 'no locks available'),
+    # Lustre without the option `flock`.
+    (errno.ENOSYS, 'function not implemented'),
+  ],
+)
 def test_a_file_system_without_locks_is_not_a_directory_in_use(
-  tmp_path, monkeypatch
+  tmp_path, monkeypatch, number, cause
 ):
-  monkeypatch.setattr(fcntl, 'flock', make_failing(errno.ENOLCK))
+  monkeypatch.setattr(fcntl, 'flock', make_failing(number))
   with (
-    pytest.raises(StorageError, match='lock cannot be written: no locks'),
+    pytest.raises(StorageError, match=f'lock cannot be written: {cause}'),
     RunDirectory(tmp_path).locked(),
   ):
     pass
