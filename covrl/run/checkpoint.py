@@ -24,9 +24,9 @@ from etils import epath
 from jaxtyping import PyTree
 
 from covrl import storage
-from covrl.parallel import distributed
+from covrl.parallel import agreement, distributed
 from covrl.run import checkpoint_files
-from covrl.run.checkpoint_files import MANIFEST
+from covrl.run.checkpoint_files import MANIFEST, has_all_files
 
 # Names of a checkpoint and of a damaged one: ASCII digits with leading zeros.
 _NAME = re.compile(r'([0-9]{8,})(\.damaged_[0-9]+)?')
@@ -123,8 +123,7 @@ class CheckpointStore:
       the run must not write.
 
   Attributes:
-    position: position of the checkpoint that `latest` has returned or `save`
-      has written last.
+    position: that of the checkpoint `latest` has returned or `save` has written.
   """
 
   def __init__(
@@ -262,8 +261,7 @@ class CheckpointStore:
   def save(self, position: int, arrays: PyTree, notes: dict[str, Any]) -> None:
     """Writes a checkpoint, then removes the oldest ones beyond `keep`.
 
-    Each process writes the shards of its own devices; process 0 writes the
-    manifest.
+    Each process writes the shards of its own devices, process 0 the manifest.
 
     Args:
       position: number of updates so far. An existing checkpoint of the same
@@ -290,26 +288,29 @@ class CheckpointStore:
     self.position = position
     checkpoint_files.return_freed_memory()
 
-  def replace_notes(self, notes: dict[str, Any]) -> None:
+  def replace_notes(self, notes: dict[str, Any]) -> bool:
     """Replaces the metadata of the checkpoint at `position`, not its arrays.
 
-    The manifest is replaced atomically.
+    The manifest is replaced atomically. All processes of a run call this together.
 
     Args:
       notes: JSON metadata.
 
-    Raises:
-      CheckpointError: the checkpoint's manifest is damaged.
+    Returns:
+      Whether the checkpoint has all its files. If not, it is to be saved again.
     """
-    if not distributed.is_first():
-      return
-    self._before_write()
     path = self._directory / f'{self.position:08d}'
-    checkpoint = _read(path)
-    if isinstance(checkpoint, str):
-      raise _damage_error(path, checkpoint)
-    if checkpoint.notes != json.loads(json.dumps(notes)):
-      checkpoint_files.write_manifest(path, notes, checkpoint.files)
+    self._saves += 1
+    is_whole = True
+    if distributed.is_first():
+      self._before_write()
+      saved = _read(path)
+      if isinstance(saved, str) or not has_all_files(path, saved.files):
+        is_whole = False
+        self._warn(f'{path} lost files during the run; it is written again')
+      elif saved.notes != json.loads(json.dumps(notes)):
+        checkpoint_files.write_manifest(path, notes, saved.files)
+    return agreement.value_of_first(f'{path}/{self._saves}/whole', is_whole)
 
   @contextlib.contextmanager
   def _discarded_on_failure(self, path: epath.Path) -> Iterator[None]:
@@ -327,8 +328,7 @@ class CheckpointStore:
   def _complete(self, path: epath.Path, notes: dict[str, Any]) -> None:
     """Completes a checkpoint; removes the oldest ones and incomplete ones."""
     checkpoint_files.write_manifest(path, notes, storage.digests(path))
-    complete = self._complete_paths()
-    kept = complete[-self._keep :]
+    kept = self._complete_paths()[-self._keep :]
     for old in self._named_paths():
       if old not in kept:
         self._remove_or_warn(old)

@@ -237,6 +237,21 @@ def differences(
       yield f'{name} is not what was written'
 
 
+def has_all_files(path: epath.Path, expected: Mapping[str, str]) -> bool:
+  """Returns whether a checkpoint has its files, of the expected sizes.
+
+  Args:
+    path: the checkpoint's directory.
+    expected: size and digest of each by name, see `covrl.storage.digests`.
+  """
+  sizes = {name: int(text.partition(':')[0]) for name, text in expected.items()}
+  return storage.is_regular_file(path / MANIFEST) and all(
+    storage.is_regular_file(path / name)
+    and storage.file_size(path / name) == size
+    for name, size in sizes.items()
+  )
+
+
 def damaged_files(path: epath.Path, expected: Mapping[str, str]) -> str:
   """Describes the files that are not as expected; empty if all are.
 

@@ -111,10 +111,8 @@ def save_run(
   }
   notes['sampled'] = [*(sampled.keys() & arrays.keys())]
   updates = position.updates_made(config)
-  if store.position == updates:
-    # Replacing the arrays of the only checkpoint would risk its loss.
-    store.replace_notes(notes)
-  else:
+  # Replacing the arrays of the only checkpoint would risk its loss.
+  if store.position != updates or not store.replace_notes(notes):
     store.save(updates, arrays, notes)
 
 
