@@ -31,12 +31,12 @@ from covrl.storage.append_log import describe_log_damage
 from covrl.train import stages
 from covrl.train.effects import without_effect
 from covrl.train.rollout_batch import RolloutBatch
+from covrl.train.setup.adapter_base import AdapterBase
 from covrl.train.setup.build import build
 from covrl.train.setup.code import check_code, code_fingerprints
 from covrl.train.setup.inputs import (
   check_inputs,
   input_fingerprints,
-  warm_start_fingerprint,
 )
 from covrl.train.setup.resume import (
   extension_note,
@@ -209,8 +209,8 @@ def train(
     position, state, rollout = start_or_resume(
       run, config, saved, warm_starts, writer, progress, stop, inputs
     )
-    if run.shared_warm_start is None:
-      inputs |= warm_start_fingerprint(config, run.policy, warm_starts)
+    adapter_base = AdapterBase(run, config, warm_starts, warn)
+    inputs |= adapter_base.fingerprint()
 
     def report_updates() -> None:
       updates = config.warm_start.steps + position.updates_made(config)
@@ -222,6 +222,7 @@ def train(
     def save(state: TrainState, rollout: RolloutBatch | None) -> None:
       collected = run.collector.state
       position.prompts = collected.prompts
+      inputs.update(adapter_base.keep(state))
       save_run(
         store,
         config,

@@ -29,6 +29,8 @@ from covrl.train.sft import is_warm_start_finished
 _MODEL = 'configuration of the model'
 # Endings of the names of files with a pretrained model's weights.
 _WEIGHTS = ('.safetensors', '.gguf')
+# Name of these weights among the inputs.
+_PRETRAINED = 'weights of the pretrained model'
 # Name of a run's own warm start among the inputs.
 _WARM_START = 'warm start'
 
@@ -133,10 +135,19 @@ def _policy_fingerprints(
   if shared_warm_start is not None:
     fingerprints['shared warm start'] = _files_fingerprint(shared_warm_start)
   elif policy.config.lora is not None and config.pretrained:
-    fingerprints['weights of the pretrained model'] = directory_fingerprint(
-      base_model_directory(config.pretrained), _WEIGHTS
-    )
+    fingerprints |= pretrained_fingerprint(config)
   return fingerprints
+
+
+def pretrained_fingerprint(config: Config) -> dict[str, str]:
+  """Returns the fingerprint of the pretrained model's weights, by its name.
+
+  Empty for a run without one.
+  """
+  if not config.pretrained:
+    return {}
+  folder = base_model_directory(config.pretrained)
+  return {_PRETRAINED: directory_fingerprint(folder, _WEIGHTS)}
 
 
 def warm_start_fingerprint(
