@@ -194,8 +194,37 @@ def test_recipes_that_every_user_can_write_are_not_executed(new_run, refuse):
   )
 
 
+def test_a_pipe_in_place_of_a_recipe_is_refused(new_run, refuse):
+  """Reading it would wait for a writer."""
+  file = new_run / 'recipe' / RECIPE.name
+  file.unlink()
+  os.mkfifo(file)
+  for option in ([], ['--trust']):
+    assert refuse('sample', new_run, '4 7 2 :', *option) == (
+      f'{file} must be a file, got something else'
+    )
+
+
 def test_execution_of_a_recipe_is_reported(new_run, capfd):
   with pytest.raises(CheckpointError), open_run(str(new_run)):
     raise AssertionError
   message = f'executed the recipe in {new_run / "recipe"} ({RECIPE.name})'
   assert message in capfd.readouterr().err
+
+
+def test_a_run_that_is_opened_with_other_code_is_reported(new_run, capfd):
+  """As after an edit of a score function, which changes an evaluation."""
+  CheckpointStore(new_run / 'checkpoints', keep=1).save(
+    4,
+    {'state': {'trainable': {'x': jnp.zeros(3)}}},
+    {'inputs': {'code of covrl': 'another'}},
+  )
+  with (
+    pytest.raises(CheckpointError, match='is of another program'),
+    open_run(str(new_run)),
+  ):
+    raise AssertionError
+  assert (
+    'covrl: warning: code of covrl has changed since the checkpoint was written:'
+    ' results may differ from those of the run\n'
+  ) in capfd.readouterr().err

@@ -15,7 +15,7 @@ import importlib.metadata
 import importlib.util
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from covrl.config import Recipe
@@ -29,9 +29,9 @@ _OWN = 'covrl'
 def code_fingerprints(recipe: Recipe, task: Task) -> dict[str, str]:
   """Returns versions or digests of packages by `code of PACKAGE`.
 
-  The packages are covrl, those that the recipe's files import, and those of score
-  functions. Libraries whose versions checkpoints store anyway are included, the
-  standard library is not.
+  The packages are covrl, those that the recipe's files import, those of score
+  functions, and what these import unless they are installed packages. Libraries
+  whose versions checkpoints store anyway are included, the standard library is not.
 
   Args:
     recipe: the recipe.
@@ -41,27 +41,28 @@ def code_fingerprints(recipe: Recipe, task: Task) -> dict[str, str]:
   for text in recipe.sources.values():
     names |= set(_imported(text))
   beside = {name.removesuffix('.py') for name in recipe.sources}
-  tops = {name.partition('.')[0] for name in names} - beside
-  found = {
-    f'code of {name}': _fingerprint(name)
-    for name in sorted(tops)
-    if name and name not in sys.stdlib_module_names
-  }
-  return {name: text for name, text in found.items() if text}
+  found, rest = dict[str, str](), {*_packages(names)}
+  while rest := rest - beside - found.keys():
+    name = min(rest)
+    found[name] = _fingerprint(name)
+    rest |= _imports(name)
+  return {f'code of {n}': found[n] for n in sorted(found) if found[n]}
 
 
 def check_code(
   code: Mapping[str, str],
   saved: Checkpoint | None,
   warn: Callable[[str], object],
+  effect: str = 'the resumed run may differ from an uninterrupted one',
 ) -> None:
-  """Warns if a run is resumed with other code than it had.
+  """Warns if a run is resumed or opened with other code than it had.
 
   Args:
     code: see `code_fingerprints`.
     saved: the checkpoint to resume from, whose inputs include the fingerprints
       of its run; `None` starts the run.
     warn: receives a sentence about the packages that differ.
+    effect: what may differ, as the end of that sentence.
   """
   before = {} if saved is None else saved.notes.get('inputs', {})
   changed = [
@@ -69,8 +70,7 @@ def check_code(
   ]
   if changed:
     warn(
-      f'{", ".join(changed)} has changed since the checkpoint was written: the'
-      ' resumed run may differ from an uninterrupted one'
+      f'{", ".join(changed)} has changed since the checkpoint was written: {effect}'
     )
 
 
@@ -97,6 +97,47 @@ def _imported(text: str) -> Iterator[str]:
       yield node.module
 
 
+def _packages(names: Iterable[str]) -> set[str]:
+  """Returns the packages of modules, without those of the standard library."""
+  tops = {name.partition('.')[0] for name in names}
+  return tops - sys.stdlib_module_names - {''}
+
+
+@functools.cache
+def _imports(name: str) -> frozenset[str]:
+  """Returns the packages that a package's files import, none if it is installed."""
+  files = _files(name)
+  if name == _OWN or _is_installed(files):
+    return frozenset()
+  imported = set[str]()
+  for file in files:
+    with contextlib.suppress(OSError, ValueError, SyntaxError, RecursionError):
+      imported |= {*_imported(file.read_text(encoding='utf-8'))}
+  return frozenset(_packages(imported))
+
+
+def _files(name: str) -> list[pathlib.Path]:
+  """Returns the files of a package, none if it is absent."""
+  try:
+    spec = importlib.util.find_spec(name)
+  except (ImportError, ValueError):
+    return []
+  if spec is None:
+    return []
+  folders = [
+    pathlib.Path(each) for each in spec.submodule_search_locations or ()
+  ]
+  files = [file for each in folders for file in sorted(each.rglob('*.py'))]
+  if not folders and spec.origin and spec.origin.endswith('.py'):
+    files = [pathlib.Path(spec.origin)]
+  return files
+
+
+def _is_installed(files: list[pathlib.Path]) -> bool:
+  """Returns whether a package's files are those of an installation."""
+  return bool(files and {'site-packages', 'dist-packages'} & {*files[0].parts})
+
+
 @functools.cache
 def _fingerprint(name: str) -> str:
   """Returns the version or digest of a package; empty for one without files.
@@ -104,21 +145,10 @@ def _fingerprint(name: str) -> str:
   Packages outside of `site-packages` have a digest, since edits do not change their
   version.
   """
-  try:
-    spec = importlib.util.find_spec(name)
-  except (ImportError, ValueError):
-    return ''
-  if spec is None:
-    return ''
-  folders = [
-    pathlib.Path(each) for each in spec.submodule_search_locations or ()
-  ]
-  files = [file for each in folders for file in sorted(each.rglob('*.py'))]
-  if not folders and spec.origin and spec.origin.endswith('.py'):
-    files = [pathlib.Path(spec.origin)]
+  files = _files(name)
   if not files:
     return ''
-  if name != _OWN and {'site-packages', 'dist-packages'} & {*files[0].parts}:
+  if name != _OWN and _is_installed(files):
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
       return importlib.metadata.version(name)
   digest = hashlib.sha256()

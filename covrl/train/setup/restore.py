@@ -38,10 +38,12 @@ from covrl.train.setup.build import (
   make_scoring,
   stream_key,
 )
+from covrl.train.setup.code import check_code, code_fingerprints
 from covrl.train.setup.initial_policy import initial_base_params, make_policy
 from covrl.train.setup.inputs import check_opened_run, warm_start_of
 from covrl.train.setup.model_lengths import model_lengths
 from covrl.train.setup.sample import response_limit, sample_responses
+from covrl.train.setup.suite_choice import SuiteChoice, with_suites
 from covrl.train.sft import shared_warm_start, warm_start_store
 
 # Lengths of a model that is evaluated without a recipe, in tokens.
@@ -194,19 +196,6 @@ def _override(
   )
 
 
-@dataclasses.dataclass(frozen=True)
-class SuiteChoice:
-  """Evaluation suites that replace those of a run's configuration.
-
-  Attributes:
-    names: names of the suites; see `covrl.data.load_suites`.
-    directory: directory of the suites; the configuration's by default.
-  """
-
-  names: str
-  directory: str | None = None
-
-
 @contextlib.contextmanager
 def open_run(
   workdir: str, suites: SuiteChoice | None = None, *, trust: bool = False
@@ -252,6 +241,12 @@ def open_run(
 
   def read(saved: Checkpoint) -> PyTree:
     check_opened_run(config, task, policy, warm_start, saved, _warn)
+    check_code(
+      code_fingerprints(recipe, task),
+      saved,
+      _warn,
+      'results may differ from those of the run',
+    )
     return _saved_params(
       directory, recipe.config, saved, warm_start, policy, mesh
     )
@@ -324,7 +319,7 @@ def open_model(
     ValueError: the directory is not a pretrained model, the lengths exceed its
       positions, or a suite is invalid.
   """
-  config = _with_suites(Config(pretrained=directory), suites)
+  config = with_suites(Config(pretrained=directory), suites)
   rollout = config.rollout
   rollout.max_prompt_length, rollout.max_response_length = model_lengths(
     directory, lengths, (_PROMPT_LENGTH, _RESPONSE_LENGTH)
@@ -354,23 +349,11 @@ def open_model(
   )
 
 
-def _with_suites(config: Config, suites: SuiteChoice | None) -> Config:
-  """Returns a configuration that evaluates suites and has no training files."""
-  if suites is None:
-    return config
-  config = copy.deepcopy(config)
-  config.evaluate.suites = suites.names
-  if suites.directory is not None:
-    config.evaluate.suite_directory = suites.directory
-  config.data.train = ''
-  return config
-
-
 def _config_and_task(
   recipe: Recipe, suites: SuiteChoice | None
 ) -> tuple[Config, Task]:
   """Returns a recipe's configuration and task, with other suites if given."""
-  config = _with_suites(recipe.config, suites)
+  config = with_suites(recipe.config, suites)
   task = make_task(recipe, config)
   if suites is not None and not task.suites:
     raise ValueError(

@@ -26,6 +26,7 @@ def fingerprints(tmp_path, monkeypatch):
 
   def calculate(*rewards, source=''):
     code._fingerprint.cache_clear()
+    code._imports.cache_clear()
     changed = dataclasses.replace(recipe, sources={'recipe.py': source})
     return code.code_fingerprints(
       changed, dataclasses.replace(task, rewards=list(rewards))
@@ -33,6 +34,7 @@ def fingerprints(tmp_path, monkeypatch):
 
   yield calculate
   code._fingerprint.cache_clear()
+  code._imports.cache_clear()
 
 
 def test_an_edited_module_of_a_score_function_has_another_fingerprint(
@@ -78,6 +80,27 @@ def task():
   assert fingerprints(source=source) != before
 
 
+def test_modules_that_a_score_function_uses_have_a_fingerprint(
+  fingerprints, tmp_path
+):
+  """Also through other modules, which may import one another."""
+  (tmp_path / 'outer_scorer.py').write_text('import inner_scorer\n' + SCORER)
+  inner = tmp_path / 'inner_scorer.py'
+  inner.write_text('import json, optax, outer_scorer, absent_package\n')
+  reward = Reward(name='a', score='outer_scorer:score')
+  before = fingerprints(reward)
+  assert set(before) == {
+    f'code of {n}' for n in ('covrl', 'inner_scorer', 'optax', 'outer_scorer')
+  }
+  inner.write_text(inner.read_text() + 'a = 1\n')
+  after = fingerprints(reward)
+  assert {name for name in after if after[name] != before[name]} == {
+    'code of inner_scorer'
+  }
+  inner.write_text('not python')
+  assert set(fingerprints(reward)) == set(before) - {'code of optax'}
+
+
 def test_partial_functions_have_the_fingerprint_of_their_module(fingerprints):
   score: Any = functools.partial(np.mean)
   reward = Reward(name='a', score=score)
@@ -98,3 +121,7 @@ def test_a_run_that_is_resumed_with_other_code_is_reported(tmp_path):
     'code of mine has changed since the checkpoint was written: the resumed run'
     ' may differ from an uninterrupted one'
   ]
+  code.check_code({'code of mine': 'e'}, saved, warnings.append, 'all differs')
+  assert warnings[1] == (
+    'code of mine has changed since the checkpoint was written: all differs'
+  )
