@@ -107,6 +107,44 @@ def _sample_fingerprint(source: ProblemSource) -> str:
   return problems_fingerprint(source[int(index)] for index in indices)
 
 
+def check_inputs_of_processes(fingerprints: Mapping[str, str]) -> None:
+  """Compares the inputs of a run over all processes, each of which reads its own.
+
+  Args:
+    fingerprints: the fingerprint of each input of this process by its name.
+
+  Raises:
+    ConfigError: on every process; names the process and the input that differ.
+  """
+  if distributed.process_count() == 1:
+    return
+  names = sorted(fingerprints)
+  _compare('inputs', [', '.join(names)], ['set of inputs'])
+  _compare(
+    'inputs',
+    [fingerprints[name] for name in names],
+    [f'fingerprint of {name}' for name in names],
+  )
+
+
+def check_programs(programs: Mapping[str, jax.stages.Traced]) -> None:
+  """Compares programs over all processes, such as the update with loss and chains.
+
+  Those that call Python have texts of their own on each process and are left out.
+
+  Args:
+    programs: traced programs of this process by name.
+
+  Raises:
+    ConfigError: on every process; names the process and the program that differ.
+  """
+  if distributed.process_count() == 1:
+    return
+  texts = [traced.lower().as_text() for traced in programs.values()]
+  texts = ['' if 'callback' in text else text for text in texts]
+  _compare('programs', texts, [*programs])
+
+
 def check_process_count(config: Config, processes: int) -> None:
   """Checks that a run can have this number of processes.
 

@@ -4,6 +4,8 @@
 import dataclasses
 import os
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from train import process, toy
@@ -13,8 +15,10 @@ from covrl.data.sources import SubsetSource
 from covrl.parallel import distributed
 from covrl.run import consistency
 from covrl.run.consistency import (
+  check_inputs_of_processes,
   check_problems,
   check_processes,
+  check_programs,
   check_versions,
   versions,
 )
@@ -146,6 +150,58 @@ def test_refuses_processes_with_different_problems_without_fingerprint(
     ConfigError, match='same solved examples, got another set on process 1'
   ):
     processes.run(lambda: check_problems('solved examples', Source(2)))
+
+
+def test_refuses_processes_with_different_inputs(processes):
+  inputs = {'tokenizer': 'a', 'held-out problems': 'b', 'code of mine': ''}
+  processes.run(lambda: check_inputs_of_processes(inputs))
+  reverse = dict(reversed(inputs.items()))
+  processes.run(lambda: check_inputs_of_processes(reverse))
+  with pytest.raises(
+    ConfigError,
+    match='same inputs, got another fingerprint of held-out problems on process 2',
+  ):
+    processes.run(
+      lambda: check_inputs_of_processes(inputs | {'held-out problems': 'c'})
+    )
+
+
+def test_refuses_processes_without_an_input_that_others_have(processes):
+  processes.run(lambda: check_inputs_of_processes({'tokenizer': 'a'}))
+  with pytest.raises(
+    ConfigError, match='got another set of inputs on process 1'
+  ):
+    processes.run(lambda: check_inputs_of_processes({}))
+
+
+def test_refuses_processes_with_different_programs(processes):
+  """As of a recipe that reads a variable of the environment."""
+
+  def check(function):
+    traced = jax.jit(function).trace(jnp.zeros(()))
+    return lambda: check_programs({'update': traced})
+
+  processes.run(check(lambda x: 2 * x))
+  processes.run(check(lambda x: 2 * x))
+  with pytest.raises(
+    ConfigError, match='same programs, got another update on process 2'
+  ):
+    processes.run(check(lambda x: 3 * x))
+
+
+def test_programs_that_call_python_are_not_compared(processes):
+  """Their texts may name addresses of one process."""
+
+  def check(text):
+    def function(x):
+      jax.debug.print(text, x)
+      return x
+
+    traced = jax.jit(function).trace(jnp.zeros(()))
+    return lambda: check_programs({'update': traced})
+
+  for text in ('a {}', 'b {}'):
+    processes.run(check(text))
 
 
 def test_refuses_processes_with_other_flags(processes, recipe, monkeypatch):

@@ -32,6 +32,7 @@ def start(
   settings=(),
   heartbeat=60,
   full=(),
+  variables=(),
   **changed,
 ):
   """Starts a run of several processes.
@@ -44,6 +45,7 @@ def start(
     heartbeat: seconds after which a process that does not respond is lost.
     full: indices of the processes that cannot write large files, as on a full
       disk.
+    variables: variables of the environment of single processes, by index.
     **changed: settings of all processes.
   """
   with socket.socket() as probe:
@@ -65,7 +67,7 @@ def start(
   return [
     subprocess.Popen(
       with_small_files(command) if i in full else command,
-      env=ENVIRONMENT,
+      env=ENVIRONMENT | dict(variables).get(i, {}),
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
@@ -266,3 +268,25 @@ def test_refuses_different_or_unevenly_divided_processes(
   for text in errors:
     assert message in text
   assert not workdir.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('changed', 'message'),
+  [
+    (
+      'problems',
+      'same inputs, got another fingerprint of held-out problems on',
+    ),
+    ('loss', 'same programs, got another update on'),
+  ],
+)
+def test_refuses_processes_whose_recipes_depend_on_the_host(
+  tmp_path, changed, message
+):
+  variables = {1: {'TOY_HOST': changed}}
+  processes = start(tmp_path / 'run', 2, recipe='toy_host', variables=variables)
+  codes, errors = wait_for_end(processes)
+  assert codes == [Exit.REFUSED] * 2, errors
+  for text in errors:
+    assert f'{message} process 1 than on process 0' in text

@@ -18,12 +18,16 @@ from covrl.data.packing import prompt_rows, prompt_width, token_rows
 from covrl.data.pipeline import check_in_memory
 from covrl.evaluation.evaluator import Evaluator
 from covrl.models import Policy
-from covrl.parallel import sharding
+from covrl.parallel import distributed, sharding
 from covrl.parallel.settings import check_settings
 from covrl.rewards import Scoring
 from covrl.rollout import Caching, GroupEngine, SamplingEngine
 from covrl.run.checkpoint import Checkpoint
-from covrl.run.consistency import check_problems
+from covrl.run.consistency import (
+  check_inputs_of_processes,
+  check_problems,
+  check_programs,
+)
 from covrl.tasks.task import Task, make_task
 from covrl.tasks.verify import check_references, check_scores
 from covrl.train.algorithm import Algorithm, warm_start_transformation
@@ -40,7 +44,9 @@ from covrl.train.rollout_batch import (
   ROLLOUT_STREAM,
   TRAIN_STREAM,
 )
+from covrl.train.setup.code import code_fingerprints
 from covrl.train.setup.initial_policy import make_policy
+from covrl.train.setup.inputs import input_fingerprints, pretrained_fingerprint
 from covrl.train.sft import shared_warm_start
 from covrl.train.state_sharding import check_mesh, rollout_mesh
 from covrl.types import TrainState
@@ -123,6 +129,12 @@ def build(
   warm_start = None
   if saved is None or policy.config.lora is not None:
     warm_start = shared_warm_start(config, task)
+  if distributed.process_count() > 1:
+    check_inputs_of_processes(
+      input_fingerprints(config, task, policy, warm_start)
+      | pretrained_fingerprint(config)
+      | code_fingerprints(recipe, task)
+    )
   chains = {'tx': (algorithm.tx, config.total_updates)}
   if steps := config.warm_start.steps:
     chains['warm_start_tx'] = warm_start_transformation(recipe), steps
@@ -153,7 +165,8 @@ def build(
     group_engine,
   )
   # An invalid algorithm or prompt fails here rather than in the first update.
-  programs.trace_update(collector.padding_batch().batch)
+  update = programs.trace_update(collector.padding_batch().batch)
+  check_programs({'update': update})
   collector.check_prompts()
   check_problems_in_memory(task, config)
   evaluator = None

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The toy task with what the variable TOY_HOST names changed, as on one host."""
+
+import dataclasses
+import functools
+import os
+
+from train import toy
+
+import covrl
+from covrl.config import Config
+from covrl.train import Loss, Task
+
+_CHANGED = os.environ.get('TOY_HOST')
+
+
+def host():
+  return toy.recipe(task=_task, loss=_loss)
+
+
+def _task(config: Config) -> Task:
+  task = toy.make_task(config)
+  if _CHANGED == 'problems':
+    return dataclasses.replace(task, held_out=[*reversed(task.held_out)])
+  return task
+
+
+def _loss(config: Config) -> Loss:
+  if _CHANGED == 'loss':
+    return functools.partial(covrl.clipped_surrogate, low=0.1, high=0.1)
+  return toy.make_loss(config)
