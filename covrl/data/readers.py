@@ -18,6 +18,7 @@ from etils import epath
 
 from covrl import storage
 from covrl.data.json_text import parse_json
+from covrl.data.open_files import OpenFiles
 
 _PARQUET_BATCH = 1024  # rows that are decoded at a time
 _NARROW_DTYPES = (np.float16, np.float32)
@@ -185,10 +186,10 @@ class ArrayRecordRecords(Records):
 
     file = _require_file(path)
     self.file = str(file)
+    local = storage.local_copy(file)
+    self._files = OpenFiles([local])
     try:
-      self._records: Any = grain.sources.ArrayRecordDataSource(
-        [str(storage.local_copy(file))]
-      )
+      self._records: Any = grain.sources.ArrayRecordDataSource([str(local)])
     except RuntimeError as error:
       raise ValueError(
         f'{file} must be an ArrayRecord file, got: {_first_sentence(error)}'
@@ -199,6 +200,7 @@ class ArrayRecordRecords(Records):
     return len(self._records)
 
   def __getitem__(self, index: int) -> Any:
+    self._files.check()
     try:
       record = self._records[index]
     except RuntimeError as error:
@@ -247,6 +249,7 @@ class TfdsRecords(Records):
     self._records: Any = ()
     try:
       if builder.info.splits[split].num_examples:
+        self._files = OpenFiles(builder.info.splits[split].filepaths)
         self._records = builder.as_data_source(split=split)
     except (KeyError, ValueError) as error:
       raise ValueError(
@@ -263,6 +266,7 @@ class TfdsRecords(Records):
     return len(self._records)
 
   def __getitem__(self, index: int) -> Any:
+    self._files.check()
     try:
       row = _to_json_types(self._records[index])
     except UnicodeDecodeError as error:

@@ -183,9 +183,10 @@ def check_suite_names(suites: Sequence[Suite]) -> None:
 
   Raises:
     ValueError: a name is empty or has a slash, is that of other results of a run,
-      or two suites have the same.
+      or two suites have the same, be it in another case: some file systems do not
+      distinguish them.
   """
-  used_names: set[str] = set()
+  used_names: dict[str, str] = {}
   for suite in suites:
     name = suite.name
     if not name or '/' in name:
@@ -198,12 +199,18 @@ def check_suite_names(suites: Sequence[Suite]) -> None:
         'an evaluation set must not be named held_out or iteration_…, as results'
         f' of runs are, got {name!r}'
       )
-    if name in used_names:
+    other = used_names.get(name.casefold())
+    if other == name:
       raise ValueError(
         f'evaluation sets must have different names, got two {name!r}; a set in a'
         ' file has the name of the file'
       )
-    used_names.add(name)
+    if other is not None:
+      raise ValueError(
+        'the names of evaluation sets must differ by more than case, got'
+        f' {other!r} and {name!r}'
+      )
+    used_names[name.casefold()] = name
 
 
 def _suite_files(name: str, directory: epath.Path) -> list[epath.Path]:

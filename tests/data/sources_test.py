@@ -2,6 +2,7 @@
 """Tests of file readers and problem sources."""
 
 import json
+import os
 import pathlib
 import pickle
 import subprocess
@@ -345,3 +346,29 @@ def test_jsonl_rows_can_be_read_in_any_order(tmp_path):
   records = JsonlRecords(write_jsonl(tmp_path / 'a.jsonl', ROWS))
   assert records[4] == ROWS[4]
   assert records[0] == ROWS[0]
+
+
+def test_files_that_are_written_to_while_they_are_read_are_refused(
+  tmp_path, tfds_folder
+):
+  """Rows of ArrayRecord files are read during a run; the other files once."""
+  rows = [{'question': f'{n} + 1', 'answer': str(n + 1)} for n in range(5)]
+  file, _ = write('array_record', tmp_path, rows)
+  (shard,) = tfds_folder.rglob('sums-train.array_record-*')
+  for path, records in (
+    (file, FileSource(file)),
+    (shard, TfdsRecords('sums', split='train', data_dir=tfds_folder)),
+  ):
+    first, content = records[0], path.read_bytes()
+    # A file in its place leaves the open one as it is.
+    path.rename(tmp_path / 'moved')
+    path.write_bytes(b'')
+    assert records[0] == first
+    (tmp_path / 'moved').rename(path)
+    assert records[0] == first
+    os.utime(path, ns=(0, 0))
+    path.write_bytes(content)
+    with pytest.raises(
+      ValueError, match=f'{path.name} must not be written to while it is read'
+    ):
+      records[0]

@@ -103,6 +103,7 @@ def test_fields_of_tasks_of_another_type_are_refused(changes, message):
   ('names', 'message'),
   [
     (['a', 'b', 'a'], "must have different names, got two 'a'"),
+    (['Aime', 'aime'], "differ by more than case, got 'Aime' and 'aime'"),
     (['../a'], 'must be one of a file, without slashes'),
     ([''], 'must be one of a file, without slashes'),
     (['held_out'], 'must not be named held_out'),
