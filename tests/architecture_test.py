@@ -30,7 +30,7 @@ LAYERS = (
   # `recipes` has the recipe files as modules; they may import all packages.
   ('cli', 'recipes'),
 )
-LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}
+LAYER_OF = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Namespaces that only re-export public names.
 NAMESPACES = ('losses', 'advantages', 'selectors', 'controllers')
 
@@ -69,14 +69,14 @@ def edges() -> dict[tuple[str, str], pathlib.Path]:
 
 def test_every_package_has_a_layer():
   packages = {package_of(file) for file in (ROOT / 'covrl').rglob('*.py')}
-  assert packages - {'__init__', *NAMESPACES} == set(LAYER)
+  assert packages - {'__init__', *NAMESPACES} == set(LAYER_OF)
 
 
 def test_no_package_imports_upwards():
   upwards = [
     f'{source} imports {target} in {file.relative_to(ROOT)}'
     for (source, target), file in edges().items()
-    if target not in LAYER or LAYER[target] > LAYER[source]
+    if target not in LAYER_OF or LAYER_OF[target] > LAYER_OF[source]
   ]
   assert not upwards
 
@@ -89,14 +89,16 @@ def test_packages_of_one_layer_do_not_import_each_other_in_a_cycle():
 
 @pytest.mark.parametrize('package', ['report', 'theory'])
 def test_training_imports_neither_reports_nor_theory(package):
-  others = [name for name in LAYER if name not in ('cli', 'report')]
-  importers = [s for s, t in edges() if t == package and s in others]
+  checked_packages = [
+    name for name in LAYER_OF if name not in ('cli', 'report')
+  ]
+  importers = [s for s, t in edges() if t == package and s in checked_packages]
   assert not importers
 
 
 def test_only_time_stamps_read_the_system_clock():
   """The clock may jump: waits and measured times use `time.monotonic`."""
-  uses = set()
+  files = set()
   for file in (ROOT / 'covrl').rglob('*.py'):
     for node in ast.walk(ast.parse(file.read_text())):
       if isinstance(node, ast.Attribute) and node.attr in (
@@ -105,8 +107,8 @@ def test_only_time_stamps_read_the_system_clock():
       ):
         module = ast.unparse(node.value)
         if module in ('time', 'datetime', 'datetime.datetime'):
-          uses.add(str(file.relative_to(ROOT / 'covrl')))
-  assert uses == {
+          files.add(str(file.relative_to(ROOT / 'covrl')))
+  assert files == {
     'data/chat/program.py',  # `strftime_now` of chat templates
     'run/notices.py',  # times of notices
     'run/event_files.py',  # times of events

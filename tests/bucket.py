@@ -52,7 +52,7 @@ class Bucket:
     """Returns the sorted names of objects with a prefix."""
     return sorted(name for name in self.objects if name.startswith(prefix))
 
-  def number(self):
+  def unused_number(self):
     """Returns a number that was not used before."""
     return next(self._numbers)
 
@@ -69,52 +69,52 @@ class Handler(http.server.BaseHTTPRequestHandler):
       return self._list(query)
     if path == f'/storage/v1/b/{NAME}':
       return self._answer({'kind': 'storage#bucket', 'name': NAME})
-    name = self._object(path)
+    name = self._object_name(path)
     return self._read(name, query)
 
   def do_POST(self):
     path, query = self._request()
     body = self.rfile.read(int(self.headers.get('Content-Length', 0)))
-    copied = re.fullmatch(
+    copy_match = re.fullmatch(
       rf'/storage/v1/b/{NAME}/o/([^/]+)/(?:rewriteTo|copyTo)/b/{NAME}/o/([^/]+)',
       path,
     )
-    if copied:
-      source, target = map(urllib.parse.unquote, copied.groups())
+    if copy_match:
+      source, target = map(urllib.parse.unquote, copy_match.groups())
       return self._copy(source, target)
-    renamed = re.fullmatch(
+    move_match = re.fullmatch(
       rf'/storage/v1/b/{NAME}/o/([^/]+)/moveTo/o/([^/]+)', path
     )
-    if renamed:
-      source, target = map(urllib.parse.unquote, renamed.groups())
+    if move_match:
+      source, target = map(urllib.parse.unquote, move_match.groups())
       self._copy(source, target)
       self.bucket.objects.pop(source, None)
       return None
     if 'upload_id' in query:
-      return self._continue(query, body)
+      return self._append_to_upload(query, body)
     if path != f'/upload/storage/v1/b/{NAME}/o':
       return self._not_found(path)
-    kind = query['uploadType']
-    if kind == 'resumable':
-      number = str(self.bucket.number())
+    upload_type = query['uploadType']
+    if upload_type == 'resumable':
+      upload_id = str(self.bucket.unused_number())
       name = json.loads(body)['name'] if body else query['name']
-      self.bucket.uploads[number] = name, bytearray()
+      self.bucket.uploads[upload_id] = name, bytearray()
       host = self.headers['Host']
       location = (
-        f'http://{host}/upload/storage/v1/b/{NAME}/o?upload_id={number}'
+        f'http://{host}/upload/storage/v1/b/{NAME}/o?upload_id={upload_id}'
       )
       return self._answer({}, {'Location': location})
     name = query.get('name')
-    if kind == 'multipart':
-      name, body = self._multipart(body)
+    if upload_type == 'multipart':
+      name, body = self._parse_multipart(body)
     return self._write(name, body, query)
 
   def do_PUT(self):
     _, query = self._request()
     body = self.rfile.read(int(self.headers.get('Content-Length', 0)))
-    return self._continue(query, body)
+    return self._append_to_upload(query, body)
 
-  def _continue(self, query, body):
+  def _append_to_upload(self, query, body):
     """Appends a part to a resumable upload."""
     name, content = self.bucket.uploads[query['upload_id']]
     content += body
@@ -124,7 +124,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
   def do_DELETE(self):
     path, query = self._request()
-    name = self._object(path)
+    name = self._object_name(path)
     with self.bucket.lock:
       if self._condition_fails(name, query):
         return None
@@ -143,15 +143,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
       self.bucket.failing_requests -= 1
       self.close_connection = True
       raise ConnectionAbortedError
-    parts = urllib.parse.urlsplit(self.path)
-    return parts.path, dict(urllib.parse.parse_qsl(parts.query))
+    url = urllib.parse.urlsplit(self.path)
+    return url.path, dict(urllib.parse.parse_qsl(url.query))
 
-  def _object(self, path):
+  def _object_name(self, path):
     """Returns the name of the object in a path; empty if absent."""
     match = re.fullmatch(rf'(?:/download)?/storage/v1/b/{NAME}/o/(.+)', path)
     return urllib.parse.unquote(match[1]) if match else ''
 
-  def _multipart(self, body):
+  def _parse_multipart(self, body):
     """Returns the name and content of a multipart upload."""
     boundary = re.search(
       r'boundary=[\'"]?([^\'";]+)', self.headers['Content-Type']
@@ -178,9 +178,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
           continue
         if 'endOffset' in query and name >= query['endOffset']:
           continue
-        rest = name[len(prefix) :]
-        if delimiter and delimiter in rest:
-          prefixes.add(prefix + rest.partition(delimiter)[0] + delimiter)
+        relative_name = name[len(prefix) :]
+        if delimiter and delimiter in relative_name:
+          prefixes.add(
+            prefix + relative_name.partition(delimiter)[0] + delimiter
+          )
         else:
           items.append(self._metadata(name))
     self._answer({'items': items, 'prefixes': sorted(prefixes)})
@@ -211,23 +213,33 @@ class Handler(http.server.BaseHTTPRequestHandler):
       content, generation = self.bucket.objects[name]
       if query.get('alt') != 'media':
         return self._answer(self._metadata(name))
-    span = re.fullmatch(r'bytes=(\d*)-(\d*)', self.headers.get('Range') or '')
-    status, part = 200, content
+    byte_range = re.fullmatch(
+      r'bytes=(\d*)-(\d*)', self.headers.get('Range') or ''
+    )
+    status, body = 200, content
     headers = {'x-goog-generation': str(generation)}
-    if span:
-      first = int(span[1]) if span[1] else max(len(content) - int(span[2]), 0)
-      last = int(span[2]) if span[1] and span[2] else len(content) - 1
+    if byte_range:
+      first = (
+        int(byte_range[1])
+        if byte_range[1]
+        else max(len(content) - int(byte_range[2]), 0)
+      )
+      last = (
+        int(byte_range[2])
+        if byte_range[1] and byte_range[2]
+        else len(content) - 1
+      )
       last = min(last, len(content) - 1)
       if first >= len(content):
         return self._answer({}, {}, 416)
-      status, part = 206, content[first : last + 1]
+      status, body = 206, content[first : last + 1]
       headers['Content-Range'] = f'bytes {first}-{last}/{len(content)}'
     self.send_response(status)
     for key, value in headers.items():
       self.send_header(key, value)
-    self.send_header('Content-Length', str(len(part)))
+    self.send_header('Content-Length', str(len(body)))
     self.end_headers()
-    return self.wfile.write(part)
+    return self.wfile.write(body)
 
   def _write(self, name, content, query):
     """Stores an object, or answers with an error."""

@@ -149,16 +149,16 @@ def test_recipes_suit_the_chips_that_they_are_compiled_for():
 
 
 def test_options_of_commands_exist(capsys):
-  used = {}
+  used_options = {}
   for program, *words in COMMANDS:
     if program == 'covrl' and words and not words[0].startswith('-'):
       options = (w for w in words[1:] if w.startswith('--'))
       names = (w.partition('=')[0] for w in options)
-      used.setdefault(words[0], set()).update(
+      used_options.setdefault(words[0], set()).update(
         name for name in names if not name.startswith('--config.')
       )
-  assert used
-  for name, options in used.items():
+  assert used_options
+  for name, options in used_options.items():
     with pytest.raises(SystemExit) as ended:
       main([name, '--help'])
     assert ended.value.code == 0, name

@@ -34,7 +34,7 @@ class Case:
     """Shape of the two-dimensional arrays before padding."""
     return next(x.shape for x in self.arrays.values() if x.ndim == 2)
 
-  def given(self, name, dtype=None):
+  def input(self, name, dtype=None):
     """An input as a JAX array, padded with zeros to `[16]` or `[16, 64]`."""
     x = self.arrays[f'in/{name}']
     if name.endswith('mask'):

@@ -20,7 +20,7 @@ from benchmarks.study.driver import (
 from benchmarks.study.grid import Grid, paths
 from benchmarks.study.rates_and_sizes import (
   best_cell,
-  ends_at_equal_time,
+  end_iterations_at_equal_time,
   gain_is_positive,
   linear_verdict,
   slope_by_size,
@@ -28,14 +28,16 @@ from benchmarks.study.rates_and_sizes import (
 from benchmarks.study.results import differences, verdict
 from benchmarks.study.runner import parameters_of
 from benchmarks.study.variants import UNCLIPPED, VARIANTS, VariantOptions
-from benchmarks.study.writing import _variants, merged
+from benchmarks.study.writing import _comparison_clause, merge_results
 
 import covrl
 from covrl.report.advice import Advice
 from covrl.report.sections_page import PageSection
 from covrl.types import TokenMoments, TokenStats
 
-TASKS = {name: make() for name, make in tasks.TASKS.items()}
+TASKS = {
+  name: train_if_missing() for name, train_if_missing in tasks.TASKS.items()
+}
 
 
 @pytest.mark.parametrize('name', [*TASKS])
@@ -56,13 +58,13 @@ def test_each_phase_of_the_changed_rule_rewards_its_own_rule():
   task = TASKS['changed_rule']
   prompts, rows = task.probes
   forwards, backwards = np.split(np.arange(len(rows)), 2)
-  for phase, right, wrong in (
+  for phase, right_rows, wrong_rows in (
     (0, forwards, backwards),
     (1, backwards, forwards),
   ):
     rewards = task.score(prompts, rows, phase)
-    assert (rewards[right] == 1).all()
-    assert (rewards[wrong] == 0).all()
+    assert (rewards[right_rows] == 1).all()
+    assert (rewards[wrong_rows] == 0).all()
 
 
 def test_quitting_the_lock_earns_half_the_reward():
@@ -149,10 +151,12 @@ def test_a_variant_equals_the_loss_and_chain_of_a_recipe(name):
     np.testing.assert_allclose(
       cotangent, expected_cotangent, rtol=1e-5, atol=1e-7
     )
-  changed = not np.allclose(
+  is_changed = not np.allclose(
     expected[0], cotangents_after(loss, optax.identity())[0]
   )
-  assert changed == (name in ('clip_cov', 'kl_cov', 'exact_score', 'random_k'))
+  assert is_changed == (
+    name in ('clip_cov', 'kl_cov', 'exact_score', 'random_k')
+  )
 
 
 @jax.jit
@@ -250,8 +254,8 @@ def accuracies(*values):
 
 def test_settings_are_compared_at_equal_time():
   lines = accuracies(0.1, 0.2, 0.3, 0.4)
-  ends = ends_at_equal_time({2: 2.9, 1: 2.0}, lines)
-  assert ends == {1: 15, 2: 10}
+  end_iterations = end_iterations_at_equal_time({2: 2.9, 1: 2.0}, lines)
+  assert end_iterations == {1: 15, 2: 10}
   runs_by_cell = {
     ('kl_cov', (1.0, 1)): dict.fromkeys(range(2), lines),
     ('kl_cov', (1.0, 2)): dict.fromkeys(
@@ -259,8 +263,11 @@ def test_settings_are_compared_at_equal_time():
     ),
     ('kl_cov', (2.0, 1)): {0: accuracies(1, 1, 1, 1)},  # one seed of two
   }
-  assert best_cell('kl_cov', runs_by_cell, ends) == ((1.0, 1), {0: 0.4, 1: 0.4})
-  assert best_cell('grpo', runs_by_cell, ends) == (None, {})
+  assert best_cell('kl_cov', runs_by_cell, end_iterations) == (
+    (1.0, 1),
+    {0: 0.4, 1: 0.4},
+  )
+  assert best_cell('grpo', runs_by_cell, end_iterations) == (None, {})
 
 
 def test_a_rise_is_an_interval_above_the_warm_start():
@@ -297,7 +304,11 @@ def test_finished_runs_are_not_repeated(tmp_path, monkeypatch):
     study, '_train', lambda run: runs.append(run) or [{'phase': 'eval'}]
   )
   run = Run(task='lock', variant=VARIANTS['grpo'], seed=0)
-  assert study.make(run) == study.make(run) == read_lines(run.path(tmp_path))
+  assert (
+    study.train_if_missing(run)
+    == study.train_if_missing(run)
+    == read_lines(run.path(tmp_path))
+  )
   assert runs == [run]
 
 
@@ -328,9 +339,9 @@ def test_advice_becomes_a_variant():
 
 
 def test_results_of_other_runs_stay():
-  written = '- A, a (2 seeds): x.\n- B, b (1 seed): y.\n\n### A, a\n\nold\n\n### B, b\n\nkept\n\n'
-  text = merged(
-    written,
+  previous = '- A, a (2 seeds): x.\n- B, b (1 seed): y.\n\n### A, a\n\nold\n\n### B, b\n\nkept\n\n'
+  text = merge_results(
+    previous,
     ['A, a (3 seeds): z.', 'B, b: not run yet.', 'C, c: not run yet.'],
     [
       PageSection(
@@ -346,7 +357,7 @@ def test_results_of_other_runs_stay():
     '### B, b\n\nkept\n\n'
     '### C, c\n\nnot run yet.\n\n'
   )
-  assert merged(text, [], []) == text
+  assert merge_results(text, [], []) == text
 
 
 def test_variants_that_were_not_tuned_take_the_published_values(tmp_path):
@@ -356,10 +367,12 @@ def test_variants_that_were_not_tuned_take_the_published_values(tmp_path):
     assert not any(
       np.isnan(variant.options.penalty) for variant in study.variants(name)
     )
-  assert study.chosen('rates_and_passes') == study.chosen('many_solutions')
+  assert study.chosen_values('rates_and_passes') == study.chosen_values(
+    'many_solutions'
+  )
 
 
 def test_headlines_name_the_variants_that_are_better_and_worse():
-  assert _variants([], 'better') == 'no variant is better'
-  assert _variants(['a'], 'worse') == 'a is worse'
-  assert _variants(['a', 'b', 'c'], 'worse') == 'a, b and c are worse'
+  assert _comparison_clause([], 'better') == 'no variant is better'
+  assert _comparison_clause(['a'], 'worse') == 'a is worse'
+  assert _comparison_clause(['a', 'b', 'c'], 'worse') == 'a, b and c are worse'

@@ -19,6 +19,10 @@ Variants are made by `dataclasses.replace`:
 """
 
 from covrl.config.arithmetic import ArithmeticConfig as ArithmeticConfig
+from covrl.config.conversion import flatten as flatten
+from covrl.config.conversion import from_dict as from_dict
+from covrl.config.conversion import unknown_fields as unknown_fields
+from covrl.config.conversion import version_difference as version_difference
 from covrl.config.critic import CriticConfig as CriticConfig
 from covrl.config.errors import ConfigError as ConfigError
 from covrl.config.fields import CheckpointConfig as CheckpointConfig
@@ -30,10 +34,6 @@ from covrl.config.fields import MeshConfig as MeshConfig
 from covrl.config.fields import RolloutConfig as RolloutConfig
 from covrl.config.fields import TrainConfig as TrainConfig
 from covrl.config.fields import WarmStartConfig as WarmStartConfig
-from covrl.config.flat import flatten as flatten
-from covrl.config.flat import from_dict as from_dict
-from covrl.config.flat import unknown_fields as unknown_fields
-from covrl.config.flat import version_difference as version_difference
 from covrl.config.help import field_help as field_help
 from covrl.config.loading import load as load
 from covrl.config.loading import recipes as recipes

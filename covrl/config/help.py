@@ -5,8 +5,8 @@ import re
 import textwrap
 from typing import Any
 
+from covrl.config.conversion import flatten
 from covrl.config.fields import Config
-from covrl.config.flat import flatten
 from covrl.config.schema import Field, Section, sections
 
 _WIDTH = 80

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from covrl.config import overrides as overriding
+from covrl.config.conversion import from_dict, version_difference
 from covrl.config.errors import ConfigError
-from covrl.config.flat import from_dict, version_difference
 from covrl.config.recipe import Recipe
 from covrl.config.recipe_files import RecipeFiles
 from covrl.config.validation import check

@@ -8,8 +8,8 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from covrl.config.conversion import flatten
 from covrl.config.fields import Config
-from covrl.config.flat import flatten
 
 # Fields that may change when a run is resumed: they affect the length of training
 # and the files that are written, but not the computed values. More iterations change

@@ -2,10 +2,10 @@
 """Checks that the fields of a configuration are valid and do not conflict."""
 
 from covrl.config.bounds import MAX_MAGNITUDES
+from covrl.config.conversion import flatten
 from covrl.config.divisors import check_divides
 from covrl.config.errors import ConfigError
 from covrl.config.fields import Config
-from covrl.config.flat import flatten
 from covrl.config.schema import fields_by_name
 
 

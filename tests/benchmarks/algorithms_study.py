@@ -58,7 +58,9 @@ def main() -> None:
   arguments = parser.parse_args()
   os.chdir(ROOT)
   runs: pathlib.Path = arguments.runs
-  fields = SHORT_SETTINGS | dict(each.split('=', 1) for each in arguments.set)
+  fields = SHORT_SETTINGS | dict(
+    override.split('=', 1) for override in arguments.set
+  )
   if not arguments.only_write:
     run_all(runs, arguments.seeds, fields, arguments.core)
   write_results(runs, arguments.seeds)
@@ -79,9 +81,9 @@ def run_all(
   for spec, seed in jobs:
     overrides = [f'{name}={value}' for name, value in fields.items()]
     overrides.append(f'seed={seed}')
-    first = run_directory(runs, COMPARED[0], seed)
+    warm_start_run = run_directory(runs, COMPARED[0], seed)
     if spec != COMPARED[0]:
-      overrides.append(f'warm_start.from_run={first}')
+      overrides.append(f'warm_start.from_run={warm_start_run}')
     train(spec, run_directory(runs, spec, seed), overrides, core)
 
 
@@ -103,17 +105,19 @@ def write_results(runs: pathlib.Path, seeds: list[int]) -> None:
         missing.append(f'`{spec}` with seed {seed}')
   if not finished:
     raise SystemExit(f'{runs} must contain a finished run, got none')
-  everything = [workdir for each in finished.values() for workdir in each]
-  text = f'{comparison_table(everything)}\n{settings(everything[0])}\n'
+  workdirs = [
+    workdir for seed_workdirs in finished.values() for workdir in seed_workdirs
+  ]
+  text = f'{comparison_table(workdirs)}\n{settings(workdirs[0])}\n'
   text += prime_table(finished.get('countdown:prime', []))
   if missing:
     text += f'\nMissing: {", ".join(missing)}.\n'
   write_section(ROOT / 'configs' / 'README.md', 'algorithms', text)
   compared = [w for spec in COMPARED for w in finished.get(spec, [])]
   results = ROOT / 'configs' / 'results'
-  figure = comparison_svg(compared or everything)
+  figure = comparison_svg(compared or workdirs)
   (results / 'algorithms.svg').write_text(figure)
-  write_comparison(everything, results / 'algorithms.html')
+  write_comparison(workdirs, results / 'algorithms.html')
   print(text)
 
 
@@ -131,13 +135,13 @@ def prime_table(workdirs: Sequence[str]) -> str:
   ]
   for workdir in workdirs:
     directory = pathlib.Path(workdir)
-    pairs = metric(directory, 'prm/scoring/pair_accuracy')
+    pair_accuracies = metric(directory, 'prm/scoring/pair_accuracy')
     accuracy = np.mean(metric(directory, 'prm/before_update/accuracy'))
-    right = np.mean(metric(directory, 'prm/before_update/label'))
+    success_rate = np.mean(metric(directory, 'prm/before_update/label'))
     lines.append(
-      f'| {directory.name.rpartition("_")[2]} | {100 * np.mean(pairs):.0f}'
-      f' ({100 * min(pairs):.0f} to {100 * max(pairs):.0f}) |'
-      f' {100 * accuracy:.0f} | {100 * max(right, 1 - right):.0f} |'
+      f'| {directory.name.rpartition("_")[2]} | {100 * np.mean(pair_accuracies):.0f}'
+      f' ({100 * min(pair_accuracies):.0f} to {100 * max(pair_accuracies):.0f}) |'
+      f' {100 * accuracy:.0f} | {100 * max(success_rate, 1 - success_rate):.0f} |'
     )
   return '\n' + '\n'.join(lines) + '\n'
 

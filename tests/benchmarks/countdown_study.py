@@ -57,44 +57,44 @@ def run_all(runs: pathlib.Path, seeds: list[int], jobs: int) -> None:
       cores.put(core)
 
   with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-    warm = {
+    warm_starts = {
       seed: pool.submit(
         run,
         'grpo',
-        warm_start(runs, seed),
+        warm_start_directory(runs, seed),
         f'seed={seed}',
         'train.iterations=1',
         'evaluate.problems=64',
       )
       for seed in seeds
     }
-    rest = [
+    recipe_runs = [
       pool.submit(
         run_after,
-        warm[seed],
+        warm_starts[seed],
         run,
         recipe,
         runs / f'{recipe}_{seed}',
         f'seed={seed}',
-        f'warm_start.from_run={warm_start(runs, seed)}',
+        f'warm_start.from_run={warm_start_directory(runs, seed)}',
       )
       for seed in seeds
       for recipe in RECIPES
     ]
-    for future in rest:
+    for future in recipe_runs:
       future.result()
 
 
 def run_after(
-  before: concurrent.futures.Future[None], run: object, *arguments: object
+  prerequisite: concurrent.futures.Future[None], run: object, *arguments: object
 ) -> None:
-  """Calls `run(*arguments)` once `before` has succeeded."""
-  before.result()
+  """Calls `run(*arguments)` once `prerequisite` has succeeded."""
+  prerequisite.result()
   assert callable(run)
   run(*arguments)
 
 
-def warm_start(runs: pathlib.Path, seed: int) -> pathlib.Path:
+def warm_start_directory(runs: pathlib.Path, seed: int) -> pathlib.Path:
   """Run directory of the warm start of a seed."""
   return runs / f'warm_start_{seed}'
 

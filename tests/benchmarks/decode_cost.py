@@ -29,10 +29,13 @@ from covrl.rollout.slots import State
 
 SEGMENT = 16  # steps of a compiled call
 # Sizes of the products and of the array that measure the machine.
-MATRIX = 1536
+MATRIX_SIZE = 1536
 READ_BYTES = 1 << 28
 # Shapes of the roofline: 64 rows each.
-ROOFLINE = (SHAPES['8x8'], dataclasses.replace(SHAPES['32k'], prompts=16))
+ROOFLINE_SHAPES = (
+  SHAPES['8x8'],
+  dataclasses.replace(SHAPES['32k'], prompts=16),
+)
 
 
 class Decoding:
@@ -72,7 +75,7 @@ class Decoding:
     if memory is None:
       return float('nan')
     state = jax.eval_shape(self._initial_state)
-    resident_bytes = _size(self.params) + _size(state.cache)
+    resident_bytes = _num_bytes(self.params) + _num_bytes(state.cache)
     logits = 4 * self.shape.sequences * self.shape.vocabulary
     total = (
       memory.argument_size_in_bytes
@@ -111,7 +114,7 @@ def work(shape: Shape) -> Work:
   """
   policy = Policy(model(shape))
   weights = policy.num_params - shape.vocabulary * shape.width
-  heads, kv_heads, head_dim = shape.heads
+  heads, kv_heads, head_dim = shape.head_sizes
   mean_response = shape.response / 2
   attended = shape.sequences * (shape.prompt + mean_response)
   cached = shape.prompts * shape.prompt + shape.sequences * mean_response
@@ -124,13 +127,13 @@ def work(shape: Shape) -> Work:
 
 def roofline(rounds: int) -> None:
   """Prints the shares of the roofline of decoding with 64 rows."""
-  decodings = [Decoding(shape) for shape in ROOFLINE]
+  decodings = [Decoding(shape) for shape in ROOFLINE_SHAPES]
   times = alternate(
     {str(d.shape): d.seconds_per_step for d in decodings}
-    | {'product': _product(), 'read': _read()},
+    | {'product': _product_timer(), 'read': _read_timer()},
     rounds,
   )
-  rate = 2 * MATRIX**3 / times['product']
+  rate = 2 * MATRIX_SIZE**3 / times['product']
   bandwidth = READ_BYTES / times['read']
   print(
     f'\nmatrix products {rate / 1e9:.0f} GFLOP/s, reads '
@@ -139,8 +142,8 @@ def roofline(rounds: int) -> None:
     'share of the roofline | memory |\n|---|---|---|---|---|---|'
   )
   for decoding in decodings:
-    needed, seconds = work(decoding.shape), times[str(decoding.shape)]
-    bounds = needed.operations / rate, needed.read_bytes / bandwidth
+    step_work, seconds = work(decoding.shape), times[str(decoding.shape)]
+    bounds = step_work.operations / rate, step_work.read_bytes / bandwidth
     print(
       f'| {decoding.shape} | {seconds * 1e3:.2f} | {bounds[0] * 1e3:.2f} | '
       f'{bounds[1] * 1e3:.2f} | {max(bounds) / seconds:.0%} | '
@@ -148,10 +151,10 @@ def roofline(rounds: int) -> None:
     )
 
 
-def drawing(rounds: int) -> None:
-  """Prints the share of a decode step that the drawing of tokens takes."""
+def token_sampling(rounds: int) -> None:
+  """Prints the share of a decode step that sampling tokens takes."""
   print(
-    '\n| rows × vocabulary | ms per step | drawing, ms | share |\n'
+    '\n| rows × vocabulary | ms per step | sampling, ms | share |\n'
     '|---|---|---|---|'
   )
   for vocabulary in (32_000, 152_000):
@@ -162,14 +165,14 @@ def drawing(rounds: int) -> None:
       seconds = alternate(
         {
           'step': Decoding(shape).seconds_per_step,
-          'draw': _draw(shape.sequences, vocabulary),
+          'sampling': _sampling_timer(shape.sequences, vocabulary),
         },
         rounds,
       )
-      step, draw = seconds['step'], seconds['draw']
+      step, sampling = seconds['step'], seconds['sampling']
       print(
         f'| {shape.sequences} × {vocabulary:,} | {step * 1e3:.2f} | '
-        f'{draw * 1e3:.2f} | {draw / step:.1%} |',
+        f'{sampling * 1e3:.2f} | {sampling / step:.1%} |',
         flush=True,
       )
 
@@ -195,31 +198,31 @@ def _timed(function: Callable[..., Any], *arguments: Any) -> float:
   return elapsed / calls
 
 
-def _product() -> Callable[[], float]:
+def _product_timer() -> Callable[[], float]:
   """A function that times a matrix product."""
-  matrix = jax.random.normal(jax.random.key(0), (MATRIX, MATRIX))
+  matrix = jax.random.normal(jax.random.key(0), (MATRIX_SIZE, MATRIX_SIZE))
   return functools.partial(_timed, jax.jit(jnp.matmul), matrix, matrix)
 
 
-def _read() -> Callable[[], float]:
+def _read_timer() -> Callable[[], float]:
   """A function that times reading `READ_BYTES` of memory."""
   array = jnp.ones(READ_BYTES // 4, jnp.float32)
   return functools.partial(_timed, jax.jit(jnp.sum), array)
 
 
-def _draw(rows: int, vocabulary: int) -> Callable[[], float]:
-  """A function that times drawing one token per row, from random logits."""
+def _sampling_timer(rows: int, vocabulary: int) -> Callable[[], float]:
+  """A function that times sampling one token per row, from random logits."""
 
   @jax.jit
-  def draw(logits: jax.Array, keys: jax.Array, step: jax.Array) -> Any:
+  def sample(logits: jax.Array, keys: jax.Array, step: jax.Array) -> Any:
     keys = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
     return sample_token(logits, keys, Sampling.make())
 
   keys = jax.random.split(jax.random.key(1), rows)
   logits = SCALE * jax.random.normal(jax.random.key(0), (rows, vocabulary))
-  return functools.partial(_timed, draw, logits, keys, jnp.asarray(1))
+  return functools.partial(_timed, sample, logits, keys, jnp.asarray(1))
 
 
-def _size(tree: Any) -> int:
+def _num_bytes(tree: Any) -> int:
   """Bytes of a tree of arrays or shapes."""
   return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cost of an update with diagnostics at intervals, relative to each time.
+"""Cost of an update with diagnostics at intervals, relative to diagnostics in each.
 
   python tests/benchmarks/diagnostics.py [--rounds=9] [--vocabulary=32000]
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 
-from gathered_head import SHAPES, batch, compiled_update, measured, report
+from gathered_head import SHAPES, batch, compiled_update, measure, report
 
 # (label, updates made before, logging.diagnostics_every)
 UPDATES = (('never', 0, 0), ('between', 1, 10), ('due', 10, 10))
@@ -33,14 +33,14 @@ def main() -> None:
   print(f'{"":32}{"seconds":>9}{"ratio":>8} {"quartiles":13}{"CPU ratio":>10}')
   for vocabulary in options.vocabulary:
     shape = SHAPES[vocabulary]
-    always = compiled_update(shape, reads_moments=False)
-    for label, step, every in UPDATES:
+    every_update = compiled_update(shape, reads_moments=False)
+    for label, step, interval in UPDATES:
       update = compiled_update(
-        shape, step, reads_moments=False, diagnostics_every=every
+        shape, step, reads_moments=False, diagnostics_every=interval
       )
       for lengths in ('full', 'geometric'):
-        seconds = measured(
-          (update, always), batch(shape, lengths), options.rounds
+        seconds = measure(
+          (update, every_update), batch(shape, lengths), options.rounds
         )
         report(f'{vocabulary}, {label}, {lengths}', seconds)
 

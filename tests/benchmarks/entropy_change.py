@@ -41,10 +41,10 @@ def main() -> None:
     )
     train(recipe, str(workdir))
     print(f'{name}\n{"predictor":10} {"r":>7} {"slope":>10} {"updates":>8}')
-    for each in predictors(load_run(workdir)):
+    for predictor in predictors(load_run(workdir)):
       print(
-        f'{each.name:10} {each.correlation:7.3f} {each.slope:10.2e} '
-        f'{each.count:8}'
+        f'{predictor.name:10} {predictor.correlation:7.3f} {predictor.slope:10.2e} '
+        f'{predictor.count:8}'
       )
 
 

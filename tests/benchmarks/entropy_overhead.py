@@ -162,28 +162,32 @@ def measure(
   options: argparse.Namespace,
 ) -> None:
   """Measures the ratio of each method to no control and prints it in a line."""
-  plain = CLIPPED, optax.identity()
-  steps = {'no control': compiled_step(*plain, micro_batches, mesh, options)}
+  no_control = CLIPPED, optax.identity()
+  steps = {
+    'no control': compiled_step(*no_control, micro_batches, mesh, options)
+  }
   for name in names:
     loss = LOSSES.get(name, CLIPPED)
     tx = METHODS[name](source) if name in METHODS else optax.identity()
     steps[name] = compiled_step(loss, tx, micro_batches, mesh, options)
-  plain_step = steps.pop('no control')
+  no_control_step = steps.pop('no control')
   order = list(steps)
   ratios: dict[str, list[FloatPair]] = {name: [] for name in order}
-  uncontrolled = [timed(plain_step)]
+  no_control_seconds = [timed(no_control_step)]
   for round_number in range(options.rounds):
     for name in (
       order[round_number % len(order) :] + order[: round_number % len(order)]
     ):
       seconds = timed(steps[name])
-      uncontrolled.append(timed(plain_step))
-      ratios[name].append(2 * seconds / (uncontrolled[-2] + uncontrolled[-1]))
-  median = np.median(uncontrolled, axis=0) * 1e3
+      no_control_seconds.append(timed(no_control_step))
+      ratios[name].append(
+        2 * seconds / (no_control_seconds[-2] + no_control_seconds[-1])
+      )
+  median = np.median(no_control_seconds, axis=0) * 1e3
   print(f'no control: {median[0]:.1f} ms per step, {median[1]:.1f} ms of CPU')
   print(f'{"method":38} {"wall":>7} {"quartiles":>13} {"CPU":>7} quartiles')
-  for name, pairs in ratios.items():
-    quartiles = np.quantile(pairs, (0.25, 0.5, 0.75), axis=0)
+  for name, method_ratios in ratios.items():
+    quartiles = np.quantile(method_ratios, (0.25, 0.5, 0.75), axis=0)
     columns = (
       f'{median:7.3f} {low:7.3f}–{high:.3f}'
       for low, median, high in quartiles.T
@@ -251,18 +255,18 @@ def batch(sequences: int) -> TokenBatch:
   shape = sequences, WIDTH
   columns = np.broadcast_to(np.arange(WIDTH, dtype=np.int32), shape)
   ends = rng.integers(PROMPT + 2, WIDTH + 1, (sequences, 1))
-  real = columns < ends
-  mask = real & (columns >= PROMPT - 1)
+  is_token = columns < ends
+  mask = is_token & (columns >= PROMPT - 1)
   logprobs = -rng.exponential(0.4, shape).astype(np.float32)
-  signs = rng.normal(size=(sequences, 1))
+  row_advantages = rng.normal(size=(sequences, 1))
   arrays: dict[str, Any] = {
     'tokens': rng.integers(3, 30, shape).astype(np.int32),
     'targets': rng.integers(3, 30, shape).astype(np.int32),
-    'positions': np.where(real, columns, 0),
-    'segment_ids': real.astype(np.int32),
+    'positions': np.where(is_token, columns, 0),
+    'segment_ids': is_token.astype(np.int32),
     'loss_mask': mask,
     'weights': mask.astype(np.float32),
-    'advantages': np.where(mask, signs, 0).astype(np.float32),
+    'advantages': np.where(mask, row_advantages, 0).astype(np.float32),
     'old_logprobs': logprobs,
     'old_entropy': np.abs(logprobs),
     'sampler_logprobs': logprobs,

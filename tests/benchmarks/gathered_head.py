@@ -67,21 +67,24 @@ def main() -> None:
   print(f'{"":32}{"seconds":>9}{"ratio":>8} {"quartiles":13}{"CPU ratio":>10}')
   for vocabulary in options.vocabulary:
     shape = SHAPES[vocabulary]
-    gathered, everywhere = programs(shape), programs(shape, everywhere=True)
+    gathered, all_positions = (
+      programs(shape),
+      programs(shape, all_positions=True),
+    )
     for lengths in ('full', 'geometric'):
       rows = batch(shape, lengths)
       for name in gathered:
         label = f'{vocabulary}, {name}, {lengths}'
-        pair = gathered[name], everywhere[name]
-        report(label, measured(pair, rows, options.rounds))
+        compared = gathered[name], all_positions[name]
+        report(label, measure(compared, rows, options.rounds))
 
 
 def programs(
-  shape: Shape, *, everywhere: bool = False
+  shape: Shape, *, all_positions: bool = False
 ) -> dict[str, Callable[[TokenBatch], Any]]:
   """Compiles an update and two scoring passes, by name."""
   patch = mock.patch.object(
-    forward, 'token_stats', unmasked if everywhere else token_stats
+    forward, 'token_stats', unmasked if all_positions else token_stats
   )
   policy, rows = Policy(model(shape)), batch(shape, 'full')
   score = functools.partial(
@@ -93,7 +96,7 @@ def programs(
     params = policy.init(jax.random.key(0), mesh)
     scored = jax.jit(score()).lower(params, rows).compile()
     no_moments = (
-      jax.jit(score(moments=everywhere)).lower(params, rows).compile()
+      jax.jit(score(moments=all_positions)).lower(params, rows).compile()
     )
   return {
     'update': update,
@@ -131,10 +134,10 @@ def compiled_update(
       step=jnp.asarray(step, jnp.int32),
       measured=Measurements.initial(),
     )
-    first, key = np.asarray(True), jax.random.key(1)
+    is_first, key = np.asarray(True), jax.random.key(1)
     rows = batch(shape, 'full')
-    run = jax.jit(update).lower(state, rows, first, key).compile()
-  return lambda rows: run(state, rows, first, key)
+    run = jax.jit(update).lower(state, rows, is_first, key).compile()
+  return lambda rows: run(state, rows, is_first, key)
 
 
 def unmasked(*arrays: Any, mask: Any, **options: Any) -> Any:
@@ -143,17 +146,19 @@ def unmasked(*arrays: Any, mask: Any, **options: Any) -> Any:
   return token_stats(*arrays, **options)
 
 
-def measured(
-  pair: tuple[Callable[[TokenBatch], Any], ...], rows: TokenBatch, rounds: int
+def measure(
+  compared: tuple[Callable[[TokenBatch], Any], ...],
+  rows: TokenBatch,
+  rounds: int,
 ) -> np.ndarray:
-  """Wall-clock and CPU seconds `[rounds, 2 forms, 2]`, in alternating order."""
+  """Wall-clock and CPU seconds `[rounds, 2 programs, 2]`, in alternating order."""
   rows = jax.device_put(rows)
   seconds = np.zeros((rounds + 1, 2, 2))
-  for turn in range(rounds + 1):
-    for form in (0, 1) if turn % 2 else (1, 0):
+  for round_number in range(rounds + 1):
+    for index in (0, 1) if round_number % 2 else (1, 0):
       start = time.perf_counter(), time.process_time()
-      jax.block_until_ready(pair[form](rows))
-      seconds[turn, form] = (
+      jax.block_until_ready(compared[index](rows))
+      seconds[round_number, index] = (
         time.perf_counter() - start[0],
         time.process_time() - start[1],
       )
@@ -162,12 +167,12 @@ def measured(
 
 
 def report(label: str, seconds: np.ndarray) -> None:
-  """Prints seconds of the first form and its ratios to the second in a line."""
+  """Prints seconds of the first program and its ratios to the second in a line."""
   ratios = seconds[:, 0] / seconds[:, 1]
-  low, middle, high = np.quantile(ratios, (0.25, 0.5, 0.75), axis=0)
+  low, median, high = np.quantile(ratios, (0.25, 0.5, 0.75), axis=0)
   print(
-    f'{label:32}{np.median(seconds[:, 0, 0]):9.3f}{middle[0]:8.2f} '
-    f'{f"{low[0]:.2f}–{high[0]:.2f}":13}{middle[1]:9.2f}',
+    f'{label:32}{np.median(seconds[:, 0, 0]):9.3f}{median[0]:8.2f} '
+    f'{f"{low[0]:.2f}–{high[0]:.2f}":13}{median[1]:9.2f}',
     f'{low[1]:.2f}–{high[1]:.2f}',
     flush=True,
   )
@@ -177,25 +182,25 @@ def batch(shape: Shape, lengths: str) -> TokenBatch:
   """A batch of random tokens whose prompts have full length."""
   rng = np.random.default_rng(0)
   count, width = shape.sequences, shape.prompt + shape.response
-  responses = np.full(count, shape.response)
+  response_lengths = np.full(count, shape.response)
   if lengths == 'geometric':
-    drawn = rng.geometric(1 / MEAN_LENGTH, count)
-    responses = np.minimum(drawn, shape.response)
+    geometric_lengths = rng.geometric(1 / MEAN_LENGTH, count)
+    response_lengths = np.minimum(geometric_lengths, shape.response)
   columns = np.broadcast_to(np.arange(width, dtype=np.int32), (count, width))
-  ends = shape.prompt + responses[:, None]
-  real = columns < ends
+  ends = shape.prompt + response_lengths[:, None]
+  is_token = columns < ends
   mask = (columns >= shape.prompt - 1) & (columns < ends - 1)
   tokens = rng.integers(0, shape.vocabulary, (count, width + 1))
   zeros: Any = np.zeros((count, width), np.float32)
-  signs = rng.normal(size=(count, 1))
+  row_advantages = rng.normal(size=(count, 1))
   arrays: dict[str, Any] = {
     'tokens': tokens[:, :-1].astype(np.int32),
     'targets': tokens[:, 1:].astype(np.int32),
-    'positions': np.where(real, columns, 0),
-    'segment_ids': real.astype(np.int32),
+    'positions': np.where(is_token, columns, 0),
+    'segment_ids': is_token.astype(np.int32),
     'loss_mask': mask,
     'weights': mask.astype(np.float32),
-    'advantages': np.where(mask, signs, 0).astype(np.float32),
+    'advantages': np.where(mask, row_advantages, 0).astype(np.float32),
     'sequence_ids': np.broadcast_to(
       np.arange(count, dtype=np.int32)[:, None], (count, width)
     ),

@@ -66,36 +66,40 @@ def main() -> None:
     scale = shape(*keys.shape[:-1], dtype=jnp.float32)
     return Int8Vectors(shape(*keys.shape, dtype=jnp.int8), scale)
 
-  row_integers, vectors = (
+  row_integers, new_vectors = (
     shape(ROWS, dtype=jnp.int32),
     shape(ROWS, KV_HEADS, WIDTH),
   )
   prompt_shape = shape(LAYERS, PROMPTS, KV_HEADS, PROMPT, WIDTH)
   row_shape = shape(LAYERS, ROWS, KV_HEADS, RESPONSE, WIDTH)
-  per_row = shape(LAYERS, ROWS, PROMPT + RESPONSE, KV_HEADS, WIDTH)
+  tokens_first = shape(LAYERS, ROWS, PROMPT + RESPONSE, KV_HEADS, WIDTH)
   heads_first = shape(LAYERS, ROWS, KV_HEADS, PROMPT + RESPONSE, WIDTH)
   lengths = shape(PROMPTS, dtype=jnp.int32)
   queries = shape(ROWS, HEADS, WIDTH)
 
-  def cache(form: Callable[[Any], Any]) -> DecodeCache:
-    prompts = PromptCache(form(prompt_shape), form(prompt_shape), lengths)
+  def cache(convert: Callable[[Any], Any]) -> DecodeCache:
+    prompts = PromptCache(convert(prompt_shape), convert(prompt_shape), lengths)
     return DecodeCache(
-      prompts, row_integers, form(row_shape), form(row_shape), row_integers
+      prompts,
+      row_integers,
+      convert(row_shape),
+      convert(row_shape),
+      row_integers,
     )
 
   live = shape(ROWS, dtype=bool)
   programs: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     'covrl, bfloat16': (
       covrl_attention,
-      (queries, vectors, vectors, cache(lambda x: x), live),
+      (queries, new_vectors, new_vectors, cache(lambda x: x), live),
     ),
     'covrl, int8': (
       covrl_attention,
-      (queries, vectors, vectors, cache(as_int8), live),
+      (queries, new_vectors, new_vectors, cache(as_int8), live),
     ),
     'cuDNN, tokens before heads': (
       cudnn_attention,
-      (queries, per_row, per_row, row_integers),
+      (queries, tokens_first, tokens_first, row_integers),
     ),
     'cuDNN, heads before tokens': (
       cudnn_attention_heads_first,
@@ -115,9 +119,9 @@ def main() -> None:
     moved_bytes = cost_of(module, module.entry).bytes
     memory = compiled.memory_analysis()
     assert memory is not None
-    temporaries = memory.temp_size_in_bytes / 2**20
+    temporary_mib = memory.temp_size_in_bytes / 2**20
     print(
-      f'| {name} | {moved_bytes / minimum_bytes:.2f} | {temporaries:,.0f} |',
+      f'| {name} | {moved_bytes / minimum_bytes:.2f} | {temporary_mib:,.0f} |',
       flush=True,
     )
 
@@ -145,11 +149,11 @@ def cudnn_attention(
   """cuDNN's attention, layer after layer."""
 
   def layer(
-    x: jax.Array, each: tuple[jax.Array, jax.Array]
+    x: jax.Array, layer_cache: tuple[jax.Array, jax.Array]
   ) -> tuple[jax.Array, None]:
     attended = jax.nn.dot_product_attention(
       x[:, None],
-      *each,
+      *layer_cache,
       query_seq_lengths=jnp.ones_like(lengths),
       key_value_seq_lengths=lengths,
       implementation='cudnn',

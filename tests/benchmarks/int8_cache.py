@@ -75,14 +75,18 @@ def main() -> None:
 
 
 def print_row(
-  dtype: str, cache: str, size: str, other: np.ndarray, trainer: np.ndarray
+  dtype: str,
+  cache: str,
+  size: str,
+  logprobs: np.ndarray,
+  trainer_logprobs: np.ndarray,
 ) -> None:
   """Prints the differences of log-probabilities to the trainer's."""
-  gap = np.abs(other - trainer)
+  gap = np.abs(logprobs - trainer_logprobs)
   print(
     f'| {dtype} | {cache} | {len(gap):,} | {size} | {gap.mean():.2g} | '
     f'{np.quantile(gap, 0.99):.2g} | {gap.max():.2g} | '
-    f'{np.exp(trainer - other).mean():.4f} |',
+    f'{np.exp(trainer_logprobs - logprobs).mean():.4f} |',
     flush=True,
   )
 

@@ -46,30 +46,39 @@ def main() -> None:
       _write(arguments.directory)
       print('{}')
     else:
-      measured = _read(arguments.task, arguments.mesh, arguments.dtype)
-      print(json.dumps(measured))
+      measurements = _read(arguments.task, arguments.mesh, arguments.dtype)
+      print(json.dumps(measurements))
     return
-  plain, copy = (arguments.directory / name for name in ('plain', 'copy'))
-  if not copy.exists():
-    _in_process('write', arguments)
+  safetensors_directory, orbax_directory = (
+    arguments.directory / name for name in ('plain', 'copy')
+  )
+  if not orbax_directory.exists():
+    _run_in_process('write', arguments)
   print('| form | dtype | mesh | arrays | largest | beyond | s | CPU s |')
   print('|---|---|---|---:|---:|---:|---:|---:|')
   is_within_bound = True
   dtypes = [arguments.dtype] if arguments.dtype else ['bfloat16', 'float32']
-  for form, directory in (('safetensors', plain), ('Orbax copy', copy)):
+  for file_format, directory in (
+    ('safetensors', safetensors_directory),
+    ('Orbax copy', orbax_directory),
+  ):
     for arguments.dtype in dtypes:
-      measured = _in_process(str(directory), arguments)
-      is_within_bound &= measured['beyond'] <= measured['largest'] + 1024
+      measurements = _run_in_process(str(directory), arguments)
+      is_within_bound &= (
+        measurements['beyond'] <= measurements['largest'] + 1024
+      )
       print(
-        f'| {form} | {arguments.dtype} | {arguments.mesh or "-"} '
-        f'| {measured["arrays"]:.0f} | {measured["largest"]:.0f} '
-        f'| {measured["beyond"]:.0f} | {measured["seconds"]:.1f} '
-        f'| {measured["cpu_seconds"]:.1f} |'
+        f'| {file_format} | {arguments.dtype} | {arguments.mesh or "-"} '
+        f'| {measurements["arrays"]:.0f} | {measurements["largest"]:.0f} '
+        f'| {measurements["beyond"]:.0f} | {measurements["seconds"]:.1f} '
+        f'| {measurements["cpu_seconds"]:.1f} |'
       )
   raise SystemExit(not is_within_bound)
 
 
-def _in_process(task: str, arguments: argparse.Namespace) -> dict[str, float]:
+def _run_in_process(
+  task: str, arguments: argparse.Namespace
+) -> dict[str, float]:
   """Writes or reads in a child process; returns the numbers that it prints.
 
   Args:
@@ -130,13 +139,13 @@ def _read(directory: str, mesh: str, dtype: str) -> dict[str, float]:
   device_mesh = sharding.make_mesh(shape) if shape else None
   policy = load_policy(directory, dtype)
   jax.block_until_ready(jax.numpy.zeros(8))
-  before = _status('VmRSS')
+  resident_before = _memory_status('VmRSS')
   pathlib.Path('/proc/self/clear_refs').write_text('5')
-  clock, processor = time.monotonic(), time.process_time()
+  started, cpu_started = time.monotonic(), time.process_time()
   params = jax.block_until_ready(load_params(directory, policy, device_mesh))
   seconds, cpu_seconds = (
-    time.monotonic() - clock,
-    time.process_time() - processor,
+    time.monotonic() - started,
+    time.process_time() - cpu_started,
   )
   leaves = jax.tree.leaves(params)
   arrays = sum(
@@ -148,13 +157,13 @@ def _read(directory: str, mesh: str, dtype: str) -> dict[str, float]:
   return {
     'arrays': arrays / MIB,
     'largest': largest / MIB,
-    'beyond': _status('VmHWM') - before - arrays / MIB,
+    'beyond': _memory_status('VmHWM') - resident_before - arrays / MIB,
     'seconds': seconds,
     'cpu_seconds': cpu_seconds,
   }
 
 
-def _status(name: str) -> float:
+def _memory_status(name: str) -> float:
   """A line of this process's status, in MiB."""
   for line in pathlib.Path('/proc/self/status').read_text().splitlines():
     if line.startswith(f'{name}:'):

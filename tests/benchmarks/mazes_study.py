@@ -129,15 +129,15 @@ def row(name: str, results: list[dict[str, float]]) -> str:
 
 def cell(values: np.ndarray, digits: int) -> str:
   """Mean, half width of its interval, and the values."""
-  listed = ', '.join(f'{value:.{digits}f}' for value in values)
+  seed_values = ', '.join(f'{value:.{digits}f}' for value in values)
   if len(values) == 1:
-    return listed
+    return seed_values
   mean = student_mean(values)
   if len(values) == 2:  # Too few for an interval.
-    return f'{mean.value:.{digits}f} ({listed})'
+    return f'{mean.value:.{digits}f} ({seed_values})'
   assert mean.low is not None
-  half = mean.value - mean.low
-  return f'{mean.value:.{digits}f} ± {half:.{digits}f} ({listed})'
+  half_width = mean.value - mean.low
+  return f'{mean.value:.{digits}f} ± {half_width:.{digits}f} ({seed_values})'
 
 
 if __name__ == '__main__':

@@ -64,12 +64,14 @@ class Training:
     programs, state = self.programs, self.state
     # Rows are sampled without credit, and scored before there is a reference.
     batch = dataclasses.replace(self.rollout.batch, credit={})
-    plain = dataclasses.replace(batch, ref_logprobs=None)
+    batch_without_reference = dataclasses.replace(batch, ref_logprobs=None)
     if self.config.scores_rollouts:
-      scored = programs.score(programs.params(state), plain)
+      scored = programs.score(programs.params(state), batch_without_reference)
       batch = with_old_stats(batch, jax.device_get(scored))
     if self.config.train.keep_reference:
-      stats, _ = programs.score(programs.reference(state), plain)
+      stats, _ = programs.score(
+        programs.reference(state), batch_without_reference
+      )
       logprobs: Any = np.asarray(stats.logprobs)
       batch = dataclasses.replace(batch, ref_logprobs=logprobs)
     rollout = dataclasses.replace(self.rollout, batch=batch)
@@ -84,7 +86,7 @@ class Training:
     """Returns a function that runs the bare programs of the second networks."""
     networks, batch = self.programs.networks, self.rollout.batch
     size = self.config.train.sequences_per_update
-    whole = sharding.shard_batch(
+    full_batch = sharding.shard_batch(
       dataclasses.replace(batch, credit={}), self.mesh
     )
     update_batches = [
@@ -102,7 +104,7 @@ class Training:
 
     def run() -> None:
       for index, (score, update, state) in enumerate(compiled):
-        jax.block_until_ready(score(state.params, whole))
+        jax.block_until_ready(score(state.params, full_batch))
         for rows in update_batches:
           state, _ = update(state, rows)
         compiled[index] = score, update, jax.block_until_ready(state)
@@ -113,17 +115,20 @@ class Training:
     """Random rows of full length, with rewards of 0 and 1."""
     config, rng = self.config, np.random.default_rng(seed)
     count, width = config.sequences_per_iteration, row_width(config)
-    empty = padding_batch(
+    padding_rollout = padding_batch(
       count,
       width,
       reference=config.train.keep_reference,
       credit=self.programs.networks.credit,
       filtered=self.programs.has_filtered_logprobs,
     )
-    shape, first = (count, width), width - config.rollout.max_response_length
+    shape, first_response_column = (
+      (count, width),
+      width - config.rollout.max_response_length,
+    )
     columns = np.broadcast_to(np.arange(width, dtype=np.int32), shape)
     tokens = rng.integers(0, vocab_size, shape).astype(np.int32)
-    mask = (columns >= first - 1) & (columns < width - 1)
+    mask = (columns >= first_response_column - 1) & (columns < width - 1)
     arrays: dict[str, Any] = {
       'tokens': tokens,
       'targets': np.roll(tokens, -1, axis=1),
@@ -138,8 +143,8 @@ class Training:
     }
     groups = np.arange(count) // config.rollout.responses_per_prompt
     return dataclasses.replace(
-      empty,
-      batch=dataclasses.replace(empty.batch, **arrays),
+      padding_rollout,
+      batch=dataclasses.replace(padding_rollout.batch, **arrays),
       rewards=rng.integers(0, 2, count).astype(np.float32),
       groups=groups.astype(np.int32),
     )

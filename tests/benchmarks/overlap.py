@@ -63,7 +63,7 @@ def _task(config: Config) -> Task:
   )
 
 
-class Trainer:
+class TimedRun:
   """A run whose iterations are timed.
 
   Attributes:
@@ -107,22 +107,22 @@ def main() -> None:
   parser.add_argument('--blocks', type=int, default=5)
   parser.add_argument('--iterations', type=int, default=5)
   options = parser.parse_args()
-  trainers = [Trainer(pipeline) for pipeline in (0, 1)]
-  for trainer in trainers:
-    trainer.train(2)
-    trainer.seconds.clear()
-    trainer.waits.clear()
+  runs = [TimedRun(pipeline) for pipeline in (0, 1)]
+  for run in runs:
+    run.train(2)
+    run.seconds.clear()
+    run.waits.clear()
   for _ in range(options.blocks):
-    for trainer in trainers:
-      trainer.train(options.iterations)
+    for run in runs:
+      run.train(options.iterations)
   print(
     '| rollout.pipeline | seconds per iteration | of these waiting for scores |'
   )
   print('|---:|---:|---:|')
-  for pipeline, trainer in enumerate(trainers):
-    seconds, wait = map(statistics.median, (trainer.seconds, trainer.waits))
+  for pipeline, run in enumerate(runs):
+    seconds, wait = map(statistics.median, (run.seconds, run.waits))
     print(f'| {pipeline} | {seconds:.2f} | {wait:.2f} |')
-    trainer.close()
+    run.close()
 
 
 if __name__ == '__main__':

@@ -223,21 +223,23 @@ def row(name: str, output: dict[str, Any]) -> str:
   """A line of the table, from the output of `covrl compile --json`."""
   programs = output['programs']
   step = programs['train_step']
-  largest = max(programs, key=lambda program: programs[program]['hbm_bytes'])
-  needed = programs[largest]['hbm_bytes']
-  limit = programs[largest]['hbm_limit_bytes']
+  largest_program = max(
+    programs, key=lambda program: programs[program]['hbm_bytes']
+  )
+  needed_bytes = programs[largest_program]['hbm_bytes']
+  limit_bytes = programs[largest_program]['hbm_limit_bytes']
   cells = [
     name,
     output['topology'],
-    f'{needed / 2**30:.1f} of {limit / 2**30:.1f} GiB, {needed / limit:.0%} '
-    f'({largest})' + ('' if output['fits'] else ', does not fit'),
+    f'{needed_bytes / 2**30:.1f} of {limit_bytes / 2**30:.1f} GiB, {needed_bytes / limit_bytes:.0%} '
+    f'({largest_program})' + ('' if output['fits'] else ', does not fit'),
   ]
   if step['flops'] is not None:
     cells += [
       f'{step["flops"] / step["model_flops"]:.2f}',
       ', '.join(
-        f'{sum(sent) / 1e9:,.3g} {network}'
-        for network, sent in _sent_bytes(step).items()
+        f'{sum(sent_bytes) / 1e9:,.3g} {network}'
+        for network, sent_bytes in _sent_bytes(step).items()
       ),
       f'{step["roofline_seconds"]:.3g} s, {step["bound"]}',
       f'{step["mfu_ceiling"]:.0%}',

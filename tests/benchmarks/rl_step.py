@@ -33,8 +33,8 @@ def main() -> None:
     help='stage to repeat; scoring and update are stages of covrl only, to profile',
   )
   options = parser.parse_args()
-  others = {*options.peer} - {'covrl', 'covrl:returned'}
-  if options.stage in ('scoring', 'update') and others:
+  other_peers = {*options.peer} - {'covrl', 'covrl:returned'}
+  if options.stage in ('scoring', 'update') and other_peers:
     parser.error(f'--stage={options.stage} must be given with --peer covrl')
   driver.report(options.stage, options, STAGES)
 

@@ -10,7 +10,7 @@ in processes and environments of their own (see rl_step.py). All responses are o
 full length, and of geometric lengths at the shape `geometric`: 16 of 1,024
 tokens end a response, and the policy, of small random matrices, is almost
 uniform, so that each token is the last with probability 1/64 in every library.
-`drawing` is the share of a decode step that the drawing of tokens takes, timed by
+`token_sampling` is the share of a decode step that sampling tokens takes, timed by
 itself. `roofline` compares decoding of 64 rows with the time that its
 operations and its reads need at the rates of a large matrix product and of a sum
 over 256 MiB, measured in the same run.
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from peers import driver
 
-PARTS = ('peers', 'drawing', 'roofline')
+PARTS = ('peers', 'token_sampling', 'roofline')
 
 
 def main() -> None:
@@ -35,8 +35,8 @@ def main() -> None:
   # Imported here, so that JAX holds no memory while the peers run.
   import decode_cost
 
-  if 'drawing' in options.part:
-    decode_cost.drawing(options.rounds)
+  if 'token_sampling' in options.part:
+    decode_cost.token_sampling(options.rounds)
   if 'roofline' in options.part:
     decode_cost.roofline(options.rounds)
 

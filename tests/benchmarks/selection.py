@@ -51,7 +51,9 @@ def main() -> None:
     for name, implementation in implementations.items()
   }
   for name in ('select_top', 'select_top, many ties'):
-    check(inputs[name], compiled[name](inputs[name], mask), arguments.k)
+    check_selection(
+      inputs[name], compiled[name](inputs[name], mask), arguments.k
+    )
 
   times: dict[str, list[float]] = {name: [] for name in implementations}
   for _ in range(arguments.rounds):
@@ -59,7 +61,7 @@ def main() -> None:
       start = time.perf_counter()
       jax.block_until_ready(run(inputs[name], mask))
       times[name].append(time.perf_counter() - start)
-  show(times, shape, arguments.k)
+  show_times(times, shape, arguments.k)
 
 
 def make_implementations(k: int, size: int) -> dict[str, Implementation]:
@@ -98,7 +100,7 @@ def make_implementations(k: int, size: int) -> dict[str, Implementation]:
   }
 
 
-def check(
+def check_selection(
   scores: Float[Array, 'B T'], chosen: Bool[Array, 'B T'], k: int
 ) -> None:
   """Stops unless the chosen are the first k of a stable descending sort."""
@@ -108,9 +110,13 @@ def check(
   np.testing.assert_array_equal(np.asarray(chosen).reshape(-1), expected)
 
 
-def show(times: dict[str, list[float]], shape: tuple[int, int], k: int) -> None:
+def show_times(
+  times: dict[str, list[float]], shape: tuple[int, int], k: int
+) -> None:
   """Prints medians, and their ratios to the sort and to top_k."""
-  medians = {name: statistics.median(each) for name, each in times.items()}
+  medians = {
+    name: statistics.median(seconds) for name, seconds in times.items()
+  }
   table = Table(
     title=f'{shape[0]} × {shape[1]} tokens, k = {k}, '
     f'{jax.devices()[0].device_kind}, JAX {jax.__version__}'

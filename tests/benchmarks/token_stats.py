@@ -175,12 +175,12 @@ def time_all(
   """Median wall-clock and CPU seconds; the implementations take turns."""
   wall_seconds: dict[str, list[float]] = {name: [] for name in programs}
   cpu_seconds: dict[str, list[float]] = {name: [] for name in programs}
-  for turn in range(rounds + 1):
+  for round_number in range(rounds + 1):
     for name, program in programs.items():
       start = time.perf_counter(), time.process_time()
       jax.block_until_ready(program(*arguments))
       # The first round warms up.
-      if turn:
+      if round_number:
         wall_seconds[name].append(time.perf_counter() - start[0])
         cpu_seconds[name].append(time.process_time() - start[1])
 
@@ -196,7 +196,7 @@ def report(
   cpu_seconds: dict[str, float],
 ) -> None:
   """Prints a line per implementation; ratios are to the first."""
-  first = next(iter(programs))
+  reference = next(iter(programs))
   memory = {
     name: program.memory_analysis().temp_size_in_bytes / MIB
     for name, program in programs.items()
@@ -210,7 +210,7 @@ def report(
   print(f'{"":10}' + ''.join(f'{name:>14}{"ratio":>8}' for name in columns))
   for name in programs:
     cells = (
-      f'{column[name]:14.3f}{column[name] / column[first]:8.3f}'
+      f'{column[name]:14.3f}{column[name] / column[reference]:8.3f}'
       for column in columns.values()
     )
     print(f'{name:10}' + ''.join(cells))

@@ -61,22 +61,22 @@ def main() -> None:
 def row(variant: str, seeds: list[int]) -> str:
   """Trains a variant with each seed; a row of the table, in Markdown."""
   controller = VARIANTS[variant]
-  target = optax.linear_schedule(START, END, ITERATIONS * UPDATES)
+  schedule = optax.linear_schedule(START, END, ITERATIONS * UPDATES)
   token_tx = optax.identity()
   if controller is not None:
-    token_tx = covrl.entropy_bonus(controller(target))
+    token_tx = covrl.entropy_bonus(controller(schedule))
   curves: Curves = jax.device_get(
     train(token_tx, ITERATIONS, jnp.asarray(seeds))
   )
-  line = START + (END - START) * np.arange(ITERATIONS) / ITERATIONS
+  targets = START + (END - START) * np.arange(ITERATIONS) / ITERATIONS
   policy, rollout = (
-    np.sqrt(np.mean((entropy - line) ** 2, axis=1)) / (START - END)
+    np.sqrt(np.mean((entropy - targets) ** 2, axis=1)) / (START - END)
     for entropy in (curves.entropy, curves.rollout_entropy)
   )
   cells = (
     _cell(100 * policy, 0),
     _cell(100 * rollout, 0),
-    _cell(np.mean(curves.entropy - line, axis=1), 2),
+    _cell(np.mean(curves.entropy - targets, axis=1), 2),
     _cell(np.mean(curves.reward[:, -10:], axis=1), 2),
   )
   return f'| `{variant}` | {" | ".join(cells)} |'
@@ -84,8 +84,8 @@ def row(variant: str, seeds: list[int]) -> str:
 
 def _cell(values: np.ndarray, digits: int) -> str:
   """Mean, and each seed's value in parentheses."""
-  each = ', '.join(f'{value:.{digits}f}' for value in values)
-  return f'{values.mean():.{digits}f} ({each})'
+  seed_values = ', '.join(f'{value:.{digits}f}' for value in values)
+  return f'{values.mean():.{digits}f} ({seed_values})'
 
 
 if __name__ == '__main__':

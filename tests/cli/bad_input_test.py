@@ -205,7 +205,7 @@ def test_installed_command_prints_one_sentence(tmp_path):
   )
 
 
-BROKEN = """
+RECIPE_WITH_FAILING_REWARD = """
   from covrl.rewards import Reward
 
   def broken(response, reference):
@@ -221,7 +221,9 @@ BROKEN = """
 def test_a_score_function_that_fails_is_refused(
   refuse_training, changed_recipe
 ):
-  file = changed_recipe(f'import dataclasses\n{textwrap.dedent(BROKEN)}')
+  file = changed_recipe(
+    f'import dataclasses\n{textwrap.dedent(RECIPE_WITH_FAILING_REWARD)}'
+  )
   sentence = 'ZeroDivisionError: division by zero'
   # Before anything is trained.
   error = refuse_training(recipe=f'{file}:kl_cov')

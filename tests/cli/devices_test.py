@@ -54,7 +54,7 @@ def test_a_writable_directory_is_used_silently(monkeypatch, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-  ('number', 'cause'),
+  ('error_number', 'cause'),
   [
     (errno.EROFS, 'read-only file system'),
     (errno.ENOSPC, 'no space left on device'),
@@ -62,10 +62,10 @@ def test_a_writable_directory_is_used_silently(monkeypatch, tmp_path, capsys):
   ],
 )
 def test_a_directory_that_cannot_be_written_is_read_only(
-  monkeypatch, tmp_path, capsys, number, cause
+  monkeypatch, tmp_path, capsys, error_number, cause
 ):
   def fail(**options):
-    raise OSError(number, os.strerror(number))
+    raise OSError(error_number, os.strerror(error_number))
 
   monkeypatch.setattr(tempfile, 'TemporaryFile', fail)
   monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path))

@@ -18,12 +18,12 @@ from covrl.run import lock
 from covrl.storage import paths
 
 
-def results(mark):
+def make_evaluation(greedy):
   problems = [Problem(prompt='1', reference='1', source='s', key='k')]
   suite = Suite(name='', problems=problems)
   result = SuiteResult(
     suite=suite,
-    greedy=np.full(1, mark),
+    greedy=np.full(1, greedy),
     correct=np.zeros((1, 0)),
     responses=[['r']],
   )
@@ -32,22 +32,22 @@ def results(mark):
 
 @pytest.fixture
 def evaluations(monkeypatch):
-  """Marks of the evaluations that are made, by a policy that is not loaded."""
-  made = []
+  """A list with an entry per evaluation, of a policy that is not loaded."""
+  calls = []
 
   def policy_evaluate(**options):
-    made.append(1.0)
-    return results(1.0)
+    calls.append(1.0)
+    return make_evaluation(1.0)
 
-  opened = types.SimpleNamespace(
+  opened_policy = types.SimpleNamespace(
     evaluate=policy_evaluate,
     iteration=3,
     config=types.SimpleNamespace(seed=0),
   )
   monkeypatch.setattr(
-    evaluate, '_open', lambda arguments: contextlib.nullcontext(opened)
+    evaluate, '_open', lambda arguments: contextlib.nullcontext(opened_policy)
   )
-  return made
+  return calls
 
 
 def run(output):
@@ -117,10 +117,10 @@ def test_a_directory_that_cannot_be_written_is_refused_before_evaluating(
   assert ended.value.code == Exit.STORAGE
   assert '/proc/results/evaluation' in capsys.readouterr().err
 
-  def full(stream, data):
+  def fail(stream, data):
     raise OSError(30, 'Read-only file system')
 
-  monkeypatch.setattr(paths, 'write_all', full)
+  monkeypatch.setattr(paths, 'write_all', fail)
   with pytest.raises(SystemExit) as ended:
     run(tmp_path)
   assert ended.value.code == Exit.STORAGE
@@ -130,18 +130,20 @@ def test_a_directory_that_cannot_be_written_is_refused_before_evaluating(
 def test_a_killed_write_leaves_no_summary_of_other_results(
   tmp_path, monkeypatch
 ):
-  file = write_results(results(0.0), tmp_path, {'iteration': 1})
+  file = write_results(make_evaluation(0.0), tmp_path, {'iteration': 1})
   assert json.loads(file.read_text())['held_out']['iteration'] == 1
-  whole = storage.write_atomically
+  write_atomically = storage.write_atomically
 
-  def killed_after_the_results(path, content):
-    whole(path, content)
+  def write_until_results_are_complete(path, content):
+    write_atomically(path, content)
     if path.suffix == '.jsonl':
       raise KeyboardInterrupt
 
-  monkeypatch.setattr(storage, 'write_atomically', killed_after_the_results)
+  monkeypatch.setattr(
+    storage, 'write_atomically', write_until_results_are_complete
+  )
   with pytest.raises(KeyboardInterrupt):
-    write_results(results(1.0), tmp_path, {'iteration': 2})
+    write_results(make_evaluation(1.0), tmp_path, {'iteration': 2})
   assert json.loads(file.read_text()) == {}
   line = json.loads((file.parent / 'held_out.jsonl').read_text())
   assert line['greedy'] == 1

@@ -10,7 +10,7 @@ from covrl.cli import main
 from covrl.config import Config, flatten
 
 
-def printed(capsys, *arguments):
+def stdout_of(capsys, *arguments):
   """Runs a command that exits with status 0; returns its standard output."""
   with pytest.raises(SystemExit) as ended:
     main(arguments)
@@ -29,42 +29,46 @@ def printed(capsys, *arguments):
   ],
 )
 def test_help_describes_commands_and_options(capsys, command, words):
-  text = printed(capsys, *command, '--help')
+  text = stdout_of(capsys, *command, '--help')
   for word in words:
     assert word in text
 
 
 @pytest.mark.parametrize('command', ['train', 'plan', 'compile'])
 def test_help_lists_every_config_field(capsys, command):
-  text = printed(capsys, command, '--help')
+  text = stdout_of(capsys, command, '--help')
   for field in flatten(Config()):
     assert field in text
 
 
 def test_help_shows_the_values_of_the_given_recipe(capsys):
-  default = printed(capsys, 'train', '--help')
-  recipe = printed(capsys, 'train', '--config=countdown:kl_cov', '--help')
-  assert 'those of countdown:kl_cov' in recipe
-  assert 'those without a recipe' in default
-  fields = 'config fields:'
-  assert recipe.partition(fields)[2] != default.partition(fields)[2]
-  same = printed(capsys, 'plan', '-h', '--config', 'countdown:kl_cov')
-  assert same.partition(fields)[2] == recipe.partition(fields)[2]
+  default_help = stdout_of(capsys, 'train', '--help')
+  recipe_help = stdout_of(
+    capsys, 'train', '--config=countdown:kl_cov', '--help'
+  )
+  assert 'those of countdown:kl_cov' in recipe_help
+  assert 'those without a recipe' in default_help
+  heading = 'config fields:'
+  assert recipe_help.partition(heading)[2] != default_help.partition(heading)[2]
+  plan_help = stdout_of(capsys, 'plan', '-h', '--config', 'countdown:kl_cov')
+  assert plan_help.partition(heading)[2] == recipe_help.partition(heading)[2]
 
 
 def test_first_command_of_the_help_names_a_shipped_recipe(capsys):
-  text = printed(capsys, '--help')
-  first = next(line for line in text.splitlines() if line.startswith('  covrl'))
+  text = stdout_of(capsys, '--help')
+  command = next(
+    line for line in text.splitlines() if line.startswith('  covrl')
+  )
   main(['recipes'])
   recipes = capsys.readouterr().out.splitlines()
-  spec = first.partition('--config=')[2].split()[0]
+  spec = command.partition('--config=')[2].split()[0]
   assert spec in [line.split()[0] for line in recipes]
   # Each with a description.
   assert all(len(line.split()) > 2 for line in recipes)
 
 
 def test_version_is_printed(capsys):
-  assert printed(capsys, '--version').startswith('covrl 0.')
+  assert stdout_of(capsys, '--version').startswith('covrl 0.')
 
 
 def test_help_does_not_import_jax():

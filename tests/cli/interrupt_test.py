@@ -33,11 +33,11 @@ def test_an_interrupted_command_ends_with_one_line_and_status_130(
   capsys, monkeypatch, function, arguments
 ):
   # A shell's background jobs ignore Ctrl-C, and so does a test session in one.
-  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  handler_before = signal.signal(signal.SIGINT, signal.default_int_handler)
   monkeypatch.setattr(config, function, interrupt)
   with pytest.raises(SystemExit) as ended:
     main(arguments)
-  signal.signal(signal.SIGINT, before)
+  signal.signal(signal.SIGINT, handler_before)
   assert ended.value.code == 130
   captured = capsys.readouterr()
   assert captured.err.splitlines() == ['working 0/10', 'covrl: interrupted']

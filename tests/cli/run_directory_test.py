@@ -58,10 +58,12 @@ def test_refuses_the_directory_of_another_run_and_names_the_difference(
     f"{new_run} holds another configuration's run (of toy_kl_cov:kl_cov, and not "
     'of changed:kl_cov); use another --workdir'
   )
-  same = changed_recipe('# Edited.\n').rename(new_run.parent / RECIPE.name)
+  edited_recipe = changed_recipe('# Edited.\n').rename(
+    new_run.parent / RECIPE.name
+  )
   # Fields that may change are not named as the difference.
   assert '(the config file has changed since)' in refuse_training(
-    '--config.train.iterations=9', recipe=same
+    '--config.train.iterations=9', recipe=edited_recipe
   )
 
 
@@ -75,16 +77,16 @@ def test_directory_of_a_run_without_progress_may_be_replaced(new_run):
   files = {file.name for file in new_run.rglob('*') if file.is_file()}
   assert not files & {'notices.jsonl', 'other.py'}
   # A directory with notices only can be used by any run.
-  empty = new_run.parent / 'empty'
-  RunDirectory(empty).add_notice('no fingerprint')
-  set_up(empty)
+  with_notices_only = new_run.parent / 'empty'
+  RunDirectory(with_notices_only).add_notice('no fingerprint')
+  set_up(with_notices_only)
 
 
 def test_number_of_iterations_may_be_raised(new_run):
   set_up(new_run, '--config.train.iterations=9')
-  described = RunDirectory(new_run).recipe()
-  assert described.config.train.iterations == 9
-  assert described.sources == {RECIPE.name: RECIPE.read_text()}
+  restored_recipe = RunDirectory(new_run).recipe()
+  assert restored_recipe.config.train.iterations == 9
+  assert restored_recipe.sources == {RECIPE.name: RECIPE.read_text()}
 
 
 def test_directory_without_its_recipe_is_completed(new_run):
@@ -121,27 +123,27 @@ def test_a_directory_with_other_files_is_refused_and_unchanged(
 def test_commands_refuse_a_directory_that_does_not_exist(
   refuse, tmp_path, arguments
 ):
-  name, *rest = arguments
-  assert str(tmp_path / 'none') in refuse(name, tmp_path / 'none', *rest)
+  command, *options = arguments
+  assert str(tmp_path / 'none') in refuse(command, tmp_path / 'none', *options)
 
 
 @pytest.mark.parametrize('arguments', [['sample', '4 7 2 :'], ['evaluate']])
 def test_refuses_missing_and_damaged_checkpoints(new_run, refuse, arguments):
-  name, *rest = arguments
-  assert refuse(name, new_run, *rest) == (
+  name, *options = arguments
+  assert refuse(name, new_run, *options) == (
     f'{new_run} must have a finished checkpoint, got none'
   )
   CheckpointStore(new_run / 'checkpoints', keep=1).save(
     4, {'state': {'trainable': {'x': jnp.zeros(3)}}}, {}
   )
-  assert 'is of another program' in refuse(name, new_run, *rest)
+  assert 'is of another program' in refuse(name, new_run, *options)
   data = next((new_run / 'checkpoints' / '00000004' / 'arrays').rglob('d/*'))
   data.write_bytes(data.read_bytes()[:-1])
-  assert 'is damaged' in refuse(name, new_run, *rest)
+  assert 'is damaged' in refuse(name, new_run, *options)
   (new_run / 'checkpoints' / '00000004' / 'manifest.json').write_text('{')
-  assert 'manifest.json cannot be read' in refuse(name, new_run, *rest)
+  assert 'manifest.json cannot be read' in refuse(name, new_run, *options)
   (new_run / 'config.json').write_text('{')
-  assert refuse(name, new_run, *rest) == (
+  assert refuse(name, new_run, *options) == (
     f'{new_run / "config.json"} is damaged: it is not valid JSON'
   )
 
@@ -175,14 +177,14 @@ def test_recipes_of_other_users_are_not_executed(
 ):
   path = new_run / ('recipe' if name == RECIPE.name else '') / name
   os.chown(path, 12345, -1)
-  command, *rest = arguments
-  assert refuse(command, new_run, *rest).endswith(
+  command, *options = arguments
+  assert refuse(command, new_run, *options).endswith(
     f'{path} belongs to another user (user id 12345); pass --trust to execute it'
     ' nevertheless'
   )
   # The next reason to refuse it.
   assert 'must have a finished checkpoint, got none' in refuse(
-    command, new_run, *rest, '--trust'
+    command, new_run, *options, '--trust'
   )
 
 

@@ -59,10 +59,10 @@ def test_a_collective_divided_over_fusions_counts_once():
   ROOT %r = f32[32,128]{1,0} negate(%g)
 }
 """
-  part = fused.replace('GATHER', gather)
+  computation = fused.replace('GATHER', gather)
   module = parse(
-    part.replace('NAME', 'divided').replace('CHANNEL', '7')
-    + part.replace('NAME', 'other').replace('CHANNEL', '8')
+    computation.replace('NAME', 'divided').replace('CHANNEL', '7')
+    + computation.replace('NAME', 'other').replace('CHANNEL', '8')
     + """
 ENTRY %main (x: f32[8,128]) -> f32[32,128] {
   %x = f32[8,128]{1,0} parameter(0)
@@ -74,9 +74,9 @@ ENTRY %main (x: f32[8,128]) -> f32[32,128] {
 """
   )
   collectives = cost_of(module).collectives
-  assert [each.channel for each, _ in collectives] == ['7', '8']
+  assert [collective.channel for collective, _ in collectives] == ['7', '8']
   assert (
-    sum(each.sent_bytes * times for each, times in collectives)
+    sum(collective.sent_bytes * count for collective, count in collectives)
     == 2 * 3 * 4 * 8 * 128
   )
 
@@ -99,8 +99,8 @@ def test_transfers_between_slices_are_all_reduces_over_dcn():
     'ROOT %y = f32[8,128]{1,0:T(8,128)} get-tuple-element(%done), index=0',
   )
   cost = cost_of(module)
-  [(collective, times)] = cost.collectives
-  assert (collective.kind, collective.network, times) == (
+  [(collective, count)] = cost.collectives
+  assert (collective.kind, collective.network, count) == (
     'all-reduce',
     'dcn',
     1,
@@ -158,10 +158,10 @@ def test_asynchronous_collectives_of_gpus_count_once(operation, kind, sent):
     f'ROOT %done = f32[8]{{0}} {kind}-done(%started)',
   )
   cost = cost_of(module)
-  [(collective, times)] = cost.collectives
-  assert (collective.kind, collective.sent_bytes, times) == (kind, sent, 1)
+  [(collective, count)] = cost.collectives
+  assert (collective.kind, collective.sent_bytes, count) == (kind, sent, 1)
   assert cost.flops == 0
   # Read and written once each; waiting for the end moves nothing.
-  first = module.entry.instructions['started']
-  read = 4 * 8 * len(first.operands)
-  assert cost.bytes == read + sum(s.size for s in written_arrays(first))
+  start = module.entry.instructions['started']
+  bytes_read = 4 * 8 * len(start.operands)
+  assert cost.bytes == bytes_read + sum(s.size for s in written_arrays(start))

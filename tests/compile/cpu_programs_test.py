@@ -71,10 +71,10 @@ def test_no_array_has_logits_of_all_tokens(small):
   _, modules = small
   # An update has two rows of 384 response tokens on each device. The prompts of
   # a prefill, eight of 128 tokens, would have more.
-  logits = 2 * 384 * VOCABULARY
+  num_logits = 2 * 384 * VOCABULARY
   for name, module in modules.items():
     for instruction, shape in arrays_in(module):
-      assert shape.elements < logits, (name, instruction.name, shape)
+      assert shape.elements < num_logits, (name, instruction.name, shape)
 
 
 def test_sampling_sorts_nothing(small):
@@ -91,23 +91,28 @@ def test_state_is_donated(small):
   report, _ = small
   memory = report.programs['train_step'].memory
   assert memory is not None
-  state = 3 * 4 * PARAMETERS / 8
-  ratio = memory.arguments / state
+  state_bytes = 3 * 4 * PARAMETERS / 8
+  ratio = memory.arguments / state_bytes
   assert accuracy.STATE.least <= round(ratio, 2) <= accuracy.STATE.most
-  assert memory.outputs < 1e-3 * state
+  assert memory.outputs < 1e-3 * state_bytes
 
 
 def test_report_compares_estimates_with_measurements(small):
   report, _ = small
   text = '\n'.join(report.lines())
   assert 'estimates against measurements, on CPUs only:\n' in text
-  for each in accuracy.COMPARISONS:
-    assert f'{each.estimate}: {each.ratios} of {each.reference}\n' in text
+  for comparison in accuracy.COMPARISONS:
+    assert (
+      f'{comparison.estimate}: {comparison.ratios} of {comparison.reference}\n'
+      in text
+    )
   assert (
     'H100 80GB HBM3: nothing was run, and neither time nor memory compared'
   ) in text
   described = report.as_json()['estimates_against_measurements_on_cpus']
-  assert described == [each._asdict() for each in accuracy.COMPARISONS]
+  assert described == [
+    comparison._asdict() for comparison in accuracy.COMPARISONS
+  ]
 
 
 def test_admission_by_slots_reports_the_programs_that_the_run_calls():
@@ -123,9 +128,9 @@ def test_admission_by_slots_reports_the_programs_that_the_run_calls():
   )
   shapes = {
     shape.dims
-    for each in modules[-1].entry.instructions.values()
-    if each.opcode == 'parameter'
-    for shape in each.shapes
+    for instruction in modules[-1].entry.instructions.values()
+    if instruction.opcode == 'parameter'
+    for shape in instruction.shapes
     if len(shape.dims) == 5
   }
   # Layers × rows × heads × tokens × width on each device: eight prompts and four
@@ -140,7 +145,9 @@ def test_admission_by_slots_reports_the_programs_that_the_run_calls():
   assert prefill.calls == 1
   # A slot has two of 128 responses in turn, and three draws.
   assert decode.calls == 3 * 2 * 383
-  full = next(each for each in decode.decoding if each.lengths == 'full')
+  full = next(
+    estimate for estimate in decode.decoding if estimate.lengths == 'full'
+  )
   assert full.steps == 2 * 383
   assert 'prompts begun as slots are free' in '\n'.join(report.lines())
   assert report.as_json()['admission'] == 'slots'

@@ -89,11 +89,11 @@ def test_operations_of_a_model_equal_counts_by_hand(changes):
     assert cost.bytes > memory.argument_size_in_bytes
     if config.num_layers == 1:
       # XLA counts loop bodies once; a single layer needs no loop.
-      counted = program.cost_analysis()
-      assert counted is not None
-      assert is_in_range(accuracy.ARITHMETIC, cost.flops, counted['flops'])
+      xla_cost = program.cost_analysis()
+      assert xla_cost is not None
+      assert is_in_range(accuracy.ARITHMETIC, cost.flops, xla_cost['flops'])
       assert is_in_range(
-        accuracy.TRAFFIC, cost.bytes, counted['bytes accessed']
+        accuracy.TRAFFIC, cost.bytes, xla_cost['bytes accessed']
       )
 
 
@@ -137,15 +137,16 @@ def test_bytes_of_collectives_on_eight_devices_equal_counts_by_hand():
     ),
     x,
   )
-  sent = {
-    each.kind: each.sent_bytes * times for each, times in cost.collectives
+  sent_bytes = {
+    collective.kind: collective.sent_bytes * count
+    for collective, count in cost.collectives
   }
-  whole = 4 * 64 * 128
+  array_bytes = 4 * 64 * 128
   by_hand = {
-    'all-gather': 7 / 8 * whole,
-    'reduce-scatter': 7 / 8 * whole,
-    'all-reduce': 2 * 7 / 8 * whole / 8,
+    'all-gather': 7 / 8 * array_bytes,
+    'reduce-scatter': 7 / 8 * array_bytes,
+    'all-reduce': 2 * 7 / 8 * array_bytes / 8,
   }
-  assert sent.keys() == by_hand.keys()
-  for kind, size in sent.items():
+  assert sent_bytes.keys() == by_hand.keys()
+  for kind, size in sent_bytes.items():
     assert is_in_range(accuracy.COLLECTIVES, size, by_hand[kind])

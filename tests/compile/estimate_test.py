@@ -38,20 +38,26 @@ def policy(recipe):
 
 def test_state_memory_equals_a_count_by_hand(recipe, policy):
   memory = state_memory(recipe, policy)
-  weights = 4 * policy.num_params
-  assert memory.params == memory.frozen == memory.gradients == weights
+  weight_bytes = 4 * policy.num_params
+  assert memory.params == memory.frozen == memory.gradients == weight_bytes
   # Adam's two moments, and counters.
-  assert 2 * weights < memory.optimizer < 2 * weights + 64
+  assert 2 * weight_bytes < memory.optimizer < 2 * weight_bytes + 64
   # 8 prompts of 6 and 32 responses of 4 − 1 tokens, keys and values in float32.
-  token = token_bytes(policy)
-  assert memory.cache == (8 * 6 + 32 * 3) * token
+  bytes_per_token = token_bytes(policy)
+  assert memory.cache == (8 * 6 + 32 * 3) * bytes_per_token
   assert memory.experts == 0
 
 
 def token_bytes(policy):
   """Bytes of the keys and values of a token in float32."""
-  model = policy.config
-  return model.num_layers * model.num_kv_heads * model.head_dim * 2 * 4
+  model_config = policy.config
+  return (
+    model_config.num_layers
+    * model_config.num_kv_heads
+    * model_config.head_dim
+    * 2
+    * 4
+  )
 
 
 def prefill_seconds(policy):
@@ -95,17 +101,17 @@ def test_fewer_slots_take_less_memory_and_read_the_weights_more_often(policy):
 
 
 def test_adapters_have_small_gradients_and_all_weights_are_read():
-  adapters = load(str(RECIPE), ['--config.lora.rank=2'])
-  task = adapters.task(adapters.config)
-  policy = make_policy_of_size(adapters, task.tokenizer.vocab_size)
-  memory = state_memory(adapters, policy)
+  with_adapters = load(str(RECIPE), ['--config.lora.rank=2'])
+  task = with_adapters.task(with_adapters.config)
+  policy = make_policy_of_size(with_adapters, task.tokenizer.vocab_size)
+  memory = state_memory(with_adapters, policy)
   assert memory.gradients == memory.params < memory.frozen
   slice_ = topologies.find_topology('v5p-8')
-  seconds = iteration_time(adapters.config, policy, memory, slice_, 1)
-  weights = 4 * policy.num_params
+  seconds = iteration_time(with_adapters.config, policy, memory, slice_, 1)
+  weight_bytes = 4 * policy.num_params
   assert seconds.sampling == pytest.approx(
     prefill_seconds(policy)
-    + 4 * (weights + memory.cache / 2) / (4 * 2765e9 * 0.6)
+    + 4 * (weight_bytes + memory.cache / 2) / (4 * 2765e9 * 0.6)
   )
 
 
@@ -115,7 +121,7 @@ def test_memory_of_recorded_experts_is_counted(recipe):
     recipe.config,
     train=dataclasses.replace(recipe.config.train, routing_replay=True),
   )
-  routed = dataclasses.replace(
+  with_replay = dataclasses.replace(
     recipe,
     config=config,
     model=lambda config, vocab_size: dataclasses.replace(
@@ -123,16 +129,18 @@ def test_memory_of_recorded_experts_is_counted(recipe):
     ),
   )
   # 32 rows of 8 + 4 tokens, two layers, two experts, a byte each.
-  memory = state_memory(routed, make_policy_of_size(routed, 16))
+  memory = state_memory(with_replay, make_policy_of_size(with_replay, 16))
   assert memory.experts == 32 * 12 * 2 * 2
-  plain = dataclasses.replace(
-    routed,
+  without_replay = dataclasses.replace(
+    with_replay,
     config=dataclasses.replace(
       config, train=dataclasses.replace(config.train, routing_replay=False)
     ),
   )
-  without = state_memory(plain, make_policy_of_size(plain, 16))
-  assert memory.training - without.training == memory.experts
+  memory_without_replay = state_memory(
+    without_replay, make_policy_of_size(without_replay, 16)
+  )
+  assert memory.training - memory_without_replay.training == memory.experts
 
 
 def test_iteration_time_equals_a_count_by_hand(recipe, policy):
@@ -142,8 +150,10 @@ def test_iteration_time_equals_a_count_by_hand(recipe, policy):
   flops, bandwidth = 8 * 459e12 * 0.4, 8 * 2765e9 * 0.6
   # Six FLOPs per parameter of a matrix and token, and attention.
   model, tokens = policy.config, 32 * 9
-  table = model.vocab_size * model.model_dim
-  matrices = model_cost.layer_parameters(model) * model.num_layers + table
+  embedding_size = model.vocab_size * model.model_dim
+  matrices = (
+    model_cost.layer_parameters(model) * model.num_layers + embedding_size
+  )
   attention = 32 * model_cost.attention_flops(model, 9)
   assert seconds.training == pytest.approx(
     (6 * matrices * tokens + 3 * attention) / flops
@@ -171,7 +181,7 @@ def test_counts_memory_and_time_of_a_critic(recipe):
   )
   task = recipe.task(recipe.config)
   policy = Policy(recipe.model(recipe.config, task.tokenizer.vocab_size))
-  memory, without = (
+  memory, memory_without_critic = (
     state_memory(recipe, policy),
     state_memory(without_critic, policy),
   )
@@ -186,14 +196,15 @@ def test_counts_memory_and_time_of_a_critic(recipe):
   assert memory.networks == pytest.approx(
     12 * model_of_critic.num_params, abs=64
   )
-  assert without.networks == 0
+  assert memory_without_critic.networks == 0
   assert memory.gradients == 4 * model_of_critic.num_params
-  assert memory.training - without.training == memory.networks + 4 * (
-    model_of_critic.num_params - policy.num_params
+  assert (
+    memory.training - memory_without_critic.training
+    == memory.networks + 4 * (model_of_critic.num_params - policy.num_params)
   )
-  assert memory.sampling - without.sampling == memory.networks
+  assert memory.sampling - memory_without_critic.sampling == memory.networks
   slice_ = topologies.find_topology('v5p-8')
-  seconds, without_seconds = (
+  seconds, seconds_without_critic = (
     iteration_time(recipe.config, policy, memory, slice_, 1, networks)
     for networks in ([model_of_critic], [])
   )
@@ -208,10 +219,10 @@ def test_counts_memory_and_time_of_a_critic(recipe):
   products = 2 * sequences * width * (matrices + model.model_dim)
   attention = sequences * model_cost.attention_flops(model, width)
   pass_seconds = (products + attention) / (4 * 459e12 * 0.4)
-  assert seconds.scoring - without_seconds.scoring == pytest.approx(
+  assert seconds.scoring - seconds_without_critic.scoring == pytest.approx(
     pass_seconds
   )
-  assert seconds.training - without_seconds.training == pytest.approx(
+  assert seconds.training - seconds_without_critic.training == pytest.approx(
     3 * pass_seconds
   )
   output = '\n'.join(plan(recipe, slice_))

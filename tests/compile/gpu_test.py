@@ -88,40 +88,46 @@ def test_no_array_has_logits_of_all_tokens(compiled, name):
   # On each GPU: four rows of an update, of which 384 tokens have statistics.
   # Those of eight prompts of 128 tokens would be fewer, but more than the
   # largest array of a prefill, the unembedding.
-  logits = {'update': 4 * 384 * 4096, '_start_state': 8 * 128 * 4096}[name]
+  num_logits = {'update': 4 * 384 * 4096, '_start_state': 8 * 128 * 4096}[name]
   for computation in parse_optimised(hlo, name).computations.values():
-    for each in computation.instructions.values():
-      for shape in each.shapes:
-        assert shape.elements < logits, (each.name, shape)
+    for instruction in computation.instructions.values():
+      for shape in instruction.shapes:
+        assert shape.elements < num_logits, (instruction.name, shape)
 
 
 def test_backward_computes_layers_again(compiled):
   """`remat='cheap'` keeps products and computes other values again."""
   _, hlo = compiled
   recomputed = [
-    each
+    instruction
     for computation in parse_optimised(hlo, 'update').computations.values()
-    for each in computation.instructions.values()
-    if 'rematted_computation' in each.scope
+    for instruction in computation.instructions.values()
+    if 'rematted_computation' in instruction.scope
   ]
   assert recomputed
-  assert not any(each.opcode == 'dot' for each in recomputed)
+  assert not any(instruction.opcode == 'dot' for instruction in recomputed)
 
 
 def test_gradients_are_reduced_by_reduce_scatter_over_nvlink(report):
-  sent = {}
-  for each in report['collectives']:
-    assert each['network'] == 'nvlink'
-    sent[each['kind']] = sent.get(each['kind'], 0) + each['bytes']
-  assert sent['all-reduce'] < 0.1 * sent['reduce-scatter']
+  sent_bytes = {}
+  for collective in report['collectives']:
+    assert collective['network'] == 'nvlink'
+    sent_bytes[collective['kind']] = (
+      sent_bytes.get(collective['kind'], 0) + collective['bytes']
+    )
+  assert sent_bytes['all-reduce'] < 0.1 * sent_bytes['reduce-scatter']
 
 
 def test_attention_is_cudnns_and_products_are_of_bfloat16(report):
-  by_type = {}
-  for each in report['products']:
-    by_type[each['type']] = by_type.get(each['type'], 0) + each['flops']
-  assert by_type['bf16'] > 0.99 * sum(by_type.values())
-  assert 'cuDNN attention' in {each['kernel'] for each in report['products']}
+  flops_by_type = {}
+  for product in report['products']:
+    flops_by_type[product['type']] = (
+      flops_by_type.get(product['type'], 0) + product['flops']
+    )
+  assert flops_by_type['bf16'] > 0.99 * sum(flops_by_type.values())
+  assert 'cuDNN attention' in {
+    product['kernel'] for product in report['products']
+  }
   assert report['uncounted_kernels'] == []
 
 
@@ -131,11 +137,11 @@ def test_operations_and_memory_are_near_those_of_the_model(report):
   assert report['fits'] is True
   # Parameters and two moments, in float32 over four GPUs: donated, so that no
   # second copy is in memory.
-  state = 3 * 4 * 8_653_312 / 4
-  assert report['hbm']['arguments'] == pytest.approx(state, rel=0.05)
-  assert report['hbm']['outputs'] < 0.01 * state
+  state_bytes = 3 * 4 * 8_653_312 / 4
+  assert report['hbm']['arguments'] == pytest.approx(state_bytes, rel=0.05)
+  assert report['hbm']['outputs'] < 0.01 * state_bytes
   # Gradients, gathered parameters, and activations of four rows.
-  assert report['hbm']['temporaries'] < state + 80e6
+  assert report['hbm']['temporaries'] < state_bytes + 80e6
 
 
 def test_products_that_a_gpu_lacks_are_refused():

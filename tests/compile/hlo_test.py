@@ -62,25 +62,25 @@ def test_loop_body_is_multiplied_by_its_trip_count():
   loop = module.entry.instructions['loop']
   assert module.trip_count(loop, module.entry) == 3
   cost = cost_of(module)
-  counter = 3
-  assert cost.flops == 3 * 2 * 16 * 256 * 512 + counter
+  counter_flops = 3
+  assert cost.flops == 3 * 2 * 16 * 256 * 512 + counter_flops
   # Each trip reads the activations and its slice of the stack; its result
   # stays in VMEM. A few scalars are added.
-  trip = 2 * 16 * 256 + 2 * 256 * 512 + 4 * 4
-  assert cost.bytes == 3 * trip + 2 * 4 * 8 * 128 + 2 * 4
+  bytes_per_trip = 2 * 16 * 256 + 2 * 256 * 512 + 4 * 4
+  assert cost.bytes == 3 * bytes_per_trip + 2 * 4 * 8 * 128 + 2 * 4
   assert cost.assumed_loops == 0
 
 
 @pytest.mark.parametrize(
-  ('next_', 'trips'),
+  ('increment', 'trips'),
   [
     ('add(%i, %constant.two)', 2),
     ('fusion(%i), kind=kLoop, calls=%two_more', 2),
     ('multiply(%i, %one)', None),
   ],
 )
-def test_reads_trip_counts_of_counters_with_larger_steps(next_, trips):
-  text = LOOP.replace('LIMIT', '3').replace('add(%i, %one)', next_)
+def test_reads_trip_counts_of_counters_with_larger_steps(increment, trips):
+  text = LOOP.replace('LIMIT', '3').replace('add(%i, %one)', increment)
   text = text.replace(
     '  %one = s32[]{:T(128)} constant(1)\n',
     '  %one = s32[]{:T(128)} constant(1)\n'
@@ -112,13 +112,13 @@ def test_loop_of_unknown_length_is_reported():
 def test_trip_count_is_the_one_that_the_innermost_scope_states():
   """The innermost `about_N_trips` counts, if the loop is directly in it."""
   text = LOOP.replace('LIMIT', '3').replace('direction=LT', 'direction=NE')
-  stated = (
+  metadata = (
     '), metadata={op_name="jit(f)/about_7_trips/about_5_trips/while"}, cond'
   )
-  cost = cost_of(parse(text.replace('), cond', stated)))
+  cost = cost_of(parse(text.replace('), cond', metadata)))
   assert cost.assumed_loops == 0
   assert cost.flops == pytest.approx(5 * 2 * 16 * 256 * 512, rel=1e-3)
-  outside = stated.replace('about_5_trips', 'layers')
+  outside = metadata.replace('about_5_trips', 'layers')
   assert cost_of(parse(text.replace('), cond', outside))).assumed_loops == 1
 
 
@@ -180,8 +180,8 @@ def test_cost_of_an_unused_option_is_that_of_its_cheapest_branch():
 
 def test_all_reduce_sends_each_part_twice():
   cost = cost_of(parse(LOOP.replace('LIMIT', '3')))
-  [(collective, times)] = cost.collectives
-  assert (collective.kind, times) == ('all-reduce', 1)
+  [(collective, count)] = cost.collectives
+  assert (collective.kind, count) == ('all-reduce', 1)
   assert collective.size == 4 * 8 * 128
   assert collective.sent_bytes == 2 * 3 / 4 * 4 * 8 * 128
   assert collective.groups == ((0, 1, 2, 3),)
@@ -221,15 +221,15 @@ CONVOLUTIONS = [
 
 
 @pytest.mark.parametrize(
-  ('left', 'right', 'out', 'attributes', 'products'), CONVOLUTIONS
+  ('lhs', 'rhs', 'result', 'attributes', 'products'), CONVOLUTIONS
 )
 def test_flops_of_convolutions_equal_counts_by_hand(
-  left, right, out, attributes, products
+  lhs, rhs, result, attributes, products
 ):
   module = parse_lines(
-    f'%l = bf16{left} parameter(0)',
-    f'%r = bf16{right} parameter(1)',
-    f'ROOT %y = bf16{out} convolution(%l, %r), {attributes}',
+    f'%l = bf16{lhs} parameter(0)',
+    f'%r = bf16{rhs} parameter(1)',
+    f'ROOT %y = bf16{result} convolution(%l, %r), {attributes}',
   )
   assert cost_of(module).flops == 2 * products
 
@@ -275,7 +275,7 @@ ENTRY %main (stack: f32[64,8,128], new: f32[1,8,128], i: s32[]) -> f32[64,8,128]
 
 
 @pytest.mark.parametrize(
-  ('use', 'read'),
+  ('instruction', 'bytes_read'),
   [
     # A fusion within the fusion changes the shape only; the product reads all.
     ('negate(%same)', 4 * 64 * 8 * 128),
@@ -287,7 +287,7 @@ ENTRY %main (stack: f32[64,8,128], new: f32[1,8,128], i: s32[]) -> f32[64,8,128]
   ],
 )
 def test_values_that_a_nested_fusion_returns_unread_count_where_they_are_used(
-  use, read
+  instruction, bytes_read
 ):
   module = parse(f"""
 %shape (s: f32[64,8,128]) -> f32[64,8,128] {{
@@ -298,7 +298,7 @@ def test_values_that_a_nested_fusion_returns_unread_count_where_they_are_used(
   %stack = f32[64,8,128]{{2,1,0:T(8,128)}} parameter(0)
   %i = s32[]{{:T(128)}} parameter(1)
   %same = f32[64,8,128]{{2,1,0:T(8,128)}} fusion(%stack), calls=%shape
-  %part = f32[1,8,128]{{2,1,0:T(8,128)}} {use}
+  %part = f32[1,8,128]{{2,1,0:T(8,128)}} {instruction}
   ROOT %out = f32[8,128]{{1,0:T(8,128)}} bitcast(%part)
 }}
 ENTRY %main (stack: f32[64,8,128], i: s32[]) -> f32[8,128] {{
@@ -307,7 +307,7 @@ ENTRY %main (stack: f32[64,8,128], i: s32[]) -> f32[8,128] {{
   ROOT %y = f32[8,128]{{1,0:T(8,128)}} fusion(%stack, %i), calls=%outer
 }}
 """)
-  assert cost_of(module).bytes == read + 4 * 8 * 128
+  assert cost_of(module).bytes == bytes_read + 4 * 8 * 128
 
 
 def test_shapes_have_padded_sizes_and_memory_spaces():
@@ -339,9 +339,11 @@ ENTRY %main (x: f32[1000,64], j: s32[8,1], y: f32[8,64]) -> f32[1000,64] {{
   ROOT %f = f32[1000,64]{{1,0}} fusion(%x, %j, %y), kind=kInput, calls=%fused
 }}
 """
-  updates, whole = 4 * 8 * 64, 4 * 1000 * 64
-  written = updates if operand == '%a' else whole
-  assert cost_of(parse(text, 'gpu')).bytes == 4 * 8 + updates + written
+  update_bytes, array_bytes = 4 * 8 * 64, 4 * 1000 * 64
+  written_bytes = update_bytes if operand == '%a' else array_bytes
+  assert (
+    cost_of(parse(text, 'gpu')).bytes == 4 * 8 + update_bytes + written_bytes
+  )
 
 
 def test_registered_memory_of_gpus_is_device_memory():

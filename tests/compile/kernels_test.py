@@ -61,13 +61,13 @@ def test_splash_attention_counts_visible_blocks(phase, products):
 
 def test_visible_blocks_of_a_window_equal_a_count_by_hand():
   for window in (1, 100, 128, 129, 300, 512, 2000):
-    seen = {
+    visible = {
       (q // 128, k // 128)
       for q in range(512)
       for k in range(q + 1)
       if q - k < window
     }
-    assert visible_block_pairs(512, 128, window) == len(seen)
+    assert visible_block_pairs(512, 128, window) == len(visible)
 
 
 def attention(target, mask, kv='bf16[3,256,2,64]'):

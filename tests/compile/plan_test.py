@@ -86,13 +86,13 @@ def test_has_no_estimate_without_a_topology(recipe):
 
 
 def test_reports_that_a_model_does_not_fit(recipe, monkeypatch):
-  small = topologies.find_topology('v5p-8')
-  chip = dataclasses.replace(small.chip, hbm=1024)
-  output = '\n'.join(plan(recipe, small._replace(chip=chip)))
+  topology = topologies.find_topology('v5p-8')
+  chip = dataclasses.replace(topology.chip, hbm=1024)
+  output = '\n'.join(plan(recipe, topology._replace(chip=chip)))
   assert 'DOES NOT FIT' in output
 
 
-def compiled(**changed):
+def compile_output(**changed):
   """Returns the parts of `covrl compile --json` that a plan reads."""
   programs = {
     name: {
@@ -134,7 +134,7 @@ def run_plan(tmp_path, content):
 
 
 def test_uses_the_output_of_compile(tmp_path, capsys):
-  run_plan(tmp_path, compiled())
+  run_plan(tmp_path, compile_output())
   output = capsys.readouterr().out
   assert 'decode needs the most memory: 8.0 GiB of 95.0 GiB per chip' in output
   assert 'it fits' in output
@@ -144,8 +144,8 @@ def test_uses_the_output_of_compile(tmp_path, capsys):
   # 4 iterations of 13 s.
   assert 'an iteration 13 s, the run 52 s without' in output
   assert 'may fit' not in output
-  other = compiled()['config'] | {'seed': 7, 'train.clip_low': 0.1}
-  run_plan(tmp_path, compiled(fits=False, config=other))
+  other_config = compile_output()['config'] | {'seed': 7, 'train.clip_low': 0.1}
+  run_plan(tmp_path, compile_output(fits=False, config=other_config))
   assert 'it DOES NOT FIT' in capsys.readouterr().out
 
 
@@ -154,18 +154,24 @@ def test_uses_the_output_of_compile(tmp_path, capsys):
   [
     ('no JSON', 'must be the output of `covrl compile --json`'),
     ('[]', 'must be the output of `covrl compile --json`'),
-    (compiled(programs={}), 'must be the output of `covrl compile --json`'),
-    (compiled(recipe='other'), 'describes other on 1 × v5p:2x4x4'),
-    (compiled(num_slices=2), 'describes toy_solved:solved on 2 × v5p:2x4x4'),
-    (compiled(topology='v5p:4x4x4'), 'on 1 × v5p:4x4x4'),
     (
-      compiled(
-        config=compiled()['config'] | {'rollout.max_response_length': 5}
+      compile_output(programs={}),
+      'must be the output of `covrl compile --json`',
+    ),
+    (compile_output(recipe='other'), 'describes other on 1 × v5p:2x4x4'),
+    (
+      compile_output(num_slices=2),
+      'describes toy_solved:solved on 2 × v5p:2x4x4',
+    ),
+    (compile_output(topology='v5p:4x4x4'), 'on 1 × v5p:4x4x4'),
+    (
+      compile_output(
+        config=compile_output()['config'] | {'rollout.max_response_length': 5}
       ),
       'a recipe with rollout.max_response_length = 4, got',
     ),
     (
-      compiled(programs={'score': compiled()['programs']['score']}),
+      compile_output(programs={'score': compile_output()['programs']['score']}),
       'with score',
     ),
   ],
@@ -184,8 +190,8 @@ def test_refuses_output_of_compile_for_another_run(
 def test_counts_selected_tokens_of_chains_that_select(recipe):
   plain = load(str(RECIPES / 'toy_plain.py'))
   words = 'tokens that the token chain selects'
-  for each, expected in ((recipe, 1), (plain, 0)):
-    lines = itertools.takewhile(lambda x: 'prompt (' not in x, plan(each))
+  for tested, expected in ((recipe, 1), (plain, 0)):
+    lines = itertools.takewhile(lambda x: 'prompt (' not in x, plan(tested))
     assert sum(words in line for line in lines) == expected
 
 
@@ -213,8 +219,8 @@ def test_refuses_wrong_references():
 def test_uses_references_of_problems_without_solutions(recipe):
   references = ('7 4 2', '4 7 2', [4, 7, 2])
   problems = [
-    Problem(prompt='4 7 2 :', reference=each, source='toy')
-    for each in references
+    Problem(prompt='4 7 2 :', reference=reference, source='toy')
+    for reference in references
   ]
   task = dataclasses.replace(
     recipe.task(recipe.config), train=ListSource(problems), held_out=()

@@ -94,10 +94,10 @@ def test_json_report_is_complete(small_report):
     assert program['roofline_seconds'] == max(program['seconds'].values()) > 0
     assert 0 < program['mfu_ceiling'] < 1
     assert program['uncounted_kernels'] == []
-    for exchange in program['collectives']:
-      assert {'kind', 'chips', 'network', 'count', 'bytes'} == set(exchange)
-      assert exchange['network'] == 'ici'
-      assert exchange['bytes'] >= 0
+    for collective in program['collectives']:
+      assert {'kind', 'chips', 'network', 'count', 'bytes'} == set(collective)
+      assert collective['network'] == 'ici'
+      assert collective['bytes'] >= 0
 
 
 @needs_libtpu
@@ -119,18 +119,20 @@ def test_text_report_has_every_estimate(small_report):
 def test_large_gradients_are_reduced_by_reduce_scatter(small_report):
   report, _ = small_report
   cost = report.programs['train_step'].cost
-  assert 'reduce-scatter' in {each.kind for each, _ in cost.collectives}
+  assert 'reduce-scatter' in {
+    collective.kind for collective, _ in cost.collectives
+  }
   # Pairs of devices along the fsdp axis.
   device_grid = np.arange(8).reshape(tuple(report.mesh.values()))
   pairs = [set(pair) for pair in np.moveaxis(device_grid, 1, -1).reshape(-1, 2)]
   # Bytes of the smallest matrix's gradient: the keys of one head.
-  smallest = 4 * 512 * 128
-  for each, _ in cost.collectives:
+  smallest_gradient_bytes = 4 * 512 * 128
+  for collective, _ in cost.collectives:
     spans_fsdp = any(
-      pair <= set(group) for group in each.groups for pair in pairs
+      pair <= set(group) for group in collective.groups for pair in pairs
     )
-    if each.kind == 'all-reduce' and spans_fsdp:
-      assert each.size < smallest, each
+    if collective.kind == 'all-reduce' and spans_fsdp:
+      assert collective.size < smallest_gradient_bytes, collective
 
 
 @needs_libtpu
@@ -138,14 +140,14 @@ def test_no_array_has_logits_of_all_tokens(small_report):
   report, modules = small_report
   rows, width, vocabulary = 16, 512, 4096
   shards = math.prod(report.mesh.values())
-  all_logits = (
+  num_logits = (
     rows // 2 * width * vocabulary // shards
   )  # a micro-batch's, per chip
   for name in ('train_step', 'score'):
     for computation in modules[name].computations.values():
-      for each in computation.instructions.values():
-        for shape in each.shapes:
-          assert shape.elements < all_logits, (name, each.name, shape)
+      for instruction in computation.instructions.values():
+        for shape in instruction.shapes:
+          assert shape.elements < num_logits, (name, instruction.name, shape)
 
 
 @needs_libtpu

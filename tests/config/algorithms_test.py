@@ -59,9 +59,11 @@ SMALL = {
 def test_recipes_differ_in_the_published_settings(name):
   assert f'algorithms:{name}' in SPECS
   assert len(SPECS) == len(CHANGED_FIELDS)
-  ours = flatten(load(f'algorithms:{name}').config)
+  fields = flatten(load(f'algorithms:{name}').config)
   grpo = flatten(load('countdown:grpo').config)
-  assert {k: v for k, v in ours.items() if v != grpo[k]} == CHANGED_FIELDS[name]
+  assert {k: v for k, v in fields.items() if v != grpo[k]} == CHANGED_FIELDS[
+    name
+  ]
   documentation = inspect.getdoc(getattr(algorithms, name)) or ''
   assert f'--config=algorithms:{name} --workdir=runs/{name}' in documentation
 
@@ -75,13 +77,14 @@ def advantages_of(name):
 
 def test_advantages_are_those_of_the_algorithm():
   rewards, means = np.asarray(REWARDS), np.full(6, 1 / 3)
-  others = np.array([0, 0.5, 0.5, 0, 0.5, 0.5])
-  tokens = np.repeat(rewards, LENGTHS)
+  means_of_others = np.array([0, 0.5, 0.5, 0, 0.5, 0.5])
+  token_rewards = np.repeat(rewards, LENGTHS)
   per_response = {
     'dapo': (rewards - means) / (np.sqrt(1 / 3) + 1e-6),
     'dr_grpo': rewards - means,
-    'rloo': rewards - others,
-    'reinforce_plus_plus': (rewards - tokens.mean()) / tokens.std(ddof=1),
+    'rloo': rewards - means_of_others,
+    'reinforce_plus_plus': (rewards - token_rewards.mean())
+    / token_rewards.std(ddof=1),
   }
   for name, expected in per_response.items():
     np.testing.assert_allclose(

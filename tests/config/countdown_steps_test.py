@@ -45,7 +45,9 @@ def test_functions_build_with_overrides_applied(spec):
 @pytest.mark.parametrize('name', ['grpo', 'kl_cov'])
 def test_docstrings_agree_with_the_table_of_results(name):
   doc = inspect.getdoc(getattr(countdown_steps, name)) or ''
-  stated = re.findall(r'\d\.\d{3}|\d{2}\.\d', doc.partition('Expect')[2])
+  stated_numbers = re.findall(
+    r'\d\.\d{3}|\d{2}\.\d', doc.partition('Expect')[2]
+  )
   readme = pathlib.Path(countdown_steps.__file__).with_name('README.md')
   rows = [
     row
@@ -53,8 +55,8 @@ def test_docstrings_agree_with_the_table_of_results(name):
     if row.startswith(('| warm start of', f'| `{name}` | 100'))
   ]
   assert len(rows) == 2
-  assert len(stated) == 8
-  assert all(number in ' '.join(rows) for number in stated)
+  assert len(stated_numbers) == 8
+  assert all(number in ' '.join(rows) for number in stated_numbers)
 
 
 def test_prompts_and_solutions_fit_into_the_length_limits():

@@ -108,7 +108,9 @@ def test_the_description_states_the_bounds():
 @pytest.mark.parametrize('name', ['grpo', 'kl_cov'])
 def test_docstrings_agree_with_the_table_of_results(name):
   doc = inspect.getdoc(getattr(mazes, name)) or ''
-  stated = re.findall(r'\d\.\d{3}|\d{2}\.\d', doc.partition('Expect')[2])
+  stated_numbers = re.findall(
+    r'\d\.\d{3}|\d{2}\.\d', doc.partition('Expect')[2]
+  )
   configs = pathlib.Path(mazes.__file__).parent
   table = (configs / 'results' / 'mazes.md').read_text()
   rows = [
@@ -117,6 +119,6 @@ def test_docstrings_agree_with_the_table_of_results(name):
     if row.startswith(('| warm start', f'| `{name}`'))
   ]
   assert len(rows) == 2
-  assert len(stated) == 8
-  assert all(number in ' '.join(rows) for number in stated)
+  assert len(stated_numbers) == 8
+  assert all(number in ' '.join(rows) for number in stated_numbers)
   assert table in (configs.parent / 'README.md').read_text()

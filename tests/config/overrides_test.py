@@ -24,7 +24,7 @@ from covrl.types import SelectionSource
 KL_COV = 'countdown:kl_cov'
 
 
-def refused(*overrides):
+def error_of(*overrides):
   """Returns the error of overrides that are refused; it is one sentence."""
   with pytest.raises(ConfigError) as caught:
     load(KL_COV, [f'--config.{override}' for override in overrides])
@@ -65,13 +65,13 @@ def test_impossible_numbers_are_refused(field):
 
 
 def test_sizes_are_at_least_one_or_minus_one():
-  assert refused('mesh.tensor=0') == (
+  assert error_of('mesh.tensor=0') == (
     'mesh.tensor must be at least 1, or -1, got 0'
   )
-  assert 'suite_samples must be at least 1, or -1, got 0' in refused(
+  assert 'suite_samples must be at least 1, or -1, got 0' in error_of(
     'evaluate.suite_samples=0'
   )
-  assert 'suite_temperature must be at least 0, or -1, got -0.5' in refused(
+  assert 'suite_temperature must be at least 0, or -1, got -0.5' in error_of(
     'evaluate.suite_temperature=-0.5'
   )
 
@@ -155,7 +155,7 @@ def test_an_integer_is_a_valid_value_of_a_float():
   ],
 )
 def test_unknown_field_names_the_nearest(field, nearest):
-  assert refused(f'{field}=3') == (
+  assert error_of(f'{field}=3') == (
     f'overrides must name config fields, got {field!r}; did you mean {nearest}?'
   )
 
@@ -170,13 +170,13 @@ def test_unknown_field_names_the_nearest(field, nearest):
 )
 def test_renamed_field_names_the_new_one(old, new):
   assert new in fields_by_name()
-  assert refused(f'{old}=remote') == (
+  assert error_of(f'{old}=remote') == (
     f'overrides must name config fields, got {old!r}; it is now {new}'
   )
 
 
 def test_an_unknown_field_unlike_any_other_is_refused_without_advice():
-  assert refused('xyzzy=3') == (
+  assert error_of('xyzzy=3') == (
     "overrides must name config fields, got 'xyzzy'"
   )
 
@@ -190,17 +190,17 @@ CHECKPOINT = 'checkpoint is a group of config fields: ' + ', '.join(
   'field', ['checkpiont', 'checkpoint.', 'checkpoint.xyzzy', 'checkpiont.xyzzy']
 )
 def test_unknown_field_names_the_group_it_resembles(field):
-  assert refused(f'{field}=3') == (
+  assert error_of(f'{field}=3') == (
     f'overrides must name config fields, got {field!r}; {CHECKPOINT}'
   )
 
 
 def test_a_group_of_fields_is_refused_with_its_fields():
-  assert refused('checkpoint=3') == CHECKPOINT
+  assert error_of('checkpoint=3') == CHECKPOINT
 
 
 @pytest.mark.parametrize(
-  ('given', 'advice'),
+  ('text', 'advice'),
   [
     ('checkpoint=3', f'; {CHECKPOINT}'),
     ('--checkpoint=3', f'; {CHECKPOINT}'),
@@ -209,11 +209,11 @@ def test_a_group_of_fields_is_refused_with_its_fields():
     ('xyzzy=3', ''),
   ],
 )
-def test_argument_that_is_not_an_override_is_shown_with_advice(given, advice):
+def test_argument_that_is_not_an_override_is_shown_with_advice(text, advice):
   with pytest.raises(ConfigError) as caught:
-    load(KL_COV, [given])
+    load(KL_COV, [text])
   assert str(caught.value) == (
-    f'overrides must look like --config.FIELD=VALUE, got {given!r}{advice}'
+    f'overrides must look like --config.FIELD=VALUE, got {text!r}{advice}'
   )
 
 
@@ -229,7 +229,7 @@ def test_argument_that_is_not_an_override_is_shown_with_advice(given, advice):
 )
 def test_values_of_another_type_are_refused(override, requirement):
   name = override.partition('=')[0]
-  assert refused(override) == f'--config.{name} {requirement}'
+  assert error_of(override) == f'--config.{name} {requirement}'
 
 
 @pytest.mark.parametrize(
@@ -288,8 +288,8 @@ def test_values_of_another_type_are_refused(override, requirement):
   ],
 )
 def test_invalid_and_conflicting_values_are_refused(overrides, reason):
-  given = [f'{name}={value}' for name, value in overrides.items()]
-  assert refused(*given) == reason
+  arguments = [f'{name}={value}' for name, value in overrides.items()]
+  assert error_of(*arguments) == reason
 
 
 def test_the_largest_seed_is_valid():
@@ -303,7 +303,7 @@ def test_every_number_must_be_finite(value):
   floats = [f for f in fields_by_name().values() if f.kind is float]
   assert len(floats) > 20
   for field in floats:
-    error = refused(f'{field.name}={value}')
+    error = error_of(f'{field.name}={value}')
     assert error.startswith(f'{field.name} must ')
     assert error.endswith(f', got {value}')
 
@@ -313,14 +313,14 @@ def test_every_number_must_be_finite(value):
 )
 @pytest.mark.parametrize('value', ['-1', '1e30'])
 def test_learning_rates_have_bounds(field, value):
-  assert refused(f'{field}={value}') == (
+  assert error_of(f'{field}={value}') == (
     f'{field} must lie in [0, 10], got {float(value):g}'
   )
 
 
 @pytest.mark.parametrize('value', [0, -0.1, 1.5])
 def test_fraction_of_tokens_lies_between_0_and_1(value):
-  assert refused(f'entropy.fraction={value}') == (
+  assert error_of(f'entropy.fraction={value}') == (
     f'entropy.fraction must lie in (0, 1], got {value:g}'
   )
 
@@ -339,7 +339,7 @@ def test_fraction_of_tokens_lies_between_0_and_1(value):
 )
 def test_choices_are_those_of_the_package(field, choices):
   assert fields_by_name()[field].choices == choices
-  assert refused(f'{field}=new') == (
+  assert error_of(f'{field}=new') == (
     f"{field} must be one of {choices}, got 'new'"
   )
 

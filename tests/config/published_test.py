@@ -104,7 +104,7 @@ def batch():
 
 
 @functools.partial(jax.jit, static_argnames=('loss', 'token_tx'))
-def signal_and_edited(loss, token_tx, stats, context):
+def cotangents_before_and_after(loss, token_tx, stats, context):
   """Returns the loss's cotangents of log π before and after a token chain."""
   (_, aux), signal = jax.value_and_grad(loss, has_aux=True)(stats, **context)
   context = context | aux.for_selection
@@ -127,7 +127,7 @@ def covariance(stats, context):
 def test_kl_cov_penalises_the_five_tokens_of_highest_covariance(batch):
   stats, context = batch
   recipe = reasoning.paper_7b_kl_cov()
-  signal, edited = signal_and_edited(*loss_and_chain(recipe), *batch)
+  signal, edited = cotangents_before_and_after(*loss_and_chain(recipe), *batch)
   ratio = np.exp(np.asarray(stats.logprobs - context['old_logprobs']))
   # No clip: the gradient is −A · ratio however far the ratio has gone.
   expected = -context['weights'] * context['advantages'] * ratio
@@ -141,17 +141,17 @@ def test_kl_cov_penalises_the_five_tokens_of_highest_covariance(batch):
 def test_clip_cov_detaches_at_least_one_token_within_the_bounds(batch):
   stats, context = batch
   recipe = reasoning.paper_7b_clip_cov()
-  signal, edited = signal_and_edited(*loss_and_chain(recipe), *batch)
+  signal, edited = cotangents_before_and_after(*loss_and_chain(recipe), *batch)
   changed = np.asarray(signal != edited)
   assert changed.sum() == 1  # max(1, ⌊2e-4 · 2560⌋)
   assert 1 < float(covariance(stats, context)[changed][0]) < 5
   assert not edited[changed].any()
   ratio = np.exp(np.asarray(stats.logprobs - context['old_logprobs']))
-  past = (ratio > 2) & (np.asarray(context['advantages']) > 0)
-  assert past.any()
-  assert not np.asarray(signal)[past].any()
-  inside = (ratio > 1.3) & (ratio < 2)
-  assert np.asarray(signal)[inside].all()
+  is_clipped = (ratio > 2) & (np.asarray(context['advantages']) > 0)
+  assert is_clipped.any()
+  assert not np.asarray(signal)[is_clipped].any()
+  is_within_range = (ratio > 1.3) & (ratio < 2)
+  assert np.asarray(signal)[is_within_range].all()
 
 
 def test_optimiser_clips_gradients_and_does_not_decay_parameters():

@@ -40,7 +40,7 @@ EXACT = {
   'verl_clip_cov',
 }
 # The other recipes.
-NAMES = {
+OTHERS = {
   *(
     f'qwen2_5_7b_{name}'
     for name in (
@@ -83,7 +83,7 @@ PRIME: dict[str, object] = {
   'rollout.min_accuracy': 0.2,
   'rollout.max_accuracy': 0.8,
 }
-each_recipe = pytest.mark.parametrize('name', sorted(NAMES | EXACT))
+each_recipe = pytest.mark.parametrize('name', sorted(OTHERS | EXACT))
 
 
 @pytest.fixture(scope='module')
@@ -93,8 +93,8 @@ def model(tmp_path_factory):
   shutil.copytree(MODELS / 'qwen2', directory)
   rows = tensors_of(directory)['model.embed_tokens.weight']
   rng = np.random.default_rng(0)
-  more = rng.normal(0, 0.02, (320, rows.shape[1])).astype(rows.dtype)
-  rewrite(directory, **{'model.embed_tokens.weight': more})
+  embedding = rng.normal(0, 0.02, (320, rows.shape[1])).astype(rows.dtype)
+  rewrite(directory, **{'model.embed_tokens.weight': embedding})
   config = json.loads((directory / 'config.json').read_text())
   (directory / 'config.json').write_text(
     json.dumps({**config, 'vocab_size': 320, 'max_position_embeddings': 16384})
@@ -120,7 +120,7 @@ def overrides(model, **settings):
 
 def test_all_recipes_are_shipped():
   specs = [spec for spec, _ in recipes() if spec.startswith('reasoning:')]
-  assert sorted(specs) == sorted(f'reasoning:{name}' for name in NAMES | EXACT)
+  assert sorted(specs) == sorted(f'reasoning:{name}' for name in OTHERS | EXACT)
 
 
 @each_recipe
@@ -150,7 +150,7 @@ def test_every_recipe_builds_its_task_model_and_transforms(name, model):
     assert f'\n{word}' in doc
 
 
-@pytest.mark.parametrize('name', sorted(NAMES))
+@pytest.mark.parametrize('name', sorted(OTHERS))
 def test_settings_are_the_published_ones_but_for_the_listed_fields(name):
   fields = flatten(load(f'reasoning:{name}').config)
   published = SHARED | SETTINGS['paper_7b_kl_cov']
@@ -159,13 +159,13 @@ def test_settings_are_the_published_ones_but_for_the_listed_fields(name):
   if 'clip_cov' in name:
     published = SHARED | SETTINGS['paper_7b_clip_cov']
   # The published source is 'current', which takes another forward pass per update.
-  ours: dict[str, object] = {'entropy.selection_source': 'old'}
+  changed_fields: dict[str, object] = {'entropy.selection_source': 'old'}
   if name.startswith('deepseek'):
-    ours['rollout.max_response_length'] = 2048
+    changed_fields['rollout.max_response_length'] = 2048
   if name == 'qwen2_5_7b_entropy_bonus':
-    ours['entropy.coefficient'] = 1e-3
+    changed_fields['entropy.coefficient'] = 1e-3
   if name == 'qwen2_5_0_5b_gsm8k':
-    ours |= {
+    changed_fields |= {
       'rollout.prompts_per_iteration': 64,
       'rollout.max_prompt_length': 512,
       'rollout.max_response_length': 1024,
@@ -173,13 +173,13 @@ def test_settings_are_the_published_ones_but_for_the_listed_fields(name):
       'train.learning_rate': 1e-6,
     }
   elif '_prime' in name:
-    ours |= PRIME
+    changed_fields |= PRIME
     if name.endswith('prime'):
-      ours['train.sequences_per_update'] = 1024
+      changed_fields['train.sequences_per_update'] = 1024
   else:
     draws = 1 if name.endswith('ppo') else 10
     assert fields['rollout.max_draws'] == draws
-  for field, value in {**published, **ours}.items():
+  for field, value in {**published, **changed_fields}.items():
     assert fields[field] == value, field
 
 

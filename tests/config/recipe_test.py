@@ -214,11 +214,11 @@ def test_same_sources_elsewhere_are_the_same_recipe(tmp_path):
 
 
 def test_loading_one_recipe_does_not_affect_the_next(recipe_file):
-  alone = load(str(recipe_file))
-  other = recipe_file.with_name('countdown.py')
-  shutil.copy(CONFIGS / 'countdown.py', other)
-  assert sorted(load(f'{other}:grpo').sources) == ['countdown.py']
-  assert load(str(recipe_file)).identity == alone.identity
+  recipe = load(str(recipe_file))
+  other_file = recipe_file.with_name('countdown.py')
+  shutil.copy(CONFIGS / 'countdown.py', other_file)
+  assert sorted(load(f'{other_file}:grpo').sources) == ['countdown.py']
+  assert load(str(recipe_file)).identity == recipe.identity
   assert 'shared' not in sys.modules
 
 
@@ -286,7 +286,7 @@ def test_variants_do_not_share_a_config():
 
 
 @pytest.mark.parametrize(
-  ('override', 'same'),
+  ('override', 'is_same'),
   [
     ('train.iterations=3', True),
     ('checkpoint.every=3', True),
@@ -300,9 +300,9 @@ def test_variants_do_not_share_a_config():
     ('seed=3', False),
   ],
 )
-def test_identity_depends_on_what_a_run_computes(override, same):
+def test_identity_depends_on_what_a_run_computes(override, is_same):
   changed = load(KL_COV, [f'--config.{override}'])
-  assert (changed.identity == load(KL_COV).identity) == same
+  assert (changed.identity == load(KL_COV).identity) == is_same
 
 
 def test_recipes_with_the_same_fields_are_different_runs():

@@ -118,22 +118,22 @@ def scores_of(recipe):
 def test_functions_are_found_and_kept_with_the_run(
   score, imports, imports_of_task, copied, recipe_file, tmp_path
 ):
-  extra = {'colorsys': SCORER_FILE} if 'colorsys' in score else {}
-  file = recipe_file(score, imports, imports_of_task, **extra)
+  files = {'colorsys': SCORER_FILE} if 'colorsys' in score else {}
+  file = recipe_file(score, imports, imports_of_task, **files)
   recipe = load(f'{file}:mine')
   assert scores_of(recipe) == [1.0, 0.0]
   assert {name.removesuffix('.py') for name in recipe.sources} == {
     'sorting',
     *copied,
   }
-  copies = tmp_path / 'run'
-  copies.mkdir()
+  run = tmp_path / 'run'
+  run.mkdir()
   for name, text in recipe.sources.items():
-    (copies / name).write_text(text)
-  for each in file.parent.iterdir():
-    if each.is_file():
-      each.unlink()
-  restored = restore(copies, recipe.as_json())
+    (run / name).write_text(text)
+  for path in file.parent.iterdir():
+    if path.is_file():
+      path.unlink()
+  restored = restore(run, recipe.as_json())
   assert scores_of(restored) == [1.0, 0.0]
   assert restored.identity == recipe.identity
   # Nothing of a recipe remains importable.
@@ -233,7 +233,7 @@ def test_unusable_functions_are_refused(score, message, recipe_file):
 
 
 @pytest.mark.parametrize(
-  ('score', 'known', 'message'),
+  ('score', 'has_solution', 'message'),
   [
     ("'good'", True, r"the scorer returned 'good'$"),
     ('None', True, r'the scorer returned None$'),
@@ -246,14 +246,14 @@ def test_unusable_functions_are_refused(score, message, recipe_file):
   ],
 )
 def test_functions_are_tried_on_a_real_problem(
-  score, known, message, recipe_file
+  score, has_solution, message, recipe_file
 ):
   recipe = load(f'{recipe_file(f"lambda response, reference: {score}")}:mine')
   problem = Problem(
     prompt='2 7 :',
     reference='7',
     source='toy',
-    solution='7 2' if known else None,
+    solution='7 2' if has_solution else None,
   )
   task = dataclasses.replace(
     recipe.task(recipe.config), train=ListSource([problem])
@@ -264,7 +264,7 @@ def test_functions_are_tried_on_a_real_problem(
       return
     with pytest.raises(ConfigError, match=message) as caught:
       check_scores(task, scoring)
-  response = '7 2' if known else '7'
+  response = '7 2' if has_solution else '7'
   assert str(caught.value).startswith(
     "the reward 'mine' must be a function (response, reference) -> number or"
     f" Outcome, got for the response {response!r} and the reference '7': "
@@ -307,11 +307,13 @@ def test_a_task_that_draws_random_numbers_is_the_same_each_time(
     'score', 'from beside import score', 'import numpy, random'
   )
   text = file.read_text()
-  drawn = 'print(random.random(), numpy.random.uniform())'
+  statement = 'print(random.random(), numpy.random.uniform())'
   file.write_text(
-    text.replace('  import numpy, random', f'  import numpy, random; {drawn}')
+    text.replace(
+      '  import numpy, random', f'  import numpy, random; {statement}'
+    )
   )
-  assert drawn in file.read_text()
+  assert statement in file.read_text()
   recipe, printed = load(f'{file}:mine'), []
   monkeypatch.setattr('builtins.print', lambda *values: printed.append(values))
   for seed in (1, 1, 2):

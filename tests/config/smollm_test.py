@@ -101,16 +101,16 @@ def test_prompts_end_with_an_equation_whose_result_is_rewarded(model):
   recipe = load('smollm:arithmetic', overrides(model))
   task = recipe.task(recipe.config)
   problem = task.train[0]
-  start, _, rest = problem.prompt.rpartition('\n')
-  assert start == '<|im_start|>assistant'
-  assert rest.endswith(' =')
-  assert eval(rest.removesuffix(' =')) == problem.reference
+  role, _, equation = problem.prompt.rpartition('\n')
+  assert role == '<|im_start|>assistant'
+  assert equation.endswith(' =')
+  assert eval(equation.removesuffix(' =')) == problem.reference
   assert task.solved is not None
   assert task.solved[0].solution == f' {task.solved[0].reference}'
   (reward,) = task.rewards
-  for response, mark in ((f' {problem.reference}', 1.0), (' 9999', 0.0)):
+  for response, score in ((f' {problem.reference}', 1.0), (' 9999', 0.0)):
     outcome = reward.score(response + '\n\n', problem.reference)
-    assert outcome.score == mark
+    assert outcome.score == score
   extractor = task.answer_extractor(problem)
   assert extractor is not None
   assert extractor(' 27\n') == extract(' 27\n', 'number') == '27'

@@ -17,18 +17,21 @@ from covrl.data.arithmetic import arithmetic_problem, problem_terms
 CONFIG = ArithmeticConfig(max_value=30, held_out=50, size=1000)
 # So few problems that most of the random ones are held out.
 CROWDED = ArithmeticConfig(min_terms=2, max_terms=2, max_value=4, held_out=12)
-OVER_SOURCES = pytest.mark.parametrize(
-  'kind', [ArithmeticSource, SolvedArithmeticSource]
+EACH_SOURCE_CLASS = pytest.mark.parametrize(
+  'source_class', [ArithmeticSource, SolvedArithmeticSource]
 )
 
 
-@OVER_SOURCES
-def test_problems_depend_on_seed_and_index_alone(kind):
-  source, again = kind(CONFIG), pickle.loads(pickle.dumps(kind(CONFIG)))
-  assert [source[n] for n in (9, 3)] == [again[n] for n in (3, 9)][::-1]
-  other = kind(dataclasses.replace(CONFIG, seed=1))
+@EACH_SOURCE_CLASS
+def test_problems_depend_on_seed_and_index_alone(source_class):
+  source, unpickled = (
+    source_class(CONFIG),
+    pickle.loads(pickle.dumps(source_class(CONFIG))),
+  )
+  assert [source[n] for n in (9, 3)] == [unpickled[n] for n in (3, 9)][::-1]
+  other = source_class(dataclasses.replace(CONFIG, seed=1))
   assert [source[n] for n in range(8)] != [other[n] for n in range(8)]
-  assert source.fingerprint == again.fingerprint != other.fingerprint
+  assert source.fingerprint == unpickled.fingerprint != other.fingerprint
 
 
 def test_problems_with_and_without_solutions_are_different_ones():
@@ -38,9 +41,9 @@ def test_problems_with_and_without_solutions_are_different_ones():
   assert bare[0].solution is None
 
 
-@OVER_SOURCES
-def test_references_are_the_values_of_the_prompts(kind):
-  source = kind(CONFIG)
+@EACH_SOURCE_CLASS
+def test_references_are_the_values_of_the_prompts(source_class):
+  source = source_class(CONFIG)
   counts = set()
   for index in range(300):
     problem = source[index]
@@ -60,13 +63,13 @@ def test_held_out_problems_are_distinct_and_the_same_for_every_seed():
   assert all(problem.solution is None for problem in problems)
 
 
-@OVER_SOURCES
-def test_training_problems_exclude_held_out_ones_in_any_order(kind):
-  drawn = {problem_terms(kind(CROWDED)[n]) for n in range(80)}
+@EACH_SOURCE_CLASS
+def test_training_problems_exclude_held_out_ones_in_any_order(source_class):
+  drawn = {problem_terms(source_class(CROWDED)[n]) for n in range(80)}
   held_out = set(map(problem_terms, held_out_arithmetic(CROWDED)))
   assert drawn
   assert not drawn & held_out
-  without_held_out = kind(dataclasses.replace(CROWDED, held_out=0))
+  without_held_out = source_class(dataclasses.replace(CROWDED, held_out=0))
   assert {problem_terms(without_held_out[n]) for n in range(80)} & held_out
 
 
@@ -101,9 +104,9 @@ def test_refuses_bounds_with_too_few_problems():
     ArithmeticSource(tiny)[0]
 
 
-@OVER_SOURCES
-def test_refuses_indices_out_of_range(kind):
-  source = kind(CONFIG)
+@EACH_SOURCE_CLASS
+def test_refuses_indices_out_of_range(source_class):
+  source = source_class(CONFIG)
   for index in (-1, len(source)):
     with pytest.raises(IndexError, match=r'must lie in \[0, 1000\), got'):
       source[index]

@@ -60,9 +60,9 @@ def test_refuses_invalid_indices(indices, message):
 
 
 def test_subsets_hold_the_problems_of_their_indices():
-  some = SubsetSource(list_source('a', 5), np.array([4, 1]))
-  assert [some[n].prompt for n in range(len(some))] == ['a4', 'a1']
-  assert some.names == ('a',)
+  subset = SubsetSource(list_source('a', 5), np.array([4, 1]))
+  assert [subset[n].prompt for n in range(len(subset))] == ['a4', 'a1']
+  assert subset.names == ('a',)
 
 
 @pytest.mark.parametrize(

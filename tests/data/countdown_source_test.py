@@ -29,11 +29,11 @@ CROWDED = CountdownConfig(
 )
 
 # Each source with its config and the function that makes its held-out problems.
-ALL_SOURCES = pytest.mark.parametrize(
-  ('kind', 'config', 'make_held_out'),
+EACH_SOURCE_CLASS = pytest.mark.parametrize(
+  ('source_class', 'config', 'make_held_out'),
   [
-    pytest.param(kind, config, make_held_out, id=kind.__name__)
-    for kind, config, make_held_out in (
+    pytest.param(source_class, config, make_held_out, id=source_class.__name__)
+    for source_class, config, make_held_out in (
       (CountdownSource, SMALL, held_out_countdown),
       (SolvedCountdownSource, SMALL, held_out_countdown),
       (CountdownStepsSource, STEPS, held_out_steps),
@@ -41,7 +41,7 @@ ALL_SOURCES = pytest.mark.parametrize(
     )
   ],
 )
-HELD_OUT = pytest.mark.parametrize(
+EACH_HELD_OUT = pytest.mark.parametrize(
   ('make_held_out', 'config'),
   [(held_out_countdown, SMALL), (held_out_steps, STEPS)],
 )
@@ -62,53 +62,62 @@ def in_bounds(problem, config):
   )
 
 
-@ALL_SOURCES
-def test_problems_depend_on_seed_and_index_alone(kind, config, make_held_out):
+@EACH_SOURCE_CLASS
+def test_problems_depend_on_seed_and_index_alone(
+  source_class, config, make_held_out
+):
   del make_held_out
-  source, again = kind(config), pickle.loads(pickle.dumps(kind(config)))
-  assert source[7] == again[7]
-  assert [source[n] for n in (9, 3)] == [again[n] for n in (3, 9)][::-1]
-  other = kind(dataclasses.replace(config, seed=1))
+  source, unpickled = (
+    source_class(config),
+    pickle.loads(pickle.dumps(source_class(config))),
+  )
+  assert source[7] == unpickled[7]
+  assert [source[n] for n in (9, 3)] == [unpickled[n] for n in (3, 9)][::-1]
+  other = source_class(dataclasses.replace(config, seed=1))
   assert [source[n] for n in range(8)] != [other[n] for n in range(8)]
-  assert source.fingerprint == again.fingerprint != other.fingerprint
+  assert source.fingerprint == unpickled.fingerprint != other.fingerprint
 
 
-@ALL_SOURCES
-def test_prompts_hold_the_numbers_and_the_target(kind, config, make_held_out):
+@EACH_SOURCE_CLASS
+def test_prompts_hold_the_numbers_and_the_target(
+  source_class, config, make_held_out
+):
   del make_held_out
-  problem = kind(config)[0]
+  problem = source_class(config)[0]
   numbers, target = problem.reference['numbers'], problem.reference['target']
   assert problem.prompt == f'{" ".join(map(str, numbers))} = {target} :'
-  assert (problem.source,) == kind.names
-  assert (problem.solution is not None) == kind.__name__.startswith('Solved')
+  assert (problem.source,) == source_class.names
+  assert (problem.solution is not None) == source_class.__name__.startswith(
+    'Solved'
+  )
   assert in_bounds(problem, config)
 
 
 @pytest.mark.parametrize(
-  ('kind', 'config'),
+  ('source_class', 'config'),
   [(SolvedCountdownSource, SMALL), (SolvedCountdownStepsSource, STEPS)],
 )
-def test_solved_problems_are_within_the_bounds(kind, config):
-  source = kind(config)
+def test_solved_problems_are_within_the_bounds(source_class, config):
+  source = source_class(config)
   assert all(in_bounds(source[n], config) for n in range(400))
 
 
 @pytest.mark.parametrize(
-  ('kind', 'solved_kind', 'config'),
+  ('source_class', 'solved_class', 'config'),
   [
     (CountdownSource, SolvedCountdownSource, SMALL),
     (CountdownStepsSource, SolvedCountdownStepsSource, STEPS),
   ],
 )
 def test_problems_without_and_with_solutions_are_different_ones(
-  kind, solved_kind, config
+  source_class, solved_class, config
 ):
-  problems, solved = kind(config), solved_kind(config)
+  problems, solved = source_class(config), solved_class(config)
   assert problems.fingerprint != solved.fingerprint
   assert problems[0].reference != solved[0].reference
 
 
-@HELD_OUT
+@EACH_HELD_OUT
 def test_held_out_problems_are_distinct_and_the_same_for_every_seed(
   make_held_out, config
 ):
@@ -119,21 +128,23 @@ def test_held_out_problems_are_distinct_and_the_same_for_every_seed(
   assert all(problem.solution is None for problem in problems)
 
 
-@ALL_SOURCES
-def test_training_problems_exclude_held_out_ones(kind, config, make_held_out):
+@EACH_SOURCE_CLASS
+def test_training_problems_exclude_held_out_ones(
+  source_class, config, make_held_out
+):
   del config
-  source = kind(CROWDED)
+  source = source_class(CROWDED)
   drawn = keys(source[n] for n in range(60))
   assert drawn
   assert not drawn & keys(make_held_out(CROWDED))
   # Without exclusion, some of the same draws are held-out problems.
-  without_exclusion = kind(dataclasses.replace(CROWDED, held_out=0))
+  without_exclusion = source_class(dataclasses.replace(CROWDED, held_out=0))
   assert keys(without_exclusion[n] for n in range(60)) & keys(
     make_held_out(CROWDED)
   )
 
 
-@HELD_OUT
+@EACH_HELD_OUT
 def test_problem_key_ignores_the_order_of_numbers(make_held_out, config):
   problem = make_held_out(config)[0]
   reference = problem.reference
@@ -144,7 +155,7 @@ def test_problem_key_ignores_the_order_of_numbers(make_held_out, config):
 
 
 @pytest.mark.parametrize(
-  ('tokenizer_of', 'kind', 'config'),
+  ('tokenizer_of', 'source_class', 'config'),
   [
     (
       countdown_tokenizer,
@@ -155,9 +166,9 @@ def test_problem_key_ignores_the_order_of_numbers(make_held_out, config):
   ],
 )
 def test_prompts_and_solutions_are_in_the_vocabulary(
-  tokenizer_of, kind, config
+  tokenizer_of, source_class, config
 ):
-  tokenizer, source = tokenizer_of(config), kind(config)
+  tokenizer, source = tokenizer_of(config), source_class(config)
   for index in range(100):
     for text in (source[index].prompt, source[index].solution or ''):
       ids = tokenizer.encode(text)
@@ -181,13 +192,13 @@ def test_refuses_impossible_bounds(settings, message):
 
 
 @pytest.mark.parametrize(
-  ('make_held_out', 'kind'),
+  ('make_held_out', 'source_class'),
   [
     (held_out_countdown, SolvedCountdownSource),
     (held_out_steps, SolvedCountdownStepsSource),
   ],
 )
-def test_refuses_bounds_with_too_few_problems(make_held_out, kind):
+def test_refuses_bounds_with_too_few_problems(make_held_out, source_class):
   tiny = CountdownConfig(
     min_numbers=2, max_numbers=2, max_value=1, max_target=2, held_out=9
   )
@@ -195,13 +206,13 @@ def test_refuses_bounds_with_too_few_problems(make_held_out, kind):
     make_held_out(tiny)
   all_held_out = dataclasses.replace(tiny, held_out=2)
   with pytest.raises(ValueError, match='must allow more distinct problems'):
-    kind(all_held_out)[0]
+    source_class(all_held_out)[0]
 
 
-@ALL_SOURCES
-def test_refuses_indices_out_of_range(kind, config, make_held_out):
+@EACH_SOURCE_CLASS
+def test_refuses_indices_out_of_range(source_class, config, make_held_out):
   del make_held_out
-  source = kind(dataclasses.replace(config, size=1000))
+  source = source_class(dataclasses.replace(config, size=1000))
   for index in (-1, len(source)):
     with pytest.raises(IndexError, match=r'must lie in \[0, 1000\), got'):
       source[index]

@@ -51,11 +51,13 @@ def prompts(filtered):
 def test_keeps_the_first_of_equal_questions():
   first = source('What is 2?', 'What is 3?', 'what is  2?')
   second = ListSource([problem('What is 3?', '4'), problem('What is 5?')])
-  one, two = filter_sources([first, second], ProblemFilter())
-  assert prompts(one) == ['What is 2?', 'What is 3?']
-  assert prompts(two) == ['What is 5?']
-  assert one.dropped == {'repeated': 1}
-  assert str(two) == (
+  first_filtered, second_filtered = filter_sources(
+    [first, second], ProblemFilter()
+  )
+  assert prompts(first_filtered) == ['What is 2?', 'What is 3?']
+  assert prompts(second_filtered) == ['What is 5?']
+  assert first_filtered.dropped == {'repeated': 1}
+  assert str(second_filtered) == (
     '1 of 2 problems; left out: 1 repeated, with another answer (first: row'
     " 'What is 3?')"
   )
@@ -124,12 +126,12 @@ def test_drops_questions_of_evaluation_sets():
 @pytest.mark.parametrize('form', ['NFC', 'NFD'])
 def test_questions_are_recognised_however_their_characters_are_encoded(form):
   question = 'Où est le théâtre après la 3e rue où Noël a dîné hier soir ?'
-  other = unicodedata.normalize(form, question)
+  normalised_question = unicodedata.normalize(form, question)
   problem = Problem(prompt=question, reference='1', source='s')
   index = NgramIndex({'evaluation': [problem]}, ngram_words=13)
-  assert index.find(other) == 'evaluation'
-  assert index.find(other.replace('3', '\uff13')) == 'evaluation'
-  assert question_key(other) == question_key(question)
+  assert index.find(normalised_question) == 'evaluation'
+  assert index.find(normalised_question.replace('3', '\uff13')) == 'evaluation'
+  assert question_key(normalised_question) == question_key(question)
   # Compatible characters may differ in meaning: x² is not x2.
   assert question_key('x\u00b2') != question_key('x2')
 
@@ -147,8 +149,10 @@ def test_ignores_ngrams_that_questions_of_a_set_share():
   index = NgramIndex({'suite': keyless}, ngram_words=8)
   assert index.find(instruction.format('something else')) is None
   # A repeated question does not share n-grams with itself.
-  again = NgramIndex({'suite': [*suite, suite[0]]}, ngram_words=8)
-  assert again.find('six seven eight nine ten eleven twelve thirteen x')
+  repeated_index = NgramIndex({'suite': [*suite, suite[0]]}, ngram_words=8)
+  assert repeated_index.find(
+    'six seven eight nine ten eleven twelve thirteen x'
+  )
 
 
 def test_short_questions_match_as_a_whole():

@@ -45,22 +45,22 @@ def write(file, answers):
   ],
 )
 def test_every_field_that_a_run_reads_changes_the_fingerprint(field, value):
-  other = dataclasses.replace(PROBLEM, **{field: value})
+  other_problem = dataclasses.replace(PROBLEM, **{field: value})
   assert (
     ListSource([PROBLEM]).fingerprint
     == problems_fingerprint([PROBLEM])
-    != ListSource([other]).fingerprint
+    != ListSource([other_problem]).fingerprint
   )
 
 
 def test_the_order_and_number_of_problems_change_the_fingerprint():
-  other = dataclasses.replace(PROBLEM, prompt='2 + 2')
+  other_problem = dataclasses.replace(PROBLEM, prompt='2 + 2')
   fingerprints = {
     ListSource(problems).fingerprint
     for problems in (
       [PROBLEM],
-      [PROBLEM, other],
-      [other, PROBLEM],
+      [PROBLEM, other_problem],
+      [other_problem, PROBLEM],
       [PROBLEM, PROBLEM],
     )
   }
@@ -68,26 +68,26 @@ def test_the_order_and_number_of_problems_change_the_fingerprint():
 
 
 def test_files_are_recognised_by_content_and_not_by_name_or_time(tmp_path):
-  one = write(tmp_path / 'one.jsonl', ['1', '2', '3'])
+  original = write(tmp_path / 'one.jsonl', ['1', '2', '3'])
   (tmp_path / 'elsewhere').mkdir()
   copy = write(tmp_path / 'elsewhere' / 'one.jsonl', ['1', '2', '3'])
   os.utime(copy, (0, 0))
   # As many bytes, and another answer in the middle.
   other = write(tmp_path / 'elsewhere' / 'two.jsonl', ['1', '7', '3'])
-  assert other.stat().st_size == one.stat().st_size
+  assert other.stat().st_size == original.stat().st_size
   fingerprints = [
-    FileSource(f, name='a').fingerprint for f in (one, copy, other)
+    FileSource(f, name='a').fingerprint for f in (original, copy, other)
   ]
   assert all(fingerprints)
   assert fingerprints[0] == fingerprints[1] != fingerprints[2]
 
 
 def test_countdown_is_recognised_by_its_fields():
-  for kind in (CountdownSource, SolvedCountdownSource):
+  for source_class in (CountdownSource, SolvedCountdownSource):
     config = CountdownConfig()
     same, other = CountdownConfig(), CountdownConfig(seed=7)
-    assert kind(config).fingerprint == kind(same).fingerprint
-    assert kind(config).fingerprint != kind(other).fingerprint
+    assert source_class(config).fingerprint == source_class(same).fingerprint
+    assert source_class(config).fingerprint != source_class(other).fingerprint
 
 
 class SourceWithoutFingerprint:
@@ -103,17 +103,23 @@ class SourceWithoutFingerprint:
 
 
 def test_a_source_made_of_one_without_a_fingerprint_has_none():
-  known = ListSource([PROBLEM])
+  with_fingerprint = ListSource([PROBLEM])
   assert source_fingerprint(SourceWithoutFingerprint()) == ''
-  for unknown in (
+  for without_fingerprint in (
     SourceWithoutFingerprint(),
     # References that are not JSON.
     ListSource([dataclasses.replace(PROBLEM, reference={1, 2})]),
   ):
-    assert ConcatenatedSource([known, unknown]).fingerprint == ''
-    assert MixtureSource([unknown, known], [1, 1]).fingerprint == ''
-    assert SubsetSource(unknown, np.arange(1)).fingerprint == ''
-  assert ConcatenatedSource([known, known]).fingerprint
+    assert (
+      ConcatenatedSource([with_fingerprint, without_fingerprint]).fingerprint
+      == ''
+    )
+    assert (
+      MixtureSource([without_fingerprint, with_fingerprint], [1, 1]).fingerprint
+      == ''
+    )
+    assert SubsetSource(without_fingerprint, np.arange(1)).fingerprint == ''
+  assert ConcatenatedSource([with_fingerprint, with_fingerprint]).fingerprint
 
 
 def test_a_subset_is_recognised_by_its_indices():

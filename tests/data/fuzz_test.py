@@ -127,9 +127,9 @@ def random_words(generator, words):
   return joint.join(generator.choice(words) for _ in range(count)).encode()
 
 
-def mutated(generator, good):
+def mutate(generator, valid_content):
   """A good content with some bytes replaced, inserted or removed."""
-  content = bytearray(good)
+  content = bytearray(valid_content)
   for _ in range(generator.choice((1, 1, 3, 20))):
     position = generator.randrange(len(content) + 1)
     size = generator.choice((1, 1, 4, 40))
@@ -147,7 +147,7 @@ def mutated(generator, good):
   return bytes(content)
 
 
-def check_random_content(generator, good, words, read):
+def check_random_content(generator, valid_content, words, read):
   """Reads one random content; an error must be one short sentence."""
   match generator.randrange(3):
     case 0:
@@ -155,7 +155,7 @@ def check_random_content(generator, good, words, read):
     case 1:
       content = random_words(generator, words)
     case _:
-      content = mutated(generator, good)
+      content = mutate(generator, valid_content)
   start = time.monotonic()
   message = 'none'
   try:
@@ -175,12 +175,12 @@ def peak_memory():
   ]
 
 
-def fuzz(count, good, words, read):
+def fuzz(count, valid_content, words, read):
   """Reads random contents of seeds 0 to `count` − 1 and checks the memory used."""
-  before = peak_memory()
+  peaks_before = peak_memory()
   for seed in range(count):
-    check_random_content(random.Random(seed), good, words, read)
-  for peak, peak_before in zip(peak_memory(), before, strict=True):
+    check_random_content(random.Random(seed), valid_content, words, read)
+  for peak, peak_before in zip(peak_memory(), peaks_before, strict=True):
     assert peak - peak_before < MAX_MEMORY
 
 
@@ -191,13 +191,13 @@ COUNTS = pytest.mark.parametrize(
 
 @COUNTS
 def test_random_chat_templates_give_text_or_one_error(count):
-  good = (TOKENIZERS / 'bytes' / 'chat_template.jinja').read_bytes()
+  valid_content = (TOKENIZERS / 'bytes' / 'chat_template.jinja').read_bytes()
 
   def read(content):
     template = ChatTemplate(content.decode(errors='replace'), file='a.jinja')
     assert isinstance(template.render(CHAT), str)
 
-  fuzz(count, good, _TEMPLATE_WORDS, read)
+  fuzz(count, valid_content, _TEMPLATE_WORDS, read)
 
 
 @COUNTS
@@ -216,7 +216,7 @@ def test_random_rows_of_json_give_problems_or_one_error(
     {'question': 'q', 'final_answer': ['1', '2'], 'context': 'c'},
     {'question': 'q', 'test': 'assert 1', 'test_info': [{'x': 'y'}]},
   ]
-  good = b'\n'.join(json.dumps(row).encode() for row in rows)
+  valid_content = b'\n'.join(json.dumps(row).encode() for row in rows)
 
   def read(content):
     file.write_bytes(content)
@@ -224,7 +224,7 @@ def test_random_rows_of_json_give_problems_or_one_error(
       json.dumps(problem.reference).encode()
       problem.prompt.encode()
 
-  fuzz(count // 2, good, _JSON_WORDS, read)
+  fuzz(count // 2, valid_content, _JSON_WORDS, read)
 
 
 @COUNTS
@@ -243,7 +243,7 @@ def test_random_files_of_tokenizers_give_a_tokenizer_or_one_error(
   count, kind, name, tmp_path
 ):
   copy = pathlib.Path(shutil.copytree(TOKENIZERS / kind, tmp_path / kind))
-  good = (copy / name).read_bytes()
+  valid_content = (copy / name).read_bytes()
 
   def read(content):
     (copy / name).write_bytes(content)
@@ -253,7 +253,7 @@ def test_random_files_of_tokenizers_give_a_tokenizer_or_one_error(
     tokenizer.decode(ids)
     load_chat_template(copy).render(CHAT)
 
-  fuzz(count // 4 if count == FEW else count, good, _JSON_WORDS, read)
+  fuzz(count // 4 if count == FEW else count, valid_content, _JSON_WORDS, read)
 
 
 @COUNTS
@@ -264,11 +264,11 @@ def test_random_parquet_files_give_problems_or_one_error(count, tmp_path):
     for n in range(20)
   ]
   pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
-  good = file.read_bytes()
+  valid_content = file.read_bytes()
 
   def read(content):
     file.write_bytes(content)
     for problem in FileSource(file):
       problem.prompt.encode()
 
-  fuzz(count, good, ['PAR1', '\x00', '\x15', '\xff'], read)
+  fuzz(count, valid_content, ['PAR1', '\x00', '\x15', '\xff'], read)

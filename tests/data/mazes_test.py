@@ -36,7 +36,9 @@ CONFIG = MazeConfig(held_out=50, size=1000)
 CROWDED = MazeConfig(
   side=2, min_walls=1, max_walls=1, min_distance=1, max_steps=2, held_out=12
 )
-OVER_SOURCES = pytest.mark.parametrize('kind', [MazeSource, ExploredMazeSource])
+EACH_SOURCE_CLASS = pytest.mark.parametrize(
+  'source_class', [MazeSource, ExploredMazeSource]
+)
 
 
 @st.composite
@@ -60,13 +62,16 @@ def relaxed_distances(maze, origin):
   return steps
 
 
-@OVER_SOURCES
-def test_problems_depend_on_seed_and_index_alone(kind):
-  source, again = kind(CONFIG), pickle.loads(pickle.dumps(kind(CONFIG)))
-  assert [source[n] for n in (9, 3)] == [again[n] for n in (3, 9)][::-1]
-  other = kind(dataclasses.replace(CONFIG, seed=1))
+@EACH_SOURCE_CLASS
+def test_problems_depend_on_seed_and_index_alone(source_class):
+  source, unpickled = (
+    source_class(CONFIG),
+    pickle.loads(pickle.dumps(source_class(CONFIG))),
+  )
+  assert [source[n] for n in (9, 3)] == [unpickled[n] for n in (3, 9)][::-1]
+  other = source_class(dataclasses.replace(CONFIG, seed=1))
   assert [source[n] for n in range(8)] != [other[n] for n in range(8)]
-  assert source.fingerprint == again.fingerprint != other.fingerprint
+  assert source.fingerprint == unpickled.fingerprint != other.fingerprint
 
 
 def test_mazes_with_and_without_walks_are_different_ones():
@@ -76,9 +81,9 @@ def test_mazes_with_and_without_walks_are_different_ones():
   assert mazes[0].solution is None
 
 
-@OVER_SOURCES
-def test_mazes_are_within_the_bounds(kind):
-  source = kind(CONFIG)
+@EACH_SOURCE_CLASS
+def test_mazes_are_within_the_bounds(source_class):
+  source = source_class(CONFIG)
   walls, lengths = collections.Counter(), collections.Counter()
   for index in range(400):
     reference = source[index].reference
@@ -141,10 +146,10 @@ def test_long_walks_reach_the_goal_by_free_cells(maze, seed):
     return
   # Each cell is entered once, and left at most once on the way back.
   walk = explorer_walk(random.Random(seed), maze, 2 * maze.side**2)
-  trail = [maze.start, *walk]
-  assert trail[-1] == maze.goal
-  assert maze.goal not in trail[:-1]
-  for before, after in itertools.pairwise(trail):
+  cells = [maze.start, *walk]
+  assert cells[-1] == maze.goal
+  assert maze.goal not in cells[:-1]
+  for before, after in itertools.pairwise(cells):
     assert after in maze.free_neighbours(before)
   short = explorer_walk(random.Random(seed), maze, 3)
   assert short == walk[:3]
@@ -169,11 +174,11 @@ def test_the_explorer_prefers_new_cells_and_draws_them_uniformly():
 def test_less_than_a_third_of_the_walks_reach_the_goal():
   source = ExploredMazeSource(MazeConfig(held_out=0))
   problems = [source[n] for n in range(1000)]
-  reached = sum(
+  num_reached = sum(
     (problem.solution or '').split()[-1] == problem.reference['goal']
     for problem in problems
   )
-  assert 150 < reached < 330
+  assert 150 < num_reached < 330
 
 
 def test_held_out_mazes_are_distinct_and_the_same_for_every_seed():
@@ -183,14 +188,14 @@ def test_held_out_mazes_are_distinct_and_the_same_for_every_seed():
   assert all(problem.solution is None for problem in problems)
 
 
-@OVER_SOURCES
-def test_training_mazes_exclude_held_out_ones(kind):
-  drawn = {kind(CROWDED)[n].prompt for n in range(60)}
+@EACH_SOURCE_CLASS
+def test_training_mazes_exclude_held_out_ones(source_class):
+  drawn = {source_class(CROWDED)[n].prompt for n in range(60)}
   held_out = {problem.prompt for problem in held_out_mazes(CROWDED)}
   assert drawn
   assert not drawn & held_out
-  free = kind(dataclasses.replace(CROWDED, held_out=0))
-  assert {free[n].prompt for n in range(60)} & held_out
+  without_held_out = source_class(dataclasses.replace(CROWDED, held_out=0))
+  assert {without_held_out[n].prompt for n in range(60)} & held_out
 
 
 def test_names_of_cells_round_trip():
@@ -231,9 +236,9 @@ def test_refuses_bounds_with_too_few_mazes():
     random_maze(random.Random(0), unreachable)
 
 
-@OVER_SOURCES
-def test_refuses_indices_out_of_range(kind):
-  source = kind(CONFIG)
+@EACH_SOURCE_CLASS
+def test_refuses_indices_out_of_range(source_class):
+  source = source_class(CONFIG)
   for index in (-1, len(source)):
     with pytest.raises(IndexError, match=r'must lie in \[0, 1000\), got'):
       source[index]

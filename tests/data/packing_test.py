@@ -52,19 +52,19 @@ def test_loss_mask_covers_the_response_and_its_end():
   rows = token_rows(
     [problem('1 2 :', '3 4'), problem('5 :', '6')], TOKENIZER, 8
   )
-  end = TOKENIZER.end_ids[0]
+  end_id = TOKENIZER.end_ids[0]
   assert text(rows.tokens[0]) == '1 2 : 3 4'
   assert rows.targets[0, rows.loss_mask[0]].tolist() == [
     *TOKENIZER.encode('3 4'),
-    end,
+    end_id,
   ]
   assert rows.targets[1, rows.loss_mask[1]].tolist() == [
     *TOKENIZER.encode('6'),
-    end,
+    end_id,
   ]
   # Targets are the next tokens.
-  real = rows.segment_ids[:, 1:] > 0
-  assert (rows.targets[:, :-1] == rows.tokens[:, 1:])[real].all()
+  is_token = rows.segment_ids[:, 1:] > 0
+  assert (rows.targets[:, :-1] == rows.tokens[:, 1:])[is_token].all()
   assert rows.segment_ids.sum(1).tolist() == [6, 4]
   assert not rows.loss_mask[rows.segment_ids == 0].any()
   assert rows.positions[0].tolist() == [0, 1, 2, 3, 4, 5, 0, 0]
@@ -125,13 +125,13 @@ def random_rows(lengths, width, seed=0):
   """One sequence per row, of these lengths, with random tokens."""
   rng = np.random.default_rng(seed)
   shape = len(lengths), width
-  real = np.arange(width) < np.array(lengths, int)[:, None]
+  is_token = np.arange(width) < np.array(lengths, int)[:, None]
   return TokenRows(
-    tokens=np.where(real, rng.integers(1, 99, shape), 0),
-    targets=np.where(real, rng.integers(1, 99, shape), 0),
-    loss_mask=real & (rng.random(shape) < 0.5),
-    positions=np.where(real, np.arange(width), 0),
-    segment_ids=real.astype(np.int32),
+    tokens=np.where(is_token, rng.integers(1, 99, shape), 0),
+    targets=np.where(is_token, rng.integers(1, 99, shape), 0),
+    loss_mask=is_token & (rng.random(shape) < 0.5),
+    positions=np.where(is_token, np.arange(width), 0),
+    segment_ids=is_token.astype(np.int32),
   )
 
 
@@ -146,14 +146,14 @@ def test_packing_keeps_every_sequence(lengths, length, seed):
   assert sorted(sequences(packed)) == sorted(sequences(rows))
   assert packed.tokens.shape[1] == length
   assert len(packed.tokens) <= len(lengths)
-  empty = packed.segment_ids == 0
-  assert not packed.tokens[empty].any()
-  assert not packed.loss_mask[empty].any()
+  is_padding = packed.segment_ids == 0
+  assert not packed.tokens[is_padding].any()
+  assert not packed.loss_mask[is_padding].any()
   # First fit: no later row holds a sequence that an earlier one had room for.
-  free = empty.sum(1)
-  for row in range(1, len(free)):
-    first = (packed.segment_ids[row] == 1).sum()
-    assert (free[:row] < first).all()
+  num_free = is_padding.sum(1)
+  for row in range(1, len(num_free)):
+    first_length = (packed.segment_ids[row] == 1).sum()
+    assert (num_free[:row] < first_length).all()
 
 
 def test_packs_rows_in_order():

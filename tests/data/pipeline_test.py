@@ -65,7 +65,7 @@ def take_draws(prompts, draws):
   return draws_taken
 
 
-def are_equal(batches, others):
+def are_equal(batches, other_batches):
   """Whether two lists of draws are equal."""
   return all(
     a.problems == b.problems
@@ -73,7 +73,7 @@ def are_equal(batches, others):
     and np.array_equal(a.tokens, b.tokens)
     and np.array_equal(a.mask, b.mask)
     and np.array_equal(a.indices, b.indices)
-    for a, b in zip(batches, others, strict=True)
+    for a, b in zip(batches, other_batches, strict=True)
   )
 
 
@@ -119,9 +119,9 @@ def test_epochs_visit_all_problems_once_in_different_orders():
 
 @pytest.mark.parametrize('prefetch', [0, 1, 3])
 def test_resumed_streams_equal_uninterrupted_ones(prefetch):
-  whole = take_draws(stream(), 7)
+  uninterrupted = take_draws(stream(), 7)
   first = stream(prefetch=prefetch)
-  begun = [next(first) for _ in range(3)]
+  first_draws = [next(first) for _ in range(3)]
   state = json.loads(json.dumps(first.get_state()))
   first.close()
   assert state == {
@@ -132,7 +132,7 @@ def test_resumed_streams_equal_uninterrupted_ones(prefetch):
   second = stream(prefetch=prefetch)
   second.set_state(state)
   assert second.get_state() == state
-  assert are_equal([*begun, *take_draws(second, 4)], whole)
+  assert are_equal([*first_draws, *take_draws(second, 4)], uninterrupted)
 
 
 def test_streams_can_be_set_to_an_earlier_state():
@@ -153,12 +153,12 @@ def test_order_does_not_depend_on_the_number_of_processes(count, seed):
     read(process_index=index, process_count=count, prefetch=0)
     for index in range(count)
   ]
-  for draw, whole in enumerate(read(prefetch=0)):
+  for draw, single in enumerate(read(prefetch=0)):
     parts = [share[draw] for share in shares]
-    assert references_of(parts) == references_of([whole])
+    assert references_of(parts) == references_of([single])
     for name in ('tokens', 'mask', 'indices', 'source_ids'):
       joined = np.concatenate([getattr(part, name) for part in parts])
-      assert np.array_equal(joined, getattr(whole, name))
+      assert np.array_equal(joined, getattr(single, name))
 
 
 def test_source_ids_are_indices_into_the_names():
@@ -191,12 +191,12 @@ def test_mixtures_have_their_weights_in_every_draw(mixture):
 
 
 def test_mixtures_resume_from_their_draw(mixture):
-  whole = take_draws(stream(mixture, prompts_per_draw=8), 6)
-  later = stream(mixture, prompts_per_draw=8)
-  later.set_state({'draw': 4, 'seed': 3, 'problems': mixture.fingerprint})
-  assert are_equal(take_draws(later, 2), whole[4:])
-  again = take_draws(stream(mixture, prompts_per_draw=8, seed=4), 6)
-  assert references_of(again) != references_of(whole)
+  uninterrupted = take_draws(stream(mixture, prompts_per_draw=8), 6)
+  resumed = stream(mixture, prompts_per_draw=8)
+  resumed.set_state({'draw': 4, 'seed': 3, 'problems': mixture.fingerprint})
+  assert are_equal(take_draws(resumed, 2), uninterrupted[4:])
+  other_seed = take_draws(stream(mixture, prompts_per_draw=8, seed=4), 6)
+  assert references_of(other_seed) != references_of(uninterrupted)
 
 
 @given(st.sampled_from([1, 2, 4, 8]))
@@ -205,7 +205,7 @@ def test_mixtures_do_not_depend_on_the_number_of_processes(count):
   mixture = MixtureSource(
     [number_source(5, 'a'), number_source(7, 'b')], [2.0, 1.0]
   )
-  (whole,) = take_draws(stream(mixture, prompts_per_draw=8, prefetch=0), 1)
+  (single,) = take_draws(stream(mixture, prompts_per_draw=8, prefetch=0), 1)
   shares = [
     take_draws(
       stream(
@@ -219,7 +219,7 @@ def test_mixtures_do_not_depend_on_the_number_of_processes(count):
     )[0]
     for index in range(count)
   ]
-  assert references_of(shares) == references_of([whole])
+  assert references_of(shares) == references_of([single])
 
 
 class ThreadRecorder:
@@ -290,16 +290,16 @@ def test_supervised_streams_resume_and_are_split_over_processes():
       **settings,
     )
 
-  whole = take_draws(rows(), 3)
-  later = rows(prefetch=0)
-  later.set_state({**later.get_state(), 'draw': 2})
-  assert np.array_equal(next(later).tokens, whole[2].tokens)
+  uninterrupted = take_draws(rows(), 3)
+  resumed = rows(prefetch=0)
+  resumed.set_state({**resumed.get_state(), 'draw': 2})
+  assert np.array_equal(next(resumed).tokens, uninterrupted[2].tokens)
   halves = [
     take_draws(rows(process_index=index, process_count=2), 1)[0]
     for index in (0, 1)
   ]
   targets = np.concatenate([half.targets for half in halves])
-  assert np.array_equal(targets, whole[0].targets)
+  assert np.array_equal(targets, uninterrupted[0].targets)
 
 
 def test_streams_of_countdown_problems_have_rows_of_the_given_width():

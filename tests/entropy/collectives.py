@@ -35,21 +35,21 @@ def collective_bytes(hlo: str, rounds: int) -> dict[str, int]:
   computations, entry = _computations(hlo)
   totals: collections.Counter[str] = collections.Counter()
 
-  def visit(name: str, times: int) -> None:
+  def visit(name: str, executions: int) -> None:
     for line in computations[name]:
       match = _INSTRUCTION.match(line)
       if match is None:
         continue
       op = match['op'].removesuffix('-start')
       if op in COLLECTIVES:
-        totals[op] += times * size_of(_delivered(match))
+        totals[op] += executions * size_of(_delivered_type(match))
         continue
       trips = 1
       if op == 'while':
-        known = _TRIPS.search(line)
-        trips = int(known[1]) if known else rounds
-      for called in _called(line):
-        visit(called, times * trips)
+        trip_count = _TRIPS.search(line)
+        trips = int(trip_count[1]) if trip_count else rounds
+      for called in _called_computations(line):
+        visit(called, executions * trips)
 
   visit(entry, 1)
   return dict(totals)
@@ -65,7 +65,7 @@ def operation_sizes(hlo: str, op: str) -> list[int]:
   return sizes
 
 
-def _delivered(match: re.Match[str]) -> str:
+def _delivered_type(match: re.Match[str]) -> str:
   """The type of the arrays that a collective delivers."""
   if match['op'] in ('collective-permute-start', 'all-gather-start'):
     # A tuple of inputs, outputs and two numbers for internal use.
@@ -94,7 +94,7 @@ def _arrays(type_: str) -> list[tuple[str, list[int]]]:
   ]
 
 
-def _called(line: str) -> list[str]:
+def _called_computations(line: str) -> list[str]:
   """Names of the computations that an instruction calls."""
   names = _CALLED.findall(line)
   for branches in _BRANCHES.findall(line):

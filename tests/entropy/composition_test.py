@@ -116,7 +116,7 @@ def run(chains, batch):
 
 
 @pytest.fixture(scope='module')
-def edits_by_number(batch):
+def edits_of_numbers(batch):
   """The edits with each step's value passed as a number."""
   signal, stats, context = batch
 
@@ -164,7 +164,7 @@ def check_equal(edits, expected):
 
 
 def test_every_coefficient_and_fraction_takes_a_schedule(
-  batch, edits_by_number
+  batch, edits_of_numbers
 ):
   edits, _ = run(
     {
@@ -173,11 +173,11 @@ def test_every_coefficient_and_fraction_takes_a_schedule(
     },
     batch,
   )
-  check_equal(edits, edits_by_number)
+  check_equal(edits, edits_of_numbers)
 
 
 def test_every_coefficient_and_fraction_is_a_hyperparameter(
-  batch, edits_by_number
+  batch, edits_of_numbers
 ):
   edits, states = run(
     {
@@ -185,7 +185,7 @@ def test_every_coefficient_and_fraction_is_a_hyperparameter(
     },
     batch,
   )
-  check_equal(edits, edits_by_number)
+  check_equal(edits, edits_of_numbers)
   for name, (_, values) in SCHEDULED.items():
     read = states[name].hyperparams['value']
     np.testing.assert_allclose(read, values[-1], rtol=1e-6)
@@ -195,12 +195,12 @@ def test_chains_in_any_nesting_apply_their_transforms_in_order(batch):
   """chain, named_chain and chains of chains do one after the other."""
   signal, stats, context = batch
 
-  def parts():
+  def transforms():
     return covrl.kl_cov(0.05), covrl.entropy_bonus(0.1), optax.scale(2.0)
 
-  first, second, third = parts()
+  first, second, third = transforms()
   chains = {
-    'chain': optax.chain(*parts()),
+    'chain': optax.chain(*transforms()),
     'named_chain': optax.named_chain(
       ('kl_cov', first), ('bonus', second), ('twice', third)
     ),
@@ -209,12 +209,12 @@ def test_chains_in_any_nesting_apply_their_transforms_in_order(batch):
   edits, states = run(chains, batch)
 
   expected = signal
-  for part in parts():
+  for transform in transforms():
     expected, _ = jax.jit(
-      lambda signal, part=part: update_signal(
-        part,
+      lambda signal, transform=transform: update_signal(
+        transform,
         signal,
-        part.init(TokenStats.template()),
+        transform.init(TokenStats.template()),
         stats,
         **context,
         step=jnp.asarray(0),

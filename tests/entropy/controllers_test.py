@@ -42,15 +42,15 @@ def test_proportional_integral_follows_its_rule():
     0.5, proportional=2.0, integral=0.3, offset=1.0, minimum=0.2, maximum=1.8
   )
   values, _ = replay(controller, ENTROPIES)
-  total, expected = 0.0, []
+  error_sum, expected = 0.0, []
   for entropy in ENTROPIES:
     error = 0.5 - entropy
-    unclipped = 1 + 2 * error + 0.3 * (total + error)
+    unclipped = 1 + 2 * error + 0.3 * (error_sum + error)
     expected.append(min(max(unclipped, 0.2), 1.8))
     pushes_out = (unclipped > 1.8 and error > 0) or (
       unclipped < 0.2 and error < 0
     )
-    total += 0.0 if pushes_out else error
+    error_sum += 0.0 if pushes_out else error
   np.testing.assert_allclose(values, expected, rtol=1e-5)
 
 
@@ -143,11 +143,14 @@ def test_controllers_replace_a_coefficient(stats, name):
   controller = CONTROLLERS[name]
   assert isinstance(controller, optax.schedules.StatefulSchedule)
   token_tx = optax.chain(covrl.entropy_bonus(controller), optax.scale(2.0))
-  state, alone = token_tx.init(TokenStats.template()), controller.init()
+  state, controller_state = (
+    token_tx.init(TokenStats.template()),
+    controller.init(),
+  )
   for entropy in (0.3, 0.2, 0.45):
     measured = jnp.asarray(entropy)
-    coefficient = controller(alone, entropy=measured)
-    alone = controller.update(alone, entropy=measured)
+    coefficient = controller(controller_state, entropy=measured)
+    controller_state = controller.update(controller_state, entropy=measured)
     # As a checkpoint does: flatten and unflatten.
     leaves, structure = jax.tree.flatten(state)
     state = jax.tree.unflatten(structure, [np.asarray(x) for x in leaves])
@@ -157,7 +160,7 @@ def test_controllers_replace_a_coefficient(stats, name):
   jax.tree.map(
     functools.partial(np.testing.assert_allclose, rtol=1e-6),
     state[0].schedule,
-    alone,
+    controller_state,
   )
 
 

@@ -42,16 +42,16 @@ def test_replay_applies_the_recorded_masks():
     )
     return edited, new_state, cache.decisions
 
-  whole, new_state, decisions = record(signal, stats, context)
+  recorded, new_state, decisions = record(signal, stats, context)
   chosen = decisions['token_masked[0]/selection'].mask
   assert int(chosen.sum()) == 4
-  np.testing.assert_array_equal(whole.logprobs == 0, chosen)
+  np.testing.assert_array_equal(recorded.logprobs == 0, chosen)
 
   # Half of the rows with half of the decisions: the same rows of the whole.
-  half = jax.tree.map(
+  half_decisions = jax.tree.map(
     lambda leaf: leaf[:4] if leaf.ndim == 2 else leaf, decisions
   )
-  rows = {
+  half_context = {
     name: value[:4] if getattr(value, 'ndim', 0) == 2 else value
     for name, value in context.items()
   }
@@ -62,10 +62,10 @@ def test_replay_applies_the_recorded_masks():
     cache = DecisionCache(decisions)
     return update_signal(tx, signal, state, stats, **context, decisions=cache)
 
-  part, part_state = replay(signal, stats, rows, half)
-  np.testing.assert_array_equal(part.logprobs, whole.logprobs[:4])
+  replayed, replayed_state = replay(signal, stats, half_context, half_decisions)
+  np.testing.assert_array_equal(replayed.logprobs, recorded.logprobs[:4])
   for actual_leaf, expected_leaf in zip(
-    jax.tree.leaves(part_state), jax.tree.leaves(new_state), strict=True
+    jax.tree.leaves(replayed_state), jax.tree.leaves(new_state), strict=True
   ):
     np.testing.assert_array_equal(actual_leaf, expected_leaf)
 
@@ -102,7 +102,7 @@ def test_summaries_of_micro_batch_scope_sum_to_the_batch():
 
   @jax.jit
   def whole_and_halves(stats, context):
-    whole = run(DecisionCache(), stats, context)
+    whole_cache = run(DecisionCache(), stats, context)
 
     def half(rows):
       decisions, stats, context = rows
@@ -117,34 +117,34 @@ def test_summaries_of_micro_batch_scope_sum_to_the_batch():
       half(
         jax.tree.map(
           lambda x, rows=rows: x[rows] if x.ndim == 2 else x,
-          (whole.decisions, stats, context),
+          (whole_cache.decisions, stats, context),
         )
       )
       for rows in (slice(0, 4), slice(4, 8))
     ]
-    added = jax.tree.map(jnp.add, *halves)
-    shown = covrl.explain(tx, stats, **context)
+    summed = jax.tree.map(jnp.add, *halves)
+    explained = covrl.explain(tx, stats, **context)
     return (
-      whole.decisions,
+      whole_cache.decisions,
       halves,
-      [s.as_batch_summary(2) for s in added],
-      shown,
+      [s.as_batch_summary(2) for s in summed],
+      explained,
     )
 
-  decisions, halves, (total,), shown = whole_and_halves(stats, context)
+  decisions, halves, (total,), explained = whole_and_halves(stats, context)
   # Recorded for the batch: the second transform's alone.
-  assert {key: type(each) for key, each in decisions.items()} == {
+  assert {key: type(decision) for key, decision in decisions.items()} == {
     'token_masked[1]/selection': covrl.Selection,
     'token_masked[1]/summary': covrl.SelectionSummary,
   }
   # ⌊0.05 · 80⌋ tokens of each half, not ⌊0.05 · 160⌋ of the batch.
-  assert [int(part.selected) for (part,) in halves] == [4, 4]
+  assert [int(summary.selected) for (summary,) in halves] == [4, 4]
   assert int(total.selected) == int(total.quota) == 8
   assert int(total.eligible) == 160
-  thresholds = [float(part.threshold) for (part,) in halves]
+  thresholds = [float(summary.threshold) for (summary,) in halves]
   np.testing.assert_allclose(total.threshold, np.mean(thresholds), rtol=1e-6)
   # `explain` returns both, in the order of the chain.
-  assert [int(each.quota) for each in shown] == [8, 2]
+  assert [int(decision.quota) for decision in explained] == [8, 2]
 
 
 def test_refuses_decisions_of_another_chain():

@@ -50,11 +50,11 @@ def test_prefix_sums_to_the_amount_with_one_partial_token():
   values = jnp.asarray(
     np.random.default_rng(0).normal(size=(16, 32)), jnp.float32
   )
-  positive = float(jnp.sum(jnp.maximum(values, 0)))
+  positive_sum = float(jnp.sum(jnp.maximum(values, 0)))
   for fraction in (0.01, 0.3, 0.999):
-    shares = share(values, fraction * positive)
+    shares = share(values, fraction * positive_sum)
     np.testing.assert_allclose(
-      jnp.sum(shares * values), fraction * positive, rtol=1e-5
+      jnp.sum(shares * values), fraction * positive_sum, rtol=1e-5
     )
     lowest = jnp.min(jnp.where(shares > 0, values, jnp.inf))
     highest = jnp.max(jnp.where(shares == 0, values, -jnp.inf))
@@ -114,14 +114,14 @@ def test_micro_batches_use_the_decisions_of_the_batch(batch):
   state = token_tx.init(TokenStats.template())
   context = context | {'entropy': jnp.mean(stats.entropy)}
   cache = DecisionCache()
-  whole, _ = covrl.update_signal(
+  batch_edited, _ = covrl.update_signal(
     token_tx, signal, state, stats, **context, decisions=cache
   )
 
   def rows(tree):
     return jax.tree.map(lambda x: x[:4] if x.ndim == 2 else x, tree)
 
-  part, _ = covrl.update_signal(
+  micro_batch_edited, _ = covrl.update_signal(
     token_tx,
     rows(signal),
     state,
@@ -129,7 +129,9 @@ def test_micro_batches_use_the_decisions_of_the_batch(batch):
     **rows(context),
     decisions=DecisionCache(rows(cache.decisions)),
   )
-  np.testing.assert_array_equal(part.logprobs, whole.logprobs[:4])
+  np.testing.assert_array_equal(
+    micro_batch_edited.logprobs, batch_edited.logprobs[:4]
+  )
 
 
 def test_refuses_bad_input():

@@ -84,21 +84,21 @@ def lp_reg_in_numpy(
   ranked, proxy, new, targets, advantages, fraction, largest=10.0
 ):
   """The gradient of the published loss's penalty, from whole distributions."""
-  survives = proxy >= proxy.max(-1, keepdims=True) + np.log(0.1)
-  mass = np.sum(np.exp(proxy) * survives, -1)
+  is_kept = proxy >= proxy.max(-1, keepdims=True) + np.log(0.1)
+  mass = np.sum(np.exp(proxy) * is_kept, -1)
   target = take_targets(proxy, targets) - np.log(mass)
-  target = np.where(take_targets(survives, targets), target, -1e4)
-  negative = MASK & (advantages < 0)
-  count = int(fraction * negative.sum())
+  target = np.where(take_targets(is_kept, targets), target, -1e4)
+  is_negative = MASK & (advantages < 0)
+  count = int(fraction * is_negative.sum())
   order = np.argsort(
-    np.where(negative, take_targets(ranked, targets), np.inf), None
+    np.where(is_negative, take_targets(ranked, targets), np.inf), None
   )
-  rare = np.isin(np.arange(MASK.size), order[:count]).reshape(MASK.shape)
+  is_rare = np.isin(np.arange(MASK.size), order[:count]).reshape(MASK.shape)
   log_pi = take_targets(new, targets)
   kl = np.exp(target - log_pi) - (target - log_pi) - 1
-  applies = rare & (log_pi < target) & (kl <= largest)
-  gradient = np.where(applies, 1 - np.exp(target - log_pi), 0)
-  return gradient / MASK.sum(), applies
+  is_penalised = is_rare & (log_pi < target) & (kl <= largest)
+  gradient = np.where(is_penalised, 1 - np.exp(target - log_pi), 0)
+  return gradient / MASK.sum(), is_penalised
 
 
 @pytest.mark.parametrize(
@@ -115,10 +115,10 @@ def test_lp_reg_is_the_gradient_of_its_penalty(case, proxy, source):
     allow_large=True,
   )
   policies = {'old': old, 'current': new}
-  expected, applies = lp_reg_in_numpy(
+  expected, is_penalised = lp_reg_in_numpy(
     policies[source], policies[proxy], new, targets, advantages, 0.6
   )
-  assert 2 < applies.sum() < (MASK & (advantages < 0)).sum() * 0.6
+  assert 2 < is_penalised.sum() < (MASK & (advantages < 0)).sum() * 0.6
   edited = run(chain, old, new, targets, advantages)
   np.testing.assert_allclose(
     edited.logprobs, 2 * expected, rtol=1e-4, atol=1e-7
@@ -129,17 +129,17 @@ def test_lp_reg_is_the_gradient_of_its_penalty(case, proxy, source):
 def test_lp_reg_has_no_gradient_where_its_penalty_is_above_ten(case):
   old, _, targets, advantages = case
   # The log-probabilities of sampled tokens have fallen by up to five nats.
-  fall = np.random.default_rng(1).uniform(0, 5, (ROWS, LENGTH, 1))
-  fallen = log_softmax(old - fall * np.eye(VOCABULARY)[targets])
-  expected, applies = lp_reg_in_numpy(
-    old, old, fallen, targets, advantages, 0.9
+  decrease = np.random.default_rng(1).uniform(0, 5, (ROWS, LENGTH, 1))
+  new = log_softmax(old - decrease * np.eye(VOCABULARY)[targets])
+  expected, is_penalised = lp_reg_in_numpy(
+    old, old, new, targets, advantages, 0.9
   )
-  unlimited = lp_reg_in_numpy(
-    old, old, fallen, targets, advantages, 0.9, largest=np.inf
+  is_penalised_without_bound = lp_reg_in_numpy(
+    old, old, new, targets, advantages, 0.9, largest=np.inf
   )[1]
-  assert 0 < applies.sum() < unlimited.sum()
+  assert 0 < is_penalised.sum() < is_penalised_without_bound.sum()
   chain = covrl.lp_reg(0.9, min_p=0.1, allow_large=True)
-  edited = run(chain, old, fallen, targets, advantages)
+  edited = run(chain, old, new, targets, advantages)
   np.testing.assert_allclose(edited.logprobs, expected, rtol=1e-4, atol=1e-7)
 
 
@@ -178,9 +178,9 @@ def test_aent_is_the_gradient_of_the_entropy_of_the_likely_tokens(case):
 
   def by_hand(hidden):
     """The bonus with the removed tokens' logits at −∞."""
-    kept = hidden >= jnp.sort(hidden, -1)[..., 3:4]
-    log_pi = jax.nn.log_softmax(jnp.where(kept, hidden, -1e9))
-    terms = jnp.where(kept, jnp.exp(log_pi) * log_pi, 0)
+    is_likely = hidden >= jnp.sort(hidden, -1)[..., 3:4]
+    log_pi = jax.nn.log_softmax(jnp.where(is_likely, hidden, -1e9))
+    terms = jnp.where(is_likely, jnp.exp(log_pi) * log_pi, 0)
     return 0.5 * jnp.sum(weights * jnp.sum(terms, -1))
 
   np.testing.assert_allclose(

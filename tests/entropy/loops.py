@@ -11,12 +11,12 @@ def replay(controller, entropies):
 
   @jax.jit
   def run(entropies):
-    def advance(state, reading):
-      step, entropy = reading
+    def advance(state, step_and_entropy):
+      step, entropy = step_and_entropy
       context = {'entropy': entropy, 'step': step}
-      value = controller(state, **context)
+      coefficient = controller(state, **context)
       state = controller.update(state, **context)
-      return state, (value, state)
+      return state, (coefficient, state)
 
     steps = jnp.arange(len(entropies))
     return jax.lax.scan(advance, controller.init(), (steps, entropies))[1]
@@ -42,16 +42,18 @@ def closed_loop(
   """
   errors = noise * np.random.default_rng(1).normal(size=updates)
 
-  def advance(carry, reading):
+  def advance(carry, step_and_error):
     entropy, state = carry
-    step, error = reading
+    step, error = step_and_error
     context = {'entropy': entropy + error, 'step': step}
-    value = controller(state, **context)
+    coefficient = controller(state, **context)
     state = controller.update(state, **context)
-    next_entropy = jnp.maximum(entropy + drift + slope * value, 0.0)
-    return (next_entropy, state), (next_entropy, value)
+    next_entropy = jnp.maximum(entropy + drift + slope * coefficient, 0.0)
+    return (next_entropy, state), (next_entropy, coefficient)
 
-  first = jnp.asarray(start), controller.init()
-  readings = (jnp.arange(updates), jnp.asarray(errors))
-  (_, state), (entropy, value) = jax.lax.scan(advance, first, readings)
-  return np.asarray(entropy), np.asarray(value), state
+  initial = jnp.asarray(start), controller.init()
+  steps_and_errors = (jnp.arange(updates), jnp.asarray(errors))
+  (_, state), (entropy, coefficient) = jax.lax.scan(
+    advance, initial, steps_and_errors
+  )
+  return np.asarray(entropy), np.asarray(coefficient), state

@@ -47,7 +47,7 @@ def run(token_tx, batch, **more):
   return update(zero_signal, state, stats, **context, **more)
 
 
-def explained(token_tx, stats, **context):
+def first_selection(token_tx, stats, **context):
   """The chain's first selection."""
   return jax.jit(functools.partial(covrl.explain, token_tx))(stats, **context)[
     0
@@ -115,16 +115,18 @@ def test_penalty_is_zero_where_the_policy_is_unchanged(batch):
 
 def test_selects_by_old_statistics_by_default(batch):
   stats, context = batch
-  other = TokenStats(logprobs=stats.logprobs[:, ::-1], entropy=stats.entropy)
-  old = covrl.kl_cov(fraction=0.05)
-  np.testing.assert_array_equal(
-    explained(old, stats, **context).mask,
-    explained(old, other, **context).mask,
+  reversed_stats = TokenStats(
+    logprobs=stats.logprobs[:, ::-1], entropy=stats.entropy
   )
-  current = covrl.kl_cov(fraction=0.05, selection_source='current')
+  old_method = covrl.kl_cov(fraction=0.05)
+  np.testing.assert_array_equal(
+    first_selection(old_method, stats, **context).mask,
+    first_selection(old_method, reversed_stats, **context).mask,
+  )
+  current_method = covrl.kl_cov(fraction=0.05, selection_source='current')
   assert (
-    explained(current, stats, **context).mask
-    != explained(current, other, **context).mask
+    first_selection(current_method, stats, **context).mask
+    != first_selection(current_method, reversed_stats, **context).mask
   ).any()
 
 
@@ -139,7 +141,7 @@ def test_every_score_ranks_by_its_formula(batch, score):
     }
   )
   tx = covrl.kl_cov(fraction=0.05, score=score)
-  chosen = explained(tx, stats, **context, old_moments=moments)
+  chosen = first_selection(tx, stats, **context, old_moments=moments)
   logp = np.asarray(context['old_logprobs'], float)
   entropy = np.asarray(context['old_entropy'], float)
   advantage = np.asarray(context['advantages'], float)
@@ -205,7 +207,7 @@ def test_summary_counts_quadrants(batch):
   _, state = run(covrl.kl_cov(fraction=0.05), batch)
   mask = np.asarray(context['mask'])
   chosen = np.asarray(
-    explained(covrl.kl_cov(fraction=0.05), stats, **context).mask
+    first_selection(covrl.kl_cov(fraction=0.05), stats, **context).mask
   )
   logp, advantage = (
     np.asarray(context['old_logprobs']),
@@ -227,12 +229,12 @@ def test_summary_counts_quadrants(batch):
 @pytest.mark.parametrize('value', [jnp.nan, -jnp.inf])
 def test_statistics_that_are_not_finite_are_left_out_and_counted(batch, value):
   stats, context = batch
-  where = np.argwhere(np.asarray(context['mask']))[0]
-  old = context['old_logprobs'].at[tuple(where)].set(value)
+  token = np.argwhere(np.asarray(context['mask']))[0]
+  old = context['old_logprobs'].at[tuple(token)].set(value)
   context = context | {'old_logprobs': old}
-  selection = explained(covrl.kl_cov(fraction=0.05), stats, **context)
+  selection = first_selection(covrl.kl_cov(fraction=0.05), stats, **context)
   assert int(selection.nonfinite) == 1
-  assert not bool(selection.mask[tuple(where)])
+  assert not bool(selection.mask[tuple(token)])
   assert bool(jnp.all(jnp.isfinite(selection.scores)))
 
 
@@ -240,7 +242,7 @@ def test_selects_nothing_without_eligible_tokens(batch):
   stats, context = batch
   empty = context | {'mask': jnp.zeros_like(context['mask'])}
   for tx in (covrl.kl_cov(fraction=0.05, minimum=1), covrl.clip_cov(0.05)):
-    selection = explained(tx, stats, **empty)
+    selection = first_selection(tx, stats, **empty)
     assert int(selection.mask.sum()) == 0
     assert float(selection.threshold) == 0
   flat = context | {'advantages': jnp.zeros_like(context['advantages'])}

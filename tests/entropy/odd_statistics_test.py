@@ -41,7 +41,7 @@ def batch():
   return stats, context
 
 
-def explained(token_tx, stats, context):
+def first_selection(token_tx, stats, context):
   """The chain's first selection."""
   explain = jax.jit(functools.partial(covrl.explain, token_tx))
   return explain(stats, **context)[0]
@@ -117,7 +117,7 @@ def test_current_statistics_that_are_not_finite_are_not_selected(batch, value):
     logprobs=stats.logprobs.at[1, 2].set(value), entropy=stats.entropy
   )
   tx = covrl.kl_cov(0.05, selection_source='current', minimum=40)
-  selection = explained(tx, spoilt, context)
+  selection = first_selection(tx, spoilt, context)
   assert int(selection.nonfinite) == 1
   # With a quota of forty, all 39 finite ones are selected.
   assert int(selection.mask.sum()) == 39
@@ -175,10 +175,10 @@ def test_equal_scores_select_the_first_tokens(batch):
   kl_cov, clip_cov, _, _ = state
   assert int(kl_cov.summary.selected) == 2
   assert float(kl_cov.summary.threshold) == 0
-  selection = explained(covrl.kl_cov(0.05), stats, flat)
+  selection = first_selection(covrl.kl_cov(0.05), stats, flat)
   np.testing.assert_array_equal(np.argwhere(selection.mask), [[0, 0], [0, 1]])
   assert int(clip_cov.summary.eligible) == 40
-  band = explained(covrl.clip_cov(0.05, minimum=1), stats, flat)
+  band = first_selection(covrl.clip_cov(0.05, minimum=1), stats, flat)
   assert int(band.eligible) == int(band.mask.sum()) == 0
 
 
@@ -189,7 +189,9 @@ def test_a_quota_beyond_the_eligible_takes_all_of_them(batch):
     scores
   )
   np.testing.assert_array_equal(chosen, ~jnp.isnan(scores))
-  band = explained(covrl.clip_cov(0.05, low=1.0, minimum=40), stats, context)
+  band = first_selection(
+    covrl.clip_cov(0.05, low=1.0, minimum=40), stats, context
+  )
   assert int(band.quota) == 40
   assert 0 < int(band.eligible) == int(band.mask.sum()) < 40
   kept = jax.jit(top_entropy(1.0))(stats, **context)
@@ -250,7 +252,7 @@ def test_tokens_whose_drain_is_nan_are_counted(batch):
   moments = TokenMoments(
     square=ones.at[0, 0].set(NAN), square_log=-ones, square_log_square=ones
   )
-  selection = explained(
+  selection = first_selection(
     covrl.detach_drain(0.1), stats, context | {'moments': moments}
   )
   assert int(selection.nonfinite) == 1

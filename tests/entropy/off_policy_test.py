@@ -85,13 +85,13 @@ def test_ce_gppo_is_the_gradient_of_its_loss(batch):
     a = context['advantages']
     log_ratio = jnp.where(mask, logprobs - context['old_logprobs'], 0)
     ratio = jnp.exp(log_ratio)
-    kept = ratio / jax.lax.stop_gradient(ratio)
-    fallen = (ratio < 1 - 0.1) & (a < 0)
-    risen = (ratio > 1 + 0.15) & (a > 0)
-    assert fallen.shape == risen.shape
-    losses = jnp.where(fallen, -0.5 * 0.9 * kept * a, -ratio * a)
-    losses = jnp.where(risen, -0.9 * 1.15 * kept * a, losses)
-    return jnp.sum(context['weights'] * losses), fallen.sum() * risen.sum()
+    ratio_gradient = ratio / jax.lax.stop_gradient(ratio)
+    is_below = (ratio < 1 - 0.1) & (a < 0)
+    is_above = (ratio > 1 + 0.15) & (a > 0)
+    assert is_below.shape == is_above.shape
+    losses = jnp.where(is_below, -0.5 * 0.9 * ratio_gradient * a, -ratio * a)
+    losses = jnp.where(is_above, -0.9 * 1.15 * ratio_gradient * a, losses)
+    return jnp.sum(context['weights'] * losses), is_below.sum() * is_above.sum()
 
   expected, num_clipped = jax.jit(jax.grad(published, has_aux=True))(
     stats.logprobs

@@ -42,7 +42,7 @@ def case():
     yield logits, targets, stats, signal, context
 
 
-def realised(case, signal, eta=1e-6):
+def realised_change(case, signal, eta=1e-6):
   """Derivative of the summed entropy by the size of a descent step, numerically."""
   logits, targets, *_ = case
 
@@ -59,9 +59,11 @@ def test_the_predicted_change_of_any_signal_is_the_realised_one(case, x64):
   *_, stats, signal, context = case
   rng = np.random.default_rng(1)
   mixed = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), signal)
-  for each in (signal, mixed):
-    predicted = jnp.sum(entropy_change(each, stats, context['moments']))
-    np.testing.assert_allclose(predicted, realised(case, each), rtol=1e-6)
+  for tested in (signal, mixed):
+    predicted = jnp.sum(entropy_change(tested, stats, context['moments']))
+    np.testing.assert_allclose(
+      predicted, realised_change(case, tested), rtol=1e-6
+    )
 
 
 def test_policy_gradient_changes_entropy_by_the_exact_score(case, x64):
@@ -106,10 +108,10 @@ CONTROLLED = {
 def test_controller_at_its_target_keeps_the_entropy_constant(case, x64, name):
   *_, stats, signal, context = case
   entropy = jnp.mean(stats.entropy)
-  target_rise = 0.05 * float(abs(realised(case, signal)))
-  for rise in (0.0, target_rise):
+  increase = 0.05 * float(abs(realised_change(case, signal)))
+  for target_change in (0.0, increase):
     controller = covrl.target_entropy(
-      float(entropy) + rise * 20, horizon=20.0, maximum=1e3
+      float(entropy) + target_change * 20, horizon=20.0, maximum=1e3
     )
     token_tx = CONTROLLED[name](controller)
     edited, state = jax.jit(
@@ -123,10 +125,10 @@ def test_controller_at_its_target_keeps_the_entropy_constant(case, x64, name):
       )
     )(signal)
     del state
-    change = realised(case, edited)
+    change = realised_change(case, edited)
     # The signal alone would have lowered it.
-    assert realised(case, signal) < -0.05
-    np.testing.assert_allclose(change, rise, atol=1e-5)
+    assert realised_change(case, signal) < -0.05
+    np.testing.assert_allclose(change, target_change, atol=1e-5)
 
 
 def test_predicts_the_effect_on_selected_tokens_only(case, x64):
@@ -162,7 +164,7 @@ def test_predicts_the_effect_on_selected_tokens_only(case, x64):
   np.testing.assert_allclose(predictions[0].drift, expected.drift, rtol=1e-12)
   np.testing.assert_allclose(
     predictions[0].effect,
-    realised(case, bonus(1.0)) - realised(case, signal),
+    realised_change(case, bonus(1.0)) - realised_change(case, signal),
     rtol=1e-5,
   )
 

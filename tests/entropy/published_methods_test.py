@@ -25,17 +25,17 @@ MODES: dict[str, WeightMode] = {
 
 def context_of(case, dtype):
   """Statistics and context of a published case."""
-  mask = case.given('response_mask')
+  mask = case.input('response_mask')
   weights = covrl.token_weights(
     mask, MODES[case.options['loss_agg_mode']], length=case.shape[1]
   ).astype(dtype)
   if 'rollout_is_weights' in case:
-    weights = weights * case.given('rollout_is_weights', dtype)
-  logprobs = case.given('log_prob', dtype)
+    weights = weights * case.input('rollout_is_weights', dtype)
+  logprobs = case.input('log_prob', dtype)
   stats = TokenStats(logprobs=logprobs, entropy=jnp.zeros_like(logprobs))
   context = {
-    'advantages': case.given('advantages', dtype),
-    'old_logprobs': case.given('old_log_prob', dtype),
+    'advantages': case.input('advantages', dtype),
+    'old_logprobs': case.input('old_log_prob', dtype),
     'mask': mask,
     'weights': weights,
     'key': jax.random.key(0),

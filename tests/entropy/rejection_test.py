@@ -75,12 +75,12 @@ def factors(token_tx, stats, context):
   return after
 
 
-def rows_of(stats, context, part):
+def rows_of(stats, context, rows):
   """Some rows of a batch."""
-  return jax.tree.map(lambda x: x[part], (stats, context))
+  return jax.tree.map(lambda x: x[rows], (stats, context))
 
 
-def check(token_tx, expected, values=None):
+def check_factors(token_tx, expected, values=None):
   """Asserts that a transform multiplies by the expected factors."""
   after = factors(token_tx, *batch_of(values or arrays()))
   np.testing.assert_array_equal(after.logprobs, after.entropy)
@@ -91,9 +91,9 @@ def check(token_tx, expected, values=None):
 def test_icepop_and_decoupled_ppo_drop_tokens_by_their_ratio():
   a = arrays()
   ratio = np.exp(a['old_logprobs'] - a['sampler_logprobs'])
-  inside = (ratio >= 0.8) & (ratio <= 1.2)
-  check(icepop(0.8, 1.2), np.where(inside, ratio, 0))
-  check(decoupled_ppo(1.2), np.where(ratio <= 1.2, ratio, 0))
+  is_within_bounds = (ratio >= 0.8) & (ratio <= 1.2)
+  check_factors(icepop(0.8, 1.2), np.where(is_within_bounds, ratio, 0))
+  check_factors(decoupled_ppo(1.2), np.where(ratio <= 1.2, ratio, 0))
 
 
 def test_decoupled_ppo_is_the_gradient_of_its_loss():
@@ -139,14 +139,16 @@ def test_sequences_are_rejected_by_every_statistic(kind, reduction):
   )
   limit = float(np.median(actual))
   kept = (actual <= limit)[:, None] * np.ones(MASK.shape)
-  check(reject_sequences(limit * 1.001, kind=kind, reduction=reduction), kept)
+  check_factors(
+    reject_sequences(limit * 1.001, kind=kind, reduction=reduction), kept
+  )
 
 
 def test_entropy_ratio_clip_drops_tokens_by_their_entropy_ratio():
   a = arrays()
   ratio = a['entropy'] / a['old_entropy']
   kept = (ratio >= 0.95) & (ratio <= 1.03)
-  check(entropy_ratio_clip(0.05, 0.03), kept.astype(float))
+  check_factors(entropy_ratio_clip(0.05, 0.03), kept.astype(float))
 
 
 def test_rounding_of_a_deterministic_policy_is_not_a_change_of_entropy():
@@ -162,39 +164,41 @@ def test_rounding_of_a_deterministic_policy_is_not_a_change_of_entropy():
 @pytest.mark.parametrize('name', METHODS)
 def test_factors_do_not_depend_on_packing_order_or_mesh(name):
   values, token_tx = arrays(), METHODS[name]
-  plain = np.asarray(factors(token_tx, *batch_of(values)).logprobs)
-  assert (plain[MASK] == 0).any()
+  expected_factors = np.asarray(factors(token_tx, *batch_of(values)).logprobs)
+  assert (expected_factors[MASK] == 0).any()
   # Two sequences per row, where they fit.
-  pairs = [(1, 4), (3, 2), (0,), (7, 6), (5,)]
-  packed = {x: np.full((8, LENGTH), np.nan) for x in values}
+  packed_rows = [(1, 4), (3, 2), (0,), (7, 6), (5,)]
+  packed = {entry: np.full((8, LENGTH), np.nan) for entry in values}
   mask, ids = np.zeros((8, LENGTH), bool), np.zeros((8, LENGTH), np.int32)
   slices = {}
-  for row, members in enumerate(pairs):
+  for row, sequences in enumerate(packed_rows):
     start = 0
-    for number, i in enumerate(members):
-      cells = (row, slice(start, start + LENGTHS[i]))
-      slices[i], start = cells, start + LENGTHS[i]
-      mask[cells], ids[cells] = True, number + 1
-      for x, value in values.items():
-        packed[x][cells] = value[i, : LENGTHS[i]]
+    for number, i in enumerate(sequences):
+      columns = (row, slice(start, start + LENGTHS[i]))
+      slices[i], start = columns, start + LENGTHS[i]
+      mask[columns], ids[columns] = True, number + 1
+      for entry, value in values.items():
+        packed[entry][columns] = value[i, : LENGTHS[i]]
   batch = batch_of(packed, mask, ids)
   for other in (batch, shard_batch(batch, make_mesh((4, 2)))):
     result = np.asarray(factors(token_tx, *other).logprobs)
-    for i, cells in slices.items():
+    for i, columns in slices.items():
       np.testing.assert_allclose(
-        result[cells], plain[i, : LENGTHS[i]], rtol=1e-6
+        result[columns], expected_factors[i, : LENGTHS[i]], rtol=1e-6
       )
   # Rows in another order, and in two micro-batches.
   stats, context = batch_of(values)
   order = np.random.default_rng(1).permutation(ROWS)
   shuffled = factors(token_tx, *rows_of(stats, context, order)).logprobs
-  expected = plain[order][MASK[order]]
+  expected = expected_factors[order][MASK[order]]
   np.testing.assert_array_equal(shuffled[MASK[order]], expected)
   halves = [
     np.asarray(factors(token_tx, *rows_of(stats, context, part)).logprobs)
     for part in (slice(0, 4), slice(4, 8))
   ]
-  np.testing.assert_array_equal(np.concatenate(halves)[MASK], plain[MASK])
+  np.testing.assert_array_equal(
+    np.concatenate(halves)[MASK], expected_factors[MASK]
+  )
 
 
 def test_composes_with_covariance_methods_and_controllers():
@@ -208,7 +212,7 @@ def test_composes_with_covariance_methods_and_controllers():
     'step': jnp.asarray(0),
     'key': jax.random.key(0),
   }
-  rest = optax.chain(
+  covariance_chain = optax.chain(
     covrl.clip_cov(0.05, low=-9.0, high=9.0),
     covrl.kl_cov(0.05),
     covrl.entropy_bonus(covrl.controllers.adaptive_bonus(0.9)),
@@ -221,17 +225,19 @@ def test_composes_with_covariance_methods_and_controllers():
 
   @functools.partial(jax.jit, compiler_options=QUICK)
   def run_without_and_with():
-    return run(rest), run(optax.chain(*METHODS.values(), rest))
+    return run(covariance_chain), run(
+      optax.chain(*METHODS.values(), covariance_chain)
+    )
 
   signal = jax.grad(lambda s: covrl.policy_gradient(s, **context)[0])(stats)
   context |= {'clipped': jnp.zeros(MASK.shape, bool)}
-  (plain, before), (after, (*_, state)) = run_without_and_with()
+  (without, state_without), (after, (*_, state)) = run_without_and_with()
   for actual_leaf, expected_leaf in zip(
-    *map(jax.tree.leaves, (before, state)), strict=True
+    *map(jax.tree.leaves, (state_without, state)), strict=True
   ):
     np.testing.assert_array_equal(actual_leaf, expected_leaf)
-  assert (after.logprobs != plain.logprobs)[MASK].any()
-  np.testing.assert_array_equal(after.entropy[MASK], plain.entropy[MASK])
+  assert (after.logprobs != without.logprobs)[MASK].any()
+  np.testing.assert_array_equal(after.entropy[MASK], without.entropy[MASK])
 
 
 @pytest.mark.parametrize('name', METHODS)
@@ -242,8 +248,8 @@ def test_nan_statistics_give_nan_factors(name):
   factor = np.asarray(factors(METHODS[name], *batch_of(values)).logprobs)
   assert np.isnan(factor[2, 3])
   # The masked rest of the rows is NaN, too, and has no effect.
-  others = MASK & (np.arange(ROWS) != 2)[:, None]
-  assert np.isfinite(factor[others]).all()
+  other_rows = MASK & (np.arange(ROWS) != 2)[:, None]
+  assert np.isfinite(factor[other_rows]).all()
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,6 @@ def test_vmap_over_fractions_equals_single_selections():
   def choose(fraction):
     return select_top(scores, mask, fraction=fraction)
 
-  together = jax.jit(jax.vmap(choose))(fractions)
-  for fraction, chosen in zip(fractions, together, strict=True):
+  masks = jax.jit(jax.vmap(choose))(fractions)
+  for fraction, chosen in zip(fractions, masks, strict=True):
     np.testing.assert_array_equal(chosen, jax.jit(choose)(fraction))

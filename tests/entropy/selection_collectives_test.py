@@ -139,17 +139,17 @@ def test_sequence_sums_on_fake_devices_exchange_boundaries_only(
 
 def test_collective_bytes_are_counted(fake_mesh):
   """An all-gather in a loop counts once per iteration."""
-  rows = NamedSharding(fake_mesh, PartitionSpec('data', None))
-  whole = NamedSharding(fake_mesh, PartitionSpec())
+  sharded = NamedSharding(fake_mesh, PartitionSpec('data', None))
+  replicated = NamedSharding(fake_mesh, PartitionSpec())
 
   def sort_gathered(x):
     def body(_, x):
-      x = jax.lax.with_sharding_constraint(x, whole)
-      return jax.lax.with_sharding_constraint(jnp.sort(x, axis=0), rows)
+      x = jax.lax.with_sharding_constraint(x, replicated)
+      return jax.lax.with_sharding_constraint(jnp.sort(x, axis=0), sharded)
 
     return jax.lax.fori_loop(0, 5, body, x)
 
-  x = jax.ShapeDtypeStruct((64, 32), jnp.float32, sharding=rows)
+  x = jax.ShapeDtypeStruct((64, 32), jnp.float32, sharding=sharded)
   text = jax.jit(sort_gathered).lower(x).compile().as_text()
   assert text is not None
   assert collective_bytes(text, 1000)['all-gather'] == 5 * 64 * 32 * 4

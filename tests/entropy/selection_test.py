@@ -73,7 +73,7 @@ def select_both(scores, mask, sequences, positions):
   top = select_top(
     scores, mask, fraction=0.1, sequence_ids=sequences, positions=positions
   )
-  drawn = select_random(
+  random_choice = select_random(
     mask,
     fraction=0.1,
     key=jax.random.key(7),
@@ -81,7 +81,7 @@ def select_both(scores, mask, sequences, positions):
     sequence_ids=sequences,
     positions=positions,
   )
-  return top, drawn
+  return top, random_choice
 
 
 @pytest.mark.parametrize('shape', [(8,), (4, 2), (2, 2, 2)])
@@ -150,12 +150,14 @@ _NORMAL = st.floats(-5, 5, width=32, allow_subnormal=False)
 )
 def test_quantile_equals_that_of_sorted_values(values, mask, level):
   actual = exact_quantile(jnp.asarray(values), jnp.asarray(mask), level)
-  kept = np.sort(values[mask])
-  if kept.size == 0:
+  sorted_values = np.sort(values[mask])
+  if sorted_values.size == 0:
     assert jnp.isnan(actual)
   else:
-    rank = max(int(np.ceil(np.float32(level) * np.float32(kept.size))), 1)
-    assert float(actual) == float(kept[rank - 1])
+    rank = max(
+      int(np.ceil(np.float32(level) * np.float32(sorted_values.size))), 1
+    )
+    assert float(actual) == float(sorted_values[rank - 1])
 
 
 def test_refuses_a_percentage_as_fraction():

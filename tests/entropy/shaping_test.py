@@ -28,8 +28,8 @@ def check_rescaled(batch, token_tx, advantages):
   """Asserts that the chain has the effect of other advantages in the loss."""
   stats, context = batch
   _, after = cotangents(token_tx, clipped, stats, context)
-  others = context | {'advantages': jnp.asarray(advantages, jnp.float32)}
-  expected = jax.grad(lambda s: clipped(s, **others)[0])(stats)
+  rescaled = context | {'advantages': jnp.asarray(advantages, jnp.float32)}
+  expected = jax.grad(lambda s: clipped(s, **rescaled)[0])(stats)
   np.testing.assert_allclose(
     after.logprobs, expected.logprobs, rtol=2e-5, atol=1e-8
   )
@@ -67,8 +67,8 @@ def test_entropic_weights_advantages_by_their_sign_and_its_controller(batch):
   token_tx = covrl.entropic(0.5, proportional=2.0, integral=0.1)
   check_rescaled(batch, token_tx, expected)
   # Far from the target one sign has weight 0, and neither changes its sign.
-  far = covrl.entropic(0.5, proportional=100.0)
-  check_rescaled(batch, far, np.where(a > 0, 0, 2 * a))
+  far_from_target = covrl.entropic(0.5, proportional=100.0)
+  check_rescaled(batch, far_from_target, np.where(a > 0, 0, 2 * a))
 
 
 def test_entrocraft_keeps_samples_that_move_entropy_into_the_band(batch):
@@ -118,15 +118,15 @@ def test_forking_tokens_keeps_the_highest_entropies(batch):
   ]
   for source, name in sources:
     entropy = np.where(mask, as_numpy(batch)[name], -np.inf)
-    kept = entropy >= np.sort(entropy.ravel())[-int(0.2 * mask.sum())]
+    is_kept = entropy >= np.sort(entropy.ravel())[-int(0.2 * mask.sum())]
     token_tx = covrl.forking_tokens(0.2, selection_source=source)
     before, after = cotangents(token_tx, covrl.policy_gradient, stats, context)
-    expected = np.where(kept, before.logprobs, 0)
+    expected = np.where(is_kept, before.logprobs, 0)
     np.testing.assert_array_equal(after.logprobs, expected)
-    assert kept.sum() == int(0.2 * mask.sum())
+    assert is_kept.sum() == int(0.2 * mask.sum())
 
 
-def in_two_parts(token_tx, batch):
+def whole_and_halves(token_tx, batch):
   """The chain on each half of the rows, with the decisions of the whole."""
   stats, context = batch
 
@@ -140,21 +140,21 @@ def in_two_parts(token_tx, batch):
     )
     return after.logprobs, cache.decisions
 
-  def rows(tree, part):
-    return jax.tree.map(lambda x: x[part] if jnp.ndim(x) == 2 else x, tree)
+  def rows(tree, selected):
+    return jax.tree.map(lambda x: x[selected] if jnp.ndim(x) == 2 else x, tree)
 
   whole, decisions = edit(stats, context, None)
   halves = [
-    edit(*rows((stats, context, decisions), part))[0]
-    for part in (slice(0, ROWS // 2), slice(ROWS // 2, None))
+    edit(*rows((stats, context, decisions), selected))[0]
+    for selected in (slice(0, ROWS // 2), slice(ROWS // 2, None))
   ]
   return whole, jnp.concatenate(halves)
 
 
 @pytest.mark.parametrize('make', [covrl.steer, covrl.forking_tokens])
 def test_batch_quantities_are_the_same_in_every_micro_batch(batch, make):
-  np.testing.assert_array_equal(*in_two_parts(make(), batch))
-  whole, halves = in_two_parts(make(scope='micro_batch'), batch)
+  np.testing.assert_array_equal(*whole_and_halves(make(), batch))
+  whole, halves = whole_and_halves(make(scope='micro_batch'), batch)
   assert (whole != halves).any()
 
 
@@ -192,8 +192,8 @@ def test_composition_keeps_dtype_and_ignores_tokens_off_the_mask(batch):
   after, state, new_state = edit(stats, context)
   assert after.logprobs.dtype == after.entropy.dtype == jnp.bfloat16
   assert bool(jnp.isfinite(after.logprobs.astype(jnp.float32)).all())
-  off = np.asarray(after.logprobs)[~np.asarray(context['mask'])]
-  assert not off.any()
+  off_mask = np.asarray(after.logprobs)[~np.asarray(context['mask'])]
+  assert not off_mask.any()
   assert {leaf.ndim for leaf in jax.tree.leaves(new_state)} == {0}
   assert jax.tree.map(dtype, state) == jax.tree.map(dtype, new_state)
 

@@ -98,22 +98,22 @@ def test_each_suite_has_its_number_of_samples(evaluator_parts):
 def test_responses_do_not_depend_on_other_suites_or_batch_sizes(
   evaluator_parts,
 ):
-  whole = evaluate(evaluator_parts, SUITES).results
+  results = evaluate(evaluator_parts, SUITES).results
   alone = evaluate(evaluator_parts, SUITES[2:3], prompts_per_batch=8).results[0]
-  assert alone.responses == whole[2].responses
-  others = evaluate(
+  assert alone.responses == results[2].responses
+  other_batch_sizes = evaluate(
     evaluator_parts, SUITES, prompts_per_batch=3, group_size=2
   ).results
-  for ours, theirs in zip(whole, others, strict=True):
+  for ours, theirs in zip(results, other_batch_sizes, strict=True):
     assert ours.responses == theirs.responses
 
 
 def test_samples_differ_within_and_between_suites(evaluator_parts):
-  twice = [
+  suites = [
     dataclasses.replace(SUITES[0], name=name, samples=16)
     for name in ('one', 'other')
   ]
-  one, other = evaluate(evaluator_parts, twice).results
+  one, other = evaluate(evaluator_parts, suites).results
   assert all(len(set(texts[1:])) > 3 for texts in one.responses)
   assert one.responses != other.responses
   assert np.array_equal(one.greedy, other.greedy)
@@ -126,11 +126,11 @@ def test_majority_votes_on_extracted_answers(evaluator_parts):
       return None
     return lambda response: response.split()[0] if response else None
 
-  result, other = evaluate(
+  result, other_result = evaluate(
     evaluator_parts, [SUITES[0], SUITES[2]], answer_extractor=extractor
   ).results
-  assert other.answers is None
-  assert 'maj@4' not in other.metrics()
+  assert other_result.answers is None
+  assert 'maj@4' not in other_result.metrics()
   assert 'maj@6' in result.metrics()
   assert result.answers is not None
   for texts, answers in zip(result.responses, result.answers, strict=True):
@@ -158,29 +158,31 @@ def test_refuses_an_empty_suite(evaluator_parts):
 
 def test_unscored_responses_are_counted_up_to_the_limit(evaluator_parts):
   task, engine, _, params = evaluator_parts
-  partly = [Reward(name='partly', score='train.scoring:fails_on_odd_numbers')]
-  with Scoring(partly, sources=task.sources, workers=1) as scoring:
-    other = task, engine, scoring, params
+  failing_reward = [
+    Reward(name='partly', score='train.scoring:fails_on_odd_numbers')
+  ]
+  with Scoring(failing_reward, sources=task.sources, workers=1) as scoring:
+    parts = task, engine, scoring, params
     with pytest.raises(
       EvaluationError,
       match=r'at most 5% .* \(rewards.max_failures\), .* frequent reason: partly ended',
     ):
-      evaluate(other, SUITES[:1])
-    evaluation = evaluate(other, SUITES[:1], max_failures=1.0)
+      evaluate(parts, SUITES[:1])
+    evaluation = evaluate(parts, SUITES[:1], max_failures=1.0)
   (expected,) = evaluate(evaluator_parts, SUITES[:1]).results
   (result,) = evaluation.results
-  odd = np.array(
+  is_unscored = np.array(
     [[begins_with_odd(text) for text in row] for row in result.responses]
   )
-  assert odd.any()
-  assert not odd.all()
-  assert evaluation.unscored == odd.sum()
-  for scores, expected_scores, missing in (
-    (result.greedy, expected.greedy, odd[:, 0]),
-    (result.correct, expected.correct, odd[:, 1:]),
+  assert is_unscored.any()
+  assert not is_unscored.all()
+  assert evaluation.unscored == is_unscored.sum()
+  for scores, expected_scores, is_missing in (
+    (result.greedy, expected.greedy, is_unscored[:, 0]),
+    (result.correct, expected.correct, is_unscored[:, 1:]),
   ):
-    assert np.array_equal(np.isnan(scores), missing)
-    assert np.array_equal(scores[~missing], expected_scores[~missing])
+    assert np.array_equal(np.isnan(scores), is_missing)
+    assert np.array_equal(scores[~is_missing], expected_scores[~is_missing])
 
 
 def begins_with_odd(text):
@@ -194,10 +196,10 @@ def test_progress_is_reported_while_a_batch_is_decoded(evaluator_parts):
     SUITES[:1],
     on_progress=lambda *counts, **metrics: calls.append((counts, metrics)),
   )
-  done = [counts[0] for counts, _ in calls]
+  counts_done = [counts[0] for counts, _ in calls]
   assert {total for (_, total), _ in calls} == {5 + 30}
-  assert (done[0], done[-1]) == (0, 35)
-  assert done == sorted(done)
+  assert (counts_done[0], counts_done[-1]) == (0, 35)
+  assert counts_done == sorted(counts_done)
   # Before and after each of three batches, and after its segments.
   assert len(calls) > 1 + 2 * 3
   assert all(0 <= v <= 1 for _, metrics in calls for v in metrics.values())
@@ -298,13 +300,13 @@ def test_refuses_invalid_settings(evaluator_parts, change, sentence):
 
 def test_refuses_a_prompt_that_is_too_long(evaluator_parts):
   task, engine, scoring, _ = evaluator_parts
-  long = dataclasses.replace(PROBLEMS[0], prompt='1 2 3 4 5 6 7 :')
+  long_problem = dataclasses.replace(PROBLEMS[0], prompt='1 2 3 4 5 6 7 :')
   with pytest.raises(ValueError, match='must have at most 6 tokens, got 9'):
     Evaluator(
       engine,
       scoring,
       task.tokenizer,
-      [Suite(name='long', problems=[long])],
+      [Suite(name='long', problems=[long_problem])],
       max_prompt_length=6,
       prompts_per_batch=2,
       group_size=1,

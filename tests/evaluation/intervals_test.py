@@ -38,12 +38,12 @@ def test_student_quantiles_are_the_published_ones(degrees, quantile):
 
 def test_student_interval_covers_the_mean_19_times_in_20():
   draws = np.random.default_rng(0).normal(1.0, 2.0, (2_000, 3))
-  half = student_quantile(2) * draws.std(1, ddof=1) / np.sqrt(3)
-  assert np.mean(np.abs(draws.mean(1) - 1.0) < half) == pytest.approx(
+  half_widths = student_quantile(2) * draws.std(1, ddof=1) / np.sqrt(3)
+  assert np.mean(np.abs(draws.mean(1) - 1.0) < half_widths) == pytest.approx(
     0.95, abs=0.015
   )
   one = student_mean(draws[0])
-  assert one.high == pytest.approx(draws[0].mean() + half[0])
+  assert one.high == pytest.approx(draws[0].mean() + half_widths[0])
 
 
 def test_bootstrap_interval_covers_about_19_times_in_20():

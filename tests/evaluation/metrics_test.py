@@ -121,10 +121,10 @@ def test_unscored_responses_are_left_out(row):
     np.mean(scored) if scored else UNSCORED, nan_ok=True
   )
   for k in range(1, len(row) + 1):
-    (chance,) = pass_at_k(correctness, k)
-    assert (chance == chance) == (k <= len(scored))
+    (probability,) = pass_at_k(correctness, k)
+    assert (probability == probability) == (k <= len(scored))
     if k <= len(scored):
-      assert chance == pass_at_k(np.array([scored]), k)[0]
+      assert probability == pass_at_k(np.array([scored]), k)[0]
   (share,) = majority_vote([['1'] * len(row)], correctness)
   assert (share == share) == (len(scored) == len(row))
 
@@ -169,12 +169,12 @@ def test_intervals_include_all_scores_that_unscored_responses_allow():
 
 
 def test_a_metric_without_any_scored_problem_is_missing(tmp_path):
-  nothing = dataclasses.replace(
+  without_scores = dataclasses.replace(
     result('a', [0], [[0, 0]]),
     greedy=np.array([UNSCORED]),
     correct=np.array([[UNSCORED, 1.0]]),
   )
-  evaluation = Evaluation(results=(nothing, SAMPLED), entropy=0.0)
+  evaluation = Evaluation(results=(without_scores, SAMPLED), entropy=0.0)
   summary = evaluation.summary()
   assert np.isnan(summary['greedy'])
   assert np.isnan(summary['a/greedy'])
@@ -217,10 +217,10 @@ def test_suites_have_equal_weights_whatever_their_size():
 
 def test_the_standard_error_over_suites_combines_those_of_the_suites():
   summary = Evaluation(results=(SAMPLED, GREEDY), entropy=0.5).summary()
-  both = np.hypot(
+  combined = np.hypot(
     summary['aime24/greedy_stderr'], summary['math500/greedy_stderr']
   )
-  assert summary['greedy_stderr'] == pytest.approx(both / 2)
+  assert summary['greedy_stderr'] == pytest.approx(combined / 2)
 
 
 def test_held_out_problems_have_no_suite_name():

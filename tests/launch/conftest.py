@@ -21,9 +21,9 @@ class Fakes:
 
   def __init__(self, folder):
     self.folder = folder
-    self.plan()
+    self.set_answers()
 
-  def plan(self, *lines):
+  def set_answers(self, *lines):
     """Sets the answers; see `fake.py` for their fields."""
     (self.folder / 'plan.json').write_text(json.dumps(lines))
 

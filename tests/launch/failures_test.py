@@ -27,10 +27,10 @@ ABSENT = {'match': 'describe', 'status': 1, 'err': 'NOT_FOUND: no such thing'}
 
 def launch(arguments, train_arguments=TRAIN_ARGUMENTS):
   """Launches without real sleeps; returns status, output and seconds slept."""
-  output, slept = io.StringIO(), []
-  shell = Shell(output=output, sleep=slept.append)
+  output, sleeps = io.StringIO(), []
+  shell = Shell(output=output, sleep=sleeps.append)
   status = main([*arguments, *train_arguments], shell)
-  return status, output.getvalue(), sum(slept)
+  return status, output.getvalue(), sum(sleeps)
 
 
 def test_creates_uses_and_deletes_a_slice(fakes):

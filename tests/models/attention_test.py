@@ -55,11 +55,11 @@ def test_attention_matches_a_loop_over_heads():
   mask[:, :, 0] = True
   expected = np.zeros(q.shape)
   for b, t, h in np.ndindex(batch, length, heads):
-    shared = h // (heads // kv_heads)
-    seen = np.flatnonzero(mask[b, t])
-    scores = k[b, shared, seen] @ q[b, t, h] / np.sqrt(width)
-    shares = np.exp(scores - scores.max())
-    expected[b, t, h] = shares @ v[b, shared, seen] / shares.sum()
+    kv_head = h // (heads // kv_heads)
+    visible = np.flatnonzero(mask[b, t])
+    scores = k[b, kv_head, visible] @ q[b, t, h] / np.sqrt(width)
+    weights = np.exp(scores - scores.max())
+    expected[b, t, h] = weights @ v[b, kv_head, visible] / weights.sum()
   actual = attend(*map(jnp.asarray, (q, k, v, mask)))
   np.testing.assert_allclose(actual, expected, atol=1e-5)
 
@@ -128,14 +128,14 @@ def test_attention_of_sequences_matches_that_with_a_mask(window):
   )
   lengths = jnp.array([7, 0, 4])
   arrays = [draw(seed, 3, 7, heads, 8) for seed, heads in enumerate((4, 2, 2))]
-  real = (jnp.arange(7) < lengths[:, None])[..., None, None]
+  is_token = (jnp.arange(7) < lengths[:, None])[..., None, None]
   distance = jnp.arange(7)[:, None] - jnp.arange(7)
   mask = (distance >= 0) & (distance < (window or 7))
-  mask = mask & real[:, None, :, 0, 0]
+  mask = mask & is_token[:, None, :, 0, 0]
 
   def with_mask(q, k, v):
     attended = attention.attend(q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask)
-    return jnp.where(real, attended, 0)
+    return jnp.where(is_token, attended, 0)
 
   def with_lengths(q, k, v):
     return attention.attend_sequences(

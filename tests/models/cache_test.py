@@ -36,13 +36,13 @@ def test_an_empty_cache_continues_its_prompts():
 
 def test_append_writes_one_slot_of_live_rows_in_every_layer():
   cache = make_cache()._replace(length=jnp.array([0, 1, 2, 3]))
-  new = draw(2, 4, 1, 4)
+  new_keys = draw(2, 4, 1, 4)
   # The last row has no empty slot.
   live = jnp.array([True, False, True, True])
-  after = cache.append(new, 2 * new, live)
+  after = cache.append(new_keys, 2 * new_keys, live)
   expected = np.zeros(cache.keys.shape, np.float32)
-  expected[:, 0, :, 0] = new[:, 0]
-  expected[:, 2, :, 2] = new[:, 2]
+  expected[:, 0, :, 0] = new_keys[:, 0]
+  expected[:, 2, :, 2] = new_keys[:, 2]
   np.testing.assert_array_equal(after.keys, expected)
   np.testing.assert_array_equal(after.values, 2 * expected)
   assert after.length.tolist() == [1, 1, 3, 4]
@@ -53,12 +53,12 @@ def test_writes_by_row_equal_a_scatter():
   """Caches larger than VMEM are written by row. The last two rows have no slot left."""
   rng = np.random.default_rng(0)
   cache = jnp.asarray(rng.normal(size=(2, 4, 1, 5, 8)), jnp.float32)
-  new = jnp.asarray(rng.normal(size=(2, 4, 1, 8)), jnp.float32)
+  new_keys = jnp.asarray(rng.normal(size=(2, 4, 1, 8)), jnp.float32)
   slot = jnp.array([3, 0, 5, 7])
-  by_row = jax.jit(write_slots_by_row)(cache, new, slot)
-  np.testing.assert_array_equal(by_row, write_slots(cache, new, slot))
-  np.testing.assert_array_equal(by_row[:, 0, :, 3], new[:, 0])
-  np.testing.assert_array_equal(by_row[:, 2:], cache[:, 2:])
+  written = jax.jit(write_slots_by_row)(cache, new_keys, slot)
+  np.testing.assert_array_equal(written, write_slots(cache, new_keys, slot))
+  np.testing.assert_array_equal(written[:, 0, :, 3], new_keys[:, 0])
+  np.testing.assert_array_equal(written[:, 2:], cache[:, 2:])
 
 
 def test_layers_with_a_window_keep_the_newest_tokens_only():
@@ -70,26 +70,31 @@ def test_layers_with_a_window_keep_the_newest_tokens_only():
   assert cache.keys.shape == (1, 3, 1, 5, 4)
   assert cache.ring is not None
   assert cache.ring.keys.shape == (2, 3, 1, 3, 4)
-  new, lengths = draw(3, 3, 1, 6, 4), jnp.array([6, 5, 1])
+  response_keys, lengths = draw(3, 3, 1, 6, 4), jnp.array([6, 5, 1])
   for token in range(6):
-    token_keys = new[:, :, :, token]
+    token_keys = response_keys[:, :, :, token]
     cache = cache.append(token_keys, -token_keys, token < lengths, windows)
   assert cache.length.tolist() == [6, 5, 1]
   assert cache.ring is not None
   # The last of six tokens has no slot, with and without a ring.
-  np.testing.assert_array_equal(cache.keys[0, :2], new[0, :2, :, :5])
+  np.testing.assert_array_equal(cache.keys[0, :2], response_keys[0, :2, :, :5])
   for row in range(2):
     for slot, token in enumerate((3, 4, 2)):
       np.testing.assert_array_equal(
-        cache.ring.keys[:, row, :, slot], new[1:, row, :, token]
+        cache.ring.keys[:, row, :, slot], response_keys[1:, row, :, token]
       )
   np.testing.assert_array_equal(cache.ring.values, -cache.ring.keys)
-  np.testing.assert_array_equal(cache.ring.keys[:, 2, :, 0], new[1:, 2, :, 0])
+  np.testing.assert_array_equal(
+    cache.ring.keys[:, 2, :, 0], response_keys[1:, 2, :, 0]
+  )
   assert not np.any(cache.ring.keys[:, 2, :, 1:])
 
   empty = DecodeCache.empty(prompts, prompt, 5, windows)
   filled = empty.with_contents(
-    new[:, :, :, :5], -new[:, :, :, :5], jnp.array([5, 5, 1]), windows
+    response_keys[:, :, :, :5],
+    -response_keys[:, :, :, :5],
+    jnp.array([5, 5, 1]),
+    windows,
   )
   assert filled.ring is not None
   for row, slots in ((0, 3), (1, 3), (2, 1)):
@@ -123,9 +128,11 @@ def test_integers_are_within_half_of_a_scale():
 def test_tokens_are_appended_as_integers():
   cache = make_cache()
   cache = DecodeCache.empty(cache.prompts.as_int8(), cache.prompt_index, 3)
-  new = draw(2, 4, 1, 4)
-  after = cache.append(new, 2 * new, jnp.array([True, False, True, True]))
-  expected = Int8Vectors.of(new)
+  new_keys = draw(2, 4, 1, 4)
+  after = cache.append(
+    new_keys, 2 * new_keys, jnp.array([True, False, True, True])
+  )
+  expected = Int8Vectors.of(new_keys)
   assert after.keys.values.dtype == jnp.int8
   for row in (0, 2, 3):
     np.testing.assert_array_equal(

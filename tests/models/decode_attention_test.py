@@ -128,13 +128,16 @@ def check_decode(
   with sharding.use_mesh(mesh, sharding.ROLLOUT_RULES):
     actual = attended(queries, keys, values, cache_under_test)
 
-  def exact(x):
+  def dequantised(x):
     return x.values * x.scale[..., None] if int8 else x
 
   def join_parts(prompt_part, response_part, new):
-    prompt_part, response_part = exact(prompt_part), exact(response_part)
-    parts = prompt_part[1][prompt], response_part[1], new[:, :, None]
-    return jnp.nan_to_num(jnp.concatenate(parts, axis=2))
+    prompt_part, response_part = (
+      dequantised(prompt_part),
+      dequantised(response_part),
+    )
+    keys_or_values = prompt_part[1][prompt], response_part[1], new[:, :, None]
+    return jnp.nan_to_num(jnp.concatenate(keys_or_values, axis=2))
 
   new_token = jnp.ones((rows, 1), bool)
   mask = jnp.concatenate((in_prompt[prompt], in_response, new_token), axis=1)
@@ -302,12 +305,12 @@ def test_stated_traffic_is_of_whole_lanes(width, lanes):
     abstract(dtype=jnp.int32),
     reads,
   )
-  (stated,) = (
+  (stated_bytes,) = (
     equation.params['cost_estimate'].bytes_accessed
     for equation in traced.eqns
     if equation.primitive.name == 'pallas_call'
   )
-  assert stated == 2 * rows * KV_HEADS * slots * lanes * 2
+  assert stated_bytes == 2 * rows * KV_HEADS * slots * lanes * 2
 
 
 def test_blocks_are_small_relative_to_a_row():

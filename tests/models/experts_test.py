@@ -69,34 +69,36 @@ def test_equals_a_loop_over_tokens():
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, EXPERTS - 1), st.integers(0, 99))
 def test_no_token_is_dropped_if_all_choose_one_expert(expert, seed):
-  x, chosen, *rest = draw(seed)
+  x, chosen, *floats = draw(seed)
   chosen = jnp.full_like(chosen, expert)
-  expected = loop_over_tokens(*map(np.asarray, (x, chosen, *rest)))
+  expected = loop_over_tokens(*map(np.asarray, (x, chosen, *floats)))
   np.testing.assert_allclose(
-    MIX(x, chosen, *rest), expected, rtol=1e-6, atol=1e-5
+    MIX(x, chosen, *floats), expected, rtol=1e-6, atol=1e-5
   )
 
 
 def test_choices_out_of_range_add_zero():
-  x, chosen, *rest = draw()
+  x, chosen, *floats = draw()
   out_of_range = jnp.where(
     chosen == 0, -1, jnp.where(chosen == 1, EXPERTS, chosen)
   )
-  known = (chosen != 0) & (chosen != 1)
-  shares = rest[0] * known
-  expected = loop_over_tokens(*map(np.asarray, (x, chosen, shares, *rest[1:])))
-  np.testing.assert_allclose(MIX(x, out_of_range, *rest), expected, atol=1e-5)
+  is_in_range = (chosen != 0) & (chosen != 1)
+  shares = floats[0] * is_in_range
+  expected = loop_over_tokens(
+    *map(np.asarray, (x, chosen, shares, *floats[1:]))
+  )
+  np.testing.assert_allclose(MIX(x, out_of_range, *floats), expected, atol=1e-5)
 
 
 def value_and_gradients(arrays):
   """The result, and gradients of all float arguments."""
-  x, chosen, *rest = arrays
+  x, chosen, *floats = arrays
 
-  def loss(x, *rest):
-    y = mix_experts(x, chosen, *rest, activation='silu')
+  def loss(x, *floats):
+    y = mix_experts(x, chosen, *floats, activation='silu')
     return jnp.sum(jnp.sin(y)), y
 
-  return jax.grad(loss, argnums=range(5), has_aux=True)(x, *rest)
+  return jax.grad(loss, argnums=range(5), has_aux=True)(x, *floats)
 
 
 # Meshes that split experts, tokens over experts' devices, hidden units, or not.
@@ -135,16 +137,18 @@ def test_routing_statistics_exclude_padding():
   logits = jnp.asarray(rng.normal(size=(2, 3, EXPERTS)), jnp.float32)
   probabilities = jax.nn.softmax(logits)
   _, chosen = jax.lax.top_k(probabilities, TOP_K)
-  real = jnp.array([[True, True, False], [False, True, False]])
-  routing = Routing.from_choices(probabilities, chosen, real)
-  kept = np.asarray(probabilities)[np.asarray(real)]
-  hits = np.asarray(chosen)[np.asarray(real)].ravel()
+  is_token = jnp.array([[True, True, False], [False, True, False]])
+  routing = Routing.from_choices(probabilities, chosen, is_token)
+  token_probabilities = np.asarray(probabilities)[np.asarray(is_token)]
+  hits = np.asarray(chosen)[np.asarray(is_token)].ravel()
   assert routing.tokens == 3
   np.testing.assert_array_equal(
     routing.counts, np.bincount(hits, minlength=EXPERTS)
   )
-  np.testing.assert_allclose(routing.mass, kept.sum(0), rtol=1e-6)
-  entropy = -(kept * np.log(kept)).sum()
+  np.testing.assert_allclose(
+    routing.mass, token_probabilities.sum(0), rtol=1e-6
+  )
+  entropy = -(token_probabilities * np.log(token_probabilities)).sum()
   np.testing.assert_allclose(routing.entropy, entropy, rtol=1e-6)
 
 
@@ -208,12 +212,12 @@ def test_remat_changes_no_gradient_on_a_mesh():
     with jax.set_mesh(mesh):
       return jax.jit(jax.grad(loss))(params)
 
-  plain = gradient('nothing')
+  without_remat = gradient('nothing')
   for remat in ('cheap', 'gate'):
     jax.tree.map(
       lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
       gradient(remat),
-      plain,
+      without_remat,
     )
 
 
@@ -234,44 +238,44 @@ def replayed(policy, params, tokens, record, **options):
 def test_recorded_experts_take_the_place_of_the_likeliest():
   experts = Experts(count=4, per_token=2)
   policy = Policy(dataclasses.replace(tiny(16), experts=experts))
-  params, other = (policy.init(jax.random.key(seed)) for seed in (0, 1))
-  form = ExpertRecord.of(policy.config)
+  params, other_params = (policy.init(jax.random.key(seed)) for seed in (0, 1))
+  record_format = ExpertRecord.of(policy.config)
   tokens = jnp.asarray(np.random.default_rng(1).integers(0, 16, (3, 6)))
   positions = jnp.broadcast_to(jnp.arange(5), (3, 5))
-  record, decode = (
+  prefill, decode = (
     jax.jit(functools.partial(run, record_experts=True), compiler_options=QUICK)
     for run in (policy.prefill, policy.decode)
   )
   mask = jnp.ones((3, 5), bool)
-  _, prompts = record(other, tokens[:, :5], positions, mask)
-  known = prompts.experts
-  assert known.shape == form.shape(3, 5)
-  assert known.dtype == form.dtype
+  _, prompts = prefill(other_params, tokens[:, :5], positions, mask)
+  recorded = prompts.experts
+  assert recorded.shape == record_format.shape(3, 5)
+  assert recorded.dtype == record_format.dtype
   in_chunks = functools.partial(policy.prefill, chunk=2, record_experts=True)
   _, chunked = jax.jit(in_chunks, compiler_options=QUICK)(
-    other, tokens[:, :5], positions, mask
+    other_params, tokens[:, :5], positions, mask
   )
-  np.testing.assert_array_equal(chunked.experts, known)
+  np.testing.assert_array_equal(chunked.experts, recorded)
   cache = DecodeCache.empty(prompts._replace(experts=None), jnp.arange(3), 1)
-  _, cache = decode(other, tokens[:, 5], cache)
-  known = jnp.concatenate((known, cache.experts[:, None]), axis=1)
+  _, cache = decode(other_params, tokens[:, 5], cache)
+  recorded = jnp.concatenate((recorded, cache.experts[:, None]), axis=1)
   # A policy's own experts, and none, give what it computes itself.
-  plain, _ = replayed(policy, other, tokens, None)
-  for output in (known, form.empty(3, 6)):
-    actual, _ = replayed(policy, other, tokens, output)
-    np.testing.assert_allclose(actual, plain, atol=1e-6)
+  own_experts_output, _ = replayed(policy, other_params, tokens, None)
+  for experts_or_empty in (recorded, record_format.empty(3, 6)):
+    actual, _ = replayed(policy, other_params, tokens, experts_or_empty)
+    np.testing.assert_allclose(actual, own_experts_output, atol=1e-6)
   # The recorded experts of another policy are used, and not its own.
-  actual, routing = replayed(policy, params, tokens, known)
+  actual, routing = replayed(policy, params, tokens, recorded)
   expected = np.stack(
     [
-      np.bincount(np.ravel(known[:, :, layer]) - 1, minlength=4)
+      np.bincount(np.ravel(recorded[:, :, layer]) - 1, minlength=4)
       for layer in range(2)
     ]
   )
   np.testing.assert_array_equal(routing.counts, expected)
-  output, routing = replayed(policy, params, tokens, None)
+  own_output, routing = replayed(policy, params, tokens, None)
   assert (routing.counts != expected).any()
-  assert np.abs(actual - output).max() > 1e-3
+  assert np.abs(actual - own_output).max() > 1e-3
   # Rows that are rolled for a kernel, and padding that was not recorded.
   wide = jnp.pad(tokens, ((0, 0), (2, 0)))
   rows = {
@@ -283,7 +287,7 @@ def test_recorded_experts_take_the_place_of_the_likeliest():
     policy,
     params,
     wide,
-    jnp.pad(known, ((0, 0), (2, 0), (0, 0), (0, 0))),
+    jnp.pad(recorded, ((0, 0), (2, 0), (0, 0), (0, 0))),
     **rows,
   )
   np.testing.assert_allclose(padded[:, 2:], actual, atol=1e-5)

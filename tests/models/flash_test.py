@@ -100,11 +100,11 @@ def test_refuses_keys_split_differently_from_queries():
 
 def test_cudnn_attention_is_used_where_supported(monkeypatch):
   calls = []
-  original = jax.nn.dot_product_attention
+  dot_product_attention = jax.nn.dot_product_attention
 
   def attention_by_xla(*arguments, implementation, **options):
     calls.append(implementation)
-    return original(*arguments, implementation='xla', **options)
+    return dot_product_attention(*arguments, implementation='xla', **options)
 
   queries, keys, values, segments = rows(64)
   narrow_queries, narrow_keys, narrow_values = (
@@ -115,18 +115,18 @@ def test_cudnn_attention_is_used_where_supported(monkeypatch):
   monkeypatch.setattr(sharding, 'platform', lambda: 'gpu')
   monkeypatch.setattr(jax.nn, 'dot_product_attention', attention_by_xla)
   actual = expected_attention(*narrow, segments)
-  real = np.asarray(segments > 0)
+  is_token = np.asarray(segments > 0)
   np.testing.assert_allclose(
-    actual.astype(jnp.float32)[real],
-    expected.astype(jnp.float32)[real],
+    actual.astype(jnp.float32)[is_token],
+    expected.astype(jnp.float32)[is_token],
     atol=0.02,
   )
   assert calls == ['cudnn']
   # Unsupported: float32, a soft cap, a single query.
   expected_attention(queries, keys, values, segments)
   expected_attention(*narrow, segments, cap=5.0)
-  one = jnp.ones((2, 1, 64), bool)
-  attend(narrow_queries[:, :1], narrow_keys, narrow_values, one)
+  single_query_mask = jnp.ones((2, 1, 64), bool)
+  attend(narrow_queries[:, :1], narrow_keys, narrow_values, single_query_mask)
   assert calls == ['cudnn']
 
 
@@ -163,6 +163,8 @@ def test_policy_with_kernels_equals_policy_without(monkeypatch):
     monkeypatch.setattr(module, name, kernel)
     monkeypatch.setattr(module, 'uses_kernel', lambda *_: True)
   actual = packed_output(), decoded_output()
-  real = np.asarray(segments > 0)
-  np.testing.assert_allclose(actual[0][real], expected[0][real], atol=2e-5)
+  is_token = np.asarray(segments > 0)
+  np.testing.assert_allclose(
+    actual[0][is_token], expected[0][is_token], atol=2e-5
+  )
   np.testing.assert_allclose(actual[1], expected[1], atol=2e-5)

@@ -73,10 +73,10 @@ def test_layers_have_different_parameters():
 @pytest.mark.parametrize('side', ['left', 'right'])
 def test_padding_changes_nothing(side):
   tokens, pad = draw_tokens(2, 2, 6), draw_tokens(3, 2, 4)
-  real, padding = jnp.ones((2, 6), bool), jnp.zeros((2, 4), bool)
+  is_token, padding = jnp.ones((2, 6), bool), jnp.zeros((2, 4), bool)
   order = -1 if side == 'left' else 1
   padded = jnp.concatenate((tokens, pad)[::order], axis=1)
-  mask = jnp.concatenate((real, padding)[::order], axis=1)
+  mask = jnp.concatenate((is_token, padding)[::order], axis=1)
   actual = hidden_of(padded, mask=mask)[np.asarray(mask)].reshape(2, 6, -1)
   np.testing.assert_allclose(actual, hidden_of(tokens), atol=1e-5)
 
@@ -85,19 +85,23 @@ def test_padding_changes_nothing(side):
 @given(cuts=st.lists(st.integers(1, 11), max_size=3, unique=True))
 def test_packing_changes_nothing(cuts):
   row = np.asarray(draw_tokens(4, 12))
-  pieces = np.split(row, sorted(cuts))
-  ids = np.concatenate([np.full(len(p), i + 1) for i, p in enumerate(pieces)])
-  positions = np.concatenate([np.arange(len(p)) for p in pieces])
+  sequences = np.split(row, sorted(cuts))
+  ids = np.concatenate(
+    [np.full(len(p), i + 1) for i, p in enumerate(sequences)]
+  )
+  positions = np.concatenate([np.arange(len(p)) for p in sequences])
   packed = hidden_of(
     row[None],
     segment_ids=jnp.array(ids[None]),
     positions=jnp.array([positions]),
   )[0]
-  for piece, actual in zip(pieces, np.split(packed, sorted(cuts)), strict=True):
-    alone = np.zeros((1, 12), np.int32)
-    alone[0, : len(piece)] = piece
-    mask = jnp.arange(12)[None] < len(piece)
-    expected = hidden_of(alone, mask=mask)[0, : len(piece)]
+  for sequence, actual in zip(
+    sequences, np.split(packed, sorted(cuts)), strict=True
+  ):
+    padded = np.zeros((1, 12), np.int32)
+    padded[0, : len(sequence)] = sequence
+    mask = jnp.arange(12)[None] < len(sequence)
+    expected = hidden_of(padded, mask=mask)[0, : len(sequence)]
     np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
@@ -110,18 +114,20 @@ def test_attention_is_causal():
 
 
 def test_cached_decoding_equals_the_full_forward():
-  prompts, rest = draw_tokens(6, 3, 5), draw_tokens(7, 3, 4)
+  prompts, response_tokens = draw_tokens(6, 3, 5), draw_tokens(7, 3, 4)
   lengths = jnp.array([5, 3, 1])
   mask = jnp.arange(5) >= 5 - lengths[:, None]
   positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
-  real = jnp.concatenate((mask, jnp.ones((3, 4), bool)), axis=1)
-  expected = hidden_of(jnp.concatenate((prompts, rest), axis=1), mask=real)
+  is_token = jnp.concatenate((mask, jnp.ones((3, 4), bool)), axis=1)
+  expected = hidden_of(
+    jnp.concatenate((prompts, response_tokens), axis=1), mask=is_token
+  )
   actual, cached = PREFILL(PARAMS, prompts, positions, mask)
   np.testing.assert_allclose(actual, expected[:, 4], atol=1e-5)
   cache = DecodeCache.empty(cached, jnp.arange(3), 4)
   for t in range(4):
     np.testing.assert_array_equal(cache.position(), lengths + t)
-    actual, cache = DECODE(PARAMS, rest[:, t], cache)
+    actual, cache = DECODE(PARAMS, response_tokens[:, t], cache)
     np.testing.assert_allclose(actual, expected[:, 5 + t], atol=1e-5)
 
 
@@ -138,14 +144,16 @@ def test_every_parameter_has_a_gradient_and_remat_changes_none():
 
     return jax.jit(jax.grad(loss))(params)
 
-  plain = gradient(config)
+  without_remat = gradient(config)
   # 'host' needs a TPU; its programs are compiled in the tests of topologies.
   for name in REMAT_POLICIES.keys() - {'host'}:
     actual = gradient(dataclasses.replace(config, remat=name))
     jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), plain, actual
+      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+      without_remat,
+      actual,
     )
-  for path, leaf in jax.tree.leaves_with_path(plain):
+  for path, leaf in jax.tree.leaves_with_path(without_remat):
     layers = np.asarray(leaf if 'layers' in str(path) else leaf[None])
     for layer in layers:
       assert np.mean(layer != 0) > 0.99, path
@@ -162,10 +170,10 @@ def test_rows_of_one_sequence_need_no_mask(monkeypatch):
   # Padding on the left, padding on both sides, and a row of padding only.
   start, end = jnp.array([[3], [2], [0]]), jnp.array([[9], [7], [0]])
   column = jnp.arange(9)
-  real = (column >= start) & (column < end)
+  is_token = (column >= start) & (column < end)
   rows = {
     'positions': jnp.maximum(column - start, 0),
-    'segment_ids': real.astype(jnp.int32),
+    'segment_ids': is_token.astype(jnp.int32),
   }
   weights = jax.random.normal(jax.random.key(1), (3, 9, CONFIG.model_dim))
 
@@ -176,13 +184,13 @@ def test_rows_of_one_sequence_need_no_mask(monkeypatch):
     hidden, _ = POLICY.hidden_and_routing(
       params, tokens, one_sequence=True, **rows
     )
-    return jnp.sum(jnp.where(real[..., None], hidden * weights, 0)), hidden
+    return jnp.sum(jnp.where(is_token[..., None], hidden * weights, 0)), hidden
 
   (_, expected), expected_gradient = jax.value_and_grad(value, has_aux=True)(
     PARAMS, False
   )
   (_, actual), gradient = jax.value_and_grad(value, has_aux=True)(PARAMS, True)
-  np.testing.assert_allclose(actual[real], expected[real], atol=1e-5)
+  np.testing.assert_allclose(actual[is_token], expected[is_token], atol=1e-5)
   assert np.all(np.isfinite(actual))
   jax.tree.map(
     lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4),
@@ -223,13 +231,13 @@ def test_chunked_prefill_equals_that_of_whole_prompts(windows, chunk):
   mask = (column >= start) & (column < end)
   rows = tokens, jnp.maximum(column - start, 0), mask
   prefill = jax.jit(policy.prefill, static_argnames='chunk')
-  full_last, full = prefill(PARAMS, *rows)
+  full_last, full_cache = prefill(PARAMS, *rows)
   last, cache = prefill(PARAMS, *rows, chunk=chunk)
-  np.testing.assert_array_equal(cache.lengths, full.lengths)
+  np.testing.assert_array_equal(cache.lengths, full_cache.lengths)
   pairs = [(last[:3], full_last[:3])]
-  for actual, expected in zip(cache[:2], full[:2], strict=True):
-    real = np.broadcast_to(mask[None, :, None, :, None], actual.shape)
-    pairs.append((actual[real], expected[real]))
+  for actual, expected in zip(cache[:2], full_cache[:2], strict=True):
+    is_token = np.broadcast_to(mask[None, :, None, :, None], actual.shape)
+    pairs.append((actual[is_token], expected[is_token]))
   for actual, expected in pairs:
     scale = float(np.abs(expected).max())
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6 * scale)

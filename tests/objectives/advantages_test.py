@@ -19,13 +19,15 @@ from covrl.objectives import (
   unlikeliness,
 )
 
-relative = jax.jit(group_relative, static_argnames=('scale', 'singleton'))
-loo = jax.jit(leave_one_out, static_argnames='singleton')
+jit_group_relative = jax.jit(
+  group_relative, static_argnames=('scale', 'singleton')
+)
+jit_leave_one_out = jax.jit(leave_one_out, static_argnames='singleton')
 
 
 def groups_of(case, dtype):
   """Rewards and group ids of a case; each padding row is a group."""
-  rewards = jnp.sum(case.given('token_level_rewards', dtype), axis=1)
+  rewards = jnp.sum(case.input('token_level_rewards', dtype), axis=1)
   count = len(case.arrays['in/index'])
   ids = np.arange(100, 116)
   ids[:count] = case.arrays['in/index']
@@ -33,23 +35,23 @@ def groups_of(case, dtype):
 
 
 FUNCTIONS = {
-  'grpo': relative,
-  'grpo_vectorized': relative,
-  'rloo': loo,
-  'rloo_vectorized': functools.partial(loo, singleton='zero'),
+  'grpo': jit_group_relative,
+  'grpo_vectorized': jit_group_relative,
+  'rloo': jit_leave_one_out,
+  'rloo_vectorized': functools.partial(jit_leave_one_out, singleton='zero'),
 }
 
 
-def check(golden, function, dtype, tolerance):
+def check_published(golden, function, dtype, tolerance):
   for case in golden(function):
     rewards, ids, count = groups_of(case, dtype)
     if function == 'opo':
-      lengths = jnp.sum(case.given('response_mask'), axis=1)
+      lengths = jnp.sum(case.input('response_mask'), axis=1)
       actual = jax.jit(opo)(rewards, ids, lengths)
     else:
       actual = FUNCTIONS[function](rewards, ids)
     assert actual.dtype == dtype
-    mask = np.asarray(case.given('response_mask'))
+    mask = np.asarray(case.input('response_mask'))
     expected = case.expected('advantages')
     np.testing.assert_allclose(
       (np.asarray(actual)[:, None] * mask)[:count],
@@ -62,14 +64,14 @@ def check(golden, function, dtype, tolerance):
 
 @pytest.mark.parametrize('function', [*FUNCTIONS, 'opo'])
 def test_equals_published_advantages_in_float32(golden, function):
-  check(golden, function, jnp.float32, 1e-6)
+  check_published(golden, function, jnp.float32, 1e-6)
 
 
 @pytest.mark.parametrize('function', [*FUNCTIONS, 'opo'])
 def test_equals_published_advantages_in_float64(golden, function, x64):
   # The published vectorised GRPO computes group moments in float32.
   tolerance = 1e-7 if function == 'grpo_vectorized' else 1e-12
-  check(golden, function, jnp.float64, tolerance)
+  check_published(golden, function, jnp.float64, tolerance)
 
 
 rewards_and_groups = st.lists(
@@ -80,14 +82,14 @@ rewards_and_groups = st.lists(
 
 
 def numpy_group_relative(rewards, ids):
-  out = np.zeros(len(rewards))
+  result = np.zeros(len(rewards))
   for i, (reward, group) in enumerate(zip(rewards, ids, strict=True)):
     members = rewards[ids == group]
     if len(members) == 1:
-      out[i] = reward / (1 + 1e-6)
+      result[i] = reward / (1 + 1e-6)
     else:
-      out[i] = (reward - members.mean()) / (members.std(ddof=1) + 1e-6)
-  return out
+      result[i] = (reward - members.mean()) / (members.std(ddof=1) + 1e-6)
+  return result
 
 
 @given(rewards_and_groups, st.permutations(range(6)))
@@ -95,11 +97,15 @@ def numpy_group_relative(rewards, ids):
 def test_group_relative_equals_numpy_in_any_order(pairs, order):
   rewards = np.array([r for r, _ in pairs], np.float32)
   ids = np.array([g for _, g in pairs], np.int32)
-  actual = np.asarray(relative(jnp.asarray(rewards), jnp.asarray(ids)))
+  actual = np.asarray(
+    jit_group_relative(jnp.asarray(rewards), jnp.asarray(ids))
+  )
   expected = numpy_group_relative(rewards.astype(np.float64), ids)
   np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
   order = np.array(order)
-  permuted = relative(jnp.asarray(rewards[order]), jnp.asarray(ids[order]))
+  permuted = jit_group_relative(
+    jnp.asarray(rewards[order]), jnp.asarray(ids[order])
+  )
   np.testing.assert_allclose(permuted, actual[order], rtol=1e-4, atol=1e-4)
 
 
@@ -108,10 +114,10 @@ def test_group_relative_equals_numpy_in_any_order(pairs, order):
 def test_leave_one_out_subtracts_the_mean_of_the_others(pairs):
   rewards = np.array([r for r, _ in pairs], np.float32)
   ids = np.array([g for _, g in pairs], np.int32)
-  actual = loo(jnp.asarray(rewards), jnp.asarray(ids))
+  actual = jit_leave_one_out(jnp.asarray(rewards), jnp.asarray(ids))
   for i in range(6):
-    others = np.flatnonzero((ids == ids[i]) & (np.arange(6) != i))
-    baseline = rewards[others].mean() if len(others) else 0
+    other_indices = np.flatnonzero((ids == ids[i]) & (np.arange(6) != i))
+    baseline = rewards[other_indices].mean() if len(other_indices) else 0
     assert actual[i] == pytest.approx(rewards[i] - baseline, abs=1e-5)
 
 
@@ -119,25 +125,25 @@ def test_leave_one_out_subtracts_the_mean_of_the_others(pairs):
 @pytest.mark.parametrize('size', [2, 3, 7])
 def test_equal_rewards_give_exactly_zero(reward, size):
   rewards, ids = jnp.full(size, reward), jnp.zeros(size, jnp.int32)
-  assert not relative(rewards, ids).any()
-  assert not relative(rewards, ids, scale=None).any()
-  assert not loo(rewards, ids).any()
+  assert not jit_group_relative(rewards, ids).any()
+  assert not jit_group_relative(rewards, ids, scale=None).any()
+  assert not jit_leave_one_out(rewards, ids).any()
   assert not opo(rewards, ids, jnp.arange(size)).any()
 
 
 def test_dr_grpo_subtracts_the_mean_only():
   rewards, ids = jnp.array([1.0, 4.0, 3.0, 0.0]), jnp.array([1, 2, 2, 1])
   np.testing.assert_allclose(
-    relative(rewards, ids, scale=None), [0.5, 0.5, -0.5, -0.5]
+    jit_group_relative(rewards, ids, scale=None), [0.5, 0.5, -0.5, -0.5]
   )
 
 
 def test_a_response_alone_in_its_group_gets_its_reward_or_zero():
   rewards, ids = jnp.array([0.5, 3.0, 1.0]), jnp.array([1, 2, 1])
-  assert relative(rewards, ids)[1] == pytest.approx(3 / (1 + 1e-6))
-  for function in (relative, loo):
+  assert jit_group_relative(rewards, ids)[1] == pytest.approx(3 / (1 + 1e-6))
+  for function in (jit_group_relative, jit_leave_one_out):
     assert function(rewards, ids, singleton='zero')[1] == 0
-  assert loo(rewards, ids)[1] == 3
+  assert jit_leave_one_out(rewards, ids)[1] == 3
 
 
 def test_opo_without_tokens_is_the_reward():
@@ -204,5 +210,5 @@ def test_unlikeliness_lowers_rewards_by_rank_of_likelihood():
 
 def test_narrow_rewards_are_widened():
   rewards, ids = jnp.ones(3, jnp.bfloat16), jnp.zeros(3, jnp.int32)
-  assert relative(rewards, ids).dtype == jnp.float32
+  assert jit_group_relative(rewards, ids).dtype == jnp.float32
   assert pass_at_k(rewards, ids, k=1).dtype == jnp.float32

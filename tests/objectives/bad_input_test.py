@@ -220,11 +220,11 @@ def test_deviations_that_overflow_do_not_make_advantages_zero():
 
 
 def test_invalid_rewards_and_lengths_make_their_group_nan():
-  of_infinity = jnp.array([1.0, -jnp.inf, 1.0, 0.0])
-  of_signs = jnp.array([1.0, -1.0, 1.0, 0.0])
+  with_infinity = jnp.array([1.0, -jnp.inf, 1.0, 0.0])
+  with_negative = jnp.array([1.0, -1.0, 1.0, 0.0])
   for result in (
-    advantages.pass_at_k(of_infinity, IDS, k=2),
-    advantages.max_likelihood(of_signs, IDS),
+    advantages.pass_at_k(with_infinity, IDS, k=2),
+    advantages.max_likelihood(with_negative, IDS),
     advantages.opo(REWARDS, IDS, jnp.array([-3, 5, 1, 1])),
   ):
     np.testing.assert_array_equal(jnp.isnan(result), [True, True, False, False])

@@ -32,11 +32,11 @@ def all_kinds(log_ratio):
 
 def check_published(golden, dtype, tolerance):
   for case in golden('kl_penalty'):
-    log_ratio = case.given('logprob', dtype) - case.given('ref_logprob', dtype)
+    log_ratio = case.input('logprob', dtype) - case.input('ref_logprob', dtype)
     rows, length = case.shape
-    for kind, numbers in all_kinds(log_ratio).items():
+    for kind, actual_values in all_kinds(log_ratio).items():
       expected = case.expected(kind), *[case.expected(f'{kind}.grad')] * 2
-      for actual, expected_values in zip(numbers, expected, strict=True):
+      for actual, expected_values in zip(actual_values, expected, strict=True):
         assert actual.dtype == dtype
         # The terms of k3 cancel: the tolerance is relative to their size.
         np.testing.assert_allclose(
@@ -103,20 +103,20 @@ def test_estimators_are_unbiased_on_policy(kind, unbiased, x64):
   z, z_ref = jnp.asarray(rng.normal(size=(2, 6)))
   log_ref = jax.nn.log_softmax(z_ref)
 
-  def full(z):
+  def exact_kl(z):
     log_pi = jax.nn.log_softmax(z)
     return jnp.sum(jnp.exp(log_pi) * (log_pi - log_ref))
 
-  def sampled(z):
+  def estimated_kl(z):
     log_pi = jax.nn.log_softmax(z)
     pi = jax.lax.stop_gradient(jnp.exp(log_pi))
     return jnp.sum(pi * divergence(log_pi - log_ref, kind))
 
   if unbiased == 'value':
-    np.testing.assert_allclose(sampled(z), full(z), rtol=1e-12)
+    np.testing.assert_allclose(estimated_kl(z), exact_kl(z), rtol=1e-12)
   else:
     np.testing.assert_allclose(
-      jax.grad(sampled)(z), jax.grad(full)(z), rtol=1e-10, atol=1e-14
+      jax.grad(estimated_kl)(z), jax.grad(exact_kl)(z), rtol=1e-10, atol=1e-14
     )
 
 

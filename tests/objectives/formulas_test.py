@@ -172,8 +172,8 @@ def test_dppo_clips_by_divergence(old, new, advantage):
     return
   loss = functools.partial(dppo, low=bound, high=bound, measure='kl')
   _, _, aux = on_one_token(loss, math.log(new / old), advantage, math.log(old))
-  outward = (new > old) == (advantage > 0)
-  assert aux.clipped == (distance > bound and outward)
+  is_outward = (new > old) == (advantage > 0)
+  assert aux.clipped == (distance > bound and is_outward)
 
 
 @pytest.mark.parametrize(('old', 'new'), [(0.0, -2.0), (-2.0, 0.0), (0.0, 0.0)])

@@ -29,17 +29,17 @@ def estimate(rewards, values, mask, discount, decay, critic_decay):
   )
 
 
-def direct(rewards, values, mask, discount, decay):
+def direct_sums(rewards, values, mask, discount, decay):
   """Σ_k (γλ)^k δ_{t+k} over the tokens on the mask, in float64."""
-  out = np.zeros(mask.shape)
-  for row, on in enumerate(mask):
-    columns = np.flatnonzero(on)
+  sums = np.zeros(mask.shape)
+  for row, is_on_mask in enumerate(mask):
+    columns = np.flatnonzero(is_on_mask)
     r, v = rewards[row, columns], np.append(values[row, columns], 0.0)
     for t in range(len(columns)):
       for k in range(t, len(columns)):
         error = r[k] + discount * v[k + 1] - v[k]
-        out[row, columns[t]] += (discount * decay[row]) ** (k - t) * error
-  return out
+        sums[row, columns[t]] += (discount * decay[row]) ** (k - t) * error
+  return sums
 
 
 numbers = st.floats(-4, 4, width=32)
@@ -66,9 +66,9 @@ def test_equals_direct_sums(
     decay,
     critic_decay,
   )
-  expected = direct(rewards, values, mask, discount, decay)
+  expected = direct_sums(rewards, values, mask, discount, decay)
   np.testing.assert_allclose(advantages, expected, atol=2e-4)
-  critic_advantages = direct(
+  critic_advantages = direct_sums(
     rewards, values, mask, discount, np.full(SHAPE[0], critic_decay)
   )
   expected = np.where(mask, critic_advantages + values, 0)
@@ -126,15 +126,15 @@ def test_whitening_has_the_same_bits_on_any_mesh_and_in_any_order(shape):
   expected = np.asarray(jax.jit(whiten)(values, mask))
   mesh = sharding.make_mesh(shape)
   spec = PartitionSpec(('data', 'fsdp', 'expert'), 'context')
-  split = jax.NamedSharding(mesh, spec)
-  actual = jax.jit(whiten)(*jax.device_put((values, mask), split))
+  sharded = jax.NamedSharding(mesh, spec)
+  actual = jax.jit(whiten)(*jax.device_put((values, mask), sharded))
   np.testing.assert_array_equal(actual, expected)
   order = rng.permutation(16)
   shuffled = jax.jit(whiten)(values[order], mask[order])
   np.testing.assert_array_equal(shuffled, expected[order])
-  white = expected[mask].astype(float)
-  assert white.mean() == pytest.approx(0, abs=1e-6)
-  assert white.std(ddof=1) == pytest.approx(1, rel=1e-5)
+  whitened = expected[mask].astype(float)
+  assert whitened.mean() == pytest.approx(0, abs=1e-6)
+  assert whitened.std(ddof=1) == pytest.approx(1, rel=1e-5)
 
 
 @pytest.mark.parametrize('value', [0.1, 1.0, 1e6])

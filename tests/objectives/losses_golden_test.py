@@ -51,16 +51,16 @@ def run(case, loss, dtype, option_names, mode=None, correction=None):
   mode = mode or MODES[case.options['loss_agg_mode']]
   if correction is None:
     correction = (
-      case.given('rollout_is_weights', dtype)
+      case.input('rollout_is_weights', dtype)
       if 'rollout_is_weights' in case
       else jnp.ones((16, 64), dtype)
     )
   length = jnp.asarray(case.shape[1], dtype)
-  weights = all_weights(case.given('response_mask'), length)[mode]
+  weights = all_weights(case.input('response_mask'), length)[mode]
   inputs = {
-    'logprobs': case.given('log_prob', dtype),
-    'old_logprobs': case.given('old_log_prob', dtype),
-    'advantages': case.given('advantages', dtype),
+    'logprobs': case.input('log_prob', dtype),
+    'old_logprobs': case.input('old_log_prob', dtype),
+    'advantages': case.input('advantages', dtype),
     'weights': weights.astype(dtype) * correction,
   }
   options = {
@@ -81,7 +81,7 @@ LOSSES = {
 }
 
 
-def check(golden, close, function, dtype, relative):
+def check_published(golden, close, function, dtype, relative):
   loss, names = LOSSES[function]
   # That implementation ignores the aggregation mode under SAPO.
   mode = 'sequence-mean-token-mean' if function == 'sapo' else None
@@ -90,36 +90,38 @@ def check(golden, close, function, dtype, relative):
     assert value.dtype == gradient.dtype == dtype
     close(gradient, case.expected('grad_log_prob'), relative, case.name)
     # Terms of the value may cancel: the tolerance is relative to their size.
-    size = float(jnp.sum(jnp.abs(weights * aux.score_weight)))
-    assert abs(value - case.expected('loss')) <= relative * max(size, 1e-3), (
-      case.name
-    )
+    magnitude = float(jnp.sum(jnp.abs(weights * aux.score_weight)))
+    assert abs(value - case.expected('loss')) <= relative * max(
+      magnitude, 1e-3
+    ), case.name
     # The reported score weight is the gradient.
     close(-weights * aux.score_weight, gradient, relative, case.name)
 
 
 @pytest.mark.parametrize('function', LOSSES)
 def test_equals_published_losses_in_float32(golden, close, function):
-  check(golden, close, function, jnp.float32, 1e-6)
+  check_published(golden, close, function, jnp.float32, 1e-6)
 
 
 @pytest.mark.parametrize('function', LOSSES)
 def test_equals_published_losses_in_float64(golden, close, function, x64):
-  check(golden, close, function, jnp.float64, 1e-12)
+  check_published(golden, close, function, jnp.float64, 1e-12)
 
 
 def check_geo_mean(golden, close, dtype, relative):
   for case in golden('geo_mean'):
-    mask = np.asarray(case.given('response_mask'))
-    count = mask.sum(1, keepdims=True) + 1e-8
+    mask = np.asarray(case.input('response_mask'))
+    lengths = mask.sum(1, keepdims=True) + 1e-8
     # That implementation averages over all rows, empty ones included, and
     # uses the geometric mean of the importance weights over the sequence.
     correction = mask / (np.maximum(mask.sum(1, keepdims=True), 1))
     correction = correction / case.shape[0]
     if 'rollout_is_weights' in case:
-      logs = np.log(np.asarray(case.given('rollout_is_weights', 'f8')) + 1e-10)
+      log_weights = np.log(
+        np.asarray(case.input('rollout_is_weights', 'f8')) + 1e-10
+      )
       correction = correction * np.exp(
-        (logs * mask).sum(1, keepdims=True) / count
+        (log_weights * mask).sum(1, keepdims=True) / lengths
       )
     value, gradient, weights, aux = run(
       case,
@@ -130,8 +132,8 @@ def check_geo_mean(golden, close, dtype, relative):
       correction=jnp.asarray(correction, dtype),
     )
     close(gradient, case.expected('grad_log_prob'), relative, case.name)
-    size = float(jnp.sum(jnp.abs(weights * aux.score_weight)))
-    assert abs(value - case.expected('loss')) <= relative * max(size, 1e-3)
+    magnitude = float(jnp.sum(jnp.abs(weights * aux.score_weight)))
+    assert abs(value - case.expected('loss')) <= relative * max(magnitude, 1e-3)
 
 
 def test_geo_mean_equals_published_values_in_float32(golden, close):

@@ -65,26 +65,28 @@ def batch(seed=0, shape=(3, 5), drift=0.5) -> tuple[jax.Array, dict[str, Any]]:
 @pytest.mark.parametrize('name', LOSSES)
 def test_tokens_of_weight_zero_change_nothing(name):
   logprobs, context = batch()
-  off = context['weights'] == 0
+  has_no_weight = context['weights'] == 0
   (value, aux), signal = run(LOSSES[name], stats_of(logprobs), context)
   for poison in (jnp.nan, jnp.inf, -jnp.inf):
-    (poisoned, poisoned_aux), poisoned_signal = run(
+    (poisoned_value, poisoned_aux), poisoned_signal = run(
       LOSSES[name],
-      stats_of(jnp.where(off, poison, logprobs)),
+      stats_of(jnp.where(has_no_weight, poison, logprobs)),
       {
         'weights': context['weights'],
-        'advantages': jnp.where(off, poison, context['advantages']),
-        'old_logprobs': jnp.where(off, poison, context['old_logprobs']),
+        'advantages': jnp.where(has_no_weight, poison, context['advantages']),
+        'old_logprobs': jnp.where(
+          has_no_weight, poison, context['old_logprobs']
+        ),
       },
     )
-    assert value == poisoned
+    assert value == poisoned_value
     jax.tree.map(np.testing.assert_array_equal, aux, poisoned_aux)
     np.testing.assert_array_equal(signal.logprobs, poisoned_signal.logprobs)
-  assert not np.asarray(signal.logprobs)[off].any()
-  assert (np.asarray(aux.ratio)[off] == 1).all()
-  assert not np.asarray(aux.log_ratio)[off].any()
-  assert not np.asarray(aux.score_weight)[off].any()
-  assert not np.asarray(aux.clipped)[off].any()
+  assert not np.asarray(signal.logprobs)[has_no_weight].any()
+  assert (np.asarray(aux.ratio)[has_no_weight] == 1).all()
+  assert not np.asarray(aux.log_ratio)[has_no_weight].any()
+  assert not np.asarray(aux.score_weight)[has_no_weight].any()
+  assert not np.asarray(aux.clipped)[has_no_weight].any()
 
 
 @pytest.mark.parametrize('name', LOSSES)

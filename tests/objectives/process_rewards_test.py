@@ -61,21 +61,21 @@ def advantages(
   """Advantages and scale of a few responses, padded with empty ones."""
   process, mask = np.asarray(process, np.float32), np.asarray(mask)
   count, width = mask.shape
-  fill = (0, ROWS - count)
-  numbers = {
+  row_padding = (0, ROWS - count)
+  coefficients = {
     'process_coefficient': 1.0,
     'outcome_coefficient': 1.0,
     'discount': 1.0,
   }
   results = _all_forms(
-    np.pad(process, (fill, (0, WIDTH - width))),
-    np.pad(np.asarray(outcomes, np.float32), fill),
+    np.pad(process, (row_padding, (0, WIDTH - width))),
+    np.pad(np.asarray(outcomes, np.float32), row_padding),
     np.r_[np.asarray(ids), -1 - np.arange(ROWS - count)].astype(np.int32),
-    np.pad(mask, (fill, (0, WIDTH - width))),
-    **numbers | more,
+    np.pad(mask, (row_padding, (0, WIDTH - width))),
+    **coefficients | more,
   )
-  both = jax.device_get(results[form, normalise, whiten])
-  return both.advantages[:count, :width], both.scale
+  result = jax.device_get(results[form, normalise, whiten])
+  return result.advantages[:count, :width], result.scale
 
 
 def golden_input(golden, name):
@@ -192,24 +192,24 @@ def test_order_of_responses_does_not_matter(golden, form):
   process = np.where(mask, golden['in/logprobs'] - golden['in/ref_logprobs'], 0)
   outcomes, ids = golden['in/outcomes'], golden['in/group_ids']
   order = np.random.default_rng(1).permutation(len(mask))
-  first, scale = advantages(process, outcomes, ids, mask, form)
-  moved, other = advantages(
+  original, scale = advantages(process, outcomes, ids, mask, form)
+  reordered, reordered_scale = advantages(
     process[order], outcomes[order], ids[order], mask[order], form
   )
-  assert scale == other
-  np.testing.assert_allclose(moved, first[order], atol=2e-6)
+  assert scale == reordered_scale
+  np.testing.assert_allclose(reordered, original[order], atol=2e-6)
 
 
 @pytest.mark.parametrize('form', ['paper', 'code'])
 def test_equal_outcomes_leave_the_process_rewards(form):
   process = [[1.0, 2.0, 0.0], [3.0, 4.0, 0.0]]
   mask, ids = np.ones((2, 3), bool), np.zeros(2)
-  some, none = (
+  all_right, all_wrong = (
     advantages(process, np.full(2, outcome), ids, mask, form)[0]
     for outcome in (1.0, 0.0)
   )
-  assert np.abs(some).min() > 0
-  np.testing.assert_array_equal(some, none)
+  assert np.abs(all_right).min() > 0
+  np.testing.assert_array_equal(all_right, all_wrong)
   # Equal outcomes and equal process rewards: advantages are exactly 0.
   equal, scale = advantages(np.zeros((2, 3)), np.ones(2), ids, mask, form)
   assert not equal.any()
@@ -286,10 +286,10 @@ def test_outcome_loss_and_gradient_equal_those_of_the_independent_script(
   run = jax.jit(jax.value_and_grad(outcome_cross_entropy, has_aux=True))
   (value, aux), gradient = run(np.where(mask, logprobs, np.nan), **options)
   np.testing.assert_allclose(value, golden['out/loss'], rtol=1e-5)
-  gap = np.where(mask, logprobs - options['ref_logprobs'], 0)
-  scores = 0.05 * gap.sum(axis=1, keepdims=True)
+  log_ratios = np.where(mask, logprobs - options['ref_logprobs'], 0)
+  scores = 0.05 * log_ratios.sum(axis=1, keepdims=True)
   np.testing.assert_allclose(
-    aux.scores, np.broadcast_to(scores, gap.shape), atol=1e-6
+    aux.scores, np.broadcast_to(scores, log_ratios.shape), atol=1e-6
   )
   slope = 0.05 * (1 / (1 + np.exp(-scores)) - options['labels']) / len(mask)
   np.testing.assert_allclose(
@@ -297,24 +297,24 @@ def test_outcome_loss_and_gradient_equal_those_of_the_independent_script(
   )
   packed = {name: x.reshape(6, -1) for name, x in options.items()}
   ids = np.tile(np.repeat(np.array([1, 2], np.int32), WIDTH), (6, 1))
-  (other, _), _ = run(logprobs.reshape(6, -1), segment_ids=ids, **packed)
-  np.testing.assert_allclose(other, value, rtol=1e-6)
+  (packed_value, _), _ = run(logprobs.reshape(6, -1), segment_ids=ids, **packed)
+  np.testing.assert_allclose(packed_value, value, rtol=1e-6)
 
 
 def test_pair_accuracy_equals_that_of_the_independent_script(golden):
   run = jax.jit(pair_accuracy)
   ids = golden['in/group_ids'].astype(np.int32)
   labels = golden['in/outcomes'] > 0.5
-  gap = golden['in/logprobs'] - golden['in/ref_logprobs']
-  scores = np.float32(np.where(golden['in/mask'], gap, 0).sum(axis=1))
+  log_ratios = golden['in/logprobs'] - golden['in/ref_logprobs']
+  scores = np.float32(np.where(golden['in/mask'], log_ratios, 0).sum(axis=1))
   accuracy = run(scores, labels, ids)
   assert accuracy == pytest.approx(golden['out/pair_accuracy'], rel=1e-6)
   assert run(np.zeros_like(scores), labels, ids) == 0.5
   assert np.isnan(run(scores, np.ones_like(labels), ids))
   # Responses of a group of equal outcomes are in no pair.
-  unequal = [len(set(labels[ids == group])) == 2 for group in ids]
-  assert 0 < sum(unequal) < 12
-  for row, in_a_pair in enumerate(unequal):
+  is_mixed = [len(set(labels[ids == group])) == 2 for group in ids]
+  assert 0 < sum(is_mixed) < 12
+  for row, in_a_pair in enumerate(is_mixed):
     spoilt = np.where(np.arange(12) == row, np.float32(np.nan), scores)
     assert np.isnan(run(spoilt, labels, ids)) == in_a_pair
 

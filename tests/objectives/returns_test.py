@@ -48,15 +48,15 @@ def inputs_of(case, dtype):
   ids = np.arange(100, 116)
   ids[: case.shape[0]] = case.arrays['in/index']
   inputs = {
-    'mask': case.given('response_mask'),
-    'rewards': case.given('token_level_rewards', dtype),
+    'mask': case.input('response_mask'),
+    'rewards': case.input('token_level_rewards', dtype),
     'ids': jnp.asarray(ids),
     'discount': jnp.asarray(case.options['gamma'], dtype),
     'trace_decay': jnp.asarray(case.options['lam'], dtype),
   }
   for name, source in (('values', 'values'), ('baselines', 'reward_baselines')):
     if source in case:
-      inputs[name] = case.given(source, dtype)
+      inputs[name] = case.input(source, dtype)
   return inputs
 
 
@@ -68,7 +68,7 @@ FUNCTIONS = (
 )
 
 
-def check(golden, function, dtype, tolerance):
+def check_published(golden, function, dtype, tolerance):
   for case in golden(function):
     inputs = inputs_of(case, dtype)
     mask = np.asarray(inputs['mask'])
@@ -86,32 +86,38 @@ def check(golden, function, dtype, tolerance):
 
 @pytest.mark.parametrize('function', FUNCTIONS)
 def test_equals_published_returns_in_float32(golden, function):
-  check(golden, function, jnp.float32, 2e-6)
+  check_published(golden, function, jnp.float32, 2e-6)
 
 
 @pytest.mark.parametrize('function', FUNCTIONS)
 def test_equals_published_returns_in_float64(golden, function, x64):
-  check(golden, function, jnp.float64, 1e-12)
+  check_published(golden, function, jnp.float64, 1e-12)
 
 
 def test_gae_skips_tokens_off_the_mask(x64):
   rng = np.random.default_rng(0)
   rewards, values = rng.normal(size=(2, 1, 7))
   mask = np.array([[False, True, True, False, False, True, False]])
-  on = mask[0]
+  is_on_mask = mask[0]
   options = {'discount': 0.9, 'trace_decay': 0.8, 'whiten': False}
   advantages, returns = gae(
     *map(jnp.asarray, (rewards, values, mask)), **options
   )
-  short = (rewards[:, on], values[:, on], mask[:, on])
-  expected, expected_returns = gae(*map(jnp.asarray, short), **options)
-  np.testing.assert_allclose(advantages[:, on], expected, rtol=1e-12)
-  np.testing.assert_allclose(returns[:, on], expected_returns, rtol=1e-12)
-  assert not np.asarray(advantages)[:, ~on].any()
+  without_gaps = (
+    rewards[:, is_on_mask],
+    values[:, is_on_mask],
+    mask[:, is_on_mask],
+  )
+  expected, expected_returns = gae(*map(jnp.asarray, without_gaps), **options)
+  np.testing.assert_allclose(advantages[:, is_on_mask], expected, rtol=1e-12)
+  np.testing.assert_allclose(
+    returns[:, is_on_mask], expected_returns, rtol=1e-12
+  )
+  assert not np.asarray(advantages)[:, ~is_on_mask].any()
   delta = rewards[0, 5] - values[0, 5]
   assert advantages[0, 5] == pytest.approx(delta)
-  before = rewards[0, 2] + 0.9 * values[0, 5] - values[0, 2]
-  assert advantages[0, 2] == pytest.approx(before + 0.72 * delta)
+  previous_delta = rewards[0, 2] + 0.9 * values[0, 5] - values[0, 2]
+  assert advantages[0, 2] == pytest.approx(previous_delta + 0.72 * delta)
 
 
 def test_gae_with_trace_decay_one_is_return_minus_value():

@@ -30,8 +30,8 @@ def loop_sums(values, ids):
   sums = np.zeros_like(values)
   for row in range(len(ids)):
     for sequence_id in np.unique(ids[row]):
-      same = ids[row] == sequence_id
-      sums[row, same] = values[row, same].sum()
+      in_sequence = ids[row] == sequence_id
+      sums[row, in_sequence] = values[row, in_sequence].sum()
   return sums
 
 
@@ -72,5 +72,7 @@ def test_integer_sums_are_exact_and_equal_within_a_sequence(width):
   for row in range(2):
     for sequence_id in np.unique(ids[row]):
       assert len(set(floats[row, ids[row] == sequence_id])) == 1
-  plain = jitted_sums(values, None)
-  np.testing.assert_array_equal(plain, values.sum(1, keepdims=True) + 0 * ids)
+  row_sums = jitted_sums(values, None)
+  np.testing.assert_array_equal(
+    row_sums, values.sum(1, keepdims=True) + 0 * ids
+  )

@@ -79,51 +79,58 @@ def test_padded_and_packed_rows_give_the_same_loss(name):
   rows = dict(context)
   del rows['segment_ids']
   packed_logprobs, packed, packed_slices = lay_out(drawn_sequences, PACKED)
-  for other, other_slices in (
+  for other_results, other_slices in (
     (run(LOSSES[name], logprobs, rows), slices),
     (run(LOSSES[name], packed_logprobs, packed), packed_slices),
   ):
-    np.testing.assert_allclose(other[0], value, rtol=1e-6)
-    for i, where in slices.items():
-      there = other_slices[i]
+    np.testing.assert_allclose(other_results[0], value, rtol=1e-6)
+    for i, columns in slices.items():
+      other_columns = other_slices[i]
       np.testing.assert_allclose(
-        other[2][there], signal[where], rtol=2e-6, atol=1e-9
+        other_results[2][other_columns], signal[columns], rtol=2e-6, atol=1e-9
       )
       np.testing.assert_allclose(
-        other[1].ratio[there], aux.ratio[where], rtol=1e-6
+        other_results[1].ratio[other_columns], aux.ratio[columns], rtol=1e-6
       )
-      np.testing.assert_array_equal(other[1].clipped[there], aux.clipped[where])
+      np.testing.assert_array_equal(
+        other_results[1].clipped[other_columns], aux.clipped[columns]
+      )
 
 
 def expected_gspo(drawn_sequences):
   total = 0.0
   for new, old, advantages, weights in drawn_sequences:
-    on = weights > 0
-    if not on.any():
+    has_weight = weights > 0
+    if not has_weight.any():
       continue
-    ratio = np.exp(np.mean((new - old)[on]))
+    ratio = np.exp(np.mean((new - old)[has_weight]))
     clipped = np.clip(ratio, 0.8, 1.2)
     losses = np.maximum(-advantages * ratio, -advantages * clipped)
-    total += np.sum((weights * losses)[on])
+    total += np.sum((weights * losses)[has_weight])
   return total
 
 
 def expected_geo_mean(drawn_sequences):
   total = 0.0
   for new, old, advantages, weights in drawn_sequences:
-    on = weights > 0
-    if not on.any():
+    has_weight = weights > 0
+    if not has_weight.any():
       continue
-    sign, x = np.sign(advantages[on]), (new - old)[on]
-    kept = np.minimum(sign * x, sign * np.clip(x, -0.3, 0.3)) * sign
-    ratio, advantage = np.exp(np.mean(kept)), np.mean(advantages[on])
-    total += np.sum(weights[on] * -advantage * ratio)
+    sign, log_ratio = np.sign(advantages[has_weight]), (new - old)[has_weight]
+    clipped_log_ratio = (
+      np.minimum(sign * log_ratio, sign * np.clip(log_ratio, -0.3, 0.3)) * sign
+    )
+    ratio, advantage = (
+      np.exp(np.mean(clipped_log_ratio)),
+      np.mean(advantages[has_weight]),
+    )
+    total += np.sum(weights[has_weight] * -advantage * ratio)
   return total
 
 
-def vespo_weights(new, old, advantages, on):
+def vespo_weights(new, old, advantages, has_weight):
   """A · φ(w) of each token, with the published shapes and rates."""
-  log_w = np.sum((new - old)[on])
+  log_w = np.sum((new - old)[has_weight])
   shape = np.where(advantages >= 0, 2.0, 3.0)
   rate = np.where(advantages >= 0, 3.0, 2.0)
   return advantages * np.exp(shape * log_w + rate - rate * np.exp(log_w))
@@ -132,9 +139,9 @@ def vespo_weights(new, old, advantages, on):
 def expected_vespo(drawn_sequences):
   total = 0.0
   for new, old, advantages, weights in drawn_sequences:
-    on = weights > 0
-    factor = vespo_weights(new, old, advantages, on)
-    total -= np.sum((weights * factor * new)[on])
+    has_weight = weights > 0
+    factor = vespo_weights(new, old, advantages, has_weight)
+    total -= np.sum((weights * factor * new)[has_weight])
   return total
 
 
@@ -158,11 +165,11 @@ def test_value_and_gradient_equal_the_formula(name, seed, x64):
       factor = vespo_weights(new, old, advantages, weights > 0)
       np.testing.assert_allclose(signal[slices[i]], -weights * factor)
     return
-  for i, where in slices.items():
+  for i, columns in slices.items():
     for t in range(LENGTHS[i]):
       step = np.zeros_like(drawn_sequences[i])
       step[0, t] = 1e-6
-      up, down = (
+      increased, decreased = (
         [
           *drawn_sequences[:i],
           drawn_sequences[i] + s,
@@ -170,8 +177,10 @@ def test_value_and_gradient_equal_the_formula(name, seed, x64):
         ]
         for s in (step, -step)
       )
-      slope = (formula(up) - formula(down)) / 2e-6
-      np.testing.assert_allclose(signal[where][t], slope, rtol=1e-5, atol=1e-8)
+      slope = (formula(increased) - formula(decreased)) / 2e-6
+      np.testing.assert_allclose(
+        signal[columns][t], slope, rtol=1e-5, atol=1e-8
+      )
 
 
 @pytest.mark.parametrize('name', LOSSES)

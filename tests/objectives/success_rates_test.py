@@ -41,14 +41,14 @@ def test_max_likelihood_is_the_gradient_of_the_log_of_the_success_rate():
   p, size = 0.3, 3
   gradient = 0.0
   for successes in range(size + 1):
-    share = math.comb(size, successes) * p**successes
-    share *= (1 - p) ** (size - successes)
+    probability = math.comb(size, successes) * p**successes
+    probability *= (1 - p) ** (size - successes)
     advantages = likelihood(
       binary_rewards(successes, size), jnp.zeros(size, int)
     )
     # d log P(success)/dp = 1/p, d log P(failure)/dp = −1/(1 − p).
     scores = jnp.where(jnp.arange(size) < successes, 1 / p, -1 / (1 - p))
-    gradient += share * float(jnp.mean(advantages * scores))
+    gradient += probability * float(jnp.mean(advantages * scores))
   expected = sum((1 - p) ** (k - 1) for k in range(1, size))
   assert gradient == pytest.approx(expected, rel=1e-5)
 
@@ -60,13 +60,13 @@ def test_quantile_relative_switches_at_the_published_rate(size, quantile):
     rewards = binary_rewards(successes, size)
     actual = quantiles(rewards, jnp.zeros(size, int), quantile=quantile)
     rate = successes / size
-    hard = rate <= 1 - quantile + 1e-9
+    is_hard = rate <= 1 - quantile + 1e-9
     deviation = math.sqrt(rate * (1 - rate) * size / (size - 1))
-    expected = (np.asarray(rewards) - (0 if hard else 1)) / deviation
+    expected = (np.asarray(rewards) - (0 if is_hard else 1)) / deviation
     np.testing.assert_allclose(actual, expected, rtol=1e-4)
 
 
-def test_quantile_relative_subtracts_the_median_of_real_rewards():
+def test_quantile_relative_subtracts_the_median_of_real_valued_rewards():
   rewards = np.array([3.0, 1.0, 4.0, 1.5, 9.0])
   actual = quantiles(jnp.asarray(rewards), jnp.zeros(5, int), quantile=0.5)
   expected = (rewards - np.sort(rewards)[2]) / (rewards.std(ddof=1) + 1e-6)
@@ -79,14 +79,14 @@ def test_groups_and_order_do_not_matter(function):
   rewards = jnp.asarray(rng.integers(0, 3, 24), jnp.float32)
   ids = jnp.asarray(rng.integers(0, 5, 24))
   function = jax.jit(function)
-  whole = function(rewards, ids)
+  advantages = function(rewards, ids)
   order = rng.permutation(24)
   np.testing.assert_allclose(
-    function(rewards[order], ids[order]), whole[order], rtol=1e-6
+    function(rewards[order], ids[order]), advantages[order], rtol=1e-6
   )
-  others = jnp.where(ids == 3, rewards, rewards + 1)
+  other_rewards = jnp.where(ids == 3, rewards, rewards + 1)
   np.testing.assert_allclose(
-    function(others, ids)[ids == 3], whole[ids == 3], rtol=1e-6
+    function(other_rewards, ids)[ids == 3], advantages[ids == 3], rtol=1e-6
   )
 
 

@@ -9,26 +9,26 @@ import pytest
 from covrl.objectives import clipped_value_loss, explained_variance
 
 RNG = np.random.default_rng(0)
-VALUES, OLD, RETURNS = RNG.normal(size=(3, 4, 6)).astype(np.float32)
+VALUES, OLD_VALUES, RETURNS = RNG.normal(size=(3, 4, 6)).astype(np.float32)
 WEIGHTS = (RNG.random((4, 6)) < 0.7).astype(np.float32) / 7
 
 
 def test_value_loss_and_gradient_equal_numpy():
   (value, aux), gradient = jax.value_and_grad(clipped_value_loss, has_aux=True)(
     jnp.asarray(VALUES),
-    old_values=jnp.asarray(OLD),
+    old_values=jnp.asarray(OLD_VALUES),
     returns=jnp.asarray(RETURNS),
     weights=jnp.asarray(WEIGHTS),
     clip=0.5,
   )
-  clipped_values = np.clip(VALUES, OLD - 0.5, OLD + 0.5)
-  plain, bound = (
+  clipped_values = np.clip(VALUES, OLD_VALUES - 0.5, OLD_VALUES + 0.5)
+  unclipped_losses, clipped_losses = (
     (VALUES - RETURNS) ** 2 / 2,
     (clipped_values - RETURNS) ** 2 / 2,
   )
-  expected = np.maximum(plain, bound)
+  expected = np.maximum(unclipped_losses, clipped_losses)
   np.testing.assert_allclose(value, (WEIGHTS * expected).sum(), rtol=1e-5)
-  clipped = (bound > plain) & (WEIGHTS > 0)
+  clipped = (clipped_losses > unclipped_losses) & (WEIGHTS > 0)
   assert 0 < clipped.sum() < (WEIGHTS > 0).sum()
   np.testing.assert_array_equal(aux.clipped, clipped)
   expected_gradient = np.where(clipped, 0, WEIGHTS * (VALUES - RETURNS))
@@ -36,27 +36,27 @@ def test_value_loss_and_gradient_equal_numpy():
 
 
 def test_tokens_without_weight_do_not_change_the_loss():
-  spoilt = jnp.asarray(np.where(WEIGHTS > 0, VALUES, np.nan))
+  values = jnp.asarray(np.where(WEIGHTS > 0, VALUES, np.nan))
   options = {
-    'old_values': jnp.asarray(np.where(WEIGHTS > 0, OLD, np.inf)),
+    'old_values': jnp.asarray(np.where(WEIGHTS > 0, OLD_VALUES, np.inf)),
     'returns': jnp.asarray(np.where(WEIGHTS > 0, RETURNS, np.nan)),
     'weights': jnp.asarray(WEIGHTS),
   }
   (value, _), gradient = jax.value_and_grad(clipped_value_loss, has_aux=True)(
-    spoilt, **options
+    values, **options
   )
   assert np.isfinite(value)
   assert np.isfinite(gradient).all()
-  empty, _ = clipped_value_loss(
-    spoilt, **options | {'weights': jnp.zeros((4, 6))}
+  value_without_tokens, _ = clipped_value_loss(
+    values, **options | {'weights': jnp.zeros((4, 6))}
   )
-  assert empty == 0
+  assert value_without_tokens == 0
 
 
 def test_without_a_clip_it_is_half_the_squared_error():
   value, aux = clipped_value_loss(
     jnp.asarray(VALUES),
-    old_values=jnp.asarray(OLD),
+    old_values=jnp.asarray(OLD_VALUES),
     returns=jnp.asarray(RETURNS),
     weights=jnp.ones((4, 6)),
     clip=None,

@@ -36,14 +36,16 @@ def pack(masks, rows, length):
   mask = np.zeros((rows, length), bool)
   segment_ids = np.zeros((rows, length), np.int32)
   sequence_ids = np.full((rows, length), -1, np.int32)
-  used, count, slices = [0] * rows, [0] * rows, []
-  for name, tokens in enumerate(masks):
-    row = next(r for r in range(rows) if used[r] + len(tokens) <= length)
-    columns = slice(used[row], used[row] + len(tokens))
-    used[row], count[row] = columns.stop, count[row] + 1
+  used_columns, num_sequences, slices = [0] * rows, [0] * rows, []
+  for index, tokens in enumerate(masks):
+    row = next(
+      r for r in range(rows) if used_columns[r] + len(tokens) <= length
+    )
+    columns = slice(used_columns[row], used_columns[row] + len(tokens))
+    used_columns[row], num_sequences[row] = columns.stop, num_sequences[row] + 1
     mask[row, columns] = tokens
-    segment_ids[row, columns] = count[row]
-    sequence_ids[row, columns] = 1000 + name
+    segment_ids[row, columns] = num_sequences[row]
+    sequence_ids[row, columns] = 1000 + index
     slices.append((row, columns))
   return mask, segment_ids, sequence_ids, slices
 
@@ -51,12 +53,12 @@ def pack(masks, rows, length):
 @pytest.mark.parametrize('mode', MODES)
 def test_weighted_sums_equal_published_losses(golden, close, mode):
   for case in golden('agg_loss'):
-    mask = case.given('loss_mask')
+    mask = case.input('loss_mask')
     weights = token_weights(mask, mode, length=case.shape[1])
-    loss = jnp.sum(weights * case.given('loss_mat', jnp.float32))
-    size = jnp.sum(weights * jnp.abs(case.given('loss_mat', jnp.float32)))
+    loss = jnp.sum(weights * case.input('loss_mat', jnp.float32))
+    magnitude = jnp.sum(weights * jnp.abs(case.input('loss_mat', jnp.float32)))
     np.testing.assert_allclose(
-      loss, case.expected(PUBLISHED[mode]), rtol=0, atol=1e-6 * float(size)
+      loss, case.expected(PUBLISHED[mode]), rtol=0, atol=1e-6 * float(magnitude)
     )
 
 
@@ -71,7 +73,9 @@ def test_padded_and_packed_rows_have_the_same_weights(masks, mode):
   padded = np.zeros((5, 6), bool)
   for row, tokens in enumerate(masks):
     padded[row, : len(tokens)] = tokens
-  plain = np.asarray(token_weights(jnp.asarray(padded), mode, length=6))
+  padded_weights = np.asarray(
+    token_weights(jnp.asarray(padded), mode, length=6)
+  )
   mask, segment_ids, sequence_ids, slices = pack(masks, 5, 12)
   for ids in (
     {'segment_ids': jnp.asarray(segment_ids)},
@@ -84,7 +88,7 @@ def test_padded_and_packed_rows_have_the_same_weights(masks, mode):
     packed = np.asarray(token_weights(jnp.asarray(mask), mode, length=6, **ids))
     for i, (row, columns) in enumerate(slices):
       np.testing.assert_array_equal(
-        packed[row, columns], plain[i, : len(masks[i])]
+        packed[row, columns], padded_weights[i, : len(masks[i])]
       )
     assert not packed[~mask].any()
 

@@ -19,7 +19,7 @@ from covrl.parallel import distributed
 from covrl.parallel.supervisor import supervise
 
 # Variables by which a cluster describes the processes of a job.
-CLUSTER = (
+CLUSTER_VARIABLES = (
   'TPU_WORKER_HOSTNAMES',
   'MEGASCALE_NUM_SLICES',
   'SLURM_STEP_NODELIST',
@@ -29,7 +29,7 @@ CLUSTER = (
 
 
 @pytest.mark.parametrize(
-  ('environment', 'several'),
+  ('environment', 'is_expected'),
   [
     ({}, False),
     ({'TPU_WORKER_HOSTNAMES': 'localhost'}, False),
@@ -43,28 +43,28 @@ CLUSTER = (
   ],
 )
 def test_detects_several_processes_from_the_environment(
-  monkeypatch, environment, several
+  monkeypatch, environment, is_expected
 ):
-  for name in CLUSTER:
+  for name in CLUSTER_VARIABLES:
     monkeypatch.delenv(name, raising=False)
   for name, value in environment.items():
     monkeypatch.setenv(name, value)
   monkeypatch.setattr(distributed, '_is_tpu_machine', lambda: False)
-  assert distributed.in_cluster() == several
+  assert distributed.in_cluster() == is_expected
 
 
 @pytest.mark.parametrize(
-  ('given', 'message'),
+  ('arguments', 'message'),
   [
-    (('h:1', 2, None), 'must be given together'),
-    ((None, 2, 0), 'must be given together'),
+    (('h:1', 2, None), 'must be arguments together'),
+    ((None, 2, 0), 'must be arguments together'),
     (('h:1', 2, 2), r'--process_id must lie in \[0, 2\), got 2'),
     (('h', 2, 0), '--coordinator must be HOST:PORT'),
   ],
 )
-def test_refuses_invalid_arguments(given, message):
+def test_refuses_invalid_arguments(arguments, message):
   with pytest.raises(ValueError, match=message):
-    distributed.initialize(*given)
+    distributed.initialize(*arguments)
   with pytest.raises(ValueError, match='--heartbeat must be at least 2'):
     distributed.initialize('h:1', 2, 0, heartbeat=1)
 
@@ -119,8 +119,8 @@ def test_a_wait_exceeds_its_condition_by_at_most_the_poll_fraction(
   distributed.wait_until(
     lambda: clock[0] >= 100 + duration, poll_fraction=poll_fraction
   )
-  late = clock[0] - 100 - duration
-  assert 0 <= late <= min(max(duration * poll_fraction, 0.0002), 0.005)
+  excess = clock[0] - 100 - duration
+  assert 0 <= excess <= min(max(duration * poll_fraction, 0.0002), 0.005)
 
 
 def test_recognizes_errors_of_lost_processes(monkeypatch):
@@ -131,9 +131,9 @@ def test_recognizes_errors_of_lost_processes(monkeypatch):
   monkeypatch.setattr(jax, 'process_count', lambda: 2)
   assert distributed.is_peer_loss(lost)
   assert not distributed.is_peer_loss(ValueError('rows must divide'))
-  late = TimeoutError('Timed out while waiting')
-  late.__cause__ = lost
-  assert distributed.is_peer_loss(late)
+  timeout = TimeoutError('Timed out while waiting')
+  timeout.__cause__ = lost
+  assert distributed.is_peer_loss(timeout)
 
 
 def bash(script):

@@ -97,15 +97,15 @@ def test_missing_packages_are_named(without, sentence):
 
 
 @pytest.mark.parametrize('name', ['jax-cuda12-plugin', 'jax-cuda12-pjrt'])
-@pytest.mark.parametrize('other', ['0.10.1', None])
-def test_compiler_of_another_version_is_refused(name, other):
-  installed = {**INSTALLED, name: other} if other else {**INSTALLED}
-  if other is None:
+@pytest.mark.parametrize('version', ['0.10.1', None])
+def test_compiler_of_another_version_is_refused(name, version):
+  installed = {**INSTALLED, name: version} if version else {**INSTALLED}
+  if version is None:
     installed.pop('jax-cuda12-pjrt')
     name = 'jax-cuda12-pjrt'
   with pytest.raises(
     ValueError,
-    match=f'{name} must have the version of jaxlib, 0.10.2, got {other}',
+    match=f'{name} must have the version of jaxlib, 0.10.2, got {version}',
   ):
     check_compiler(installed)
 
@@ -125,13 +125,13 @@ def fake_devices(count, per_host):
   """Devices of several hosts; JAX gives the GPUs of each host a `slice_index`."""
   return [
     types.SimpleNamespace(
-      id=each,
+      id=index,
       platform='gpu',
-      process_index=each // per_host,
-      slice_index=each // per_host,
+      process_index=index // per_host,
+      slice_index=index // per_host,
       device_kind='NVIDIA H100 80GB HBM3',
     )
-    for each in range(count)
+    for index in range(count)
   ]
 
 
@@ -154,10 +154,10 @@ def test_collectives_use_nvlink_within_a_host_and_the_network_between():
   topology = find_gpus('h100:2x8')
   network = Network(topology, fake_devices(16, 8))
   chip = topology.chip
-  inside = collective('all-gather', tuple(range(8)), tuple(range(8, 16)))
-  assert network.link(inside) == 'nvlink'
-  assert network.seconds(inside) == pytest.approx(1e9 / chip.nvlink)
-  assert network.busy_seconds(inside)['network'] == 0
+  within_hosts = collective('all-gather', tuple(range(8)), tuple(range(8, 16)))
+  assert network.link(within_hosts) == 'nvlink'
+  assert network.seconds(within_hosts) == pytest.approx(1e9 / chip.nvlink)
+  assert network.busy_seconds(within_hosts)['network'] == 0
   # A GPU sends 15/16 of an array in all, 1e9 bytes. Its host sends half of the
   # array to the other host through eight adapters: 1/16 each.
   whole_array = collective('all-gather', tuple(range(16)))

@@ -33,14 +33,14 @@ def run(**variables):
     for name, value in os.environ.items()
     if not name.startswith(('MALLOC_', 'GLIBC_TUNABLES'))
   }
-  done = subprocess.run(
+  completed = subprocess.run(
     [sys.executable, '-c', _PROGRAM],
     env=environment | variables,
     capture_output=True,
     text=True,
     check=True,
   )
-  is_set, faults = done.stdout.split()
+  is_set, faults = completed.stdout.split()
   return is_set == 'True', int(faults)
 
 

@@ -97,10 +97,10 @@ def test_rules_differ_between_training_and_sampling():
   assert set(ROLLOUT_RULES) == set(TRAIN_RULES)
   # Sampling splits weights over tensor only.
   weight = 'embed', 'mlp'
-  trained = sharding.partition_spec(weight, TRAIN_RULES)
-  assert trained == PartitionSpec(('fsdp', 'context'), 'tensor')
-  read = sharding.partition_spec(weight, ROLLOUT_RULES)
-  assert read == PartitionSpec(None, 'tensor')
+  training_spec = sharding.partition_spec(weight, TRAIN_RULES)
+  assert training_spec == PartitionSpec(('fsdp', 'context'), 'tensor')
+  sampling_spec = sharding.partition_spec(weight, ROLLOUT_RULES)
+  assert sampling_spec == PartitionSpec(None, 'tensor')
   assert sharding.current_rules() is TRAIN_RULES
   with sharding.use_mesh(make_mesh((8,)), ROLLOUT_RULES):
     assert sharding.current_rules() is ROLLOUT_RULES

@@ -20,7 +20,7 @@ needs_libtpu = pytest.mark.skipif(
 
 
 @pytest.mark.parametrize(
-  ('google', 'ours', 'chips'),
+  ('google_name', 'name', 'chips'),
   [
     ('v5p-8', 'v5p:2x2x1', 4),
     ('v5p-64', 'v5p:2x4x4', 32),
@@ -33,10 +33,10 @@ needs_libtpu = pytest.mark.skipif(
     ('v6e-256', 'v6e:16x16', 256),
   ],
 )
-def test_google_names_count_cores(google, ours, chips):
-  assert find_topology(google) is find_topology(ours)
-  assert (find_topology(ours).accelerator, find_topology(ours).chips) == (
-    google,
+def test_google_names_count_cores(google_name, name, chips):
+  assert find_topology(google_name) is find_topology(name)
+  assert (find_topology(name).accelerator, find_topology(name).chips) == (
+    google_name,
     chips,
   )
 
@@ -122,5 +122,5 @@ def test_groups_across_slices_use_the_slow_network():
   square = find_topology('v5p:2x2x1')
   network = Network(square, topologies.compile_only_devices(square, 2))
   assert len(network.devices) == 8
-  across = collective('all-reduce', ((1, 2),), 6.25e9, 'dcn')
-  assert network.seconds(across) == 1
+  across_slices = collective('all-reduce', ((1, 2),), 6.25e9, 'dcn')
+  assert network.seconds(across_slices) == 1

@@ -91,16 +91,16 @@ def test_xla_accepts_its_flags():
 
 
 def test_keeps_flags_set_by_the_user():
-  mine = '--xla_tpu_enable_data_parallel_all_reduce_opt=false'
-  environment = {'LIBTPU_INIT_ARGS': f'{mine} --mine=1'}
+  user_flag = '--xla_tpu_enable_data_parallel_all_reduce_opt=false'
+  environment = {'LIBTPU_INIT_ARGS': f'{user_flag} --mine=1'}
   xla_flags.apply('tpu', environment)
   flags = environment['LIBTPU_INIT_ARGS'].split()
-  assert flags[:2] == [mine, '--mine=1']
+  assert flags[:2] == [user_flag, '--mine=1']
   names = [flag.split('=')[0] for flag in flags]
   assert len(set(names)) == len(names) == len(xla_flags.TPU) + 1
-  again = dict(environment)
-  xla_flags.apply('tpu', again)
-  assert again == environment
+  applied_twice = dict(environment)
+  xla_flags.apply('tpu', applied_twice)
+  assert applied_twice == environment
 
 
 def test_keeps_variables_set_by_the_user():

@@ -37,7 +37,7 @@ def models_directory(monkeypatch):
   monkeypatch.chdir(MODELS)
 
 
-def edited(name, tmp_path, **fields):
+def edited_copy(name, tmp_path, **fields):
   """Copies an adapter and changes fields of its adapter_config.json."""
   copy = shutil.copytree(MODELS / name, tmp_path / name)
   file = copy / 'adapter_config.json'
@@ -96,9 +96,9 @@ def test_round_trip_is_bit_exact(name, tmp_path):
   for tensor, value in before.items():
     assert value.dtype == after[tensor].dtype == np.float32
     np.testing.assert_array_equal(value, after[tensor])
-  again, params_again = load_pretrained(tmp_path / 'again')
-  assert again == policy
-  assert_trees_equal(params, params_again)
+  reloaded, reloaded_params = load_pretrained(tmp_path / 'again')
+  assert reloaded == policy
+  assert_trees_equal(params, reloaded_params)
 
 
 def test_lora_config_lists_the_present_targets():
@@ -144,10 +144,12 @@ def test_adapters_stay_float32_beside_bfloat16_matrices():
 
 def test_merged_weights_have_the_dtype_of_the_source():
   policy, params = load_pretrained('qwen2_lora', dtype='bfloat16')
-  again, wide = with_source_dtype(policy, params, 'qwen2_lora')
-  assert again.config.param_dtype == 'float32'
-  assert again.config.dtype == 'bfloat16'
-  merged = again.merge(wide)
+  float32_policy, float32_params = with_source_dtype(
+    policy, params, 'qwen2_lora'
+  )
+  assert float32_policy.config.param_dtype == 'float32'
+  assert float32_policy.config.dtype == 'bfloat16'
+  merged = float32_policy.merge(float32_params)
   assert dtypes(merged) == {'float32'}
   exact, exact_params = loaded('qwen2_lora')
   jax.tree.map(
@@ -188,7 +190,7 @@ def dtypes(tree):
   ],
 )
 def test_refuses_invalid_adapter_files(fields, message, tmp_path):
-  copy = edited('qwen2_lora', tmp_path, **fields)
+  copy = edited_copy('qwen2_lora', tmp_path, **fields)
   with pytest.raises(ValueError, match=message):
     load_pretrained(copy)
 
@@ -202,7 +204,7 @@ def test_refuses_invalid_adapter_files(fields, message, tmp_path):
   ],
 )
 def test_refuses_targets_without_tensors(fields, missing, tmp_path):
-  copy = edited('mistral_lora', tmp_path, **fields)
+  copy = edited_copy('mistral_lora', tmp_path, **fields)
   with pytest.raises(
     ValueError,
     match=f'target_modules must have adapters, got none of ({missing})',
@@ -211,7 +213,7 @@ def test_refuses_targets_without_tensors(fields, missing, tmp_path):
 
 
 def test_targets_that_a_model_lacks_or_excludes_need_no_tensors(tmp_path):
-  copy = edited(
+  copy = edited_copy(
     'mistral_lora',
     tmp_path,
     target_modules=['q_proj', 'v_proj', 'up_proj', 'other_proj'],

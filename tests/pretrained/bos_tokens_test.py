@@ -81,8 +81,8 @@ def test_prompts_have_one_bos_token_if_the_tokenizer_or_template_adds_one(
   uses_chat, processor, text, tmp_path
 ):
   library_tokenizer = tokenizers.Tokenizer.from_str(tokenizer_file(processor))
-  begins = library_tokenizer.encode('q').ids[0] == BOS or bool(TEXTS[text])
-  bos = [BOS] if begins else []
+  has_bos = library_tokenizer.encode('q').ids[0] == BOS or bool(TEXTS[text])
+  bos = [BOS] if has_bos else []
   write_model(tmp_path, processor, TEXTS[text], bos_token='<s>')
   template = '' if uses_chat else TEXTS[text] + '{question} a'
   assert first_prompt(tmp_path, template) == [*bos, QUESTION, ANSWER]
@@ -95,8 +95,8 @@ def test_prompts_have_one_bos_token_if_the_tokenizer_or_template_adds_one(
 def test_the_post_processor_alone_adds_a_bos_token(
   processor, bos_token, add_bos_token, tmp_path
 ):
-  stated = {} if add_bos_token is None else {'add_bos_token': add_bos_token}
-  write_model(tmp_path, processor, bos_token=bos_token, **stated)
+  fields = {} if add_bos_token is None else {'add_bos_token': add_bos_token}
+  write_model(tmp_path, processor, bos_token=bos_token, **fields)
   bos_id = load_tokenizer(tmp_path).bos_id
   library_tokenizer = tokenizers.Tokenizer.from_str(tokenizer_file(processor))
   assert bos_id == (

@@ -22,14 +22,14 @@ def write_changed_gguf(tmp_path, *, without=(), tensors=None, **fields):
   architecture = values.pop('general.architecture', 'llama')
   writer = gguf.GGUFWriter(str(file), architecture)
   for key, field in reader.fields.items():
-    skipped = key.startswith('GGUF.') or key == 'general.architecture'
-    if skipped or key in without:
+    is_skipped = key.startswith('GGUF.') or key == 'general.architecture'
+    if is_skipped or key in without:
       continue
-    kind, *inner = field.types
+    field_type, *item_types = field.types
     if key in values:
       add_field(writer, key, values.pop(key))
     else:
-      writer.add_key_value(key, field.contents(), kind, *inner)
+      writer.add_key_value(key, field.contents(), field_type, *item_types)
   for key, value in values.items():
     add_field(writer, key, value)
   for tensor in reader.tensors:
@@ -45,8 +45,8 @@ def write_changed_gguf(tmp_path, *, without=(), tensors=None, **fields):
 
 def add_field(writer, name, value):
   """Adds a field, of the type that belongs to its value."""
-  kind = gguf.GGUFValueType.get_type(value)
-  inner = None
+  field_type = gguf.GGUFValueType.get_type(value)
+  item_type = None
   if isinstance(value, list):
-    inner = gguf.GGUFValueType.get_type(value[0])
-  writer.add_key_value(name, value, kind, inner)
+    item_type = gguf.GGUFValueType.get_type(value[0])
+  writer.add_key_value(name, value, field_type, item_type)

@@ -36,7 +36,7 @@ TOKENIZER = (
 )
 
 
-def refused(capsys, *arguments):
+def error_of(capsys, *arguments):
   """Runs a command that is refused; returns its standard error."""
   capsys.readouterr()
   with pytest.raises(SystemExit) as ended:
@@ -60,10 +60,10 @@ def model(tmp_path_factory):
 def test_sample_uses_a_pretrained_model(model, capsys):
   options = ['--count=2', '--max_length=4', '--seed=3']
   main(['sample', str(model), 'What is 1 + 1?', *options])
-  plain = capsys.readouterr().out
-  assert plain.count(' nats  ') == 2
+  output_without_chat = capsys.readouterr().out
+  assert output_without_chat.count(' nats  ') == 2
   main(['sample', str(model), 'What is 1 + 1?', '--chat', *options])
-  assert capsys.readouterr().out != plain
+  assert capsys.readouterr().out != output_without_chat
 
 
 @pytest.mark.parametrize(
@@ -83,24 +83,30 @@ def test_template_variables_need_a_template(options, message, model, capsys):
 
 
 def test_chat_needs_a_template(model, tmp_path, capsys):
-  bare = tmp_path / 'bare'
-  shutil.copytree(model, bare)
-  (bare / 'chat_template.jinja').unlink(missing_ok=True)
-  settings = json.loads((bare / 'tokenizer_config.json').read_text())
+  without_template = tmp_path / 'bare'
+  shutil.copytree(model, without_template)
+  (without_template / 'chat_template.jinja').unlink(missing_ok=True)
+  settings = json.loads(
+    (without_template / 'tokenizer_config.json').read_text()
+  )
   settings.pop('chat_template', None)
-  (bare / 'tokenizer_config.json').write_text(json.dumps(settings))
-  error = refused(capsys, 'sample', bare, 'What?', '--chat', '--max_length=2')
+  (without_template / 'tokenizer_config.json').write_text(json.dumps(settings))
+  error = error_of(
+    capsys, 'sample', without_template, 'What?', '--chat', '--max_length=2'
+  )
   assert error.endswith(
     'must have a chat_template for conversations, got none\n'
   )
-  main(['sample', str(bare), 'What?', '--max_length=2', '--count=1'])
+  main(
+    ['sample', str(without_template), 'What?', '--max_length=2', '--count=1']
+  )
   assert re.match(
     r'log-probability +-\d+\.\d{3} nats  ', capsys.readouterr().out
   )
 
 
 @pytest.fixture
-def short(model, tmp_path):
+def short_model(model, tmp_path):
   """The model with 32 positions."""
   directory = shutil.copytree(model, tmp_path / 'short')
   fields = json.loads((directory / 'config.json').read_text())
@@ -136,7 +142,7 @@ def test_number_of_positions_includes_the_extension_by_rope_scaling(
   assert max_positions(directory) == positions
 
 
-def test_responses_fit_into_the_positions(short, capsys, monkeypatch):
+def test_responses_fit_into_the_positions(short_model, capsys, monkeypatch):
   limits = []
 
   def sample(engine, *args, **kwargs):
@@ -145,24 +151,24 @@ def test_responses_fit_into_the_positions(short, capsys, monkeypatch):
 
   monkeypatch.setattr('covrl.train.setup.sample.sample_responses', sample)
   prompt = 'What is 1 + 1?'
-  length = len(load_tokenizer(short).encode(prompt))
-  main(['sample', str(short), prompt])
-  main(['sample', str(short), prompt, f'--max_length={32 - length}'])
+  length = len(load_tokenizer(short_model).encode(prompt))
+  main(['sample', str(short_model), prompt])
+  main(['sample', str(short_model), prompt, f'--max_length={32 - length}'])
   assert limits == [32 - length, 32 - length]
-  assert refused(
-    capsys, 'sample', short, prompt, f'--max_length={33 - length}'
+  assert error_of(
+    capsys, 'sample', short_model, prompt, f'--max_length={33 - length}'
   ).endswith(
-    f'--max_length must be at most {32 - length}, the 32 positions of {short}'
+    f'--max_length must be at most {32 - length}, the 32 positions of {short_model}'
     f' without the {length} tokens of the prompt, got {33 - length}\n'
   )
-  assert refused(capsys, 'sample', short, prompt * 9).endswith(
-    f'the prompt must have fewer tokens than {short} has positions (32), got'
+  assert error_of(capsys, 'sample', short_model, prompt * 9).endswith(
+    f'the prompt must have fewer tokens than {short_model} has positions (32), got'
     f' {9 * length}\n'
   )
 
 
 @pytest.mark.parametrize(
-  ('given', 'lengths'),
+  ('given_lengths', 'lengths'),
   [
     ((None, None), (16, 16)),
     ((20, None), (20, 12)),
@@ -170,13 +176,15 @@ def test_responses_fit_into_the_positions(short, capsys, monkeypatch):
     ((30, 2), (30, 2)),
   ],
 )
-def test_default_lengths_fit_into_the_positions(short, given, lengths):
-  actual = model_lengths(str(short), given, (2048, 8192))
+def test_default_lengths_fit_into_the_positions(
+  short_model, given_lengths, lengths
+):
+  actual = model_lengths(str(short_model), given_lengths, (2048, 8192))
   assert actual == lengths
 
 
 @pytest.mark.parametrize(
-  ('given', 'message'),
+  ('given_lengths', 'message'),
   [
     (
       (None, 32),
@@ -190,13 +198,15 @@ def test_default_lengths_fit_into_the_positions(short, given, lengths):
     ((None, 0), r'^--max_length must be at least 1, got 0$'),
   ],
 )
-def test_given_lengths_must_fit_into_the_positions(short, given, message):
+def test_given_lengths_must_fit_into_the_positions(
+  short_model, given_lengths, message
+):
   with pytest.raises(ValueError, match=message):
-    model_lengths(str(short), given, (2048, 8192))
+    model_lengths(str(short_model), given_lengths, (2048, 8192))
 
 
-def test_a_recipe_must_fit_into_the_positions(short):
-  config = Config(pretrained=str(short))
+def test_a_recipe_must_fit_into_the_positions(short_model):
+  config = Config(pretrained=str(short_model))
   config.rollout.max_prompt_length, config.rollout.max_response_length = 20, 12
   check_lengths(config)
   config.rollout.max_response_length = 13

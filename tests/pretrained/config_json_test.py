@@ -88,19 +88,19 @@ def test_an_absent_epsilon_is_that_of_the_family(tmp_path):
 def test_absent_fields_have_the_values_of_their_family(tmp_path):
   """The values are the defaults in transformers; null disables a window."""
 
-  def config(name, **fields):
+  def config_of(name, **fields):
     directory = copy_of(name, tmp_path / str(len(list(tmp_path.iterdir()))))
     file = directory / 'config.json'
     stored = json.loads(file.read_text()) | fields
-    known = {k: v for k, v in stored.items() if v != 'absent'}
-    file.write_text(json.dumps(known))
+    present_fields = {k: v for k, v in stored.items() if v != 'absent'}
+    file.write_text(json.dumps(present_fields))
     return load_policy(directory).config
 
   absent = 'absent'
-  mistral = config('mistral', sliding_window=absent, layer_types=absent)
+  mistral = config_of('mistral', sliding_window=absent, layer_types=absent)
   assert set(mistral.windows) == {4096}
-  assert config('mistral', sliding_window=None).windows == ()
-  qwen2 = config(
+  assert config_of('mistral', sliding_window=None).windows == ()
+  qwen2 = config_of(
     'qwen2',
     use_sliding_window=True,
     sliding_window=absent,
@@ -109,25 +109,27 @@ def test_absent_fields_have_the_values_of_their_family(tmp_path):
   )
   assert set(qwen2.windows) == {4096}
   # All layers have the window, independent of max_window_layers.
-  qwen3_moe = config('qwen3_moe', use_sliding_window=True, sliding_window=4)
+  qwen3_moe = config_of('qwen3_moe', use_sliding_window=True, sliding_window=4)
   assert set(qwen3_moe.windows) == {4}
   caps = ('attn_logit_softcapping', 'final_logit_softcapping')
-  gemma2 = config('gemma2', **dict.fromkeys(caps, absent))
+  gemma2 = config_of('gemma2', **dict.fromkeys(caps, absent))
   assert (gemma2.attention_soft_cap, gemma2.logit_soft_cap) == (50.0, 30.0)
-  gemma3 = config('gemma3', sliding_window=absent)
+  gemma3 = config_of('gemma3', sliding_window=absent)
   assert max(gemma3.windows) == 4096
   with pytest.raises(
     ValueError, match='softcapping must be absent for a Gemma3'
   ):
-    config('gemma3', attn_logit_softcapping=50.0)
+    config_of('gemma3', attn_logit_softcapping=50.0)
   # Gemma has hidden_activation, the others hidden_act.
   for name, field in (
     ('gemma2', 'hidden_act'),
     ('mistral', 'hidden_activation'),
   ):
     unchanged = load_policy(MODELS / name).config.activation
-    other = 'silu' if unchanged == 'gelu_tanh' else 'gelu_pytorch_tanh'
-    assert config(name, **{field: other}).activation == unchanged
+    other_activation = (
+      'silu' if unchanged == 'gelu_tanh' else 'gelu_pytorch_tanh'
+    )
+    assert config_of(name, **{field: other_activation}).activation == unchanged
 
 
 def test_rope_scaling_takes_precedence_over_rope_parameters(tmp_path):

@@ -53,9 +53,9 @@ def test_round_trip_is_bit_exact(name, tmp_path):
       for d in (MODELS / name, tmp_path / 'again')
     )
     assert before == after
-  again, params_again = load_pretrained(tmp_path / 'again')
-  assert again == policy
-  assert_trees_equal(params, params_again)
+  reloaded, reloaded_params = load_pretrained(tmp_path / 'again')
+  assert reloaded == policy
+  assert_trees_equal(params, reloaded_params)
 
 
 @pytest.mark.parametrize(
@@ -97,9 +97,9 @@ def test_refuses_other_dtypes(dtype, tmp_path):
 def test_generated_config_describes_the_same_model(name, tmp_path):
   policy, params = loaded(name)
   save_pretrained(tmp_path / 'new', Policy(policy.config), params)
-  again, params_again = load_pretrained(tmp_path / 'new')
-  assert again.config == policy.config
-  assert_trees_equal(params, params_again)
+  reloaded, reloaded_params = load_pretrained(tmp_path / 'new')
+  assert reloaded.config == policy.config
+  assert_trees_equal(params, reloaded_params)
 
 
 def test_exports_own_policies_as_llama(tmp_path):
@@ -108,9 +108,9 @@ def test_exports_own_policies_as_llama(tmp_path):
   save_pretrained(tmp_path / 'ours', policy, params)
   fields = json.loads((tmp_path / 'ours' / 'config.json').read_text())
   assert fields['architectures'] == ['LlamaForCausalLM']
-  again, params_again = load_pretrained(tmp_path / 'ours')
-  assert again.config == policy.config
-  assert_trees_equal(params, params_again)
+  reloaded, reloaded_params = load_pretrained(tmp_path / 'ours')
+  assert reloaded.config == policy.config
+  assert_trees_equal(params, reloaded_params)
 
 
 def test_writes_sharded_arrays_whole(tmp_path):
@@ -141,17 +141,17 @@ def test_loading_holds_one_tensor_at_a_time(tmp_path):
 
 
 def test_reads_replicated_slices_once(monkeypatch):
-  parts = []
-  read = Tensors.read
+  slices_read = []
+  original_read = Tensors.read
 
-  def counted(self, name, part, dtype):
+  def recording_read(self, name, slices, dtype):
     if name == GATE:
-      parts.append(tuple(range(24)[cut] for cut in part))
-    return read(self, name, part, dtype)
+      slices_read.append(tuple(range(24)[cut] for cut in slices))
+    return original_read(self, name, slices, dtype)
 
-  monkeypatch.setattr(Tensors, 'read', counted)
+  monkeypatch.setattr(Tensors, 'read', recording_read)
   load_pretrained(MODELS / 'qwen2', make_mesh((4, 2, 1)))
-  assert parts == [(range(24), range(8)), (range(24), range(8, 16))]
+  assert slices_read == [(range(24), range(8)), (range(24), range(8, 16))]
 
 
 def test_reads_files_of_older_versions(tmp_path):

@@ -73,8 +73,8 @@ def damage_bytes(content, rng):
       case 3:
         del content[position:]
       case 4:
-        big = rng.choice((2**8, 2**20, 2**32 - 1, 2**40, 2**62, 2**64 - 1))
-        content[position : position + 8] = big.to_bytes(8, 'little')
+        number = rng.choice((2**8, 2**20, 2**32 - 1, 2**40, 2**62, 2**64 - 1))
+        content[position : position + 8] = number.to_bytes(8, 'little')
       case _:
         content[position:position] = rng.choice(
           (b'[', b'{', b'"', b'\xff', b'[' * 5000)
@@ -214,11 +214,11 @@ def limit_memory():
   resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def outcome(read, path):
+def wrong_outcome(load, path):
   """Reads a file; returns a text on a wrong outcome, empty for a right one."""
   signal.alarm(SECONDS)
   try:
-    read(path)
+    load(path)
   except ValueError as error:
     text = str(error)
     names_file = str(path) in text or str(MODELS) in text
@@ -233,7 +233,7 @@ def outcome(read, path):
 
 def main(reader, seed, count):
   """Reads `count` damaged files; returns the number of wrong outcomes."""
-  source, name, damage, read = READERS[reader]
+  source, name, damage, load = READERS[reader]
   folder = pathlib.Path(tempfile.mkdtemp()) / reader
   shutil.copytree(source, folder)
   path = folder / name if name.endswith('.gguf') else folder
@@ -242,17 +242,17 @@ def main(reader, seed, count):
   warnings.simplefilter('ignore')
   signal.signal(signal.SIGALRM, time_is_up)
   # Imports and compiles everything before the memory is limited.
-  read(path)
+  load(path)
   limit_memory()
-  original, wrong = (folder / name).read_bytes(), 0
-  for number in range(int(seed), int(seed) + int(count)):
-    (folder / name).write_bytes(damage(original, random.Random(number)))
-    problem = outcome(read, path)
+  original, num_wrong = (folder / name).read_bytes(), 0
+  for file_seed in range(int(seed), int(seed) + int(count)):
+    (folder / name).write_bytes(damage(original, random.Random(file_seed)))
+    problem = wrong_outcome(load, path)
     if problem:
-      wrong += 1
-      print(number, problem, flush=True)
+      num_wrong += 1
+      print(file_seed, problem, flush=True)
   shutil.rmtree(folder.parent)
-  return wrong
+  return num_wrong
 
 
 def time_is_up(number, frame):

@@ -34,11 +34,11 @@ _NAMES = {
 
 def gguf_name(name):
   """Name in a GGUF file of a tensor of transformers."""
-  stem, _, kind = name.rpartition('.')
+  stem, _, suffix = name.rpartition('.')
   if stem in _NAMES:
-    return f'{_NAMES[stem]}.{kind}'
+    return f'{_NAMES[stem]}.{suffix}'
   layer, _, part = stem.removeprefix('model.layers.').partition('.')
-  return f'blk.{layer}.{_NAMES[part]}.{kind}'
+  return f'blk.{layer}.{_NAMES[part]}.{suffix}'
 
 
 def interleave(matrix, heads):
@@ -47,17 +47,17 @@ def interleave(matrix, heads):
   return halves.swapaxes(1, 2).reshape(matrix.shape)
 
 
-def quantise(tensor, kind):
+def quantise(tensor, quantisation):
   """Bytes of a tensor in a type, by the library or, for Q4_K and Q6_K, random."""
-  kind = gguf.GGMLQuantizationType[kind]
-  if kind.name not in ('Q4_K', 'Q6_K'):
-    return gguf.quants.quantize(tensor.astype(np.float32), kind)
-  block, size = gguf.GGML_QUANT_SIZES[kind]
+  quantisation = gguf.GGMLQuantizationType[quantisation]
+  if quantisation.name not in ('Q4_K', 'Q6_K'):
+    return gguf.quants.quantize(tensor.astype(np.float32), quantisation)
+  block, size = gguf.GGML_QUANT_SIZES[quantisation]
   shape = (*tensor.shape[:-1], tensor.shape[-1] // block, size)
   content = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
   # The float16 scales of a block, which random bytes could make NaN or infinite.
   scales = np.array([0.0008, 0.0004], np.float16).view(np.uint8)
-  start = 0 if kind.name == 'Q4_K' else size - 2
+  start = 0 if quantisation.name == 'Q4_K' else size - 2
   content[..., start : start + 4] = scales[: min(4, size - start)]
   return content.reshape(*tensor.shape[:-1], -1)
 
@@ -158,7 +158,7 @@ def byte_level_fields(directory, pre, bos=None):
   return fields
 
 
-def sentencepiece_fields(file, end=2):
+def sentencepiece_fields(file, eos_id=2):
   """Metadata of a sentencepiece tokenizer, from its model."""
   import sentencepiece
 
@@ -180,6 +180,6 @@ def sentencepiece_fields(file, end=2):
     'tokenizer.ggml.scores': [processor.get_score(token) for token in ids],
     'tokenizer.ggml.token_type': [token_type(token) for token in ids],
     'tokenizer.ggml.bos_token_id': processor.bos_id(),
-    'tokenizer.ggml.eos_token_id': end,
+    'tokenizer.ggml.eos_token_id': eos_id,
     'tokenizer.ggml.unknown_token_id': processor.unk_id(),
   }

@@ -101,11 +101,11 @@ def test_header_equals_that_of_the_library(name):
 def test_slices_of_interleaved_rows_equal_those_of_the_whole_tensor():
   tensors = GgufTensors(as_path(GOLDEN / 'llama.gguf'))
   name = 'model.layers.1.self_attn.k_proj.weight'
-  whole = tensors.read(name, (slice(None), slice(None)))
-  assert whole.shape == (16, 32)
+  matrix = tensors.read(name, (slice(None), slice(None)))
+  assert matrix.shape == (16, 32)
   for rows in (slice(0, 8), slice(8, 16), slice(3, 11), slice(5, 6)):
     part = tensors.read(name, (rows, slice(4, 20)))
-    np.testing.assert_array_equal(part, whole[rows, 4:20])
+    np.testing.assert_array_equal(part, matrix[rows, 4:20])
 
 
 @pytest.mark.parametrize('name', ['llama3', 'qwen3_moe'])
@@ -116,16 +116,18 @@ def test_gguf_gives_the_same_policy_as_safetensors(name, tmp_path):
   fields = sentencepiece_fields(TOKENIZERS / 'pieces' / 'tokenizer.model')
   size = len(fields['tokenizer.ggml.tokens'])
   # The embedding of as many tokens as the tokenizer has.
-  for each in ('model.embed_tokens.weight', 'lm_head.weight'):
-    tensors[each] = np.resize(tensors[each], (size, 16))
+  for tensor_name in ('model.embed_tokens.weight', 'lm_head.weight'):
+    tensors[tensor_name] = np.resize(tensors[tensor_name], (size, 16))
   config['vocab_size'] = size
   (directory / 'config.json').write_text(json.dumps(config))
   for file in directory.glob('*.safetensors*'):
     file.unlink()
   save_file(tensors, directory / 'model.safetensors')
   if name == 'llama3':
-    plain = base_frequencies(100.0, 4)
-    factors = plain / load_policy(directory).config.frequencies[0]
+    unscaled_frequencies = base_frequencies(100.0, 4)
+    factors = (
+      unscaled_frequencies / load_policy(directory).config.frequencies[0]
+    )
     tensors['rope_freqs.weight'] = factors.astype(np.float32)
   if name == 'qwen3_moe':
     tensors, fields = with_experts(tensors, config, fields)
@@ -140,18 +142,23 @@ def with_experts(tensors, config, fields):
   """Stacks experts, as in GGUF files."""
   stacked = {}
   for name, tensor in tensors.items():
-    head, experts, rest = name.partition('.mlp.experts.')
+    prefix, experts, expert_name = name.partition('.mlp.experts.')
     if not experts:
       stacked[name] = tensor
       continue
-    layer, part = head.rpartition('.')[2], rest.split('.')[1][: -len('_proj')]
-    stacked.setdefault(f'blk.{layer}.ffn_{part}_exps.weight', []).append(tensor)
-  number = config['num_local_experts']
+    layer, projection = (
+      prefix.rpartition('.')[2],
+      expert_name.split('.')[1][: -len('_proj')],
+    )
+    stacked.setdefault(f'blk.{layer}.ffn_{projection}_exps.weight', []).append(
+      tensor
+    )
+  num_experts = config['num_local_experts']
   return {
     k: np.stack(t) if isinstance(t, list) else t for k, t in stacked.items()
   }, {
     **fields,
-    'qwen3moe.expert_count': number,
+    'qwen3moe.expert_count': num_experts,
     'qwen3moe.expert_used_count': config['num_experts_per_tok'],
     'qwen3moe.expert_feed_forward_length': config['moe_intermediate_size'],
   }
@@ -179,7 +186,7 @@ def test_sentencepiece_tokenizer_equals_the_original(tmp_path):
   )
   size = len(fields['tokenizer.ggml.tokens'])
   if size > 320:
-    file = grown(file, tmp_path, size)
+    file = with_larger_embedding(file, tmp_path, size)
   tokenizer = load_tokenizer(file)
   expected = json.loads((TOKENIZERS / 'pieces' / 'golden.json').read_text())
   for text, ids in zip(expected['texts'], expected['ids'], strict=True):
@@ -188,11 +195,11 @@ def test_sentencepiece_tokenizer_equals_the_original(tmp_path):
   assert (tokenizer.bos_id, tokenizer.end_ids) == (1, (2,))
 
 
-def grown(file, tmp_path, size):
+def with_larger_embedding(file, tmp_path, size):
   """A file whose embedding has `size` rows."""
   reader = gguf.GGUFReader(file)
-  other = tmp_path / 'grown.gguf'
-  writer = gguf.GGUFWriter(str(other), 'llama')
+  larger_file = tmp_path / 'grown.gguf'
+  writer = gguf.GGUFWriter(str(larger_file), 'llama')
   for key, field in reader.fields.items():
     if not key.startswith(('GGUF.', 'general.arch')):
       writer.add_key_value(key, field.contents(), *field.types)
@@ -205,7 +212,7 @@ def grown(file, tmp_path, size):
   writer.write_kv_data_to_file()
   writer.write_tensors_to_file()
   writer.close()
-  return other
+  return larger_file
 
 
 @pytest.mark.parametrize(
@@ -251,10 +258,10 @@ def test_convert_writes_a_directory(tmp_path, capsys):
   written = tensors_of(tmp_path / 'out')
   assert written.keys() == tensors.files.keys()
   for name, value in written.items():
-    whole = (slice(None),) * value.ndim
-    np.testing.assert_array_equal(value, tensors.read(name, whole))
+    all_slices = (slice(None),) * value.ndim
+    np.testing.assert_array_equal(value, tensors.read(name, all_slices))
   source, copy = (
-    load_tokenizer(each) for each in (GOLDEN / 'qwen2.gguf', tmp_path / 'out')
+    load_tokenizer(path) for path in (GOLDEN / 'qwen2.gguf', tmp_path / 'out')
   )
   assert copy.to_bytes() == source.to_bytes()
   assert copy.end_ids == source.end_ids
@@ -269,7 +276,7 @@ def test_adapters_on_a_quantised_base_are_saved_and_loaded(tmp_path):
   save_adapters(tmp_path / 'adapter', policy, adapters)
   fields = json.loads((tmp_path / 'adapter/adapter_config.json').read_text())
   assert fields['base_model_name_or_path'] == str(GOLDEN / 'llama.gguf')
-  again, loaded_params = load_pretrained(tmp_path / 'adapter')
-  assert again.config.lora is not None
-  assert_trees_equal(again.split(loaded_params)[0], adapters)
+  reloaded, loaded_params = load_pretrained(tmp_path / 'adapter')
+  assert reloaded.config.lora is not None
+  assert_trees_equal(reloaded.split(loaded_params)[0], adapters)
   assert load_tokenizer(tmp_path / 'adapter').vocab_size == 320

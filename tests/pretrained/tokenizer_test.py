@@ -30,8 +30,8 @@ def copy_of(kind, tmp_path):
 
 def edit(file, **fields):
   """Replaces fields of a JSON file, or creates it."""
-  known = json.loads(file.read_text()) if file.exists() else {}
-  file.write_text(json.dumps(known | fields))
+  old_fields = json.loads(file.read_text()) if file.exists() else {}
+  file.write_text(json.dumps(old_fields | fields))
 
 
 @pytest.mark.parametrize('kind', LOADED)
@@ -289,14 +289,14 @@ def test_renders_conversations_like_transformers(tmp_path):
   # In tokenizer_config.json, as in older files: alone and among several.
   copy = copy_of('bytes', tmp_path)
   (copy / 'chat_template.jinja').unlink()
-  for stated in (
+  for template_field in (
     template.source,
     [{'name': 'default', 'template': template.source}],
   ):
-    edit(copy / 'tokenizer_config.json', chat_template=stated)
-    again = load_chat_template(copy)
-    assert again.render(expected['chat']) == expected['chat_text']
-    assert again.special_tokens['eos_token'] == '<|im_end|>'
+    edit(copy / 'tokenizer_config.json', chat_template=template_field)
+    reloaded = load_chat_template(copy)
+    assert reloaded.render(expected['chat']) == expected['chat_text']
+    assert reloaded.special_tokens['eos_token'] == '<|im_end|>'
 
 
 def test_refusals_by_templates_and_invalid_templates_are_errors(tmp_path):

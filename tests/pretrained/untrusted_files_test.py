@@ -59,7 +59,7 @@ def shift(header):
       entry['data_offsets'] = [n - 32 for n in entry['data_offsets']]
 
 
-def edit(**fields):
+def entry_change(**fields):
   """Returns a change of one tensor's entry."""
   return lambda header: header[GATE].update(fields)
 
@@ -69,16 +69,28 @@ def edit(**fields):
   [
     (overlap, r'must begin at \d+, where .* ends, got \d+'),
     (shift, r'data_offsets must be two positions, got \[-32'),
-    (edit(data_offsets=[0, 10]), r'gate_proj\S+ must have 768 bytes, as its'),
-    (edit(data_offsets=[9, 3]), 'must have 768 bytes'),
-    (edit(data_offsets=3), 'data_offsets must be two positions, got 3'),
-    (edit(data_offsets=[0.0, 768.0]), 'data_offsets must be two positions'),
-    (edit(shape=[24, 17]), 'must have 816 bytes'),
-    (edit(shape=[-24, -16]), r'shape must be a list of sizes, got \[-24'),
-    (edit(shape=[10**30]), r'must have 2\d+ bytes'),
-    (edit(shape='24'), 'shape must be a list of sizes, got 24'),
-    (edit(shape=[True, 2]), r'shape must be a list of sizes, got \[True'),
-    (edit(dtype=[]), r'must be one of F64, .* got \[\]'),
+    (
+      entry_change(data_offsets=[0, 10]),
+      r'gate_proj\S+ must have 768 bytes, as its',
+    ),
+    (entry_change(data_offsets=[9, 3]), 'must have 768 bytes'),
+    (entry_change(data_offsets=3), 'data_offsets must be two positions, got 3'),
+    (
+      entry_change(data_offsets=[0.0, 768.0]),
+      'data_offsets must be two positions',
+    ),
+    (entry_change(shape=[24, 17]), 'must have 816 bytes'),
+    (
+      entry_change(shape=[-24, -16]),
+      r'shape must be a list of sizes, got \[-24',
+    ),
+    (entry_change(shape=[10**30]), r'must have 2\d+ bytes'),
+    (entry_change(shape='24'), 'shape must be a list of sizes, got 24'),
+    (
+      entry_change(shape=[True, 2]),
+      r'shape must be a list of sizes, got \[True',
+    ),
+    (entry_change(dtype=[]), r'must be one of F64, .* got \[\]'),
     (lambda header: header.update({GATE: 3}), 'must have dtype, shape and'),
     (lambda header: [], 'the header must be a JSON object, got a list'),
   ],
@@ -164,9 +176,9 @@ def test_names_an_index_that_is_not_read(tmp_path):
 
 def replace_file(file, content):
   """Replaces a file by another one at once, as a download does."""
-  other = file.with_name('other')
-  other.write_bytes(content)
-  os.replace(other, file)
+  replacement = file.with_name('other')
+  replacement.write_bytes(content)
+  os.replace(replacement, file)
 
 
 @pytest.mark.parametrize(
@@ -178,19 +190,19 @@ def replace_file(file, content):
     (lambda file: file.unlink(), 'No such file'),
   ],
 )
-@pytest.mark.parametrize('moment', [1, 5])
+@pytest.mark.parametrize('read_number', [1, 5])
 def test_weights_that_change_while_they_are_loaded_are_refused(
-  change, message, moment, tmp_path, monkeypatch
+  change, message, read_number, tmp_path, monkeypatch
 ):
   """Otherwise a part of the parameters would be those of another file."""
   directory, calls = copy_of('mistral', tmp_path), []
-  read = tensors.SafetensorsFiles.read_rows
+  original_read = tensors.SafetensorsFiles.read_rows
 
   def read_rows(self, *arguments):
     calls.append(arguments)
-    if len(calls) == moment:
+    if len(calls) == read_number:
       change(directory / 'model.safetensors')
-    return read(self, *arguments)
+    return original_read(self, *arguments)
 
   monkeypatch.setattr(tensors.SafetensorsFiles, 'read_rows', read_rows)
   with pytest.raises((ValueError, OSError), match=message):
@@ -233,9 +245,9 @@ def test_writes_finite_numbers_only(tmp_path):
 
 def test_writes_parameters_of_the_policy_only(tmp_path):
   policy, params = loaded('mistral')
-  other = {**params, 'head': params['head'][:, :3]}
+  narrow_params = {**params, 'head': params['head'][:, :3]}
   for changed, message in (
-    (other, r'policy, head \(16, 48\), got \(16, 3\)'),
+    (narrow_params, r'policy, head \(16, 48\), got \(16, 3\)'),
     (loaded('qwen2')[1], 'params must have the shapes of the policy'),
     ({**params, 'head': np.nan * params['head']}, 'head must be finite'),
   ):

@@ -198,10 +198,10 @@ def test_missing_metrics_are_named(tmp_path):
     read_inputs(run)
 
 
-@pytest.mark.parametrize('missing', [slice(0, 6), slice(14, 20)])
+@pytest.mark.parametrize('missing_iterations', [slice(0, 6), slice(14, 20)])
 @pytest.mark.parametrize('name', ['entropy', 'reward'])
 def test_metrics_that_are_missing_in_a_part_of_the_run_are_named(
-  tmp_path, name, missing
+  tmp_path, name, missing_iterations
 ):
   run = write_run(tmp_path / 'grpo', np.linspace(1.0, 0.05, 20))
   lines = [
@@ -209,7 +209,7 @@ def test_metrics_that_are_missing_in_a_part_of_the_run_are_named(
     for line in (run / 'metrics.jsonl').read_text().splitlines()
   ]
   for line in lines:
-    if line['iteration'] in range(20)[missing]:
+    if line['iteration'] in range(20)[missing_iterations]:
       line[name] = None
   text = ''.join(f'{json.dumps(line)}\n' for line in lines)
   (run / 'metrics.jsonl').write_text(text)
@@ -223,11 +223,11 @@ def run_with_covariances_at(path, is_measured):
   """A run that measures the distribution of covariances at some iterations."""
   run = write_run(path, np.linspace(1.0, 0.05, 20))
   file, lines = run / 'metrics.jsonl', []
-  for number, line in enumerate(file.read_text().splitlines()):
+  for index, line in enumerate(file.read_text().splitlines()):
     metrics = json.loads(line)
     names = ('covariance_top/0.02', 'covariance_quantile/0.99')
     metrics |= dict.fromkeys(names, float(metrics['iteration']))
-    if not is_measured(number, metrics['iteration']):
+    if not is_measured(index, metrics['iteration']):
       for name in names:
         del metrics[name]
     lines.append(f'{json.dumps(metrics)}\n')
@@ -240,10 +240,10 @@ def test_covariances_may_be_measured_at_intervals(tmp_path):
   run = run_with_covariances_at(
     tmp_path / 'a', lambda number, _: number % 10 == 0
   )
-  found = read_inputs(run)
-  assert found.high_quantile == found.tails[0.02] == pytest.approx(2.5)
-  assert found.entropy_end == pytest.approx(0.075)
-  assert found.halving_iterations == 11
+  inputs = read_inputs(run)
+  assert inputs.high_quantile == inputs.tails[0.02] == pytest.approx(2.5)
+  assert inputs.entropy_end == pytest.approx(0.075)
+  assert inputs.halving_iterations == 11
   run = run_with_covariances_at(
     tmp_path / 'b', lambda _, iteration: iteration > 5
   )

@@ -80,9 +80,9 @@ def nonblank_fraction(png: bytes) -> float:
 
 def probe(tmp_path, page) -> dict:
   """Texts of the tooltips of a page, and its width on a phone."""
-  holder = tmp_path / 'probe.html'
-  holder.write_text(PROBE.replace('PAGE', page.as_uri()))
-  completed = chromium(tmp_path, '--dump-dom', holder.as_uri())
+  probe_page = tmp_path / 'probe.html'
+  probe_page.write_text(PROBE.replace('PAGE', page.as_uri()))
+  completed = chromium(tmp_path, '--dump-dom', probe_page.as_uri())
   match = re.search(r'<pre id="found">(.*?)</pre>', completed.stdout)
   assert match is not None
   return json.loads(match[1])

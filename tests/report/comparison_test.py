@@ -64,11 +64,15 @@ def test_differences_are_paired_by_seed(study, metric):
     ]
   )
   estimate = comparison.groups[1].difference(comparison.baseline, metric)
-  half = T_2 * differences.std(ddof=1) / np.sqrt(3)
+  half_width = T_2 * differences.std(ddof=1) / np.sqrt(3)
   assert estimate is not None
   assert estimate.value == pytest.approx(differences.mean())
-  assert estimate.low == pytest.approx(differences.mean() - half, abs=1e-6)
-  assert estimate.high == pytest.approx(differences.mean() + half, abs=1e-6)
+  assert estimate.low == pytest.approx(
+    differences.mean() - half_width, abs=1e-6
+  )
+  assert estimate.high == pytest.approx(
+    differences.mean() + half_width, abs=1e-6
+  )
 
 
 def test_values_are_means_over_seeds(study):
@@ -140,10 +144,12 @@ def test_table_has_means_half_widths_and_differences(study):
     *('Δ mean@8', 'Δ pass@8', 'Δ entropy'),
   ]
   values = np.array([100 * final_value(run, 'mean@8') for run in study[:3]])
-  half = T_2 * values.std(ddof=1) / np.sqrt(3)
-  assert rows['countdown_grpo'][2] == f'{values.mean():.1f} ± {half:.1f}'
-  others = np.array([100 * final_value(run, 'mean@8') for run in study[3:]])
-  change = f'{others.mean() - values.mean():+.1f}'
+  half_width = T_2 * values.std(ddof=1) / np.sqrt(3)
+  assert rows['countdown_grpo'][2] == f'{values.mean():.1f} ± {half_width:.1f}'
+  other_values = np.array(
+    [100 * final_value(run, 'mean@8') for run in study[3:]]
+  )
+  change = f'{other_values.mean() - values.mean():+.1f}'
   assert rows['countdown_kl'][5].startswith(f'{change} ± ')
   assert len(rows['countdown_kl']) == 8
 

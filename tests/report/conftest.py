@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-EVERY = 10  # iterations between evaluations
-UPDATES = 2  # per iteration
+EVALUATION_INTERVAL = 10  # iterations between evaluations
+UPDATES_PER_ITERATION = 2  # per iteration
 SOURCE = '"""KL-Cov on Countdown."""\n\ndef get_config():\n  ...\n'
 
 
@@ -67,18 +67,20 @@ def write_run(
     'identity': 'f3a9' * 16,
   }
   (path / 'config.json').write_text(json.dumps(settings))
-  lines = [_warm_line(step, rng) for step in range(10, warm_steps + 1, 10)]
+  lines = [
+    _warm_start_line(step, rng) for step in range(10, warm_steps + 1, 10)
+  ]
   difficulty = np.random.default_rng(99).normal(0, 1.4, problems)
   for iteration in range(finished_iterations + 1):
     progress = 1 - np.exp(-3 * iteration / iterations)
-    if iteration % EVERY == 0:
-      line, content = _evaluate(
+    if iteration % EVALUATION_INTERVAL == 0:
+      line, results = _evaluate(
         iteration, progress, gain, entropy_ratio, difficulty, rng
       )
       lines.append(line)
       name = f'iteration_{iteration:06d}.json'
       if keep_problems:
-        write_lines(path / 'evaluation' / f'{name}l', content)
+        write_lines(path / 'evaluation' / f'{name}l', results)
       if iteration < finished_iterations:
         samples = _samples(iteration, method, rng)
         (path / 'rollouts' / name).write_text(json.dumps(samples))
@@ -95,7 +97,7 @@ def write_lines(path: pathlib.Path, lines: list[dict[str, Any]]) -> None:
   path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
 
 
-def _warm_line(step: int, rng: np.random.Generator) -> dict[str, Any]:
+def _warm_start_line(step: int, rng: np.random.Generator) -> dict[str, Any]:
   loss = 0.35 + 2.6 * np.exp(-step / 25) + rng.normal(0, 0.02)
   return {
     'phase': 'warm_start',
@@ -107,14 +109,16 @@ def _warm_line(step: int, rng: np.random.Generator) -> dict[str, Any]:
   }
 
 
-def _train_lines(iteration: int, *rest: Any) -> list[dict[str, Any]]:
+def _train_lines(iteration: int, *arguments: Any) -> list[dict[str, Any]]:
   """Lines of the updates of one iteration, with equal rollout metrics."""
-  first, *others = [_train_line(iteration, *rest) for _ in range(UPDATES)]
+  first, *other_lines = [
+    _train_line(iteration, *arguments) for _ in range(UPDATES_PER_ITERATION)
+  ]
   repeated = ('reward', 'response_length', 'time/sample', 'equal_reward_groups')
-  for update, line in enumerate((first, *others)):
+  for update, line in enumerate((first, *other_lines)):
     line |= {name: first[name] for name in repeated}
-    line['step'] = UPDATES * iteration + update + 1
-  return [first, *others]
+    line['step'] = UPDATES_PER_ITERATION * iteration + update + 1
+  return [first, *other_lines]
 
 
 def _train_line(
@@ -158,9 +162,9 @@ def _train_line(
     line[f'covariance_top/{share}'] = (
       (4.1, 2.2, 0.9, 0.21, 0.09)[index] * np.exp(0.05 * noise[index])
     ) * (1.2 - 0.5 * progress)
-  chosen = method != 'none'
-  line['selected_fraction'] = 0.002 if chosen else 0.0
-  if chosen:
+  selects_tokens = method != 'none'
+  line['selected_fraction'] = 0.002 if selects_tokens else 0.0
+  if selects_tokens:
     counts = rng.multinomial(50, [0.23, 0.02, 0.05, 0.70])
     line |= {
       'selected': 50,
@@ -186,10 +190,12 @@ def _evaluate(
   rng: np.random.Generator,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
   """Metrics and results by problem of one evaluation."""
-  level = -1.2 + 5.5 * gain * progress
-  chances = 1 / (1 + np.exp(difficulty - level))
-  correct = (rng.random((difficulty.size, 8)) < chances[:, None]).astype(int)
-  greedy = (rng.random(difficulty.size) < chances**0.8).astype(int)
+  ability = -1.2 + 5.5 * gain * progress
+  success_rates = 1 / (1 + np.exp(difficulty - ability))
+  correct = (rng.random((difficulty.size, 8)) < success_rates[:, None]).astype(
+    int
+  )
+  greedy = (rng.random(difficulty.size) < success_rates**0.8).astype(int)
   scores = {
     'greedy': greedy.astype(float),
     'mean@8': correct.mean(1),
@@ -197,7 +203,7 @@ def _evaluate(
   }
   line: dict[str, Any] = {
     'phase': 'eval',
-    'step': UPDATES * iteration,
+    'step': UPDATES_PER_ITERATION * iteration,
     'iteration': iteration,
     'problems': difficulty.size,
     'entropy': 0.29 * (1 - (1 - entropy_ratio) * progress)
@@ -206,11 +212,11 @@ def _evaluate(
   for name, score in scores.items():
     line[name] = float(score.mean())
     line[f'{name}_stderr'] = float(score.std() / np.sqrt(score.size))
-  content = [
+  results = [
     {'prompt': f'{i} 7 3 = {i + 10}', 'greedy': int(g), 'correct': c.tolist()}
     for i, (g, c) in enumerate(zip(greedy, correct, strict=True))
   ]
-  return line, content
+  return line, results
 
 
 def _samples(
@@ -220,22 +226,24 @@ def _samples(
   samples = []
   for index in range(24):
     a, b, c = (int(n) for n in rng.integers(2, 60, 3))
-    right = bool(rng.random() < 0.4)
+    is_right = bool(rng.random() < 0.4)
     text = f'▁{a} + {b} = {a + b} ; {a + b} - {c} = {a + b - c} </s>'
     tokens = text.replace(' ', ' ▁').split(' ')
     logprobs = -rng.exponential(0.3, len(tokens))
-    advantage = 1.2 if right else -0.7
+    advantage = 1.2 if is_right else -0.7
     covariance = (logprobs + 0.3) * advantage
-    cut = np.quantile(covariance, 0.97) if index % 3 == 0 else np.inf
+    threshold = np.quantile(covariance, 0.97) if index % 3 == 0 else np.inf
     samples.append(
       {
-        'prompt': f'{a} {b} {c} = {a + b - c + (not right)}',
+        'prompt': f'{a} {b} {c} = {a + b - c + (not is_right)}',
         'tokens': tokens,
         'logprobs': logprobs.round(4).tolist(),
         'covariance': covariance.round(4).tolist(),
-        'selected': (covariance > cut).tolist() if method != 'none' else [],
+        'selected': (covariance > threshold).tolist()
+        if method != 'none'
+        else [],
         'advantage': advantage,
-        'reward': float(right),
+        'reward': float(is_right),
       }
     )
   return {'iteration': iteration, 'samples': samples}

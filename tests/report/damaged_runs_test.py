@@ -64,7 +64,7 @@ def run(intact_run, tmp_path):
 
 
 def test_any_content_gives_a_page_of_limited_size(intact_run, tmp_path):
-  other = write_run(tmp_path / 'other', seed=3, iterations=10, problems=20)
+  intact = write_run(tmp_path / 'other', seed=3, iterations=10, problems=20)
   for seed in range(25):
     generator = random.Random(seed)
     run = shutil.copytree(intact_run, tmp_path / f'run_{seed}')
@@ -82,7 +82,7 @@ def test_any_content_gives_a_page_of_limited_size(intact_run, tmp_path):
         file.unlink()
         file.mkdir()
     assert len(write_report(run).read_bytes()) < 400_000
-    page = write_comparison([other, run], tmp_path / 'comparison.html')
+    page = write_comparison([intact, run], tmp_path / 'comparison.html')
     assert len(page.read_bytes()) < 400_000
 
 
@@ -233,8 +233,8 @@ def test_metrics_of_two_runs_in_one_file_are_noticed(run):
   file = run / 'metrics.jsonl'
   lines = file.read_text().splitlines(keepends=True)
   file.write_text(''.join([*lines, *lines[::-1]]))
-  found = load_run(run).unreadable.sentences()
-  assert found == [
+  sentences = load_run(run).unreadable.sentences()
+  assert sentences == [
     f'{len(lines):,} lines of metrics.jsonl were skipped, as later ones have the'
     ' same step: it may hold the metrics of several runs.'
   ]

@@ -123,9 +123,9 @@ def test_cells_are_accuracies_and_paired_differences_with_intervals(
   ):
     value, low, high = bounds(cell)
     assert value == pytest.approx(100 * values.mean(), abs=0.06)
-    half = 100 * half_width(values)
-    assert low == pytest.approx(value - half, abs=0.6)
-    assert high == pytest.approx(value + half, abs=0.6)
+    expected_half_width = 100 * half_width(values)
+    assert low == pytest.approx(value - expected_half_width, abs=0.6)
+    assert high == pytest.approx(value + expected_half_width, abs=0.6)
   # The interval of a paired difference is narrow.
   assert bounds(cells[4])[2] - bounds(cells[4])[1] < (
     bounds(cells[2])[2] - bounds(cells[2])[1]
@@ -249,8 +249,8 @@ def test_published_results_are_shown(make_results):
   assert means['plain mean over sets'][-1] == '41.1'
   assert means['average as printed'][-1] == '40.6'
   # With fewer sets, the plain mean is over these.
-  few = {suite: sets[suite] for suite in ('aime24', 'amc')}
-  table = table_of(make_results('few', few, recipe=name))
+  few_sets = {suite: sets[suite] for suite in ('aime24', 'amc')}
+  table = table_of(make_results('few', few_sets, recipe=name))
   assert dict(table.means)['plain mean over sets'][-1] == '42.0'
 
 
@@ -270,10 +270,10 @@ def test_published_results_are_shown(make_results):
 def test_the_average_in_the_paper_is_not_the_mean_of_its_sets(name, mean):
   row = PUBLISHED_ROWS[name]
   assert len(row.accuracies) == 7
-  plain = row.mean(row.accuracies)
-  assert plain is not None
-  assert plain == pytest.approx(mean, abs=0.051)
-  assert row.printed_average != round(plain, 1)
+  unweighted_mean = row.mean(row.accuracies)
+  assert unweighted_mean is not None
+  assert unweighted_mean == pytest.approx(mean, abs=0.051)
+  assert row.printed_average != round(unweighted_mean, 1)
 
 
 def test_pages_have_the_table(make_results, tmp_path):

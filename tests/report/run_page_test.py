@@ -12,7 +12,7 @@ import pytest
 from covrl.report import write_report
 
 # HTML and SVG elements without an end tag.
-VOID = {'meta', 'br', 'link', 'img', 'hr', 'input', 'path', 'circle'}
+VOID_TAGS = {'meta', 'br', 'link', 'img', 'hr', 'input', 'path', 'circle'}
 
 
 class Page(html.parser.HTMLParser):
@@ -29,7 +29,7 @@ class Page(html.parser.HTMLParser):
 
   def handle_starttag(self, tag, attrs):
     self.tags.append((tag, dict(attrs)))
-    if tag not in VOID:
+    if tag not in VOID_TAGS:
       self.open.append(tag)
 
   def handle_startendtag(self, tag, attrs):

@@ -79,9 +79,13 @@ def test_gain_is_paired_by_problem(make_run):
   assert estimate is not None
   assert estimate.value == pytest.approx(differences.mean(), abs=1e-12)
   # The bootstrap of a mean of 120 bounded values is close to normal.
-  half = 1.96 * differences.std() / math.sqrt(120)
-  assert estimate.low == pytest.approx(differences.mean() - half, abs=0.005)
-  assert estimate.high == pytest.approx(differences.mean() + half, abs=0.005)
+  half_width = 1.96 * differences.std() / math.sqrt(120)
+  assert estimate.low == pytest.approx(
+    differences.mean() - half_width, abs=0.005
+  )
+  assert estimate.high == pytest.approx(
+    differences.mean() + half_width, abs=0.005
+  )
 
 
 def test_gain_does_not_depend_on_the_order_of_problems(make_run):
@@ -112,12 +116,12 @@ def test_without_problems_the_gain_is_unpaired(make_run):
   first, last = evals[0], evals[-1]
   estimate = accuracy_gain(load_run(path))
   change = last['mean@8'] - first['mean@8']
-  half = 1.959964 * math.sqrt(
+  half_width = 1.959964 * math.sqrt(
     first['mean@8_stderr'] ** 2 + last['mean@8_stderr'] ** 2
   )
   assert estimate is not None
   assert estimate.value == pytest.approx(change, abs=1e-12)
-  assert estimate.high == pytest.approx(change + half, abs=1e-9)
+  assert estimate.high == pytest.approx(change + half_width, abs=1e-9)
   assert 'unpaired' in estimate.kind
 
 
@@ -147,14 +151,16 @@ def test_page_states_the_gain_and_its_interval(make_run):
   path = make_run(problems=60)
   estimate = accuracy_gain(load_run(path))
   content = write_report(path).read_text().replace('\u2212', '-')
-  stated = re.search(r'<b class="c1">([+-][\d.]+) points</b>', content)
-  spread = re.search(r'interval ([+-][\d.]+) to ([+-][\d.]+), paired', content)
+  gain = re.search(r'<b class="c1">([+-][\d.]+) points</b>', content)
+  interval = re.search(
+    r'interval ([+-][\d.]+) to ([+-][\d.]+), paired', content
+  )
   assert estimate is not None
-  assert stated is not None
-  assert spread is not None
-  assert float(stated[1]) == round(100 * estimate.value, 1)
-  assert float(spread[1]) == round(100 * (estimate.low or 0), 1)
-  assert float(spread[2]) == round(100 * (estimate.high or 0), 1)
+  assert gain is not None
+  assert interval is not None
+  assert float(gain[1]) == round(100 * estimate.value, 1)
+  assert float(interval[1]) == round(100 * (estimate.low or 0), 1)
+  assert float(interval[2]) == round(100 * (estimate.high or 0), 1)
 
 
 @pytest.mark.parametrize(
@@ -184,11 +190,11 @@ def test_entropy_of_training_is_used_without_evaluations(make_run):
   rewrite(path, [line for line in lines(path) if line['phase'] == 'train'])
   train = lines(path)
   run = load_run(path)
-  ends = [
+  first_and_last = [
     np.mean([line['entropy'] for line in train if line['iteration'] == i])
     for i in (0, 59)
   ]
-  assert entropy_change(run) == pytest.approx(ends)
+  assert entropy_change(run) == pytest.approx(first_and_last)
 
 
 def test_selected_tokens_are_counted_over_the_run(make_run):
@@ -218,8 +224,8 @@ def test_selected_tokens_are_counted_over_the_run(make_run):
 def test_kinds_are_listed_by_frequency(counts, words):
   names = ('positive_likely', 'negative_rare', 'positive_rare')
   names = (*names, 'negative_likely')
-  named: dict[str, float] = dict(zip(names, counts, strict=True))
-  assert describe_kinds(named).startswith(words)
+  counts_by_kind: dict[str, float] = dict(zip(names, counts, strict=True))
+  assert describe_kinds(counts_by_kind).startswith(words)
 
 
 def test_run_without_control_has_no_selected_tokens(make_run):
@@ -233,25 +239,25 @@ def test_cost_is_a_fraction_of_the_time(make_run):
   path = make_run()
   train = [line for line in lines(path) if line['phase'] == 'train']
   seconds = sum(line['seconds'] for line in train)
-  spent = sum(line['time/selection'] for line in train)
-  change = np.mean([line['penalty_share'] for line in train])
+  selection_seconds = sum(line['time/selection'] for line in train)
+  penalty_share = np.mean([line['penalty_share'] for line in train])
   findings = summarize(load_run(path)).findings
   text = next(f.text for f in findings if f.term == 'Cost of control')
-  assert f'{100 * spent / seconds:.1f}\u202f%' in text
-  assert f'{100 * change:.1f}\u202f%' in text
+  assert f'{100 * selection_seconds / seconds:.1f}\u202f%' in text
+  assert f'{100 * penalty_share:.1f}\u202f%' in text
 
 
 def test_times_of_updates_are_added_and_those_of_rollouts_used_once(make_run):
   run = load_run(make_run(iterations=20))
   train = run.train.records
-  first = [line for line in train if line['step'] % 2 == 1]
-  sampled = np.mean([line['time/sample'] for line in first])
-  updated = sum(line['time/update'] for line in train) / 20
+  first_updates = [line for line in train if line['step'] % 2 == 1]
+  sampling_seconds = np.mean([line['time/sample'] for line in first_updates])
+  update_seconds = sum(line['time/update'] for line in train) / 20
   assert run.train.seconds_per_iteration('time/sample') == pytest.approx(
-    sampled
+    sampling_seconds
   )
   assert run.train.seconds_per_iteration('time/update') == pytest.approx(
-    updated
+    update_seconds
   )
   assert run.train.seconds_per_iteration('time/absent') is None
 

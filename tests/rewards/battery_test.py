@@ -47,10 +47,12 @@ def test_program_gets_the_expected_outcome(judge: Judge, case: Case):
 
 
 def test_concurrent_programs_do_not_disturb_each_other(judge: Judge):
-  quick = [case for case in CASES if case.kind != 'resource exhaustion'][::3]
+  short_cases = [case for case in CASES if case.kind != 'resource exhaustion'][
+    ::3
+  ]
   with concurrent.futures.ThreadPoolExecutor(6) as pool:
     outcomes = list(
-      pool.map(lambda case: judge.judge(case.program, case.tests), quick)
+      pool.map(lambda case: judge.judge(case.program, case.tests), short_cases)
     )
   scores = [outcome.score for outcome in outcomes]
-  assert scores == [case.score for case in quick]
+  assert scores == [case.score for case in short_cases]

@@ -67,8 +67,8 @@ def test_output_differs(printed, expected, reason):
 
 
 def test_outputs_are_compared_with_the_tolerance_of_their_test():
-  close = {'stdin': '', 'stdout': '100 2.5', 'tolerance': 1e-2}
-  (test,) = parse_tests([close])
+  tolerant = {'stdin': '', 'stdout': '100 2.5', 'tolerance': 1e-2}
+  (test,) = parse_tests([tolerant])
   assert isinstance(test, PrintTest)
   assert compare_output(b'100.4 2.501', test).score == 1.0
   assert compare_output(b'100.4 2.6', test).score == 0.0
@@ -144,11 +144,11 @@ def test_any_bytes_give_an_outcome():
   """1,000 random outputs, replies and expected texts."""
   generator = random.Random(0)
   alphabet = b'0123456789.eE+-[](){},: \r\n\tnaif"\\u\x00\xff\xed\xa0\x80'
-  for number in range(1000):
+  for index in range(1000):
     size = generator.randrange(60)
     printed, expected = (
       bytes(generator.choices(alphabet, k=size))
-      if number % 2
+      if index % 2
       else generator.randbytes(size)
       for _ in range(2)
     )

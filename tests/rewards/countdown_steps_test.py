@@ -95,27 +95,31 @@ def test_other_responses_score_zero(response):
 
 
 @st.composite
-def _solved(draw):
+def _solved_problems(draw):
   """Strategy for numbers and right steps that join any two of them."""
   numbers = draw(st.lists(st.integers(1, 15), min_size=2, max_size=5))
   available, steps = list(numbers), []
   while len(available) > 1:
-    left = available.pop(draw(st.integers(0, len(available) - 1)))
-    right = available.pop(draw(st.integers(0, len(available) - 1)))
+    left_operand = available.pop(draw(st.integers(0, len(available) - 1)))
+    right_operand = available.pop(draw(st.integers(0, len(available) - 1)))
     symbols = [
       symbol
       for symbol in FUNCTIONS
-      if (symbol != '-' or left >= right)
-      and (symbol != '/' or (right and left % right == 0))
+      if (symbol != '-' or left_operand >= right_operand)
+      and (
+        symbol != '/' or (right_operand and left_operand % right_operand == 0)
+      )
     ]
     symbol = draw(st.sampled_from(symbols))
-    result = FUNCTIONS[symbol](left, right)
+    result = FUNCTIONS[symbol](left_operand, right_operand)
     available.append(result)
-    steps.append([str(left), symbol, str(right), '=', str(result)])
+    steps.append(
+      [str(left_operand), symbol, str(right_operand), '=', str(result)]
+    )
   return numbers, available[0], steps
 
 
-@given(_solved())
+@given(_solved_problems())
 @settings(max_examples=100, deadline=None)
 def test_right_steps_score_one_for_their_own_numbers_and_target_only(case):
   numbers, target, steps = case
@@ -124,15 +128,15 @@ def test_right_steps_score_one_for_their_own_numbers_and_target_only(case):
   assert score_countdown_steps(response, reference) == 1.0
   shuffled = {'numbers': numbers[::-1], 'target': target}
   assert score_countdown_steps(response, shuffled) == 1.0
-  for other in (
+  for other_reference in (
     {'numbers': numbers, 'target': target + 1},
     {'numbers': [*numbers, 1], 'target': target},
     {'numbers': numbers[1:], 'target': target},
   ):
-    assert score_countdown_steps(response, other) == 0.0
+    assert score_countdown_steps(response, other_reference) == 0.0
 
 
-@given(_solved(), st.data())
+@given(_solved_problems(), st.data())
 @settings(max_examples=100, deadline=None)
 def test_a_changed_result_scores_zero(case, data):
   numbers, target, steps = case
@@ -159,11 +163,11 @@ def test_every_solution_scores_one():
 
 
 def test_workers_score_steps_without_jax():
-  good, reference = COUNTDOWN_STEPS_EXAMPLE
+  right_response, reference = COUNTDOWN_STEPS_EXAMPLE
   with RewardPool(
     score_countdown_steps, example=COUNTDOWN_STEPS_EXAMPLE
   ) as pool:
-    responses = [good, '2 + 1 = 3', good]
+    responses = [right_response, '2 + 1 = 3', right_response]
     outcomes = pool.submit(responses, [reference] * 3).result()
   assert [outcome.score for outcome in outcomes] == [1.0, 0.0, 1.0]
   assert {outcome.status for outcome in outcomes} == {Status.SCORED}

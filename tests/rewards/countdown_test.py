@@ -116,16 +116,16 @@ def _value(text: str) -> int:
 
 @given(st.text('0123456789+-*/() ', max_size=40), st.text(max_size=20))
 @settings(max_examples=100, deadline=None)
-def test_never_raises(text, other):
+def test_never_raises(text, any_text):
   reference = {'numbers': [1, 2, 3], 'target': 6}
-  assert not may_be_correct(other, reference) or '1' in other
+  assert not may_be_correct(any_text, reference) or '1' in any_text
   may_be_correct(text, reference)
 
 
 def test_workers_score_countdown_without_jax():
-  good, reference = COUNTDOWN_EXAMPLE
+  right_response, reference = COUNTDOWN_EXAMPLE
   with RewardPool(score_countdown, example=COUNTDOWN_EXAMPLE) as pool:
-    responses = [good, '1 + 2 + 3', '9**9**9', good]
+    responses = [right_response, '1 + 2 + 3', '9**9**9', right_response]
     outcomes = pool.submit(responses, [reference] * 4).result()
   assert [outcome.score for outcome in outcomes] == [1.0, 0.0, 0.0, 1.0]
   assert {outcome.status for outcome in outcomes} == {Status.SCORED}

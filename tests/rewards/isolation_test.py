@@ -37,7 +37,7 @@ def scorers(request, monkeypatch):
   return scorers
 
 
-def running() -> set[int]:
+def marked_processes() -> set[int]:
   """Returns all processes with this test's environment variable."""
   pids = set()
   for stat in pathlib.Path('/proc').glob('[0-9]*/stat'):
@@ -54,17 +54,19 @@ def running() -> set[int]:
 def wait_until_running(count: int, seconds: float = 10.0) -> int:
   """Waits until `count` processes have the mark; returns their number."""
   deadline = time.monotonic() + seconds
-  while (number := len(running())) < count and time.monotonic() < deadline:
+  while (
+    num_running := len(marked_processes())
+  ) < count and time.monotonic() < deadline:
     time.sleep(0.05)
-  return number
+  return num_running
 
 
 def wait_until_gone(seconds: float = 10.0) -> set[int]:
   """Waits for all marked processes to end; returns those that have not."""
   deadline = time.monotonic() + seconds
-  while (left := running()) and time.monotonic() < deadline:
+  while (remaining := marked_processes()) and time.monotonic() < deadline:
     time.sleep(0.05)
-  return left
+  return remaining
 
 
 @pytest.fixture(autouse=True)
@@ -89,10 +91,10 @@ def test_children_of_scorers_end_with_a_worker_that_hangs(scorers):
     scorers.echo, workers=1, timeout=0.3, environment=['COVRL_MARK']
   ) as pool:
     assert pool.submit(['1'], [None]).result()[0].score == 1.0
-    before = running()
+    processes_before = marked_processes()
     assert pool.submit(['hang'], [None]).result()[0].status.value == 'timeout'
     assert pool.submit(['2'], [None]).result()[0].score == 2.0
-    assert not before & running()
+    assert not processes_before & marked_processes()
   assert not wait_until_gone()
 
 

@@ -36,7 +36,7 @@ class Pair:
 def pairs() -> Iterator[Pair]:
   """Returns every pair of the battery."""
   category = ''
-  for number, text in enumerate(FILE.read_text().splitlines(), 1):
+  for line_number, text in enumerate(FILE.read_text().splitlines(), 1):
     if text.startswith('['):
       category = text.strip('[]')
     elif text and not text.startswith('#'):
@@ -47,7 +47,7 @@ def pairs() -> Iterator[Pair]:
       else:
         response = f'Therefore the answer is $\\boxed{{{answer}}}$.'
       name = category.removeprefix('response: ')
-      yield Pair(name, reference, response, score, number)
+      yield Pair(name, reference, response, score, line_number)
 
 
 def main() -> int:

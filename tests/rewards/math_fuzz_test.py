@@ -55,22 +55,24 @@ def check_random_texts(seed: int, count: int) -> None:
   """Grades random texts by random rules, within limits of time and memory."""
   generator = random.Random(seed)
   answers = [pair.reference for pair in math_battery.pairs()]
-  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  memory_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   for _ in range(count):
-    one, other = (random_text(generator, answers) for _ in range(2))
+    answer, reference = (random_text(generator, answers) for _ in range(2))
     rule = generator.choice(list(RULES))
-    boxed = {'boxed': f'\\boxed{{{one}}}', 'gsm8k': f'#### {one}'}
+    boxed = {'boxed': f'\\boxed{{{answer}}}', 'gsm8k': f'#### {answer}'}
     start = time.process_time()
-    for response in (one, boxed.get(rule, f'Answer: {one}')):
-      outcome = outcome_of(response, other, rule)
+    for response in (answer, boxed.get(rule, f'Answer: {answer}')):
+      outcome = outcome_of(response, reference, rule)
       if isinstance(outcome, str):
         assert outcome.startswith('a reference answer must be')
         assert '\n' not in outcome
       else:
         assert outcome.has_score
-    assert time.process_time() - start < 4.0, (one, other)
-  used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-  assert used * 1024 < MAX_BYTES
+    assert time.process_time() - start < 4.0, (answer, reference)
+  memory_growth = (
+    resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory_before
+  )
+  assert memory_growth * 1024 < MAX_BYTES
 
 
 def test_any_text_gets_an_outcome_or_one_error():
@@ -117,7 +119,7 @@ class EquivalenceClasses:
 
   def unequal_pairs(self, *, across: bool) -> Iterator[tuple[str, str]]:
     """Yields pairs that the battery does not equate: of each category, and across them."""
-    known = reviewed_matches()
+    reviewed = reviewed_matches()
     groups = list(self.categories.values())
     answers = sorted({text for members in groups for text in members})
     pairs = itertools.chain(
@@ -129,10 +131,10 @@ class EquivalenceClasses:
         if not zlib.crc32(repr(pair).encode()) % PAIRS_PER_SAMPLE
       ),
     )
-    for one, other in pairs:
-      is_equal = self.find(one) == self.find(other)
-      if not is_equal and frozenset((one, other)) not in known:
-        yield one, other
+    for first, second in pairs:
+      is_equal = self.find(first) == self.find(second)
+      if not is_equal and frozenset((first, second)) not in reviewed:
+        yield first, second
 
 
 @pytest.mark.slow

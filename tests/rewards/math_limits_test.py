@@ -136,18 +136,18 @@ def test_time_limit_interrupts_regular_expressions():
 
 def compute(seconds):
   """Uses CPU time."""
-  ends = time.process_time() + seconds
-  while time.process_time() < ends:
+  end = time.process_time() + seconds
+  while time.process_time() < end:
     pass
 
 
 def test_time_limit_is_not_raised_in_garbage_collection():
-  ended = []
+  finished_phases = []
 
   def slow(phase, _):
     if phase == 'start':
       compute(0.3)
-      ended.append(phase)
+      finished_phases.append(phase)
 
   def collect():
     gc.collect()
@@ -161,7 +161,7 @@ def test_time_limit_is_not_raised_in_garbage_collection():
     collect()
   gc.callbacks.remove(slow)
   gc.unfreeze()
-  assert ended
+  assert finished_phases
   assert not any(signal.getitimer(signal.ITIMER_VIRTUAL))
 
 

@@ -54,14 +54,14 @@ def test_every_pair_of_the_battery_gets_its_verdict(pool):
   outcomes = pool.submit(
     [pair.response for pair in BATTERY], [pair.reference for pair in BATTERY]
   ).result()
-  wrong = [
+  wrong_verdicts = [
     f'line {pair.line}: {pair.reference} || {pair.response}: {outcome}'
     for pair, outcome in zip(BATTERY, outcomes, strict=True)
     # A machine too busy to run math-verify gives no score.
     if outcome.score != pair.score
     and not (pair.category == 'hangs' and math.isnan(outcome.score))
   ]
-  assert not wrong, '\n'.join(wrong)
+  assert not wrong_verdicts, '\n'.join(wrong_verdicts)
 
 
 @pytest.mark.parametrize(
@@ -82,12 +82,12 @@ def test_answers_have_the_status_of_their_verdict(response, status):
 
 
 def test_refuses_invalid_references():
-  nothing: Any = None
-  for reference in (' ', nothing, True, math.nan):
+  no_text: Any = None
+  for reference in (' ', no_text, True, math.nan):
     with pytest.raises(ValueError, match='must be a text or a finite number'):
       grade_math(r'\boxed{7}', reference)
   with pytest.raises(TypeError, match='response must be a text, got NoneType'):
-    grade_math(nothing, '7')
+    grade_math(no_text, '7')
   with pytest.raises(ValueError, match="boxed, gsm8k, dapo, number, got 'box'"):
     grade_math(r'\boxed{7}', '7', rule='box')
 
@@ -155,16 +155,17 @@ def test_extracts_the_answer(rule, response, answer):
 
 
 @pytest.mark.parametrize(
-  'mark', ['\u200b', '\ufeff', '\u2060', '\u00ad', '\u200e', '\u2069', '\ufe0f']
+  'character',
+  ['\u200b', '\ufeff', '\u2060', '\u00ad', '\u200e', '\u2069', '\ufe0f'],
 )
-def test_characters_that_are_displayed_as_nothing_change_no_verdict(mark):
+def test_characters_that_are_displayed_as_nothing_change_no_verdict(character):
   for response, reference, rule in (
-    (f'\\boxed{{42{mark}}}', '42', 'boxed'),
-    (f'\\boxed{{4{mark}2}}', '42', 'boxed'),
-    (f'\\boxed{{x{mark}+1}}', 'x+1', 'boxed'),
-    ('\\boxed{42}', f'42{mark}', 'boxed'),
-    (f'Answer{mark}: 42', '42', 'dapo'),
-    (f'3{mark}4', '34', 'number'),
+    (f'\\boxed{{42{character}}}', '42', 'boxed'),
+    (f'\\boxed{{4{character}2}}', '42', 'boxed'),
+    (f'\\boxed{{x{character}+1}}', 'x+1', 'boxed'),
+    ('\\boxed{42}', f'42{character}', 'boxed'),
+    (f'Answer{character}: 42', '42', 'dapo'),
+    (f'3{character}4', '34', 'number'),
   ):
     assert score_math(response, reference, rule=rule).score == 1
 
@@ -226,7 +227,7 @@ def test_evaluation_is_exact_and_bounded():
 
 
 @pytest.mark.parametrize(
-  ('one', 'other', 'verdict'),
+  ('first', 'second', 'verdict'),
   [
     (r'\sqrt{2}', '1.' + '41421356237309504880168872420969807856967', False),
     (r'\sqrt{2}\cdot\sqrt{2}', '2', True),
@@ -244,9 +245,11 @@ def test_evaluation_is_exact_and_bounded():
     ('1/0', '1/0', None),
   ],
 )
-def test_expressions_are_equal_if_they_have_equal_values(one, other, verdict):
+def test_expressions_are_equal_if_they_have_equal_values(
+  first, second, verdict
+):
   assert (
-    equal(parse(normalize_tex(one)), parse(normalize_tex(other))) is verdict
+    equal(parse(normalize_tex(first)), parse(normalize_tex(second))) is verdict
   )
 
 

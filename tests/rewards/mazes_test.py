@@ -129,8 +129,8 @@ def test_shortest_paths_score_one_and_changed_ones_zero(index, data):
   assert score_maze(' '.join(path[:-1]), problem.reference) == 0.0
   # Without one of its cells a shortest path has a gap or ends too early.
   position = data.draw(st.integers(0, len(path) - 1))
-  rest = path[:position] + path[position + 1 :]
-  assert score_maze(' '.join(rest), problem.reference) == 0.0
+  shortened = path[:position] + path[position + 1 :]
+  assert score_maze(' '.join(shortened), problem.reference) == 0.0
   wall = {**problem.reference, 'walls': [path[position]]}
   assert score_maze(' '.join(path), wall) == 0.0
 
@@ -154,9 +154,9 @@ def test_walks_score_one_exactly_if_they_end_at_the_goal():
 
 
 def test_workers_score_paths_without_jax():
-  good, reference = MAZE_EXAMPLE
+  right_response, reference = MAZE_EXAMPLE
   with RewardPool(score_maze, example=MAZE_EXAMPLE) as pool:
-    responses = [good, 'b2', good]
+    responses = [right_response, 'b2', right_response]
     outcomes = pool.submit(responses, [reference] * 3).result()
   assert [outcome.score for outcome in outcomes] == [1.0, 0.0, 1.0]
   assert {outcome.status for outcome in outcomes} == {Status.SCORED}

@@ -95,10 +95,10 @@ def test_a_broken_channel_affects_one_response(pool, response):
   assert time.monotonic() - began < 20.0
   assert first.status in (CRASH, Status.TIMEOUT, Status.SCORED)
   assert first.score == 1.0 or first.detail
-  lost = [outcome for outcome in others if not outcome.has_score]
-  assert len(lost) + (not first.has_score) <= 1, (first, others)
+  unscored = [outcome for outcome in others if not outcome.has_score]
+  assert len(unscored) + (not first.has_score) <= 1, (first, others)
   for outcome, score in zip(others, (2.0, 3.0, 4.0), strict=True):
-    assert outcome.detail if outcome in lost else outcome.score == score
+    assert outcome.detail if outcome in unscored else outcome.score == score
   assert score_all(pool, '5') == [Outcome(5.0, Status.SCORED)]
 
 

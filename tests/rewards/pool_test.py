@@ -73,10 +73,10 @@ def test_bad_response_does_not_affect_others(scorers):
     *('scored', 'timeout', 'scored', 'crash', 'scored', 'crash'),
     *('invalid', 'invalid', 'scored'),
   ]
-  good = [
+  scores = [
     outcome.score for outcome in outcomes if not math.isnan(outcome.score)
   ]
-  assert good == [1.0, 2.0, 3.0, 4.0]
+  assert scores == [1.0, 2.0, 3.0, 4.0]
   details = [outcome.detail for outcome in outcomes]
   assert '0.5 s' in details[1]
   assert 'exit code 3' in details[3]
@@ -103,7 +103,7 @@ def test_memory_is_limited(scorers):
 
 def test_scores_equal_responses_once(scorers, tmp_path):
   path = str(tmp_path / 'calls')
-  with RewardPool(scorers.mark) as pool:
+  with RewardPool(scorers.record_call) as pool:
     outcomes = pool.submit(['a', 'b', 'a', 'a'], [path] * 4).result()
     assert [outcome.score for outcome in outcomes] == [1.0] * 4
     pool.submit(['a'], [path]).result()
@@ -113,7 +113,7 @@ def test_scores_equal_responses_once(scorers, tmp_path):
 
 def test_cancelled_responses_are_not_scored(scorers, tmp_path):
   path = str(tmp_path / 'calls')
-  with RewardPool(scorers.mark, workers=1) as pool:
+  with RewardPool(scorers.record_call, workers=1) as pool:
     call = pool.open(2)
     pool.cancel(call)
     pool.add(call, 0, 'dropped', path)
@@ -202,7 +202,7 @@ def test_scoring_countdown_does_not_import_jax(scorers):
 
 
 def test_reports_a_scorer_that_fails_to_start(scorers):
-  with RewardPool(scorers.refuse, example=('', None)) as pool:
+  with RewardPool(scorers.fail, example=('', None)) as pool:
     with pytest.raises(RuntimeError, match='OSError: the licence server'):
       pool.warm_up()
     with pytest.raises(RuntimeError, match='the licence server is down'):
@@ -242,9 +242,9 @@ def test_a_score_of_random_numbers_depends_on_its_arguments_only(scorers):
   """A resumed run has other workers, which score in another order."""
   responses = ['a', 'b', 'c', 'd\ud800', 'e', 'f']
   scores = []
-  for order in (responses, responses[::-1]):
-    with RewardPool(scorers.draw, workers=2, example=('', [])) as pool:
-      outcomes = pool.submit(order, [['x', 1]] * 6).result()
+  for ordered_responses in (responses, responses[::-1]):
+    with RewardPool(scorers.random_score, workers=2, example=('', [])) as pool:
+      outcomes = pool.submit(ordered_responses, [['x', 1]] * 6).result()
       scores.append([outcome.score for outcome in outcomes])
   assert scores[0] == scores[1][::-1]
   assert len(set(scores[0])) == 6

@@ -36,12 +36,12 @@ def landlock():
     interpreter=interpreter.find_interpreter(), give_up_root=False
   )
 
-  def check(program: str, seconds: float = 4.0):
+  def judge_program(program: str, seconds: float = 4.0):
     source = textwrap.dedent(program).encode()
     with Session(launcher, Limits(), source, seconds) as session:
       return session.check(PrintTest(b'3 4', b'7'))
 
-  return check
+  return judge_program
 
 
 def test_landlock_runs_control_programs(landlock):
@@ -58,7 +58,7 @@ def test_landlock_runs_control_programs(landlock):
 def test_landlock_contains_attacks(landlock, tmp_path):
   secret = tmp_path / 'secret'
   secret.write_text('7')
-  refused = {
+  attacks = {
     f'print(open({str(secret)!r}).read())': 'PermissionError',
     "print(open('/proc/self/environ').read())": 'PermissionError',
     "open('/tmp/7', 'w')": 'PermissionError',
@@ -68,7 +68,7 @@ def test_landlock_contains_attacks(landlock, tmp_path):
     'import os; os.setsid()': 'OSError: [Errno 38]',
     "import os; os.execv('/bin/true', ['true'])": 'OSError: [Errno 38]',
   }
-  for program, reason in refused.items():
+  for program, reason in attacks.items():
     outcome = landlock(program)
     assert outcome.status is Status.CRASH
     assert reason in outcome.detail, (program, outcome)
@@ -192,12 +192,12 @@ def test_unsandboxed_programs_leave_no_processes_behind(tmp_path):
       program + ending, tests, time_limit=1.0, pass_rate=True
     )
     assert outcome.score == 0.0
-  left = {int(file.name) for file in tmp_path.iterdir()}
-  assert len(left) >= 3
+  pids = {int(file.name) for file in tmp_path.iterdir()}
+  assert len(pids) >= 3
   deadline = time.monotonic() + 5.0
-  while _running(left) and time.monotonic() < deadline:
+  while _running(pids) and time.monotonic() < deadline:
     time.sleep(0.05)
-  assert not _running(left)
+  assert not _running(pids)
 
 
 def _running(pids: set[int]) -> list[int]:

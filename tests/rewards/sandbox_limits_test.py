@@ -168,14 +168,14 @@ def test_leaves_nothing_behind_and_does_not_slow_others(judge):
   ]
   judge.judge(ADD, SUM)
   before = leftovers()
-  alone = _busy_seconds(judge)
+  seconds_alone = _busy_seconds(judge)
   for source in attacks * 3:
     outcome = judge.judge(source, SUM, time_limit=0.3)
     assert outcome.score == 0.0
     assert outcome.has_score
   assert leftovers_once_ended(before) == before
   # CPU time, which other load on the machine affects little.
-  assert _busy_seconds(judge) < 3 * alone + 0.1
+  assert _busy_seconds(judge) < 3 * seconds_alone + 0.1
 
 
 def test_threads_can_share_a_judge(judge):
@@ -197,12 +197,12 @@ def test_sandbox_that_does_not_start_gives_no_score(judge, monkeypatch):
     mode='user',
     scratch_size=1 << 20,
   )
-  broken = Judge(backend='bubblewrap')
-  monkeypatch.setattr(broken, '_launcher', launcher)
+  broken_judge = Judge(backend='bubblewrap')
+  monkeypatch.setattr(broken_judge, '_launcher', launcher)
   monkeypatch.setattr(
     bubblewrap.Bubblewrap, 'command', lambda *_, **__: ['bwrap', '--no-such']
   )
-  outcome = broken.judge(ADD, SUM)
+  outcome = broken_judge.judge(ADD, SUM)
   assert outcome.status is Status.INFRASTRUCTURE
   assert not outcome.has_score
   assert 'no-such' in outcome.detail
@@ -222,12 +222,12 @@ def _busy_seconds(judge: Judge) -> float:
 
 
 def _descendants(pid: int) -> list[int]:
-  descendants, waiting = [], [pid]
-  while waiting:
-    current = waiting.pop()
+  descendants, pending = [], [pid]
+  while pending:
+    current = pending.pop()
     for task in pathlib.Path(f'/proc/{current}/task').iterdir():
       children = (task / 'children').read_text().split()
-      waiting += map(int, children)
+      pending += map(int, children)
       descendants += map(int, children)
   return descendants
 

@@ -128,10 +128,10 @@ def test_programs_may_import_the_offered_packages(judge):
   ]
   outcome = judge.judge(textwrap.dedent(program), tests)
   assert outcome.score == 1.0, outcome
-  jax = judge.judge('import jax\nprint(7)', SUM)
-  assert "No module named 'jax'" in jax.detail
-  bare = Judge(backend='bubblewrap', packages=())
-  outcome = bare.judge('import numpy\nprint(7)', SUM)
+  jax_outcome = judge.judge('import jax\nprint(7)', SUM)
+  assert "No module named 'jax'" in jax_outcome.detail
+  judge_without_packages = Judge(backend='bubblewrap', packages=())
+  outcome = judge_without_packages.judge('import numpy\nprint(7)', SUM)
   assert "No module named 'numpy'" in outcome.detail
 
 
@@ -162,17 +162,17 @@ _FRAGMENTS = (
 )
 def test_any_response_gets_an_outcome(judge, count):
   generator = random.Random(count)
-  for number in range(count):
+  for index in range(count):
     text = generator.randbytes(generator.randrange(200)).decode(
-      *(('latin-1',) if number % 3 else ('utf-8', 'surrogateescape'))
+      *(('latin-1',) if index % 3 else ('utf-8', 'surrogateescape'))
     )
-    if number % 3 == 2:
+    if index % 3 == 2:
       text = ''.join(generator.choices(_FRAGMENTS, k=30))
     tests = [
       {'stdin': text, 'stdout': text},
       {'call': 'f', 'args': [text], 'result': text},
     ]
-    outcome = judge.judge(text, tests[number % 2 :], time_limit=1.0)
+    outcome = judge.judge(text, tests[index % 2 :], time_limit=1.0)
     assert outcome.has_score, (text, outcome)
     assert outcome.detail.isascii()
 
@@ -182,11 +182,11 @@ def test_the_score_is_1_for_all_tests_or_their_share_with_pass_rate(judge):
   program = 'n = int(input())\nprint(n if n != 1 else 7)'
   outcome = judge_code(program, tests, judge=judge)
   assert (outcome.score, outcome.status) == (0.0, Status.WRONG)
-  share = judge_code(program, tests, pass_rate=True, judge=judge)
-  assert (share.score, share.status) == (0.75, Status.SCORED)
-  assert share.detail.startswith('test 2 of 4')
-  none = judge_code('print(9)', tests, pass_rate=True, judge=judge)
-  assert (none.score, none.status) == (0.0, Status.WRONG)
+  partial = judge_code(program, tests, pass_rate=True, judge=judge)
+  assert (partial.score, partial.status) == (0.75, Status.SCORED)
+  assert partial.detail.startswith('test 2 of 4')
+  failed = judge_code('print(9)', tests, pass_rate=True, judge=judge)
+  assert (failed.score, failed.status) == (0.0, Status.WRONG)
 
 
 def test_counts_tests_after_a_timeout_as_failed(judge):

@@ -44,21 +44,21 @@ def has_module(response: str, reference: Any) -> float:
   return float(response in sys.modules)
 
 
-def mark(response: str, reference: Any) -> float:
+def record_call(response: str, reference: Any) -> float:
   """Adds a line to a file, so that calls can be counted."""
   with pathlib.Path(reference).open('a') as file:
     file.write(f'{response}\n')
   return 1.0
 
 
-def draw(response: str, reference: Any) -> float:
+def random_score(response: str, reference: Any) -> float:
   """Returns the sum of two random numbers."""
   import numpy as np
 
   return random.random() + np.random.uniform()
 
 
-def refuse(response: str, reference: Any) -> float:
+def fail(response: str, reference: Any) -> float:
   """Raises an error in every call, also in the one that warms workers up."""
   raise OSError('the licence server is down')
 
@@ -134,21 +134,21 @@ def signal_trainer(response: str, reference: Any) -> float:
   """Returns the number of ways by which a signal reached the trainer."""
   trainer, group = reference
 
-  def by_handle() -> None:
+  def send_by_pidfd() -> None:
     signal.pidfd_send_signal(os.pidfd_open(trainer), 0)
 
   attempts: list[Callable[[], object]] = [
     lambda: os.kill(trainer, 0),
     lambda: os.kill(-group, 0),
     lambda: os.killpg(group, 0),
-    by_handle,
+    send_by_pidfd,
   ]
-  reached = 0
+  num_successes = 0
   for attempt in attempts:
     with contextlib.suppress(OSError):
       attempt()
-      reached += 1
-  return float(reached)
+      num_successes += 1
+  return float(num_successes)
 
 
 def can_connect(response: str, reference: Any) -> float:

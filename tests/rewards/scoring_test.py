@@ -22,7 +22,7 @@ from covrl.rewards import (
 LENGTH = Reward(name='length', score=scorers.length)
 
 
-def scored(rewards, rows, **settings):
+def score_rows(rewards, rows, **settings):
   """Scores of rows of response, reference, source and length."""
   responses, references, sources, lengths = zip(*rows, strict=True)
   with Scoring(
@@ -59,7 +59,7 @@ def test_refuses_invalid_overlong_buffers():
 
 
 def test_total_is_the_weighted_sum_of_applicable_parts():
-  scores = scored(
+  scores = score_rows(
     [
       Reward(name='length', score=scorers.length, sources=('a',)),
       Reward(name='echo', score='rewards.scorers:echo', sources=('b',)),
@@ -84,7 +84,7 @@ def test_total_is_the_weighted_sum_of_applicable_parts():
 
 
 def test_evaluation_leaves_out_shaping():
-  scores = scored(
+  scores = score_rows(
     [LENGTH, format_reward('.*'), Overlong(max_length=2, buffer=1)],
     [('aa', 'a', 's', 2)],
     shaping=False,
@@ -98,14 +98,14 @@ def test_part_of_weight_0_is_only_logged():
     LENGTH,
     Reward(name='logged', score=scorers.outcome, weight=0.0),
   ]
-  scores = scored(rewards, [('wrong', '12345', 's', 0)])
+  scores = score_rows(rewards, [('wrong', '12345', 's', 0)])
   assert scores.totals() == scores.grades() == [0.0]
   assert scores.counts()['logged/wrong'] == 1
 
 
 def test_unscored_responses_have_no_total_and_are_counted():
   reward = Reward(name='judged', score=scorers.outcome)
-  scores = scored(
+  scores = score_rows(
     [reward],
     [
       ('scored', '1', 's', 0),
@@ -141,7 +141,7 @@ def test_hang_in_one_part_does_not_affect_others():
     LENGTH,
   ]
   rows = [('hang', 'h', 's', 0), ('1', '', 's', 0)]
-  scores = scored(rewards, rows)
+  scores = score_rows(rewards, rows)
   assert math.isnan(scores.totals()[0])
   assert scores.totals()[1] == 4.0
   (first, _) = scores.outcomes['echo']
@@ -185,7 +185,7 @@ def test_math_reward_extracts_answers_by_each_rule(rule):
     'gsm8k': '#### .5',
     'dapo': 'Answer: .5',
   }
-  scores = scored(
+  scores = score_rows(
     [math_reward(rule=rule)],
     [(responses[rule], r'\frac12', 's', 0), ('0.5', r'\frac12', 's', 0)],
   )
@@ -290,7 +290,7 @@ def test_refuses_lengths_below_0():
 
 def test_responses_are_scored_as_they_are_added():
   """The order is arbitrary, equal ones are scored once, results come at the end."""
-  parts = [
+  rewards = [
     Reward(name='length', score=scorers.length, sources=('a',)),
     Overlong(max_length=10, buffer=5),
     Reward(name='other', score=scorers.length, sources=('b',)),
@@ -302,15 +302,15 @@ def test_responses_are_scored_as_they_are_added():
     ('z', 'ab', 'a', 10),
   ]
   responses, references, sources, lengths = zip(*rows, strict=True)
-  with Scoring(parts, sources=('a', 'b'), workers=1, timeout=60.0) as scoring:
+  with Scoring(rewards, sources=('a', 'b'), workers=1, timeout=60.0) as scoring:
     call = scoring.open(references, sources=sources)
     for index in (3, 0, 1):
       call.add(index, responses[index], lengths[index])
       assert not call.scores.is_done
-    pool = call.scores.futures['length'][1]
+    length_future = call.scores.futures['length'][1]
     call.add(2, responses[2], lengths[2])
     added_singly = call.scores.result()
-    assert pool.done()
+    assert length_future.done()
     at_once = scoring.submit(
       responses, references, sources=sources, lengths=lengths
     ).result()

@@ -52,11 +52,11 @@ def sample(engine, params=PARAMS, **options):
 
 
 @pytest.fixture(scope='module')
-def full():
+def full_cache_samples():
   """Responses with a cache of all tokens in every layer."""
   with pytest.MonkeyPatch.context() as patch:
-    empty = DecodeCache.empty
-    patch.setattr(DecodeCache, 'empty', lambda *a: empty(*a[:3]))
+    original_empty = DecodeCache.empty
+    patch.setattr(DecodeCache, 'empty', lambda *a: original_empty(*a[:3]))
     return sample(make_engine())
 
 
@@ -69,38 +69,44 @@ def assert_same(actual, expected, atol):
   )
 
 
-def test_rings_and_chunked_prefill_change_no_token(full):
+def test_rings_and_chunked_prefill_change_no_token(full_cache_samples):
   """Slots are refilled, and responses are several windows long."""
-  assert (full.response_mask.sum(axis=1) > 15).sum() > 4
+  assert (full_cache_samples.response_mask.sum(axis=1) > 15).sum() > 4
   engine = make_engine(chunk=4)
   traced = engine.trace(PARAMS, PROMPTS, WIDTH, group_size=GROUP)
   assert traced.cache.ring is not None
   assert traced.cache.ring.keys.shape == (1, 8, 2, 5, 8)
   assert traced.cache.keys.shape == (1, 8, 2, LIMIT - 1, 8)
-  assert_same(sample(engine), full, atol=2e-6)
+  assert_same(sample(engine), full_cache_samples, atol=2e-6)
   # Rings of responses that are carried over are filled at once.
   calls = iter((False, True))
-  begun = sample(engine, is_enough=lambda: next(calls))
-  length = begun.response_mask.sum(axis=1)
+  unfinished = sample(engine, is_enough=lambda: next(calls))
+  length = unfinished.response_mask.sum(axis=1)
   assert length.max() > 5
-  assert (length < full.response_mask.sum(axis=1)).any()
-  assert_same(sample(engine, carried=begun), full, atol=2e-6)
+  assert (length < full_cache_samples.response_mask.sum(axis=1)).any()
+  assert_same(sample(engine, carried=unfinished), full_cache_samples, atol=2e-6)
 
 
 @pytest.mark.slow
-def test_rings_and_chunked_prefill_on_a_mesh_change_no_token(full):
+def test_rings_and_chunked_prefill_on_a_mesh_change_no_token(
+  full_cache_samples,
+):
   mesh = make_mesh({'data': 2, 'tensor': 2}, jax.devices()[:4])
   shardings = jax.tree.map(
     lambda leaf: leaf.sharding, POLICY.abstract_params(mesh)
   )
   params = jax.device_put(PARAMS, shardings)
-  assert_same(sample(make_engine(mesh, chunk=4), params), full, atol=1e-5)
+  assert_same(
+    sample(make_engine(mesh, chunk=4), params), full_cache_samples, atol=1e-5
+  )
   expected = sample(make_engine(int8=True))
   actual = sample(make_engine(mesh, chunk=4, int8=True), params)
   assert_same(actual, expected, atol=1e-4)
 
 
-def test_logprobs_of_an_int8_cache_differ_by_less_than_0_02_nats(full):
+def test_logprobs_of_an_int8_cache_differ_by_less_than_0_02_nats(
+  full_cache_samples,
+):
   """All caches are in int8; the first token is drawn before they are read."""
   engine = make_engine(int8=True)
   traced = engine.trace(PARAMS, PROMPTS, WIDTH, group_size=GROUP)
@@ -113,13 +119,17 @@ def test_logprobs_of_an_int8_cache_differ_by_less_than_0_02_nats(full):
     assert keys.values.dtype == jnp.int8
   samples = sample(engine)
   # Up to the first token that differs, both have seen the same tokens.
-  same = np.cumprod(samples.response_tokens == full.response_tokens, axis=1)
-  same = (same > 0) & samples.response_mask
-  assert same.mean() > 0.2
-  gap = np.abs(samples.sampler_logprobs - full.sampler_logprobs)[same]
+  has_same_prefix = np.cumprod(
+    samples.response_tokens == full_cache_samples.response_tokens, axis=1
+  )
+  has_same_prefix = (has_same_prefix > 0) & samples.response_mask
+  assert has_same_prefix.mean() > 0.2
+  gap = np.abs(samples.sampler_logprobs - full_cache_samples.sampler_logprobs)[
+    has_same_prefix
+  ]
   assert 1e-6 < gap.mean() < 0.02
   np.testing.assert_array_equal(
-    samples.sampler_logprobs[:, 0], full.sampler_logprobs[:, 0]
+    samples.sampler_logprobs[:, 0], full_cache_samples.sampler_logprobs[:, 0]
   )
 
 

@@ -55,43 +55,68 @@ def sample(carried=None, ids=IDS):
   )
 
 
-LATER = np.arange(ROWS) >= GROUP
-ONE = responses(LATER)
-TOKENS = ONE.response_tokens
+HAS_PROMPT = np.arange(ROWS) >= GROUP
+ONE_TOKEN_RESPONSES = responses(HAS_PROMPT)
+TOKENS = ONE_TOKEN_RESPONSES.response_tokens
 
 
 @pytest.mark.parametrize(
   ('carried', 'message'),
   [
-    (jax.tree.map(lambda x: x[:1], ONE), r'must be \[R, T\] = \(32, 10\), got'),
-    (ONE._replace(truncated=ONE.truncated[:1]), 'carried.truncated must be'),
-    (ONE._replace(response_mask=1 * ONE.response_mask), 'array of bools'),
     (
-      ONE._replace(experts=np.zeros((ROWS, 16, 2, 2), np.uint8)),
+      jax.tree.map(lambda x: x[:1], ONE_TOKEN_RESPONSES),
+      r'must be \[R, T\] = \(32, 10\), got',
+    ),
+    (
+      ONE_TOKEN_RESPONSES._replace(truncated=ONE_TOKEN_RESPONSES.truncated[:1]),
+      'carried.truncated must be',
+    ),
+    (
+      ONE_TOKEN_RESPONSES._replace(
+        response_mask=1 * ONE_TOKEN_RESPONSES.response_mask
+      ),
+      'array of bools',
+    ),
+    (
+      ONE_TOKEN_RESPONSES._replace(
+        experts=np.zeros((ROWS, 16, 2, 2), np.uint8)
+      ),
       'carried.experts must be None, got ndarray',
     ),
-    (ONE._replace(response_tokens=TOKENS + 9), r'in \[0, 16\), got 16'),
-    (ONE._replace(response_tokens=TOKENS - 8), r'in \[0, 16\), got -1'),
     (
-      ONE._replace(sampler_logprobs=1 + ONE.sampler_logprobs),
+      ONE_TOKEN_RESPONSES._replace(response_tokens=TOKENS + 9),
+      r'in \[0, 16\), got 16',
+    ),
+    (
+      ONE_TOKEN_RESPONSES._replace(response_tokens=TOKENS - 8),
+      r'in \[0, 16\), got -1',
+    ),
+    (
+      ONE_TOKEN_RESPONSES._replace(
+        sampler_logprobs=1 + ONE_TOKEN_RESPONSES.sampler_logprobs
+      ),
       'carried.sampler_logprobs must be log-probabilities of at most 0, got 1.0',
     ),
     (
-      ONE._replace(behaviour_logprobs=np.nan * ONE.behaviour_logprobs),
+      ONE_TOKEN_RESPONSES._replace(
+        behaviour_logprobs=np.nan * ONE_TOKEN_RESPONSES.behaviour_logprobs
+      ),
       'carried.behaviour_logprobs must be .* got nan',
     ),
     (
-      ONE._replace(response_mask=ONE.response_mask[:, ::-1]),
+      ONE_TOKEN_RESPONSES._replace(
+        response_mask=ONE_TOKEN_RESPONSES.response_mask[:, ::-1]
+      ),
       'must be padded on the right',
     ),
     (
-      ONE._replace(truncated=~ONE.truncated),
+      ONE_TOKEN_RESPONSES._replace(truncated=~ONE_TOKEN_RESPONSES.truncated),
       'truncated must have 10 tokens, got 0',
     ),
     (responses(1), 'got tokens in a row without one'),
     (
-      ONE._replace(
-        response_mask=responses(2 * LATER).response_mask,
+      ONE_TOKEN_RESPONSES._replace(
+        response_mask=responses(2 * HAS_PROMPT).response_mask,
         response_tokens=np.full_like(TOKENS, END[0]),
       ),
       'got tokens after it',

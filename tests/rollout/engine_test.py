@@ -121,24 +121,29 @@ def test_ending_on_the_last_token_is_not_truncation():
 
 
 def test_responses_depend_on_sequence_ids_and_not_on_rows():
-  whole = to_numpy(sample())
+  all_samples = to_numpy(sample())
   order = [3, 0, 7, 1, 6, 2, 5, 4]
-  mixed = to_numpy(sample(rows=order))
+  reordered = to_numpy(sample(rows=order))
   rows = np.arange(PROMPTS * GROUP).reshape(PROMPTS, GROUP)[order].reshape(-1)
   jax.tree.map(
     lambda all_rows, values: np.testing.assert_array_equal(
       all_rows[rows], values
     ),
-    whole,
-    mixed,
+    all_samples,
+    reordered,
   )
-  part = to_numpy(sample(rows=slice(2, 5)))
+  some_samples = to_numpy(sample(rows=slice(2, 5)))
   np.testing.assert_array_equal(
-    whole.response_tokens[2 * GROUP : 5 * GROUP], part.response_tokens
+    all_samples.response_tokens[2 * GROUP : 5 * GROUP],
+    some_samples.response_tokens,
   )
-  assert len(np.unique(whole.response_tokens, axis=0)) > PROMPTS * GROUP // 2
-  other = to_numpy(sample(ids=IDS + 1000))
-  assert not np.array_equal(whole.response_tokens, other.response_tokens)
+  assert (
+    len(np.unique(all_samples.response_tokens, axis=0)) > PROMPTS * GROUP // 2
+  )
+  with_other_ids = to_numpy(sample(ids=IDS + 1000))
+  assert not np.array_equal(
+    all_samples.response_tokens, with_other_ids.response_tokens
+  )
 
 
 @pytest.mark.parametrize('shape', [(8,), (4, 2), (2, 2, 2)])
@@ -192,11 +197,12 @@ def test_rows_without_a_prompt_have_empty_responses():
       sampling=Sampling.make(),
     )
   )
-  empty = np.arange(PROMPTS * GROUP) // GROUP == 3
-  assert not samples.response_mask[empty].any()
-  assert not samples.truncated[empty].any()
+  has_no_prompt = np.arange(PROMPTS * GROUP) // GROUP == 3
+  assert not samples.response_mask[has_no_prompt].any()
+  assert not samples.truncated[has_no_prompt].any()
   np.testing.assert_array_equal(
-    samples.response_tokens[~empty], to_numpy(sample()).response_tokens[~empty]
+    samples.response_tokens[~has_no_prompt],
+    to_numpy(sample()).response_tokens[~has_no_prompt],
   )
 
 
@@ -287,14 +293,14 @@ def test_rollout_rows_join_prompts_and_responses():
   for s in range(count):
     prompt = prompts[s // GROUP][mask[s // GROUP]]
     response = samples.response_tokens[s][samples.response_mask[s]]
-    real, sampled = rollouts.attention_mask[s], rollouts.loss_mask[s]
+    is_token, is_response = rollouts.attention_mask[s], rollouts.loss_mask[s]
     tokens = np.concatenate((prompt, response))
-    np.testing.assert_array_equal(rollouts.tokens[s][real], tokens)
-    np.testing.assert_array_equal(rollouts.tokens[s][sampled], response)
-    positions = rollouts.positions[s][real]
+    np.testing.assert_array_equal(rollouts.tokens[s][is_token], tokens)
+    np.testing.assert_array_equal(rollouts.tokens[s][is_response], response)
+    positions = rollouts.positions[s][is_token]
     np.testing.assert_array_equal(positions, np.arange(len(tokens)))
     np.testing.assert_array_equal(
-      rollouts.sampler_logprobs[s][sampled],
+      rollouts.sampler_logprobs[s][is_response],
       samples.sampler_logprobs[s][samples.response_mask[s]],
     )
   assert not (rollouts.loss_mask & ~rollouts.attention_mask).any()

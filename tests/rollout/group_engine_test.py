@@ -46,16 +46,16 @@ def run(engine, order, params=PARAMS, at_once=COUNT, **sampling):
     params, key=KEY, sampling=Sampling.make(**(sampling or SAMPLING))
   )
   numbers = list(order)
-  waiting, finished, ended = list(numbers), {}, set()
+  waiting, finished, ended_members = list(numbers), {}, set()
   while waiting or engine.is_busy:
-    for each in engine.read():
-      assert (each.number, each.member) not in ended
-      ended.add((each.number, each.member))
-      if each.samples is not None:
-        finished[each.number] = each.samples
-        row = each.samples.response_tokens[each.member]
-        mask = each.samples.response_mask[each.member]
-        assert row[mask].tolist() == each.tokens
+    for response in engine.read():
+      assert (response.number, response.member) not in ended_members
+      ended_members.add((response.number, response.member))
+      if response.samples is not None:
+        finished[response.number] = response.samples
+        row = response.samples.response_tokens[response.member]
+        mask = response.samples.response_mask[response.member]
+        assert row[mask].tolist() == response.tokens
     for _ in range(at_once):
       if waiting and engine.has_room:
         i = waiting.pop(0)
@@ -63,7 +63,7 @@ def run(engine, order, params=PARAMS, at_once=COUNT, **sampling):
         engine.add(i, PROMPTS[i], MASK[i], ids)
     engine.run()
   assert engine.read() == []
-  assert len(ended) == len(numbers) * GROUP
+  assert len(ended_members) == len(numbers) * GROUP
   engine.end()
   return finished
 
@@ -124,15 +124,15 @@ def test_nothing_is_compiled_after_the_warm_up(engine):
 def test_the_time_at_which_a_group_is_added_changes_no_bit_of_it(
   engine, expected
 ):
-  together = run(engine, range(COUNT))
-  assert_close(together, expected)
+  all_at_once = run(engine, range(COUNT))
+  assert_close(all_at_once, expected)
   one_by_one = run(engine, reversed(range(COUNT)), at_once=1)
-  assert together.keys() == one_by_one.keys()
-  for number, samples in together.items():
+  assert all_at_once.keys() == one_by_one.keys()
+  for number, samples in all_at_once.items():
     jax.tree.map(np.testing.assert_array_equal, samples, one_by_one[number])
   # Some of the groups alone.
   for number, samples in run(engine, (6, 2)).items():
-    jax.tree.map(np.testing.assert_array_equal, samples, together[number])
+    jax.tree.map(np.testing.assert_array_equal, samples, all_at_once[number])
 
 
 @pytest.mark.slow

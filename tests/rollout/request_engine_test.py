@@ -70,21 +70,26 @@ def finish(engine, requests, cancel=()):
   """
   numbers = [engine.submit(request) for request in requests]
   index = {number: i for i, number in enumerate(numbers)}
-  outputs, done = {i: [] for i in range(len(requests))}, set()
+  outputs, finished = {i: [] for i in range(len(requests))}, set()
   while engine.waiting or engine.running:
-    for number, new in engine.step().items():
+    for number, step_output in engine.step().items():
       i = index[number]
-      assert i not in done
+      assert i not in finished
       outputs[i] += zip(
-        new.tokens, new.policy_logprobs, new.sampling_logprobs, strict=True
+        step_output.tokens,
+        step_output.policy_logprobs,
+        step_output.sampling_logprobs,
+        strict=True,
       )
-      if new.finish_reason is not None:
-        assert new.finish_reason == expected_reason(requests[i], outputs[i])
-        done.add(i)
+      if step_output.finish_reason is not None:
+        assert step_output.finish_reason == expected_reason(
+          requests[i], outputs[i]
+        )
+        finished.add(i)
       elif i in cancel:
         engine.cancel(number)
-        done.add(i)
-  assert done == set(range(len(requests)))
+        finished.add(i)
+  assert finished == set(range(len(requests)))
   assert engine.step() == {}
   return outputs
 
@@ -152,25 +157,28 @@ def test_log_probabilities_are_those_of_temperature_one(engine):
     temperature = requests[i].temperature
     indices = np.arange(len(tokens)), tokens
     for logprobs, scale in ((policy, 1.0), (sampling, temperature)):
-      scaled = logits / scale
+      log_pi = logits / scale
       if scale > 1:
-        kept = np.sort(scaled, axis=1)[:, -4:]
-        scaled = scaled - np.log(np.exp(kept).sum(axis=1, keepdims=True))
+        top_logits = np.sort(log_pi, axis=1)[:, -4:]
+        log_pi = log_pi - np.log(np.exp(top_logits).sum(axis=1, keepdims=True))
       else:
-        scaled = scaled - np.log(np.exp(scaled).sum(axis=1, keepdims=True))
-      np.testing.assert_allclose(logprobs, scaled[indices], atol=1e-5)
+        log_pi = log_pi - np.log(np.exp(log_pi).sum(axis=1, keepdims=True))
+      np.testing.assert_allclose(logprobs, log_pi[indices], atol=1e-5)
 
 
 def test_responses_do_not_depend_on_other_or_cancelled_requests(engine):
   requests = make_requests(24)
-  together = finish(engine, requests, cancel=range(2, 24, 3))
-  mixed = finish(engine, requests[::-1])
+  with_cancellations = finish(engine, requests, cancel=range(2, 24, 3))
+  reversed_order = finish(engine, requests[::-1])
   for i in range(0, 24, 3):
     alone = finish(engine, [requests[i]])[0]
-    assert together[i] == alone
-    assert mixed[23 - i] == alone
+    assert with_cancellations[i] == alone
+    assert reversed_order[23 - i] == alone
   for i in range(2, 24, 3):
-    assert mixed[23 - i][: len(together[i])] == together[i]
+    assert (
+      reversed_order[23 - i][: len(with_cancellations[i])]
+      == with_cancellations[i]
+    )
 
 
 def test_waiting_requests_are_cancelled(engine):
@@ -232,12 +240,12 @@ def test_shards_of_a_mesh_sample_the_same_as_one_device(engine):
 
 def test_responses_do_not_depend_on_the_widths_of_other_prompts(monkeypatch):
   monkeypatch.setattr('covrl.rollout.request_engine.PROMPT_WIDTHS', (8,))
-  wide = make_engine(max_prompt_length=20)
-  short, long = make_requests(1)[0], (*range(1, 15), 0, 1, 2)
+  wide_engine = make_engine(max_prompt_length=20)
+  short_request, long = make_requests(1)[0], (*range(1, 15), 0, 1, 2)
   long = Request(prompt=long, max_tokens=LIMIT, seed=5)
-  outputs = finish(wide, [long, short, long])
-  assert outputs[0] == outputs[2] == finish(wide, [long])[0]
-  assert outputs[1] == finish(wide, [short])[0]
+  outputs = finish(wide_engine, [long, short_request, long])
+  assert outputs[0] == outputs[2] == finish(wide_engine, [long])[0]
+  assert outputs[1] == finish(wide_engine, [short_request])[0]
 
 
 VALID: dict[str, Any] = {'prompt': (1, 2), 'max_tokens': 3, 'seed': 0}

@@ -40,12 +40,12 @@ def log_softmax(x):
 def oracle_mask(logprobs, top_p, top_k, min_p=0.0):
   """Top-k, then top-p of the rest, then min-p, row by row, by sorting."""
   kept = np.zeros(logprobs.shape, bool)
-  for row, out in zip(logprobs.astype(np.float64), kept, strict=True):
+  for row, kept_row in zip(logprobs.astype(np.float64), kept, strict=True):
     order = np.argsort(-row, kind='stable')[: top_k or None]
     probs = np.exp(row[order])
-    before = np.cumsum(probs / probs.sum()) - probs / probs.sum()
-    out[order if top_p == 1 else order[before < top_p]] = True
-    out &= np.exp(row - row.max()) >= min_p
+    mass_before = np.cumsum(probs / probs.sum()) - probs / probs.sum()
+    kept_row[order if top_p == 1 else order[mass_before < top_p]] = True
+    kept_row &= np.exp(row - row.max()) >= min_p
   return kept
 
 
@@ -101,14 +101,14 @@ def test_log_probabilities_equal_those_of_sorting_with_and_without_truncation(
   keys = jax.random.split(jax.random.key(seed), 4)
   sampling = Sampling.make(temperature, top_p, top_k)
   token, sampler, behaviour = DRAW(jnp.asarray(logits), keys, sampling)
-  full = log_softmax(logits.astype(np.float64) / temperature)
-  kept = oracle_mask(full.astype(np.float32), top_p, top_k)
+  log_pi = log_softmax(logits.astype(np.float64) / temperature)
+  kept = oracle_mask(log_pi.astype(np.float32), top_p, top_k)
   rows = np.arange(4)
   assert kept[rows, token].all()
-  share = np.where(kept, np.exp(full), 0).sum(axis=-1)
-  np.testing.assert_allclose(sampler, full[rows, token], atol=1e-5)
+  kept_mass = np.where(kept, np.exp(log_pi), 0).sum(axis=-1)
+  np.testing.assert_allclose(sampler, log_pi[rows, token], atol=1e-5)
   np.testing.assert_allclose(
-    behaviour, full[rows, token] - np.log(share), atol=1e-5
+    behaviour, log_pi[rows, token] - np.log(kept_mass), atol=1e-5
   )
 
 
@@ -120,13 +120,13 @@ def test_frequencies_equal_probabilities(temperature, top_p, top_k):
   logits, count = np.array([0.3, 1.2, -0.5, 0.9, -2.0]), 20_000
   sampling = Sampling.make(temperature, top_p, top_k)
   token, _, _ = draw_many(logits, count, sampling)
-  full = log_softmax(logits / temperature)
-  kept = oracle_mask(full[None], top_p, top_k)[0]
-  expected = np.where(kept, np.exp(full), 0)
+  log_pi = log_softmax(logits / temperature)
+  kept = oracle_mask(log_pi[None], top_p, top_k)[0]
+  expected = np.where(kept, np.exp(log_pi), 0)
   expected = count * expected / expected.sum()
-  seen = np.bincount(token, minlength=5)
-  assert (seen[~kept] == 0).all()
-  chi_square = ((seen - expected)[kept] ** 2 / expected[kept]).sum()
+  counts = np.bincount(token, minlength=5)
+  assert (counts[~kept] == 0).all()
+  chi_square = ((counts - expected)[kept] ** 2 / expected[kept]).sum()
   # 99.9th percentile of chi-square with four degrees of freedom.
   assert chi_square < 18.47
 
@@ -135,8 +135,8 @@ def test_frequency_test_detects_a_wrong_temperature():
   logits, count = np.array([0.3, 1.2, -0.5, 0.9, -2.0]), 20_000
   token, _, _ = draw_many(logits, count, Sampling.make(1.1))
   expected = count * np.exp(log_softmax(logits))
-  seen = np.bincount(token, minlength=5)
-  assert ((seen - expected) ** 2 / expected).sum() > 18.47
+  counts = np.bincount(token, minlength=5)
+  assert ((counts - expected) ** 2 / expected).sum() > 18.47
 
 
 @pytest.mark.parametrize(('top_p', 'top_k'), [(1.0, 0), (0.5, 2)])
@@ -146,12 +146,12 @@ def test_temperature_zero_is_greedy(top_p, top_k):
   sampling = Sampling.make(0.0, top_p, top_k)
   token, sampler, behaviour = DRAW(jnp.asarray(logits), keys, sampling)
   np.testing.assert_array_equal(token, logits.argmax(axis=-1))
-  full = log_softmax(logits)
-  np.testing.assert_allclose(sampler, full.max(axis=-1), atol=1e-6)
-  kept = oracle_mask(full, top_p, top_k)
-  share = np.where(kept, np.exp(full), 0).sum(axis=-1)
+  log_pi = log_softmax(logits)
+  np.testing.assert_allclose(sampler, log_pi.max(axis=-1), atol=1e-6)
+  kept = oracle_mask(log_pi, top_p, top_k)
+  share = np.where(kept, np.exp(log_pi), 0).sum(axis=-1)
   np.testing.assert_allclose(
-    behaviour, full.max(axis=-1) - np.log(share), atol=1e-5
+    behaviour, log_pi.max(axis=-1) - np.log(share), atol=1e-5
   )
 
 
@@ -166,18 +166,18 @@ def test_masked_tokens_are_never_sampled(setting):
   np.testing.assert_allclose(sampler[token == 3], expected, atol=1e-6)
 
 
-def chi_square(seen, probs, count):
+def chi_square(counts, probs, count):
   """Chi-square statistic, rare tokens together, and its 99.9th percentile."""
   expected = count * probs
-  common = expected >= 20
-  seen = np.append(seen[common], seen[~common].sum())
-  expected = np.append(expected[common], expected[~common].sum())
-  seen, expected = seen[expected > 0], expected[expected > 0]
+  is_common = expected >= 20
+  counts = np.append(counts[is_common], counts[~is_common].sum())
+  expected = np.append(expected[is_common], expected[~is_common].sum())
+  counts, expected = counts[expected > 0], expected[expected > 0]
   degrees = len(expected) - 1
   # The normal approximation of Wilson and Hilferty.
-  spread = 2 / (9 * degrees)
-  limit = degrees * (1 - spread + 3.09 * spread**0.5) ** 3
-  return ((seen - expected) ** 2 / expected).sum(), limit
+  variance = 2 / (9 * degrees)
+  limit = degrees * (1 - variance + 3.09 * variance**0.5) ** 3
+  return ((counts - expected) ** 2 / expected).sum(), limit
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
@@ -200,35 +200,35 @@ def test_frequencies_equal_probabilities_over_many_blocks(setting, dtype):
   keys = jax.random.split(jax.random.key(0), count)
   rows = jnp.broadcast_to(logits, (count, logits.size))
   token, _, _ = DRAW(rows, keys, Sampling.make(**setting))
-  full = log_softmax(logits / setting.get('temperature', 1.0))
+  log_pi = log_softmax(logits / setting.get('temperature', 1.0))
   kept = oracle_mask(
-    full[None],
+    log_pi[None],
     setting.get('top_p', 1.0),
     setting.get('top_k', 0),
     setting.get('min_p', 0.0),
   )[0]
-  probs = np.where(kept, np.exp(full), 0)
-  seen = np.bincount(token, minlength=logits.size)
-  assert (seen[probs == 0] == 0).all()
-  statistic, limit = chi_square(seen, probs / probs.sum(), count)
+  probs = np.where(kept, np.exp(log_pi), 0)
+  counts = np.bincount(token, minlength=logits.size)
+  assert (counts[probs == 0] == 0).all()
+  statistic, limit = chi_square(counts, probs / probs.sum(), count)
   assert statistic < limit
 
 
 def test_frequencies_equal_probabilities_of_152_thousand_tokens():
   rng, size, rows, rounds = np.random.default_rng(1), 151_936, 128, 24
   logits = jnp.asarray(rng.normal(size=size) * 2, jnp.float32)
-  seen = np.zeros(size)
+  counts = np.zeros(size)
   for index in range(rounds):
     keys = jax.random.split(jax.random.key(index), rows)
     token, *_ = DRAW(
       jnp.broadcast_to(logits, (rows, size)), keys, Sampling.make()
     )
-    seen += np.bincount(token, minlength=size)
+    counts += np.bincount(token, minlength=size)
   probs = np.exp(log_softmax(np.asarray(logits, np.float64)))
   # Tokens in 50 bins of random membership.
   bins = rng.integers(0, 50, size)
-  seen, probs = (np.bincount(bins, x, minlength=50) for x in (seen, probs))
-  statistic, limit = chi_square(seen, probs, rows * rounds)
+  counts, probs = (np.bincount(bins, x, minlength=50) for x in (counts, probs))
+  statistic, limit = chi_square(counts, probs, rows * rounds)
   assert statistic < limit
 
 
@@ -263,17 +263,19 @@ def test_large_logits_are_truncated_in_groups_of_rows(monkeypatch):
 def test_each_row_has_its_own_sampling_parameters():
   logits = jax.random.normal(jax.random.key(1), (4, 300))
   keys = jax.random.split(jax.random.key(2), 4)
-  each = [
+  row_parameters = [
     Sampling.make(),
     Sampling.make(0.0),
     Sampling.make(0.7, 0.5),
     Sampling.make(1.2, 1.0, 7, 0.02),
   ]
-  rows = Sampling(*(jnp.stack(field) for field in zip(*each, strict=True)))
-  together = DRAW(logits, keys, rows)
-  for index, sampling in enumerate(each):
+  stacked = Sampling(
+    *(jnp.stack(field) for field in zip(*row_parameters, strict=True))
+  )
+  all_rows = DRAW(logits, keys, stacked)
+  for index, sampling in enumerate(row_parameters):
     alone = DRAW(logits, keys, sampling)
-    for a, b in zip(together, alone, strict=True):
+    for a, b in zip(all_rows, alone, strict=True):
       np.testing.assert_allclose(a[index], b[index], rtol=1e-6)
 
 
@@ -303,9 +305,9 @@ def test_a_row_depends_on_its_own_key_only():
   logits = jax.random.normal(jax.random.key(1), (16, 8))
   keys = jax.random.split(jax.random.key(2), 16)
   order = np.random.default_rng(0).permutation(16)
-  whole = DRAW(logits, keys, Sampling.make())
-  mixed = DRAW(logits[order], keys[order], Sampling.make())
-  for a, b in zip(whole, mixed, strict=True):
+  in_order = DRAW(logits, keys, Sampling.make())
+  reordered = DRAW(logits[order], keys[order], Sampling.make())
+  for a, b in zip(in_order, reordered, strict=True):
     np.testing.assert_array_equal(np.asarray(a)[order], b)
 
 

@@ -15,44 +15,47 @@ from covrl.rollout.schedule import SegmentSchedule
 SEGMENT = 4
 
 
-def decode(lengths, *, slots, most, ahead):
+def decode(lengths, *, slots, max_tokens, ahead):
   """Slots of the segments that are started for responses of some lengths.
 
   Args:
     lengths: tokens of each response.
     slots: slots at first.
-    most: tokens of a response, at most.
+    max_tokens: tokens of a response, at most.
     ahead: segments to start ahead.
   """
   layout = divide(None, len(lengths), 1, slots=slots, shrinks=True)
   schedule = SegmentSchedule(
-    layout, segments=-(-(most - 1) // SEGMENT), ahead=ahead
+    layout, segments=-(-(max_tokens - 1) // SEGMENT), ahead=ahead
   )
   # The first token is drawn with the prompts.
-  waiting = deque(length - 1 for length in lengths if length > 1)
-  live = [waiting.popleft() for _ in range(min(layout.slots[0], len(waiting)))]
-  reports, sizes = deque([(len(live), len(waiting))]), []
+  queued_tokens = deque(length - 1 for length in lengths if length > 1)
+  remaining_tokens = [
+    queued_tokens.popleft()
+    for _ in range(min(layout.slots[0], len(queued_tokens)))
+  ]
+  reports, sizes = deque([(len(remaining_tokens), len(queued_tokens))]), []
 
   def run(size):
     sizes.append(size)
-    nonlocal live
+    nonlocal remaining_tokens
     for _ in range(SEGMENT):
-      live = [left - 1 for left in live if left > 1]
-      while waiting and len(live) < layout.slots[0]:
-        live.append(waiting.popleft())
-    assert size >= len(live)
-    reports.append((len(live), len(waiting)))
+      remaining_tokens = [left - 1 for left in remaining_tokens if left > 1]
+      while queued_tokens and len(remaining_tokens) < layout.slots[0]:
+        remaining_tokens.append(queued_tokens.popleft())
+    assert size >= len(remaining_tokens)
+    reports.append((len(remaining_tokens), len(queued_tokens)))
 
   for size in schedule.next_slots(layout.slots[0], 0, len(reports)):
     run(size)
   is_finished = False
   while not is_finished:
-    known, queued = reports.popleft()
-    for size in schedule.next_slots(known, queued, len(reports)):
+    num_live, num_queued = reports.popleft()
+    for size in schedule.next_slots(num_live, num_queued, len(reports)):
       run(size)
-    is_finished = known + queued == 0
-  assert not live
-  assert not waiting
+    is_finished = num_live + num_queued == 0
+  assert not remaining_tokens
+  assert not queued_tokens
   return sizes
 
 
@@ -63,23 +66,23 @@ def decode(lengths, *, slots, most, ahead):
 )
 def test_every_response_is_decoded(lengths, slots):
   """Slots suffice, and at most one segment is started that decodes nothing."""
-  expected = decode(lengths, slots=slots, most=33, ahead=0)
-  sizes = decode(lengths, slots=slots, most=33, ahead=1)
+  expected = decode(lengths, slots=slots, max_tokens=33, ahead=0)
+  sizes = decode(lengths, slots=slots, max_tokens=33, ahead=1)
   assert len(expected) <= len(sizes) <= len(expected) + 1
   assert sizes == sorted(sizes, reverse=True)
 
 
 @pytest.mark.parametrize('length', [2, 5, 16, 33])
 def test_no_segment_follows_responses_of_full_length(length):
-  sizes = decode([length] * 64, slots=0, most=length, ahead=1)
+  sizes = decode([length] * 64, slots=0, max_tokens=length, ahead=1)
   assert sizes == [64] * -(-(length - 1) // SEGMENT)
 
 
 def test_starting_ahead_does_not_delay_the_reduction_of_slots():
   """The same number of responses ends in each segment."""
   lengths = [1 + SEGMENT * (1 + row // 12) for row in range(64)]
-  sizes = decode(lengths, slots=0, most=33, ahead=1)
-  assert sizes == decode(lengths, slots=0, most=33, ahead=0)
+  sizes = decode(lengths, slots=0, max_tokens=33, ahead=1)
+  assert sizes == decode(lengths, slots=0, max_tokens=33, ahead=0)
   assert sizes[0] == 64
   assert sizes[-1] == 8
 
@@ -87,19 +90,19 @@ def test_starting_ahead_does_not_delay_the_reduction_of_slots():
 def test_segments_are_started_before_results_are_read(monkeypatch):
   """The responses are the same to the bit as without starting ahead."""
   engine, events = make_engine(end_ids=(), segment=3), []
-  run, wait = engine._run, engine_module._wait_for_status
+  original_run, original_read = engine._run, engine_module._wait_for_status
 
-  def run_and_note(*arguments):
+  def record_run(*arguments):
     events.append('run')
-    return run(*arguments)
+    return original_run(*arguments)
 
-  monkeypatch.setattr(engine, '_run', run_and_note)
+  monkeypatch.setattr(engine, '_run', record_run)
 
-  def note_and_read(status, **options):
+  def record_read(status, **options):
     events.append('read')
-    return wait(status, **options)
+    return original_read(status, **options)
 
-  monkeypatch.setattr(engine_module, '_wait_for_status', note_and_read)
+  monkeypatch.setattr(engine_module, '_wait_for_status', record_read)
   ahead = to_numpy(sample(engine))
   assert events == ['run', 'read', 'run', 'read', 'run', 'read', 'read']
   events.clear()

@@ -138,10 +138,10 @@ def test_finished_responses_are_handed_over_while_others_are_sampled(
   assert 0 < finished_counts[2] < finished_counts[-1] < len(responses)
 
 
-def stop_after_segments(number):
-  """Options that stop sampling when `number` segments, and one more, have run."""
+def stop_after_segments(num_segments):
+  """Options that stop sampling when `num_segments` segments, and one more, have run."""
   calls = itertools.count()
-  return {'is_enough': lambda: next(calls) >= number}
+  return {'is_enough': lambda: next(calls) >= num_segments}
 
 
 @pytest.mark.parametrize(
@@ -161,27 +161,27 @@ def test_carried_responses_go_on_with_the_given_parameters(shape):
 
   other_params, responses = jax.tree.map(lambda x: 1.5 * x, params), Responses()
   options = {'carried': carried, 'on_response': responses}
-  ended = to_numpy(sample(engine, params=other_params, options=options))
-  old = carried.response_mask
+  completed = to_numpy(sample(engine, params=other_params, options=options))
+  is_carried = carried.response_mask
   for name in ('response_tokens', 'sampler_logprobs', 'behaviour_logprobs'):
     np.testing.assert_array_equal(
-      getattr(ended, name)[old], getattr(carried, name)[old]
+      getattr(completed, name)[is_carried], getattr(carried, name)[is_carried]
     )
-  logits = forward(POLICY, to_rows(ended), jax.device_get(other_params))
+  logits = forward(POLICY, to_rows(completed), jax.device_get(other_params))
   logprobs = np.asarray(jax.nn.log_softmax(logits))[:, LENGTH - 1 : -1]
-  tokens = ended.response_tokens[..., None]
+  tokens = completed.response_tokens[..., None]
   logprobs = np.take_along_axis(logprobs, tokens, axis=2)[..., 0]
-  new = ended.response_mask & ~old
-  assert (new.any(axis=1) & (old.sum(axis=1) > 2)).any()
+  is_new = completed.response_mask & ~is_carried
+  assert (is_new.any(axis=1) & (is_carried.sum(axis=1) > 2)).any()
   np.testing.assert_allclose(
-    ended.sampler_logprobs[new], logprobs[new], atol=2e-5
+    completed.sampler_logprobs[is_new], logprobs[is_new], atol=2e-5
   )
-  was_finished = old.any(axis=1) & ~new.any(axis=1)
+  was_finished = is_carried.any(axis=1) & ~is_new.any(axis=1)
   assert was_finished.any()
   assert set(responses) == set(np.flatnonzero(~was_finished).tolist())
   for row, response in responses.items():
-    mask = ended.response_mask[row]
-    assert ended.response_tokens[row][mask].tolist() == response
+    mask = completed.response_mask[row]
+    assert completed.response_tokens[row][mask].tolist() == response
 
 
 @pytest.mark.slow

@@ -23,9 +23,9 @@ from covrl.storage import StorageError
 
 
 @pytest.fixture(scope='module')
-def series(tmp_path_factory):
+def three_checkpoints(tmp_path_factory):
   """Returns the directory of three small checkpoints."""
-  directory = tmp_path_factory.mktemp('series') / 'checkpoints'
+  directory = tmp_path_factory.mktemp('three_checkpoints') / 'checkpoints'
   store = CheckpointStore(directory, keep=3)
   for position in (0, 4, 8):
     store.save(position, {'x': np.full(3, position)}, {'at': position})
@@ -33,8 +33,8 @@ def series(tmp_path_factory):
 
 
 @pytest.fixture
-def checkpoint_directory(series, tmp_path):
-  return shutil.copytree(series, tmp_path / 'checkpoints')
+def checkpoint_directory(three_checkpoints, tmp_path):
+  return shutil.copytree(three_checkpoints, tmp_path / 'checkpoints')
 
 
 @pytest.mark.parametrize(
@@ -43,11 +43,11 @@ def checkpoint_directory(series, tmp_path):
 def test_falls_back_to_the_newest_whole_checkpoint(checkpoint_directory, kind):
   for name in ('00000004', '00000008'):
     damage(checkpoint_directory / name, kind)
-  before = {path.name for path in checkpoint_directory.iterdir()}
+  names_before = {path.name for path in checkpoint_directory.iterdir()}
   store = CheckpointStore(checkpoint_directory, keep=3)
   with pytest.raises(CheckpointError, match='00000008 is damaged'):
     store.newest_whole(strict=True)
-  assert {path.name for path in checkpoint_directory.iterdir()} == before
+  assert {path.name for path in checkpoint_directory.iterdir()} == names_before
   warnings = []
   checkpoint = store.newest_whole(warn=warnings.append)
   assert checkpoint is not None
@@ -91,16 +91,16 @@ def test_refuses_a_run_whose_checkpoints_are_all_damaged(checkpoint_directory):
 
 
 def test_directories_with_other_names_are_not_checkpoints(checkpoint_directory):
-  whole = checkpoint_directory / '00000008'
+  newest = checkpoint_directory / '00000008'
   for name in ('²', '００００００１２', '99', '0000009x', '-0000009'):
-    shutil.copytree(whole, checkpoint_directory / name)
+    shutil.copytree(newest, checkpoint_directory / name)
   (checkpoint_directory / '00000077').write_text('a file')
   store = CheckpointStore(checkpoint_directory, keep=1)
   assert latest(store).position == 8
   assert store.newest_whole() is not None
   assert store.position == 8
   # A copy with the name of another position is damaged.
-  shutil.copytree(whole, checkpoint_directory / '00000099')
+  shutil.copytree(newest, checkpoint_directory / '00000099')
   warnings = []
   checkpoint = store.newest_whole(warn=warnings.append)
   assert checkpoint is not None
@@ -111,12 +111,12 @@ def test_directories_with_other_names_are_not_checkpoints(checkpoint_directory):
 @contextlib.contextmanager
 def file_size_limit(size):
   """Limits the size of files that this process writes: as a full disk does."""
-  before = resource.getrlimit(resource.RLIMIT_FSIZE)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+  limits_before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits_before[1]))
   try:
     yield
   finally:
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits_before)
 
 
 @pytest.mark.parametrize('size', [0, 300, 6000])
@@ -191,16 +191,20 @@ def test_a_checkpoint_that_is_removed_while_it_is_read_is_replaced_by_the_newest
 ):
   """As by a run that trains while another command opens it."""
   store = CheckpointStore(checkpoint_directory, keep=1)
-  reads = []
+  positions_read = []
 
   def read(checkpoint):
-    reads.append(checkpoint.position)
-    if len(reads) == 1:
+    positions_read.append(checkpoint.position)
+    if len(positions_read) == 1:
       store.save(12, {'x': np.full(3, 12)}, {'at': 12})
     return checkpoint.restore({'x': np.ones(3, int)})['x'].tolist()
 
   checkpoint, content = store.read_latest(read)
-  assert (checkpoint.position, content, reads) == (12, [12, 12, 12], [8, 12])
+  assert (checkpoint.position, content, positions_read) == (
+    12,
+    [12, 12, 12],
+    [8, 12],
+  )
   damage(checkpoint_directory / '00000012', 'data')
   with pytest.raises(CheckpointError, match='00000012 is damaged'):
     store.read_latest(read)
@@ -217,13 +221,13 @@ def test_reads_that_fail_temporarily_set_no_checkpoint_aside(
   monkeypatch.setattr(checkpoint_files, '_PAUSE', 0.0)
   target = hashlib if name == 'file_digest' else type(epath.Path())
   # The system's errors of reading an open file have no name.
-  read, error = getattr(target, name), OSError(errno.EIO, 'error')
-  results = iter([error] * failures)
+  original_read, error = getattr(target, name), OSError(errno.EIO, 'error')
+  errors = iter([error] * failures)
 
   def fail(*args):
-    if error := next(results, None):
+    if error := next(errors, None):
       raise error
-    return read(*args)
+    return original_read(*args)
 
   monkeypatch.setattr(target, name, fail)
   store, warnings = CheckpointStore(checkpoint_directory, keep=3), []
@@ -231,7 +235,7 @@ def test_reads_that_fail_temporarily_set_no_checkpoint_aside(
   assert checkpoint is not None
   assert checkpoint.position == 8
   assert warnings == []
-  assert next(results, None) is None
+  assert next(errors, None) is None
 
 
 @pytest.mark.parametrize('failures', [1, 3])
@@ -248,11 +252,11 @@ def test_failed_array_reads_are_retried_and_reported_in_one_sentence(
   checkpoint_directory, monkeypatch, name, error, failures
 ):
   monkeypatch.setattr(checkpoint_files, '_PAUSE', 0.0)
-  read, calls = getattr(ocp.StandardCheckpointer, name), []
+  original_read, calls = getattr(ocp.StandardCheckpointer, name), []
 
   def fail(self, *args, **options):
     calls.append(name)
-    result = read(self, *args, **options)
+    result = original_read(self, *args, **options)
     if len(calls) > failures:
       return result
     if name == 'metadata':

@@ -19,7 +19,7 @@ from covrl.storage import write_atomically
 MESHES = ((8,), (2, 2, 2))
 
 
-def tree():
+def training_state():
   """Returns a training state with values that a conversion would change."""
   rng = np.random.default_rng(0)
   params = {
@@ -82,7 +82,9 @@ def saved(tmp_path_factory):
   """Returns the directory of a checkpoint saved on eight devices."""
   directory = tmp_path_factory.mktemp('saved')
   store = CheckpointStore(directory, keep=1)
-  store.save(12, put_on_mesh(sharding.make_mesh((8,)), tree()), {'rate': 0.1})
+  store.save(
+    12, put_on_mesh(sharding.make_mesh((8,)), training_state()), {'rate': 0.1}
+  )
   return directory
 
 
@@ -96,8 +98,8 @@ def copied(saved, tmp_path):
 def test_restores_bit_for_bit_on_any_mesh(saved, shape):
   mesh = sharding.make_mesh(shape)
   checkpoint = latest(CheckpointStore(saved, keep=1))
-  restored = checkpoint.restore(abstract_on_mesh(mesh, tree()))
-  assert_same(restored, tree())
+  restored = checkpoint.restore(abstract_on_mesh(mesh, training_state()))
+  assert_same(restored, training_state())
   matrix = restored['state']['trainable']['matrix']
   assert matrix.sharding == sharding_of(matrix, mesh)
   assert checkpoint.position == 12
@@ -107,7 +109,7 @@ def test_restores_bit_for_bit_on_any_mesh(saved, shape):
 @pytest.mark.parametrize('shape', MESHES)
 def test_restores_a_subtree(saved, shape):
   mesh = sharding.make_mesh(shape)
-  expected = tree()['state']['trainable']
+  expected = training_state()['state']['trainable']
   checkpoint = latest(CheckpointStore(saved, keep=1))
   restored = checkpoint.restore_subtree(
     'state.trainable', abstract_on_mesh(mesh, expected)
@@ -138,14 +140,14 @@ def test_keeps_the_newest_checkpoints(tmp_path):
 def test_of_a_checkpoint_that_is_a_link_only_the_link_is_removed(tmp_path):
   store = CheckpointStore(tmp_path / 'checkpoints', keep=1)
   store.save(1, {'x': np.zeros(2)}, {})
-  moved = tmp_path / 'other_disk'
-  (tmp_path / 'checkpoints' / '00000001').rename(moved)
-  (tmp_path / 'checkpoints' / '00000001').symlink_to(moved)
+  target = tmp_path / 'other_disk'
+  (tmp_path / 'checkpoints' / '00000001').rename(target)
+  (tmp_path / 'checkpoints' / '00000001').symlink_to(target)
   assert latest(store).position == 1
   store.save(2, {'x': np.zeros(2)}, {})
   names = [path.name for path in (tmp_path / 'checkpoints').iterdir()]
   assert names == ['00000002']
-  assert (moved / MANIFEST).exists()
+  assert (target / MANIFEST).exists()
 
 
 def test_a_save_replaces_a_checkpoint_of_the_same_position(tmp_path):
@@ -172,12 +174,12 @@ def test_ignores_unfinished_checkpoints(copied):
 def test_an_interrupted_removal_leaves_no_checkpoint(
   copied, tmp_path, monkeypatch
 ):
-  def killed(path):
+  def interrupt(path):
     raise KeyboardInterrupt
 
   store = CheckpointStore(copied, keep=1)
   with monkeypatch.context() as patch:
-    patch.setattr(shutil, 'rmtree', killed)
+    patch.setattr(shutil, 'rmtree', interrupt)
     with pytest.raises(KeyboardInterrupt):
       store.save(12, {'x': np.zeros(2)}, {})
   assert store.latest() is None
@@ -211,7 +213,9 @@ def test_detects_damage_of_any_file(copied, damage, seed):
       r'directory to use the one before$'
     )
     with pytest.raises(CheckpointError, match=sentence):
-      latest(store).restore(abstract_on_mesh(sharding.make_mesh((8,)), tree()))
+      latest(store).restore(
+        abstract_on_mesh(sharding.make_mesh((8,)), training_state())
+      )
     file.write_bytes(content)
 
 
@@ -256,13 +260,14 @@ def test_refuses_an_edited_manifest(copied):
 def test_refuses_a_checkpoint_of_other_shapes(saved, change, reason):
   checkpoint = latest(CheckpointStore(saved, keep=1))
   mesh = sharding.make_mesh((8,))
-  other = tree()
-  other['state']['trainable'] |= change
+  other_state = training_state()
+  other_state['state']['trainable'] |= change
   with pytest.raises(CheckpointError, match=f'of another program: .*{reason}'):
-    checkpoint.restore(abstract_on_mesh(mesh, other))
+    checkpoint.restore(abstract_on_mesh(mesh, other_state))
   with pytest.raises(CheckpointError, match=f'of another program: {reason}'):
     checkpoint.restore_subtree(
-      'state.trainable', abstract_on_mesh(mesh, other['state']['trainable'])
+      'state.trainable',
+      abstract_on_mesh(mesh, other_state['state']['trainable']),
     )
 
 

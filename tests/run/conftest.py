@@ -17,13 +17,13 @@ def must_not_be_called(*_):
 @pytest.fixture(scope='module')
 def recipe():
   """A recipe whose functions must not be called."""
-  parts = ('task', 'model', 'advantages', 'loss', 'token_tx', 'tx')
+  function_names = ('task', 'model', 'advantages', 'loss', 'token_tx', 'tx')
   return Recipe(
     config=Config(),
     warm_start_tx=must_not_be_called,
     name='recipe:recipe',
     sources={'recipe.py': ''},
-    **dict.fromkeys(parts, must_not_be_called),
+    **dict.fromkeys(function_names, must_not_be_called),
   )
 
 

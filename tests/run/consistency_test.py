@@ -40,7 +40,11 @@ class Processes:
   def gather(self, values):
     self.gathered[-1].append(values)
     call = len(self.gathered[-1]) - 1
-    rows = [each[call] for each in self.gathered if len(each) > call]
+    rows = [
+      values_of_process[call]
+      for values_of_process in self.gathered
+      if len(values_of_process) > call
+    ]
     while len(rows) < 3:
       rows.append(values)
     return np.concatenate(rows)
@@ -74,11 +78,13 @@ def test_accepts_equal_processes(processes, recipe):
 
 def test_refuses_processes_with_different_config_files(processes, recipe):
   processes.run(make_check(recipe))
-  other = {**recipe.sources, 'toy_kl_cov.py': 'other'}
+  other_sources = {**recipe.sources, 'toy_kl_cov.py': 'other'}
   with pytest.raises(
     ConfigError, match='same config file, got another config file on process 1'
   ):
-    processes.run(make_check(dataclasses.replace(recipe, sources=other)))
+    processes.run(
+      make_check(dataclasses.replace(recipe, sources=other_sources))
+    )
 
 
 def test_refuses_processes_with_different_versions(
@@ -118,13 +124,15 @@ TRAIN = 'problems to train on'
 
 def test_refuses_processes_with_different_problems(processes, recipe):
   source = toy.make_task(recipe.config).train
-  three = np.arange(3)
-  processes.run(lambda: check_problems(TRAIN, SubsetSource(source, three, 'a')))
+  indices = np.arange(3)
+  processes.run(
+    lambda: check_problems(TRAIN, SubsetSource(source, indices, 'a'))
+  )
   with pytest.raises(
     ConfigError, match='same problems to train on, got another set on process 1'
   ):
     processes.run(
-      lambda: check_problems(TRAIN, SubsetSource(source, three, 'b'))
+      lambda: check_problems(TRAIN, SubsetSource(source, indices, 'b'))
     )
 
 
@@ -242,22 +250,24 @@ def test_refuses_carried_groups_with_several_processes():
 
 def test_a_checkpoint_of_other_versions_is_reported():
   warnings = []
-  here = versions()
-  for notes in (None, {}, {'versions': {}}, {'versions': here}):
+  current = versions()
+  for notes in (None, {}, {'versions': {}}, {'versions': current}):
     check_versions(notes, warnings.append)
   assert warnings == []
-  before = here | {'jax': '0.1', 'flax': '0.2', 'later': '1'}
-  check_versions({'versions': before}, warnings.append)
+  saved = current | {'jax': '0.1', 'flax': '0.2', 'later': '1'}
+  check_versions({'versions': saved}, warnings.append)
   (text,) = warnings
-  assert f'jax 0.1 (now {here["jax"]}), flax 0.2 (now {here["flax"]}):' in text
+  assert (
+    f'jax 0.1 (now {current["jax"]}), flax 0.2 (now {current["flax"]}):' in text
+  )
   assert 'may differ from an uninterrupted one' in text
 
 
 def test_a_checkpoint_of_other_settings_of_jax_is_reported():
   warnings = []
-  here = versions()
-  before = here | {'jax_default_prng_impl': 'rbg'}
-  check_versions({'versions': before}, warnings.append)
+  current = versions()
+  saved = current | {'jax_default_prng_impl': 'rbg'}
+  check_versions({'versions': saved}, warnings.append)
   (text,) = warnings
   assert 'written with jax_default_prng_impl rbg (now threefry2x32)' in text
 
@@ -265,13 +275,15 @@ def test_a_checkpoint_of_other_settings_of_jax_is_reported():
 def test_a_checkpoint_of_other_devices_or_flags_is_reported(monkeypatch):
   warnings = []
   monkeypatch.setenv('XLA_FLAGS', '--xla_dump_to=a')
-  here = versions()
-  assert here['devices'] == '8 × cpu'
+  current = versions()
+  assert current['devices'] == '8 × cpu'
   monkeypatch.setenv('XLA_FLAGS', '--xla_dump_to=b')
-  check_versions({'versions': here}, warnings.append)
+  check_versions({'versions': current}, warnings.append)
   assert warnings == []
   monkeypatch.setenv('XLA_FLAGS', '--xla_cpu_enable_fast_math=true')
-  check_versions({'versions': here | {'devices': '1 × cpu'}}, warnings.append)
+  check_versions(
+    {'versions': current | {'devices': '1 × cpu'}}, warnings.append
+  )
   (text,) = warnings
   assert text.startswith(
     'the checkpoint was written with devices 1 × cpu (now 8 × cpu), xla_flags'
@@ -292,9 +304,11 @@ def test_settings_of_jax_from_the_environment_are_reported(
 ):
   """With another `JAX_RANDOM_SEED_OFFSET` a resumed run draws other numbers."""
   setting, warnings = name.lower(), []
-  here = versions()
-  assert here[setting] == current
-  check_versions({'versions': here | {setting: saved}}, warnings.append)
+  current_versions = versions()
+  assert current_versions[setting] == current
+  check_versions(
+    {'versions': current_versions | {setting: saved}}, warnings.append
+  )
   (text,) = warnings
   assert f'written with {setting} {saved} (now {current})' in text
 
@@ -311,12 +325,12 @@ def test_a_checkpoint_of_other_threads_of_a_processor_is_reported(
   """XLA splits sums among threads, whose number changes their rounding."""
   warnings = []
   clear_threads(monkeypatch)
-  here = versions()
-  assert here['cpu'].endswith(' threads')
+  current = versions()
+  assert current['cpu'].endswith(' threads')
   monkeypatch.setenv(variable, '77')
-  check_versions({'versions': here}, warnings.append)
+  check_versions({'versions': current}, warnings.append)
   (text,) = warnings
-  assert f'written with cpu {here["cpu"]} (now ' in text
+  assert f'written with cpu {current["cpu"]} (now ' in text
   assert ', 77 threads)' in text
 
 
@@ -325,12 +339,12 @@ def test_a_checkpoint_of_other_threads_of_a_processor_is_reported(
 )
 def test_fewer_cores_are_fewer_threads(monkeypatch):
   clear_threads(monkeypatch)
-  before = os.sched_getaffinity(0)
+  cores = os.sched_getaffinity(0)
   try:
-    os.sched_setaffinity(0, {min(before)})
+    os.sched_setaffinity(0, {min(cores)})
     assert versions()['cpu'].endswith(', 1 threads')
   finally:
-    os.sched_setaffinity(0, before)
+    os.sched_setaffinity(0, cores)
 
 
 def test_processes_on_other_processors_are_accepted(

@@ -210,26 +210,26 @@ CHANGES = [
 ]
 
 
-def change(file, changed):
-  """Applies `changed` to a file's content; returns the content before and after."""
+def apply_change(file, change):
+  """Applies `change` to a file's content; returns the content before and after."""
   before = file.read_bytes()
-  after = changed(before)
+  after = change(before)
   file.unlink()
   if after is not None:
     file.write_bytes(after)
   return before, after
 
 
-@pytest.mark.parametrize(('changed', 'message'), CHANGES)
+@pytest.mark.parametrize(('change', 'message'), CHANGES)
 def test_a_configuration_that_was_changed_since_a_checkpoint_is_restored(
-  directory, recipe, changed, message
+  directory, recipe, change, message
 ):
   """The checkpoint has the identity of its recipe."""
   store = CheckpointStore(directory.checkpoints, keep=1)
   inputs = {RECIPE: recipe.identity}
   store.save(3, {'x': np.zeros(2)}, {'inputs': inputs, 'iteration': 3})
   file = pathlib.Path(directory.path / 'config.json')
-  before, after = change(file, changed)
+  before, after = apply_change(file, change)
   other = dataclasses.replace(recipe, name='recipe:other')
   with pytest.raises(ConfigError):
     RunDirectory(directory.path).check(other)
@@ -248,7 +248,7 @@ def test_a_configuration_that_was_changed_since_a_checkpoint_is_restored(
 
 
 @pytest.mark.parametrize(
-  ('changed', 'message'),
+  ('change', 'message'),
   [
     (lambda content: None, 'was removed; it is written again'),
     (
@@ -259,7 +259,7 @@ def test_a_configuration_that_was_changed_since_a_checkpoint_is_restored(
   ],
 )
 def test_a_recipe_that_was_changed_since_a_checkpoint_is_restored(
-  directory, recipe, changed, message
+  directory, recipe, change, message
 ):
   store = CheckpointStore(directory.checkpoints, keep=1)
   recipe = dataclasses.replace(recipe, sources={'recipe.py': '# Text.'})
@@ -267,7 +267,7 @@ def test_a_recipe_that_was_changed_since_a_checkpoint_is_restored(
   inputs = {RECIPE: recipe.identity}
   store.save(3, {'x': np.zeros(2)}, {'inputs': inputs, 'iteration': 3})
   file = pathlib.Path(directory.path / 'recipe' / 'recipe.py')
-  change(file, changed)
+  apply_change(file, change)
   resumed, warnings = RunDirectory(directory.path), []
   resumed.claim(recipe, warnings.append)
   assert warnings == [f'{file} {message}']
@@ -280,10 +280,10 @@ def test_a_recipe_that_was_changed_since_a_checkpoint_is_restored(
   assert len(warnings) == 1
 
 
-@pytest.mark.parametrize(('changed', 'message'), CHANGES[:2])
+@pytest.mark.parametrize(('change', 'message'), CHANGES[:2])
 @pytest.mark.parametrize('name', ['config.json', 'recipe/recipe.py'])
 def test_files_that_are_changed_during_a_run_are_restored(
-  directory, recipe, name, changed, message
+  directory, recipe, name, change, message
 ):
   recipe = dataclasses.replace(recipe, sources={'recipe.py': '# Text.'})
   warnings = []
@@ -291,7 +291,7 @@ def test_files_that_are_changed_during_a_run_are_restored(
   directory.check_files()
   assert warnings == []
   file = pathlib.Path(directory.path / name)
-  before, _ = change(file, changed)
+  before, _ = apply_change(file, change)
   directory.check_files()
   directory.check_files()
   assert file.read_bytes() == before

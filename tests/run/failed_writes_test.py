@@ -16,35 +16,35 @@ from covrl.run.directory import RunDirectory
 from covrl.storage import StorageError, first_storage_error, paths
 
 
-def make_failing(number):
+def make_failing(error_number):
   """A function that raises an OSError with an error number."""
 
   def fail(*_, **__):
-    raise OSError(number, os.strerror(number))
+    raise OSError(error_number, os.strerror(error_number))
 
   return fail
 
 
 @pytest.mark.parametrize(
-  'number',
+  'error_number',
   [
     *(errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.EACCES),
     *(errno.EUCLEAN, errno.ESHUTDOWN, errno.EINVAL),
   ],
 )
-@pytest.mark.parametrize('where', ['write_all', 'os.fsync'])
+@pytest.mark.parametrize('location', ['write_all', 'os.fsync'])
 def test_failed_writes_leave_nothing_behind(
-  tmp_path, recipe, monkeypatch, number, where
+  tmp_path, recipe, monkeypatch, error_number, location
 ):
   directory = RunDirectory(tmp_path / 'run')
   with monkeypatch.context() as patch:
-    if where == 'os.fsync':
-      patch.setattr(os, 'fsync', make_failing(number))
+    if location == 'os.fsync':
+      patch.setattr(os, 'fsync', make_failing(error_number))
     else:
-      patch.setattr(paths, where, make_failing(number))
+      patch.setattr(paths, location, make_failing(error_number))
     with pytest.raises(StorageError) as caught:
       directory.claim(recipe)
-    reason = os.strerror(number)
+    reason = os.strerror(error_number)
     assert str(caught.value) == (
       f'{directory.path / "config.json"} cannot be written: '
       f'{reason[0].lower()}{reason[1:]}'

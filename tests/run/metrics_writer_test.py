@@ -66,12 +66,12 @@ def test_resuming_truncates_lines_and_purges_events(tmp_path):
     ('train', 2),
   ]
   assert lines[2]['reward'] == 0.75
-  seen = events(tmp_path / 'tb' / 'train')
-  purges = [e.step for e in seen if e.HasField('session_log')]
+  all_events = events(tmp_path / 'tb' / 'train')
+  purges = [e.step for e in all_events if e.HasField('session_log')]
   assert purges == [2]
   rewards = [
     (event.step, value.simple_value)
-    for event in seen
+    for event in all_events
     for value in event.summary.value
     if value.tag == 'reward'
   ]
@@ -86,14 +86,14 @@ def test_writes_non_finite_numbers_as_null(tmp_path):
   assert line['loss'] is None
 
 
-@pytest.mark.parametrize('kind', [int, str, bool])
-def test_keeps_the_types_of_json_values(tmp_path, kind):
+@pytest.mark.parametrize('value_type', [int, str, bool])
+def test_keeps_the_types_of_json_values(tmp_path, value_type):
   writer = open_writer(tmp_path)
-  writer.write(step=1, iteration=0, phase='eval', value=kind(1))
+  writer.write(step=1, iteration=0, phase='eval', value=value_type(1))
   writer.close()
   line = json.loads((tmp_path / 'metrics.jsonl').read_text())
-  assert line['value'] == kind(1)
-  assert type(line['value']) is kind
+  assert line['value'] == value_type(1)
+  assert type(line['value']) is value_type
 
 
 @pytest.fixture
@@ -173,8 +173,8 @@ def test_damaged_lines_are_set_aside_and_never_padded(saved, tmp_path, name):
 
 
 def test_a_copy_never_replaces_an_earlier_one(saved, tmp_path):
-  for number in range(2):
-    (tmp_path / 'metrics.jsonl').write_text(f'{number}')
+  for index in range(2):
+    (tmp_path / 'metrics.jsonl').write_text(f'{index}')
     open_writer(tmp_path, saved).close()
   names = sorted(copy.name for copy in tmp_path.glob('metrics.damaged_*'))
   assert names == ['metrics.damaged_1.jsonl', 'metrics.damaged_2.jsonl']
@@ -189,8 +189,8 @@ def test_events_are_in_order_where_the_clock_goes_back(tmp_path, monkeypatch):
     writer.write(step=step, iteration=0, phase='train', reward=0.0)
     saved = writer.sync()
     writer.close()
-  written = events(tmp_path / 'tb' / 'train')
-  assert [e.step for e in written if e.summary.value] == [0, 1, 2, 3]
+  all_events = events(tmp_path / 'tb' / 'train')
+  assert [e.step for e in all_events if e.summary.value] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize('bytes_lost', [1, 30, 10**6])
@@ -199,29 +199,29 @@ def test_damaged_events_are_set_aside(saved, tmp_path, bytes_lost):
   open_writer(tmp_path, saved, notes).close()
   assert notes == []
   (file,) = (tmp_path / 'tb' / 'warm_start').iterdir()
-  whole = file.read_bytes()
-  torn = whole[: max(len(whole) - bytes_lost, 0)]
-  file.write_bytes(torn)
+  content = file.read_bytes()
+  truncated = content[: max(len(content) - bytes_lost, 0)]
+  file.write_bytes(truncated)
   open_writer(tmp_path, saved, notes).close()
   assert len(notes) == 1
   assert 'bytes of events that were saved' in notes[0]
-  left = [copy for copy in file.parent.iterdir() if copy != file]
-  assert [copy.read_bytes() for copy in left] == [torn] * bool(torn)
-  assert all('tfevents' not in copy.name for copy in left)
-  for copy in left:
+  copies = [copy for copy in file.parent.iterdir() if copy != file]
+  assert [copy.read_bytes() for copy in copies] == [truncated] * bool(truncated)
+  assert all('tfevents' not in copy.name for copy in copies)
+  for copy in copies:
     copy.unlink()
-  assert len(events(file.parent)) == (1 if torn else 0)
+  assert len(events(file.parent)) == (1 if truncated else 0)
 
 
-@pytest.mark.parametrize('repeated', [1, 2])
-def test_events_of_another_file_are_set_aside(saved, tmp_path, repeated):
+@pytest.mark.parametrize('repetitions', [1, 2])
+def test_events_of_another_file_are_set_aside(saved, tmp_path, repetitions):
   (file,) = (tmp_path / 'tb' / 'warm_start').iterdir()
-  other = open_writer(tmp_path / 'other')
-  other.write(step=1, iteration=0, phase='warm_start', loss=7.0)
-  other.close()
+  other_writer = open_writer(tmp_path / 'other')
+  other_writer.write(step=1, iteration=0, phase='warm_start', loss=7.0)
+  other_writer.close()
   (replacement,) = (tmp_path / 'other' / 'tb' / 'warm_start').iterdir()
   # The replacement is a valid file, of the same size or a larger one.
-  content = replacement.read_bytes() * repeated
+  content = replacement.read_bytes() * repetitions
   assert len(content) >= file.stat().st_size
   file.write_bytes(content)
   notes = []
@@ -261,11 +261,11 @@ def test_lines_are_on_the_disk_before_a_checkpoint_names_them(
   state = writer.sync()
   file = tmp_path / 'metrics.jsonl'
   assert state['log']['size'] == file.stat().st_size > 0
-  (tb,) = (tmp_path / 'tb' / 'train').iterdir()
-  assert synced == [str(file), str(tb)]
-  digest = hashlib.sha256(tb.read_bytes()).hexdigest()
+  (event_file,) = (tmp_path / 'tb' / 'train').iterdir()
+  assert synced == [str(file), str(event_file)]
+  digest = hashlib.sha256(event_file.read_bytes()).hexdigest()
   assert state['events'] == {
-    f'train/{tb.name}': f'{tb.stat().st_size}:{digest}'
+    f'train/{event_file.name}': f'{event_file.stat().st_size}:{digest}'
   }
   writer.close()
 
@@ -295,11 +295,11 @@ def replace(file):
 
 
 @pytest.mark.parametrize(
-  ('change', 'used'),
+  ('change', 'num_usable'),
   [(move_away, 2), (replace, 2), (lambda file: os.truncate(file, 0), 0)],
 )
 def test_a_file_that_another_program_changes_is_restored(
-  tmp_path, change, used
+  tmp_path, change, num_usable
 ):
   """Log rotation moves a file, or copies and cuts it."""
   notes, file = [], tmp_path / 'metrics.jsonl'
@@ -310,10 +310,10 @@ def test_a_file_that_another_program_changes_is_restored(
   writer.write(step=3, iteration=0, phase='train', loss=1.0)
   saved = writer.sync()
   change(file)
-  assert (writer.sync()['log'] == saved['log']) == (used == 2)
+  assert (writer.sync()['log'] == saved['log']) == (num_usable == 2)
   writer.close()
   steps = [json.loads(line)['step'] for line in file.read_text().splitlines()]
-  assert steps == [1, 2, 3][: used + 1 if used else 0]
+  assert steps == [1, 2, 3][: num_usable + 1 if num_usable else 0]
   assert 'was moved, replaced or changed by another program' in notes[0]
   if change is replace:
     assert (
@@ -322,7 +322,7 @@ def test_a_file_that_another_program_changes_is_restored(
 
 
 @pytest.mark.parametrize(
-  ('change', 'used'),
+  ('change', 'num_usable'),
   [
     (lambda file: file.unlink(), 2),
     (lambda file: shutil.rmtree(file.parents[1]), 2),
@@ -330,7 +330,7 @@ def test_a_file_that_another_program_changes_is_restored(
   ],
 )
 def test_events_that_another_program_changes_during_a_run_are_restored(
-  tmp_path, change, used
+  tmp_path, change, num_usable
 ):
   notes, directory = [], tmp_path / 'tb' / 'train'
   writer = open_writer(tmp_path, notes=notes)
@@ -344,11 +344,11 @@ def test_events_that_another_program_changes_during_a_run_are_restored(
   saved = writer.sync()
   writer.close()
   steps = [e.step for e in events(directory) if e.summary.value]
-  assert steps == ([1, 2, 3] if used == 2 else [3])
+  assert steps == ([1, 2, 3] if num_usable == 2 else [3])
   assert len(notes) == 2
   assert all(str(file) in text for text in notes)
   assert 'was moved, replaced or changed by another program' in notes[0]
-  assert ('bytes of its events are left' in notes[0]) == (used == 1)
+  assert ('bytes of its events are left' in notes[0]) == (num_usable == 1)
   open_writer(tmp_path, saved, notes).close()
   assert len(notes) == 2
 

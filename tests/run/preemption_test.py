@@ -56,86 +56,88 @@ def store(monkeypatch):
 
 
 def test_one_process_stops_after_the_current_update():
-  stop = StopSignal()
-  stop.finished_updates(3)
-  stop.poll()
-  stop.begin_update()
-  stop.request()
+  stop_signal = StopSignal()
+  stop_signal.finished_updates(3)
+  stop_signal.poll()
+  stop_signal.begin_update()
+  stop_signal.request()
   # An update that has begun is finished.
-  stop.poll()
-  stop.finished_updates(4)
+  stop_signal.poll()
+  stop_signal.finished_updates(4)
   with pytest.raises(Stopped):
-    stop.poll()
+    stop_signal.poll()
   with pytest.raises(Stopped):
-    stop.begin_update()
+    stop_signal.begin_update()
 
 
 def test_all_processes_stop_after_the_largest_number_of_updates(store):
-  stop = StopSignal()
-  stop.finished_updates(3)
+  stop_signal = StopSignal()
+  stop_signal.finished_updates(3)
   store.values['covrl/stop/1'] = '4'
   # The other process has begun the next update, which needs this one.
-  stop.poll()
+  stop_signal.poll()
   assert store.values['covrl/stop/0'] == '3'
-  stop.begin_update()
-  stop.finished_updates(4)
+  stop_signal.begin_update()
+  stop_signal.finished_updates(4)
   with pytest.raises(Stopped):
-    stop.begin_update()
+    stop_signal.begin_update()
 
 
 def test_a_rollout_is_abandoned_once_all_processes_have_answered(store):
-  stop = StopSignal()
-  stop.finished_updates(3)
-  stop.request()
-  stop.poll()
+  stop_signal = StopSignal()
+  stop_signal.finished_updates(3)
+  stop_signal.request()
+  stop_signal.poll()
   store.values['covrl/stop/1'] = '3'
   with pytest.raises(Stopped):
-    stop.poll()
+    stop_signal.poll()
 
 
 def test_waiting_for_other_processes_times_out(store):
-  stop = StopSignal(timeout=0.05)
-  stop.request()
+  stop_signal = StopSignal(timeout=0.05)
+  stop_signal.request()
   with pytest.raises(RuntimeError, match='must answer'):
-    stop.begin_update()
+    stop_signal.begin_update()
 
 
-@pytest.mark.parametrize('number', preemption.SIGNALS)
-def test_signals_are_requests_to_stop(number, request):
+@pytest.mark.parametrize('signal_number', preemption.SIGNALS)
+def test_signals_are_requests_to_stop(signal_number, request):
   # Tests that run under nohup, or in the background of a shell, inherit SIG_IGN.
-  inherited = signal.signal(number, signal.SIG_DFL)
-  request.addfinalizer(lambda: signal.signal(number, inherited))
-  before = signal.getsignal(number)
-  stop = StopSignal()
-  with stop.handle_signals():
-    stop.poll()
-  assert signal.getsignal(number) == before
-  with stop.handle_signals(ends_process=True):
+  inherited_handler = signal.signal(signal_number, signal.SIG_DFL)
+  request.addfinalizer(lambda: signal.signal(signal_number, inherited_handler))
+  handler_before = signal.getsignal(signal_number)
+  stop_signal = StopSignal()
+  with stop_signal.handle_signals():
+    stop_signal.poll()
+  assert signal.getsignal(signal_number) == handler_before
+  with stop_signal.handle_signals(ends_process=True):
     # The same signal, sent by a terminal and by the parent process.
     for _ in range(3):
-      os.kill(os.getpid(), number)
+      os.kill(os.getpid(), signal_number)
     with pytest.raises(Stopped) as stopped:
-      stop.poll()
+      stop_signal.poll()
   # Signals while the run ends are ignored.
-  for ignored in preemption.SIGNALS:
-    os.kill(os.getpid(), ignored)
+  for ignored_number in preemption.SIGNALS:
+    os.kill(os.getpid(), ignored_number)
   preemption.restore_handlers()
-  assert signal.getsignal(number) == before
-  reported = signal.SIGTERM if number == signal.SIGHUP else number
-  assert stopped.value.exit_status == 128 + reported
+  assert signal.getsignal(signal_number) == handler_before
+  reported_number = (
+    signal.SIGTERM if signal_number == signal.SIGHUP else signal_number
+  )
+  assert stopped.value.exit_status == 128 + reported_number
   stopped.value.is_resumable = True
   assert stopped.value.exit_status == Exit.RESTART
 
 
 def test_a_closed_terminal_is_ignored_under_nohup():
-  before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+  handler_before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
   try:
-    stop = StopSignal()
-    with stop.handle_signals():
+    stop_signal = StopSignal()
+    with stop_signal.handle_signals():
       os.kill(os.getpid(), signal.SIGHUP)
-      stop.poll()
+      stop_signal.poll()
   finally:
-    signal.signal(signal.SIGHUP, before)
+    signal.signal(signal.SIGHUP, handler_before)
 
 
 @pytest.mark.parametrize(

@@ -193,9 +193,9 @@ def test_counter_prints_plain_lines_at_intervals():
 
 
 def test_counter_shows_a_bar_until_all_is_done():
-  stages = output_of(count_problems, terminal=True).split('\x1b[2K')
-  assert any('evaluating' in text for text in stages)
-  assert 'problems' not in stages[-1]
+  frames = output_of(count_problems, terminal=True).split('\x1b[2K')
+  assert any('evaluating' in text for text in frames)
+  assert 'problems' not in frames[-1]
 
 
 def test_reports_every_call_to_a_watchdog_even_when_disabled():
@@ -235,21 +235,21 @@ def test_exceptions_pass_through_and_end_the_display(terminal):
   assert 'reward nan' in stream.getvalue()
 
 
-class Full(io.StringIO):
+class FullStream(io.StringIO):
   """A stream that cannot be written, as a file on a full disk."""
 
   def write(self, text: str) -> int:
     raise OSError(errno.ENOSPC, 'full')
 
 
-class Closed(Full):
+class ClosedPipe(FullStream):
   """A pipe without a reader."""
 
   def write(self, text: str) -> int:
     raise BrokenPipeError
 
 
-@pytest.mark.parametrize('stream', [Full(), Closed()])
+@pytest.mark.parametrize('stream', [FullStream(), ClosedPipe()])
 @pytest.mark.parametrize('terminal', [False, True])
 def test_messages_that_cannot_be_written_change_nothing(stream, terminal):
   console = rich.console.Console(file=stream, force_terminal=terminal)
@@ -261,9 +261,9 @@ def test_messages_that_cannot_be_written_change_nothing(stream, terminal):
 
 def test_characters_that_an_encoding_lacks_are_escaped(monkeypatch):
   """In the locale C, standard output is ASCII."""
-  written = io.BytesIO()
-  monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(written, 'ascii'))
+  stdout = io.BytesIO()
+  monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(stdout, 'ascii'))
   monkeypatch.setattr(sys, 'stderr', io.TextIOWrapper(io.BytesIO(), 'ascii'))
   streams.prepare()
   print('k = 0.02, β', flush=True)
-  assert written.getvalue() == b'k = 0.02, \\u03b2\n'
+  assert stdout.getvalue() == b'k = 0.02, \\u03b2\n'

@@ -74,14 +74,18 @@ def test_answers_completions(engine):
     assert usage['total_tokens'] == usage['prompt_tokens'] + len(
       logprobs['token_ids']
     )
-    several = await complete(
+    two_prompts = await complete(
       server.app, prompt=['ab', 'c'], n=2, seed=5, max_tokens=6
     )
-    choices = several.json['choices']
+    choices = two_prompts.json['choices']
     assert [choice['index'] for choice in choices] == [0, 1, 2, 3]
-    alone = await complete(server.app, prompt='c', n=2, seed=5, max_tokens=6)
+    one_prompt = await complete(
+      server.app, prompt='c', n=2, seed=5, max_tokens=6
+    )
     texts = [choice['text'] for choice in choices]
-    assert [choice['text'] for choice in alone.json['choices']] == texts[2:]
+    assert [choice['text'] for choice in one_prompt.json['choices']] == texts[
+      2:
+    ]
 
   serve(engine, scenario)
 
@@ -89,21 +93,21 @@ def test_answers_completions(engine):
 def test_streamed_parts_add_up_to_the_whole_answer(engine):
   async def scenario(server):
     options = {'prompt': 'ab', 'n': 3, 'seed': 3, 'max_tokens': 20}
-    whole = await complete(server.app, **options)
+    answer = await complete(server.app, **options)
     stream = await complete(
       server.app, **options, stream=True, stream_options={'include_usage': True}
     )
     assert stream.headers['content-type'].startswith('text/event-stream')
     *events, last = stream.events
     assert last['choices'] == []
-    assert last['usage'] == whole.json['usage']
+    assert last['usage'] == answer.json['usage']
     texts, reasons = [''] * 3, [None] * 3
     for event in events:
       assert event['usage'] is None
       (choice,) = event['choices']
       texts[choice['index']] += choice['text']
       reasons[choice['index']] = choice['finish_reason']
-    choices = whole.json['choices']
+    choices = answer.json['choices']
     assert texts == [choice['text'] for choice in choices]
     assert reasons == [choice['finish_reason'] for choice in choices]
     # A segment of tokens at a time.
@@ -114,21 +118,28 @@ def test_streamed_parts_add_up_to_the_whole_answer(engine):
 
 def test_stop_strings_end_responses(engine):
   async def scenario(server):
-    options, stop, text, seed = {}, '', '', 0
-    while not stop:
+    options, stop_string, text, seed = {}, '', '', 0
+    while not stop_string:
       seed += 1
       options = {**GREEDY, 'max_tokens': 24, 'temperature': 1, 'seed': seed}
       (choice,) = (await complete(server.app, **options)).json['choices']
       text = choice['text']
-      stop = ''.join(x for x in text[3:] if x.isascii() and x.isalnum())[:1]
-    answer = await complete(server.app, **options, stop=stop)
+      stop_string = ''.join(x for x in text[3:] if x.isascii() and x.isalnum())[
+        :1
+      ]
+    answer = await complete(server.app, **options, stop=stop_string)
     (choice,) = answer.json['choices']
-    assert choice['text'] == text[: text.index(stop)]
+    assert choice['text'] == text[: text.index(stop_string)]
     assert choice['finish_reason'] == 'stop'
     assert answer.json['usage']['completion_tokens'] < 24
-    ids = TOKENIZER.encode(stop)
-    one = await complete(server.app, **options, stop_token_ids=ids[:1])
-    assert one.json['choices'][0]['finish_reason'] in ('stop', 'length')
+    ids = TOKENIZER.encode(stop_string)
+    with_stop_token = await complete(
+      server.app, **options, stop_token_ids=ids[:1]
+    )
+    assert with_stop_token.json['choices'][0]['finish_reason'] in (
+      'stop',
+      'length',
+    )
 
   serve(engine, scenario)
 
@@ -346,19 +357,19 @@ def test_an_engine_that_fails_answers_all_clients(engine, monkeypatch, stream):
   assert engine.step() == {}
 
 
-def without_logits_of(engine, number):
+def without_logits_of(engine, request_number):
   """Returns a step function in which a request's log-probabilities are NaN."""
   step = type(engine).step
 
-  def changed():
+  def step_without_logits():
     return {
-      n: new._replace(sampling_logprobs=[math.nan] * len(new.tokens))
-      if n == number
-      else new
-      for n, new in step(engine).items()
+      number: output._replace(sampling_logprobs=[math.nan] * len(output.tokens))
+      if number == request_number
+      else output
+      for number, output in step(engine).items()
     }
 
-  return changed
+  return step_without_logits
 
 
 @pytest.mark.parametrize('stream', [False, True])

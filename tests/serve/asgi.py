@@ -25,8 +25,8 @@ class Answer:
   @property
   def events(self):
     """The data of server-sent events, the last of which is not JSON."""
-    *events, done, rest = self.body.decode().split('\n\n')
-    assert (done, rest) == ('data: [DONE]', '')
+    *events, done, after_last = self.body.decode().split('\n\n')
+    assert (done, after_last) == ('data: [DONE]', '')
     return [json.loads(event.removeprefix('data: ')) for event in events]
 
 

@@ -51,20 +51,20 @@ def test_lines_are_sampled_in_order_with_their_options(engine):
     {'prompt': 'ab'},
     {'prompt': [5, 6], 'seed': 7},
   ]
-  first, greedy, other, ids = results = sample(engine, lines)
+  named, greedy, plain, of_ids = results = sample(engine, lines)
   assert [x['line'] for x in results] == [1, 3, 4, 5]
-  assert first['id'] == 'first'
-  assert len(first['responses']) == 3
+  assert named['id'] == 'first'
+  assert len(named['responses']) == 3
   assert 1 <= greedy['responses'][0]['tokens'] <= 2
-  assert len({first['seed'], greedy['seed'], other['seed'], ids['seed']}) == 4
-  assert (ids['seed'], ids['prompt']) == (7, [5, 6])
+  assert len({x['seed'] for x in results}) == 4
+  assert (of_ids['seed'], of_ids['prompt']) == (7, [5, 6])
   for result in results:
     for response in result['responses']:
       assert response['logprob'] <= 0
       assert response['finish_reason'] in ('stop', 'length')
   # A line does not depend on others, and its seed repeats it.
-  (again,) = sample(engine, [{'prompt': 'ab', 'seed': other['seed']}], seed=3)
-  assert again['responses'] == other['responses']
+  (alone,) = sample(engine, [{'prompt': 'ab', 'seed': plain['seed']}], seed=3)
+  assert alone['responses'] == plain['responses']
   assert sample(engine, lines) == results
   assert sample(engine, lines, after=3) == results[2:]
   assert sample(engine, lines, seed=1) != results
@@ -102,11 +102,11 @@ def test_invalid_lines_have_an_error_and_the_others_are_sampled(engine):
 
 def test_only_a_part_of_a_file_is_in_memory(engine):
   """Many lines, of which the first is the longest."""
-  read = []
+  lines_read = []
 
   def lines():
     for i in range(300):
-      read.append(i)
+      lines_read.append(i)
       tokens = 24 if i == 0 else 1 + i % 4
       yield json.dumps({'prompt': 'ab', 'max_tokens': tokens}).encode()
 
@@ -114,7 +114,7 @@ def test_only_a_part_of_a_file_is_in_memory(engine):
   count = 0
   for count, result in enumerate(results, 1):
     assert result['line'] == count
-    assert len(read) - count <= 64
+    assert len(lines_read) - count <= 64
   assert count == 300
 
 
@@ -194,21 +194,21 @@ def test_an_interrupted_output_is_cut_to_its_finished_lines(tmp_path):
     {'line': 3, 'error': 'a line must be JSON'},
     {'line': 4, 'prompt': [1], 'responses': []},
   ]
-  whole = [json.dumps(result).encode() + b'\n' for result in results]
+  complete = [json.dumps(result).encode() + b'\n' for result in results]
 
-  def finished():
+  def read_output():
     tally = sample_file._finished_lines(epath.Path(file), epath.Path(output))
     return tally.lines, tally.refused, tally.last
 
-  assert finished() == (0, 0, 0)
-  for rest in (b'', b'{', b'{"line": 5, "prompt": "c"}'):
-    output.write_bytes(b''.join(whole) + rest)
-    assert finished() == (3, 1, 4)
-    assert output.read_bytes() == b''.join(whole)
-  for other in (b'\n', b'[]\n', b'{"line": 4, "prompt": [2]}\n', whole[0]):
-    output.write_bytes(b''.join(whole[:2]) + other)
+  assert read_output() == (0, 0, 0)
+  for partial_line in (b'', b'{', b'{"line": 5, "prompt": "c"}'):
+    output.write_bytes(b''.join(complete) + partial_line)
+    assert read_output() == (3, 1, 4)
+    assert output.read_bytes() == b''.join(complete)
+  for wrong in (b'\n', b'[]\n', b'{"line": 4, "prompt": [2]}\n', complete[0]):
+    output.write_bytes(b''.join(complete[:2]) + wrong)
     with pytest.raises(ValueError, match="got another line's result"):
-      finished()
+      read_output()
   with pytest.raises(ValueError, match='--output must be local with --resume'):
     sample_file._finished_lines(epath.Path(file), epath.Path('gs://a/b'))
 
@@ -387,9 +387,9 @@ def test_options_of_the_cache_reach_the_engine(
     file = tmp_path / 'prompts.jsonl'
     file.write_text('{"prompt": "ab"}\n')
     arguments.append(f'--file={file}')
-  for more in ((), ('--cache_dtype=int8', '--prefill_chunk=4')):
+  for cache_options in ((), ('--cache_dtype=int8', '--prefill_chunk=4')):
     with pytest.raises(RuntimeError, match='stopped'):
-      run_command(*arguments, *more)
+      run_command(*arguments, *cache_options)
   assert received == [Caching(), Caching(chunk=4, int8=True)]
   error = error_of_command(capsys, *arguments, '--prefill_chunk=-1')
   assert error == '--prefill_chunk must be at least 0, got -1'

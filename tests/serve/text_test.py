@@ -83,11 +83,13 @@ def test_text_of_any_tokens_equals_the_decoded_tokens(ids, size):
   assert text.text == TOKENIZER.decode(ids)
 
 
-def by_token(tokenizer, ids, stop):
+def by_token(tokenizer, ids, stop_strings):
   """Number of tokens and text at the first stop string, token by token."""
   for count in range(1, len(ids) + 1):
     text = tokenizer.decode(ids[:count])
-    stop_start = min((text.find(s) for s in stop if s in text), default=None)
+    stop_start = min(
+      (text.find(s) for s in stop_strings if s in text), default=None
+    )
     if stop_start is not None:
       return count, text[:stop_start], 'stop'
   return len(ids), tokenizer.decode(ids), 'length'
@@ -95,27 +97,32 @@ def by_token(tokenizer, ids, stop):
 
 @hypothesis.given(
   text=st.text('ab \n漢🙂', max_size=40),
-  stop=st.lists(st.text('ab \n漢', min_size=1, max_size=4), max_size=3),
+  stop_strings=st.lists(st.text('ab \n漢', min_size=1, max_size=4), max_size=3),
   size=st.integers(1, 9),
 )
 def test_stop_strings_are_found_at_the_token_that_completes_them(
-  text, stop, size
+  text, stop_strings, size
 ):
   ids = TOKENIZER.encode(text)
   if not ids:
     return
-  response, streamed, count, reason = ResponseText(TOKENIZER, stop), '', 0, None
+  response, streamed, count, reason = (
+    ResponseText(TOKENIZER, stop_strings),
+    '',
+    0,
+    None,
+  )
   parts = list(chunks(ids, (size,)))
   for i, part in enumerate(parts):
-    ends = 'length' if i + 1 == len(parts) else None
-    delta = response.append(new_tokens(part, ends))
+    finish_reason = 'length' if i + 1 == len(parts) else None
+    delta = response.append(new_tokens(part, finish_reason))
     streamed += delta.text
     count += len(delta.tokens)
     assert len(delta.offsets) == len(delta.tokens) == len(delta.policy_logprobs)
     reason = delta.finish_reason
     if reason is not None:
       break
-  assert (count, streamed, reason) == by_token(TOKENIZER, ids, stop)
+  assert (count, streamed, reason) == by_token(TOKENIZER, ids, stop_strings)
 
 
 def test_beginnings_of_stop_strings_are_held_back():
@@ -136,7 +143,7 @@ def test_a_token_that_ends_the_response_has_no_text():
 
 
 @pytest.mark.parametrize(
-  ('name', 'stop'),
+  ('name', 'stop_string'),
   [
     ('bytes', '\n\n'),
     ('bytes', 'Grü'),
@@ -146,12 +153,12 @@ def test_a_token_that_ends_the_response_has_no_text():
     ('subwords', 'at s'),
   ],
 )
-def test_possible_stop_strings_are_accepted(name, stop):
-  check_stop_string(TOKENIZERS[name], stop)
+def test_possible_stop_strings_are_accepted(name, stop_string):
+  check_stop_string(TOKENIZERS[name], stop_string)
 
 
 @pytest.mark.parametrize(
-  ('name', 'stop'),
+  ('name', 'stop_string'),
   [
     ('bytes', ''),
     ('bytes', '<|im_end|>'),
@@ -160,9 +167,9 @@ def test_possible_stop_strings_are_accepted(name, stop):
     ('subwords', 'dog'),
   ],
 )
-def test_stop_strings_that_no_tokens_decode_to_are_refused(name, stop):
+def test_stop_strings_that_no_tokens_decode_to_are_refused(name, stop_string):
   with pytest.raises(ValueError, match=r'stop strings must .* got'):
-    check_stop_string(TOKENIZERS[name], stop)
+    check_stop_string(TOKENIZERS[name], stop_string)
 
 
 def test_refuses_stop_strings_that_are_not_unicode():

@@ -130,10 +130,10 @@ def test_traced_temperatures_that_are_not_positive_give_nan(options):
 
 @pytest.mark.parametrize('options', [*IMPLEMENTATIONS, {'soft_cap': 5.0}])
 @pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize('where', ['hidden', 'unembedding'])
-def test_inputs_that_are_not_finite_give_nan(options, bad, where):
+@pytest.mark.parametrize('location', ['hidden', 'unembedding'])
+def test_inputs_that_are_not_finite_give_nan(options, bad, location):
   hidden, unembedding = HIDDEN, UNEMBEDDING
-  if where == 'hidden':
+  if location == 'hidden':
     hidden = hidden.at[0, 1, 2].set(bad)
   elif bad == -np.inf:
     return  # A column of −∞ marks an impossible token.
@@ -143,7 +143,7 @@ def test_inputs_that_are_not_finite_give_nan(options, bad, where):
   stats, moments = run(hidden, unembedding, TARGETS)
   spoilt = np.zeros((2, 3), bool)
   spoilt[0, 1] = True
-  spoilt |= where == 'unembedding'
+  spoilt |= location == 'unembedding'
   for leaf in jax.tree.leaves((stats, moments)):
     np.testing.assert_array_equal(np.isnan(leaf), spoilt)
 

@@ -87,11 +87,11 @@ def expected(mask):
   """Statistics and cotangents on a mask, from those of all positions."""
   hidden, unembedding, targets, signal = problem()
   masked_signal = jax.tree.map(lambda x: jnp.where(mask, x, 0), signal)
-  stats, moments, back = statistics_and_cotangents(
+  stats, moments, cotangents = statistics_and_cotangents(
     hidden, unembedding, targets, masked_signal, None, None
   )
   masked = jax.tree.map(lambda x: jnp.where(mask, x, 0), (stats, moments))
-  return *masked, back
+  return *masked, cotangents
 
 
 def assert_agree(actual, reference):
@@ -132,12 +132,14 @@ def test_meshes_give_the_same_statistics_without_more_collectives():
     program = statistics_and_cotangents.lower(
       *case, masks()['some'], 'chunked'
     ).compile()
-    plain = statistics_and_cotangents.lower(*case, None, 'chunked').compile()
+    unmasked_program = statistics_and_cotangents.lower(
+      *case, None, 'chunked'
+    ).compile()
     results = [program(*case, mask) for mask in masks().values()]
   for actual, mask in zip(results, masks().values(), strict=True):
     assert_agree(actual, expected(mask))
   for operation in ('all-gather', 'all-to-all', 'collective-permute'):
-    assert count(program, operation) <= count(plain, operation)
+    assert count(program, operation) <= count(unmasked_program, operation)
 
 
 def count(program, operation):

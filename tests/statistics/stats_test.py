@@ -253,9 +253,9 @@ def test_statistics_lie_within_their_bounds(seed, scale, chunk_size):
   assert (log <= 0).all()
   assert (log**2 <= square * log_square * (1 + 1e-4) + 1e-12).all()
   # Logit cotangents sum to 0 over the vocabulary: shift invariance.
-  drift = actual['unembedding'] @ np.ones(VOCABULARY)
-  size = np.abs(actual['unembedding']).max() + 1
-  np.testing.assert_allclose(drift, 0, atol=2e-5 * size)
+  cotangent_sums = actual['unembedding'] @ np.ones(VOCABULARY)
+  magnitude = np.abs(actual['unembedding']).max() + 1
+  np.testing.assert_allclose(cotangent_sums, 0, atol=2e-5 * magnitude)
 
 
 def largest_array(vocabulary, **static):
@@ -270,11 +270,11 @@ def largest_array(vocabulary, **static):
 
 def test_large_logits_are_never_stored_as_one_array(monkeypatch):
   vocabulary = 1000
-  everything = 2 * 64 * vocabulary
-  assert largest_array(vocabulary) == everything
-  assert largest_array(vocabulary, chunk_size=vocabulary) == everything
-  assert largest_array(vocabulary, chunk_size=100) == everything // 10
-  monkeypatch.setattr(stats_module, 'MAX_WHOLE_LOGITS', everything - 1)
+  num_logits = 2 * 64 * vocabulary
+  assert largest_array(vocabulary) == num_logits
+  assert largest_array(vocabulary, chunk_size=vocabulary) == num_logits
+  assert largest_array(vocabulary, chunk_size=100) == num_logits // 10
+  monkeypatch.setattr(stats_module, 'MAX_WHOLE_LOGITS', num_logits - 1)
   assert largest_array(vocabulary) == 2 * 64 * 128
 
 

@@ -39,10 +39,10 @@ def merged(logits, target, part_of_token):
   reversed_order = streaming.merge_sums(
     parts[2], streaming.merge_sums(parts[1], parts[0])
   )
-  whole = streaming.tile_sums(tile(logits, target), moments=True)
+  all_sums = streaming.tile_sums(tile(logits, target), moments=True)
   return [
     streaming.stats_from_sums(sums)
-    for sums in (in_order, reversed_order, whole)
+    for sums in (in_order, reversed_order, all_sums)
   ]
 
 
@@ -58,12 +58,12 @@ def test_sums_of_parts_merge_into_those_of_the_whole(
 ):
   masked[target] = False
   logits = np.where(masked, -np.inf, logits)
-  *results, whole = merged(logits, target, part_of_token)
+  *results, of_all_logits = merged(logits, target, part_of_token)
   for result in results:
     jax.tree.map(
       lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6),
       result,
-      whole,
+      of_all_logits,
     )
   z = logits.astype('f8')
   log_pi = z - np.log(np.exp(z - z.max(1, keepdims=True)).sum(1))[:, None]

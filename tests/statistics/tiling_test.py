@@ -35,7 +35,7 @@ def make_grid(outer: tiling.Axis) -> tiling.BlockGrid:
   return tiling.make_grid(inputs, outer=outer)
 
 
-def visited(wanted: int) -> np.ndarray:
+def visits_per_token(num_wanted: int) -> np.ndarray:
   """Number of times that a kernel with tokens as outer axis processes each."""
   grid = make_grid('tokens')
 
@@ -56,45 +56,45 @@ def visited(wanted: int) -> np.ndarray:
       out_specs=grid.token_spec(1, written=True),
       out_shape=jax.ShapeDtypeStruct((grid.padded_count, 1), jnp.float32),
     )
-    return np.asarray(call(jnp.asarray(wanted, jnp.int32)))[:, 0]
+    return np.asarray(call(jnp.asarray(num_wanted, jnp.int32)))[:, 0]
 
 
-@pytest.mark.parametrize('wanted', [0, 1, 16, 17, 128, 300])
-def test_only_tiles_with_a_wanted_token_are_processed(wanted):
-  whole = -(-wanted // TILE) * TILE
+@pytest.mark.parametrize('num_wanted', [0, 1, 16, 17, 128, 300])
+def test_only_tiles_with_a_wanted_token_are_processed(num_wanted):
+  num_processed = -(-num_wanted // TILE) * TILE
   columns = -(-VOCABULARY // BLOCK[1])
-  expected = np.where(np.arange(320) < whole, columns, 0)
-  np.testing.assert_array_equal(visited(wanted), expected)
+  expected = np.where(np.arange(320) < num_processed, columns, 0)
+  np.testing.assert_array_equal(visits_per_token(num_wanted), expected)
 
 
-def indices(
-  grid: tiling.BlockGrid, spec: pl.BlockSpec, wanted: int
+def block_indices(
+  grid: tiling.BlockGrid, spec: pl.BlockSpec, num_wanted: int
 ) -> list[Any]:
   """Index of an array's block at each step of the grid, in its order."""
   assert spec.index_map is not None
-  found = [
-    spec.index_map(i, j, np.array([wanted]))
+  index_pairs = [
+    spec.index_map(i, j, np.array([num_wanted]))
     for i in range(grid.shape[0])
     for j in range(grid.shape[1])
   ]
-  return [tuple(int(index) for index in pair) for pair in found]
+  return [tuple(int(index) for index in pair) for pair in index_pairs]
 
 
 @pytest.mark.parametrize('outer', ['tokens', 'columns'])
-@pytest.mark.parametrize('wanted', [0, 1, 64, 65, 128, 129, 300])
-def test_blocks_without_a_wanted_token_are_not_read(outer, wanted):
+@pytest.mark.parametrize('num_wanted', [0, 1, 64, 65, 128, 129, 300])
+def test_blocks_without_a_wanted_token_are_not_read(outer, num_wanted):
   grid = make_grid(outer)
-  blocks = max(-(-wanted // grid.block[0]), 1)
+  blocks = max(-(-num_wanted // grid.block[0]), 1)
   columns = -(-VOCABULARY // grid.block[1])
-  tokens_read = indices(grid, grid.token_spec(1), wanted)
-  columns_read = indices(grid, grid.column_spec(1), wanted)
+  tokens_read = block_indices(grid, grid.token_spec(1), num_wanted)
+  columns_read = block_indices(grid, grid.column_spec(1), num_wanted)
   assert {index for index, _ in tokens_read} == set(range(blocks))
   # Each block of tokens is read with every block of columns.
   pairs = {
     (token_index[0], column_index[1])
     for token_index, column_index in zip(tokens_read, columns_read, strict=True)
   }
-  if wanted == 0 and outer == 'tokens':
+  if num_wanted == 0 and outer == 'tokens':
     assert pairs == {(0, columns - 1)}
   else:
     assert pairs == {(i, j) for i in range(blocks) for j in range(columns)}
@@ -102,7 +102,7 @@ def test_blocks_without_a_wanted_token_are_not_read(outer, wanted):
 
 def test_every_block_is_written_once():
   grid = make_grid('tokens')
-  written = indices(grid, grid.token_spec(1, written=True), 65)
+  written = block_indices(grid, grid.token_spec(1, written=True), 65)
   # In the first half of the grid are blocks 0, 2 and 4, for the first core.
   assert written[::2] == [(0, 0), (2, 0), (4, 0), (1, 0), (3, 0)]
   assert written[1::2] == written[::2]

@@ -65,19 +65,23 @@ def numpy_reference(hidden, unembedding, targets, signal, soft_cap=None):
   )
   possible = np.isfinite(unembedding).all(0)
   unembedding = np.where(possible, unembedding, 0)
-  raw = hidden @ unembedding
-  capped = raw if soft_cap is None else soft_cap * np.tanh(raw / soft_cap)
+  uncapped = hidden @ unembedding
+  capped = (
+    uncapped if soft_cap is None else soft_cap * np.tanh(uncapped / soft_cap)
+  )
   z = np.where(possible, capped / 0.7, -np.inf)
   p = np.exp(z - z.max(-1, keepdims=True))
-  survives = p >= 0.1
-  chosen = np.take_along_axis(p, np.asarray(targets)[..., None], -1)[..., 0]
+  is_above_min_p = p >= 0.1
+  target_p = np.take_along_axis(p, np.asarray(targets)[..., None], -1)[..., 0]
   with np.errstate(divide='ignore'):
     filtered = np.where(
-      chosen >= 0.1, np.log(chosen / np.sum(p * survives, -1)), -np.inf
+      target_p >= 0.1,
+      np.log(target_p / np.sum(p * is_above_min_p, -1)),
+      -np.inf,
     )
   removed = int(0.3 * VOCABULARY)
-  kept = z >= np.sort(z, -1)[..., removed : removed + 1]
-  top = p * kept / np.sum(p * kept, -1, keepdims=True)
+  is_top = z >= np.sort(z, -1)[..., removed : removed + 1]
+  top = p * is_top / np.sum(p * is_top, -1, keepdims=True)
   log_top = np.log(np.where(top > 0, top, 1))
   entropy = -np.sum(top * log_top, -1)
   logits_cotangent = (

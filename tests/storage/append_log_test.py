@@ -54,12 +54,12 @@ def test_a_damaged_log_is_copied_and_goes_on_after_its_usable_lines(
   log_file, damage
 ):
   *_, position = write_lines(log_file)
-  other = open_log(log_file)
+  damaged_log = open_log(log_file)
   texts = {'shorter': ['line 00', 'li'], 'missing': []}
   for line in texts.get(damage, ['LINE 00', *(f'line {n}' for n in range(9))]):
-    other.write(line)
-  other.close()
-  before = read_log(log_file)
+    damaged_log.write(line)
+  damaged_log.close()
+  damaged_content = read_log(log_file)
   notes = []
   log = open_log(
     log_file,
@@ -78,9 +78,9 @@ def test_a_damaged_log_is_copied_and_goes_on_after_its_usable_lines(
   (text,) = notes
   assert f': {len(usable)} of 6 lines are used' in text
   copy = log_file.with_name('metrics.damaged_1.jsonl')
-  assert copy.exists() == bool(before)
-  if before:
-    assert copy.read_text() == before
+  assert copy.exists() == bool(damaged_content)
+  if damaged_content:
+    assert copy.read_text() == damaged_content
 
 
 def test_a_line_that_is_changed_in_place_is_reported_at_the_next_sync(tmp_path):
@@ -109,15 +109,15 @@ def test_damage_of_a_log_that_has_ended_is_described(log_file):
   assert describe_log_damage(log_file, positions[-1]) == ''
   after = 'has 8 bytes after those that were saved'
   assert describe_log_damage(log_file, positions[-2]) == after
-  short = positions[-1].copy()
-  short['size'] = 99
+  larger_position = positions[-1].copy()
+  larger_position['size'] = 99
   assert (
-    describe_log_damage(log_file, short)
+    describe_log_damage(log_file, larger_position)
     == 'has 48 of the 99 bytes that were saved'
   )
-  other = positions[-1].copy()
-  other['sha256'] = ''
-  assert describe_log_damage(log_file, other) == 'is not what was saved'
+  other_digest = positions[-1].copy()
+  other_digest['sha256'] = ''
+  assert describe_log_damage(log_file, other_digest) == 'is not what was saved'
   missing = log_file.with_name('missing.jsonl')
   assert describe_log_damage(missing, positions[-1]) == 'is missing or empty'
 

@@ -76,8 +76,8 @@ def test_writes_metrics_and_events_to_a_bucket(bucket):
   writer = MetricsWriter(LOG_FILE, LoggingConfig(), name='toy')
   writer.write(step=1, iteration=0, phase='train', reward=0.25)
   saved = writer.sync()
-  first = bucket.names('run/tb/train/')
-  assert len(first) == 1
+  event_files = bucket.names('run/tb/train/')
+  assert len(event_files) == 1
   writer.write(step=2, iteration=0, phase='train', reward=0.5)
   writer.close()
   writer = MetricsWriter(LOG_FILE, LoggingConfig(), name='toy', saved=saved)

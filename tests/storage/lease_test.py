@@ -21,9 +21,9 @@ def test_refuses_a_live_lease_and_takes_an_expired_one(bucket, monkeypatch):
   monkeypatch.setattr(lock, '_EXPIRY', 1.0)
   directory = RunDirectory('gs://bucket/run')
   with directory.locked():
-    other = RunDirectory('gs://bucket/run').locked()
+    second_lease = RunDirectory('gs://bucket/run').locked()
     with pytest.raises(ConfigError, match='is in use by another process'):
-      other.__enter__()
+      second_lease.__enter__()
     assert bucket.names() == ['run/.lock']
   assert not bucket.names()
   # Its process was killed.

@@ -99,8 +99,8 @@ def test_copies_directories_to_and_from_a_bucket(bucket, tmp_path):
   storage.upload(tmp_path, ROOT / 'model', copied_last=['config.json'])
   generations = {name: g for name, (_, g) in bucket.objects.items()}
   assert max(generations, key=lambda n: generations[n]).endswith('config.json')
-  here = storage.local_copy(ROOT / 'model')
-  assert (here / 'sub' / 'weights').read_text() == 'sub/weights'
+  local_directory = storage.local_copy(ROOT / 'model')
+  assert (local_directory / 'sub' / 'weights').read_text() == 'sub/weights'
   assert storage.local_copy(epath.Path(tmp_path)) == tmp_path
 
 

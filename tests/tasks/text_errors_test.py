@@ -74,10 +74,10 @@ def test_refuses_a_source_of_two_kinds(tmp_path):
 def test_invalid_settings_are_refused_in_one_sentence(change, sentence):
   settings = config('plain.jsonl')
   for name, value in change.items():
-    holder = settings
+    section = settings
     if name != 'pretrained':
-      holder = settings.evaluate if name == 'suites' else settings.data
-    setattr(holder, name, value)
+      section = settings.evaluate if name == 'suites' else settings.data
+    setattr(section, name, value)
   with pytest.raises(ValueError, match=sentence) as caught:
     text_task(settings)
   assert '\n' not in str(caught.value)
@@ -97,11 +97,11 @@ def test_references_of_all_fixtures_are_graded_correct():
     assert verify.check_references(task, scorer, programs=4) == []
 
 
-def task_with_wrong_references(tmp_path, wrong, right):
+def task_with_wrong_references(tmp_path, num_wrong, num_right):
   """Returns a task with unparsable references."""
   rows = [
-    {'question': f'q{n}', 'answer': '}' if n < wrong else f'{n}'}
-    for n in range(wrong + right)
+    {'question': f'q{n}', 'answer': '}' if n < num_wrong else f'{n}'}
+    for n in range(num_wrong + num_right)
   ]
   file = tmp_path / 'a.jsonl'
   file.write_text('\n'.join(map(json.dumps, rows)))

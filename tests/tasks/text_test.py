@@ -190,11 +190,13 @@ def test_chat_templates_have_configured_variables(tmp_path):
   )
   settings = config('plain.jsonl', math_instruction='')
   settings.pretrained = str(model)
-  plain = text_task(settings).train[0].prompt
+  default_prompt = text_task(settings).train[0].prompt
   settings.data.template_variables = (
     '{"enable_thinking": false, "effort": "low"}'
   )
-  assert text_task(settings).train[0].prompt == f'{plain}<think></think>low'
+  assert (
+    text_task(settings).train[0].prompt == f'{default_prompt}<think></think>low'
+  )
 
 
 def test_answers_are_extracted_for_votes():

@@ -271,7 +271,7 @@ def test_refuses_invalid_settings():
 
 def test_cached_results_are_of_64_bits_whoever_computes_them_first():
   settings = Settings(quick=True, seed=7)
-  outside = sampled_batch.sample_bandit_batch(settings)
+  batch = sampled_batch.sample_bandit_batch(settings)
   with jax.enable_x64(True):
-    assert sampled_batch.sample_bandit_batch(settings) is outside
-  assert outside.logits.dtype == outside.exact.dtype == np.float64
+    assert sampled_batch.sample_bandit_batch(settings) is batch
+  assert batch.logits.dtype == batch.exact.dtype == np.float64

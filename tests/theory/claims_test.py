@@ -90,18 +90,18 @@ def test_conditional_verdict_needs_passing_checks_of_its_condition():
 
 
 def test_claims_run_in_64_bits_without_changing_the_default():
-  seen = []
+  dtypes = []
   section = Section('a section')
 
   @section.claim(
     'A', printed='', corrected='', verdict='holds', formula=lambda x: x
   )
   def wide(settings, formula):
-    seen.append(jnp.ones(()).dtype)
+    dtypes.append(jnp.ones(()).dtype)
     return Evidence(printed=[close_to('x', formula(1.0), 1.0, 0.01)])
 
   assert wide.run(QUICK).agrees
-  assert seen == [np.float64]
+  assert dtypes == [np.float64]
   assert jnp.ones(()).dtype == np.float32
   assert not wide.scaled(1.05).run(QUICK).agrees
 

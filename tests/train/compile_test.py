@@ -26,11 +26,11 @@ def main(workdir, recipe_file):
       compiled.append(event)
 
   jax.monitoring.register_event_duration_secs_listener(listen)
-  write = MetricsWriter.write
+  original_write = MetricsWriter.write
 
   def record(self, *, phase, **values):
     print('line', phase, len(compiled))
-    write(self, phase=phase, **values)
+    original_write(self, phase=phase, **values)
 
   MetricsWriter.write = record
   recipe = config.load(
@@ -50,7 +50,7 @@ def main(workdir, recipe_file):
   ],
 )
 def test_no_compilation_after_the_first_step(recipe, tmp_path):
-  printed = subprocess.run(
+  stdout = subprocess.run(
     [sys.executable, __file__, str(tmp_path / 'run'), recipe],
     env=ENVIRONMENT,
     check=True,
@@ -58,16 +58,16 @@ def test_no_compilation_after_the_first_step(recipe, tmp_path):
     text=True,
     timeout=600,
   ).stdout
-  seen = [
+  counts = [
     (line.split()[1], int(line.split()[2]))
-    for line in printed.splitlines()
+    for line in stdout.splitlines()
     if line.startswith('line ')
   ]
-  first = next(count for phase, count in seen if phase == 'train')
-  assert first > 0
-  after = seen[[phase for phase, _ in seen].index('train') :]
-  assert {'train', 'end'} <= {phase for phase, _ in after}
-  assert {count for _, count in after} == {first}
+  first_count = next(count for phase, count in counts if phase == 'train')
+  assert first_count > 0
+  counts_after = counts[[phase for phase, _ in counts].index('train') :]
+  assert {'train', 'end'} <= {phase for phase, _ in counts_after}
+  assert {count for _, count in counts_after} == {first_count}
 
 
 if __name__ == '__main__':

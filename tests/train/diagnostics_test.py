@@ -43,13 +43,13 @@ def initial_state(token_tx):
 
 
 @functools.cache
-def updates(every, *, shape=(1,), micro_batches=1, reads_moments=False):
+def updates(interval, *, shape=(1,), micro_batches=1, reads_moments=False):
   """Three updates; the last state, and each update's metrics."""
   token_tx = optax.identity()
   settings = StepSettings(
     micro_batches=micro_batches,
     reads_moments=reads_moments,
-    diagnostics_every=every,
+    diagnostics_every=interval,
   )
   step = make_train_step(POLICY, CLIPPED, token_tx, TX, settings)
   mesh = sharding.make_mesh(shape, jax.devices()[: int(np.prod(shape))])
@@ -59,8 +59,8 @@ def updates(every, *, shape=(1,), micro_batches=1, reads_moments=False):
     state = jax.device_put(state, sharding.replicated(mesh))
     rows = sharding.shard_batch(padded(), mesh)
     for _ in range(3):
-      state, found = run(state, rows, np.asarray(False), jax.random.key(0))
-      metrics_by_update.append(jax.device_get(found))
+      state, metrics = run(state, rows, np.asarray(False), jax.random.key(0))
+      metrics_by_update.append(jax.device_get(metrics))
   return jax.device_get(state), metrics_by_update
 
 
@@ -72,14 +72,18 @@ def test_diagnostics_are_computed_at_their_interval(shape, micro_batches):
   state, metrics_by_update = updates(
     2, shape=shape, micro_batches=micro_batches
   )
-  for number, (found, reference) in enumerate(
+  for index, (metrics, expected_metrics) in enumerate(
     zip(metrics_by_update, expected, strict=True)
   ):
-    assert set(found) == set(reference) >= set(DIAGNOSTICS)
-    for name in reference:
-      if name in without_diagnostics(reference) or number != 1:
+    assert set(metrics) == set(expected_metrics) >= set(DIAGNOSTICS)
+    for name in expected_metrics:
+      if name in without_diagnostics(expected_metrics) or index != 1:
         np.testing.assert_allclose(
-          found[name], reference[name], rtol=1e-4, atol=1e-6, err_msg=name
+          metrics[name],
+          expected_metrics[name],
+          rtol=1e-4,
+          atol=1e-6,
+          err_msg=name,
         )
       else:
         assert name.split('/')[0] in {
@@ -87,7 +91,7 @@ def test_diagnostics_are_computed_at_their_interval(shape, micro_batches):
           'covariance_quantile',
           'predicted_entropy_change',
         }
-        assert np.isnan(found[name]), name
+        assert np.isnan(metrics[name]), name
   # The finite ones, so that no comparison above is of NaN with NaN.
   assert all(np.isfinite(expected[0][name]) for name in DIAGNOSTICS)
   jax.tree.map(
@@ -98,23 +102,23 @@ def test_diagnostics_are_computed_at_their_interval(shape, micro_batches):
 
 
 def test_an_interval_of_0_leaves_diagnostics_out():
-  expected, found = updates(1)[1][0], updates(0)[1][0]
-  assert set(found) == set(without_diagnostics(expected))
-  assert not set(found) & set(DIAGNOSTICS)
+  expected, metrics = updates(1)[1][0], updates(0)[1][0]
+  assert set(metrics) == set(without_diagnostics(expected))
+  assert not set(metrics) & set(DIAGNOSTICS)
 
 
 def test_parameters_do_not_depend_on_the_interval():
   expected = updates(1)[0].trainable
-  for every in (0, 2):
+  for interval in (0, 2):
     jax.tree.map(
       functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
-      updates(every)[0].trainable,
+      updates(interval)[0].trainable,
       expected,
     )
 
 
 @pytest.mark.parametrize(
-  ('every', 'reads_moments', 'computes_moments'),
+  ('interval', 'reads_moments', 'computes_moments'),
   [
     (1, False, [True]),
     (0, False, [False]),
@@ -124,17 +128,19 @@ def test_parameters_do_not_depend_on_the_interval():
   ],
 )
 def test_moments_are_computed_only_where_they_are_read(
-  every, reads_moments, computes_moments
+  interval, reads_moments, computes_moments
 ):
-  token_tx, seen = optax.identity(), []
+  token_tx, moments_options = optax.identity(), []
 
-  def recorded(*arrays, **options):
-    seen.append(options.get('moments', False))
+  def record_call(*arrays, **options):
+    moments_options.append(options.get('moments', False))
     return token_stats(*arrays, **options)
 
-  settings = StepSettings(reads_moments=reads_moments, diagnostics_every=every)
+  settings = StepSettings(
+    reads_moments=reads_moments, diagnostics_every=interval
+  )
   step = make_train_step(POLICY, CLIPPED, token_tx, TX, settings)
-  with mock.patch.object(forward, 'token_stats', recorded):
+  with mock.patch.object(forward, 'token_stats', record_call):
     jax.eval_shape(
       step,
       initial_state(token_tx),
@@ -143,24 +149,26 @@ def test_moments_are_computed_only_where_they_are_read(
       jax.random.key(0),
     )
   # The first trace in a process may run twice.
-  assert list(dict.fromkeys(seen)) == computes_moments
+  assert list(dict.fromkeys(moments_options)) == computes_moments
 
 
 def test_a_traced_choice_of_moments_is_not_differentiated():
   @functools.partial(jax.jit, compiler_options=QUICK)
   def entropy_and_moments(params, rows, moments):
     def run(params):
-      found = forward.forward(POLICY, params, rows, 0.8, 0, moments=moments)
-      return jnp.sum(found.stats.entropy), found.moments
+      output = forward.forward(POLICY, params, rows, 0.8, 0, moments=moments)
+      return jnp.sum(output.stats.entropy), output.moments
 
     return jax.value_and_grad(run, has_aux=True)(params)
 
   rows = jax.tree.map(jnp.asarray, padded())
   (value, moments), gradient = entropy_and_moments(parameters(), rows, True)
-  (other, unknown), same = entropy_and_moments(parameters(), rows, False)
-  assert value == other
-  jax.tree.map(np.testing.assert_array_equal, gradient, same)
+  (value_without, moments_without), gradient_without = entropy_and_moments(
+    parameters(), rows, False
+  )
+  assert value == value_without
+  jax.tree.map(np.testing.assert_array_equal, gradient, gradient_without)
   assert np.isfinite(moments.square).all()
-  assert np.isnan(unknown.square).all()
+  assert np.isnan(moments_without.square).all()
   expected = score(parameters(), padded())[1]
   np.testing.assert_allclose(moments.square, expected.square, rtol=1e-5)

@@ -65,7 +65,7 @@ WITH_EFFECT = {
 }
 
 
-def reports(values, file='toy_kl_cov'):
+def warnings_of(values, file='toy_kl_cov'):
   """Builds a run with overrides; returns the warnings of fields without effect."""
   overrides = [f'--config.{name}={value}' for name, value in values.items()]
   recipe = load(str(RECIPES / f'{file}.py'), overrides)
@@ -78,7 +78,7 @@ def reports(values, file='toy_kl_cov'):
 
 
 def test_overridden_fields_without_effect_are_reported():
-  warnings = reports(WITHOUT_EFFECT | WITH_EFFECT)
+  warnings = warnings_of(WITHOUT_EFFECT | WITH_EFFECT)
   assert [text.partition(' ')[0] for text in warnings] == list(WITHOUT_EFFECT)
   assert (
     'maze.side = 6 has no effect: nothing in this recipe reads it' in warnings
@@ -91,7 +91,9 @@ def test_overridden_fields_without_effect_are_reported():
 
 def test_fields_of_evaluations_need_problems():
   # At `evaluate.every` the run is saved and reported, too.
-  warnings = reports({'evaluate.every': 2, 'evaluate.samples': 3}, 'toy_plain')
+  warnings = warnings_of(
+    {'evaluate.every': 2, 'evaluate.samples': 3}, 'toy_plain'
+  )
   assert warnings == [
     'evaluate.samples = 3 has no effect: the task has no problems to evaluate on'
   ]
@@ -155,20 +157,20 @@ def test_copies_of_a_configuration_record_no_reads():
       pickle.loads(pickle.dumps(config)).train,
     )
     assert config.train == TrainConfig()
-  for each in copies:
-    assert type(each) is TrainConfig
-    assert each == config.train
+  for section in copies:
+    assert type(section) is TrainConfig
+    assert section == config.train
 
 
 def test_recorded_reads_leave_the_configuration_as_it_was():
   config = load(str(RECIPES / 'toy_kl_cov.py')).config
-  before, kind = flatten(config), type(config.train)
+  before, section_type = flatten(config), type(config.train)
   with recorded_reads(config) as read:
     assert config.train.clip_low == before['train.clip_low']
     config.train.clip_low = 0.3
     flatten(config)
   assert read == {'train.clip_low'}
-  assert type(config.train) is kind
+  assert type(config.train) is section_type
   assert flatten(config) == before | {'train.clip_low': 0.3}
 
 

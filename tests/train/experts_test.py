@@ -94,8 +94,8 @@ def test_meshes_and_micro_batches_do_not_change_an_update_of_experts():
 
 
 def test_the_load_balancing_loss_is_added_to_the_gradient():
-  plain, metrics = update((8,), 1, 0.0)
-  balanced, other_metrics = update((8,), 1, BALANCE)
+  without_balance, metrics = update((8,), 1, 0.0)
+  with_balance, other_metrics = update((8,), 1, BALANCE)
   batch = jax.tree.map(jnp.asarray, rows())
 
   def balance(params):
@@ -113,7 +113,7 @@ def test_the_load_balancing_loss_is_added_to_the_gradient():
     POLICY.init(jax.random.key(0))
   )
   assert_close(
-    jax.tree.map(np.subtract, balanced, plain),
+    jax.tree.map(np.subtract, with_balance, without_balance),
     jax.tree.map(lambda leaf: BALANCE * leaf, gradients),
   )
   # What is reported does not depend on the coefficient, and is not part of the

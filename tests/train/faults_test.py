@@ -27,17 +27,17 @@ from covrl.run.checkpoint import CheckpointStore
 pytestmark = pytest.mark.slow
 
 
-def run(workdir, *options, full=False):
+def run(workdir, *options, disk_is_full=False):
   """Runs to the end; returns status and standard error.
 
   Args:
     workdir: the run directory.
     *options: further arguments of the command.
-    full: whether the disk fills up meanwhile.
+    disk_is_full: whether the disk fills up meanwhile.
   """
   command = [*process.arguments('toy_kl_cov', workdir, **SMALL), *options]
   completed = subprocess.run(
-    with_small_files(command) if full else command,
+    with_small_files(command) if disk_is_full else command,
     env=process.ENVIRONMENT,
     capture_output=True,
     text=True,
@@ -61,13 +61,13 @@ def position(workdir):
 
 
 def assert_same_arrays(workdir, expected_workdir):
-  (position, leaves), (expected, others) = (
+  (position, leaves), (expected_position, expected_leaves) = (
     checkpoint_arrays(workdir),
     checkpoint_arrays(expected_workdir),
   )
-  assert position == expected
-  assert leaves.keys() == others.keys()
-  for name, leaf in others.items():
+  assert position == expected_position
+  assert leaves.keys() == expected_leaves.keys()
+  for name, leaf in expected_leaves.items():
     assert np.asarray(leaves[name]).tobytes() == np.asarray(leaf).tobytes()
 
 
@@ -88,7 +88,7 @@ def test_a_run_resumes_after_a_full_disk_and_damaged_files(
 ):
   uninterrupted = runs.finished_run(tmp_path_factory, 'toy_kl_cov', **SMALL)
   workdir = tmp_path / 'run'
-  status, stderr = run(workdir, full=True)
+  status, stderr = run(workdir, disk_is_full=True)
   assert (status, len(error_messages(stderr))) == (Exit.STORAGE, 1), stderr
   assert 'cannot be written: file too large' in stderr
 
@@ -103,11 +103,11 @@ def test_a_run_resumes_after_a_full_disk_and_damaged_files(
   wait_for_step(workdir, processes, 2)
   processes[0].kill()
   wait_for_end(processes)
-  before = position(workdir)
-  status, stderr = run(workdir, full=True)
+  position_before = position(workdir)
+  status, stderr = run(workdir, disk_is_full=True)
   assert (status, len(error_messages(stderr))) == (Exit.STORAGE, 1), stderr
-  assert position(workdir) == before
-  assert f'the checkpoint of update {before} is whole' in stderr
+  assert position(workdir) == position_before
+  assert f'the checkpoint of update {position_before} is whole' in stderr
 
   newest = flip_a_bit(workdir)
   metrics = workdir / 'metrics.jsonl'
@@ -221,7 +221,7 @@ def test_processes_resume_after_the_fault_of_one(tmp_path, count):
   assert all(len(error_messages(text)) == 1 for text in errors[:victim]), errors
 
   before = position(workdir)
-  processes = start_all(workdir, heartbeat=20, full=(victim,))
+  processes = start_all(workdir, heartbeat=20, full_disk_processes=(victim,))
   codes, errors = wait_for_end(processes)
   assert codes == [Exit.PEER_LOST] * victim + [Exit.STORAGE], errors
   assert all(len(error_messages(text)) == 1 for text in errors), errors

@@ -53,8 +53,8 @@ def test_gathered_update_equals_one_with_whole_logits(monkeypatch):
 
 def test_statistics_off_the_mask_are_zero():
   rows = padded()
-  scored = score(parameters(), rows)
-  for leaf in jax.tree.leaves(scored):
+  statistics = score(parameters(), rows)
+  for leaf in jax.tree.leaves(statistics):
     assert not np.asarray(leaf)[~rows.loss_mask].any()
     assert np.asarray(leaf)[rows.loss_mask].any()
 

@@ -130,15 +130,23 @@ def test_an_update_without_tokens_changes_nothing_and_has_no_metrics():
     )
   assert state.step == state_before.step + 1
   assert metrics['tokens'] == metrics['skipped'] == 0
-  counts = ('tokens', 'skipped', 'quota', 'eligible', 'selected', 'nonfinite')
+  count_names = (
+    'tokens',
+    'skipped',
+    'quota',
+    'eligible',
+    'selected',
+    'nonfinite',
+  )
   carried_over = ('log_ratio_noise', 'coefficient')
   for name, value in metrics.items():
-    is_count = name in counts or name.startswith('quadrant/')
+    is_count = name in count_names or name.startswith('quadrant/')
     if not name.startswith(carried_over):
       assert value == 0 if is_count else np.isnan(value), (name, value)
   # The next update is that of a run without the empty one.
   actual, expected = (
-    update((8,), 1, rows, each) for each in (state, state_before)
+    update((8,), 1, rows, initial_state)
+    for initial_state in (state, state_before)
   )
   for name in ('entropy', 'loss', 'entropy_moved'):
     assert actual[1][name] == expected[1][name], name
@@ -326,34 +334,44 @@ def test_resources_are_flat_over_many_iterations(tmp_path):
     'evaluate__every': 1000,
     'logging__samples_every': 20,
   }
-  run = process.start('toy_kl_cov', tmp_path / 'run', **settings)
-  readings = watch(run, tmp_path / 'run')
-  _, stderr = run.communicate(timeout=60)
-  assert run.returncode == 0, stderr
-  settled = [reading for done, reading in readings if done >= 50]
+  process_ = process.start('toy_kl_cov', tmp_path / 'run', **settings)
+  readings = watch(process_, tmp_path / 'run')
+  _, stderr = process_.communicate(timeout=60)
+  assert process_.returncode == 0, stderr
+  settled = [
+    reading
+    for finished_iterations, reading in readings
+    if finished_iterations >= 50
+  ]
   quarter = len(settled) // 4
-  parts = settled[:quarter], settled[-quarter:]
+  quarters = settled[:quarter], settled[-quarter:]
   medians = {
-    name: [float(np.median([each[name] for each in part])) for part in parts]
+    name: [
+      float(np.median([reading[name] for reading in readings_of_quarter]))
+      for readings_of_quarter in quarters
+    ]
     for name in settled[0]
   }
   for name in ('descriptors', 'threads', 'children'):
     early, late = medians[name]
     assert late <= early, medians
   # Temporary allocations, by a save for example, do not count.
-  early, late = (min(each['memory'] for each in part) for part in parts)
+  early, late = (
+    min(reading['memory'] for reading in readings_of_quarter)
+    for readings_of_quarter in quarters
+  )
   updates = 2 * round((300 - 50) * 3 / 4)
   assert (late - early) / updates < 20_000, (early, late)
 
 
-def watch(run, workdir):
+def watch(process_, workdir):
   """Samples a run's resources; returns (finished iterations, reading)."""
   readings = []
-  while run.poll() is None:
+  while process_.poll() is None:
     time.sleep(0.25)
     lines = process.metric_lines(workdir, 'train')
     with contextlib.suppress(OSError, IndexError):
-      reading = usage(run.pid)
+      reading = usage(process_.pid)
       # A process that has ended has no memory.
       if reading['memory']:
         readings.append((lines[-1]['iteration'] if lines else 0, reading))

@@ -25,7 +25,7 @@ from covrl.train.setup.resume import extension_note
 
 
 @pytest.fixture(autouse=True)
-def handlers():
+def remove_handlers():
   """Removes the signal handlers that a stopped run keeps."""
   yield
   while preemption._lasting_handlers:
@@ -45,22 +45,22 @@ def uninterrupted_run(tmp_path_factory):
   return position, params, metrics
 
 
-def send_signals_at(stage, number, *signals):
-  """Returns a function that sends signals when a stage begins the `number`-th time."""
+def send_signals_at(stage, occurrence, *signals):
+  """Returns a function that sends signals when a stage begins the `occurrence`-th time."""
   count = 0
 
   def on_stage(name):
     nonlocal count
     count += name == stage
-    if name == stage and count == number:
-      for each in signals:
-        os.kill(os.getpid(), each)
+    if name == stage and count == occurrence:
+      for signal_number in signals:
+        os.kill(os.getpid(), signal_number)
 
   return on_stage
 
 
 @pytest.mark.parametrize(
-  ('stage', 'number', 'updates'),
+  ('stage', 'occurrence', 'updates'),
   [
     ('sampling', 2, 2),
     ('scoring', 2, 2),
@@ -71,10 +71,10 @@ def send_signals_at(stage, number, *signals):
   ],
 )
 def test_ctrl_c_saves_the_run_at_every_stage(
-  tmp_path, uninterrupted_run, stage, number, updates, capsys
+  tmp_path, uninterrupted_run, stage, occurrence, updates, capsys
 ):
   """A second signal, whatever it is, changes nothing."""
-  on_stage = send_signals_at(stage, number, signal.SIGINT, signal.SIGTERM)
+  on_stage = send_signals_at(stage, occurrence, signal.SIGINT, signal.SIGTERM)
   with pytest.raises(Stopped) as stopped:
     run(tmp_path / 'run', on_stage)
   assert stopped.value.exit_status == Exit.RESTART == 42
@@ -119,7 +119,7 @@ def test_a_clock_that_jumps_between_updates_changes_nothing(
   tmp_path, uninterrupted_run, monkeypatch
 ):
   """Back by a day, then ahead by a year."""
-  offset, real = 0.0, time.time
+  offset, original_time = 0.0, time.time
 
   def on_stage(stage):
     nonlocal offset, updates
@@ -127,7 +127,7 @@ def test_a_clock_that_jumps_between_updates_changes_nothing(
     offset = {0: 0.0, 1: 0.0, 2: -86400.0}.get(updates, 3.15e7)
 
   updates = 0
-  monkeypatch.setattr(time, 'time', lambda: real() + offset)
+  monkeypatch.setattr(time, 'time', lambda: original_time() + offset)
   run(tmp_path / 'run', on_stage, logging__tensorboard=True)
   assert outcome(tmp_path / 'run') == uninterrupted_run
   logged = metric_lines(tmp_path / 'run', 'train')
@@ -135,7 +135,7 @@ def test_a_clock_that_jumps_between_updates_changes_nothing(
   assert all(line['tokens_per_second'] > 0 for line in logged)
 
 
-class Broken(Exception):
+class RecipeError(Exception):
   """An error of a user's code."""
 
 
@@ -144,10 +144,10 @@ def test_an_evaluation_that_fails_loses_no_update(tmp_path, uninterrupted_run):
     nonlocal count
     count += stage == 'evaluation'
     if stage == 'evaluation' and count == 2:
-      raise Broken
+      raise RecipeError
 
   count = 0
-  with pytest.raises(Broken):
+  with pytest.raises(RecipeError):
     run(tmp_path / 'run', on_stage)
   position, _, metrics = outcome(tmp_path / 'run')
   assert position['iteration'] == 2
@@ -164,10 +164,10 @@ def test_the_last_evaluation_is_repeated_where_it_failed(
     nonlocal count
     count += stage == 'evaluation'
     if stage == 'evaluation' and count == 3:
-      raise Broken
+      raise RecipeError
 
   count = 0
-  with pytest.raises(Broken):
+  with pytest.raises(RecipeError):
     run(tmp_path / 'run', on_stage)
   run(tmp_path / 'run')
   assert outcome(tmp_path / 'run') == uninterrupted_run
@@ -233,7 +233,7 @@ def test_a_run_that_is_extended_with_other_diagnostics_is_reported(
   tmp_path, capsys
 ):
   sentence = 'logging.diagnostics_every 1 (now 2): the resumed run may differ'
-  for iterations, every, is_reported in (
+  for iterations, interval, is_reported in (
     (1, 1, False),
     (2, 1, False),
     (3, 2, True),
@@ -241,7 +241,7 @@ def test_a_run_that_is_extended_with_other_diagnostics_is_reported(
     run(
       tmp_path / 'run',
       train__iterations=iterations,
-      logging__diagnostics_every=every,
+      logging__diagnostics_every=interval,
     )
     assert (sentence in capsys.readouterr().err) == is_reported
   assert sentence in (tmp_path / 'run' / 'notices.jsonl').read_text()
@@ -322,12 +322,12 @@ def test_a_file_that_cannot_be_read_ends_a_resumed_run_in_one_sentence(
   """The system's errors of reading an open file have no name."""
   run(tmp_path, train__iterations=1)
   (tmp_path / 'notices.jsonl').write_text('{"text": "a"}\n')
-  read = type(epath.Path()).read_bytes
+  original_read = type(epath.Path()).read_bytes
 
   def failing_read(file):
     if file.name == name:
       raise OSError(errno.EIO, os.strerror(errno.EIO))
-    return read(file)
+    return original_read(file)
 
   with monkeypatch.context() as patch:
     patch.setattr(type(epath.Path()), 'read_bytes', failing_read)
@@ -353,14 +353,14 @@ def test_a_run_in_a_relative_directory_outlasts_another_working_directory(
 def test_functions_of_a_recipe_draw_the_same_numbers_when_a_run_is_resumed(
   tmp_path,
 ):
-  drawn = []
+  draws = []
 
   def draw(stage):
     if stage in ('set-up', 'compiling'):
-      drawn.append((stage, random.random(), np.random.uniform()))
+      draws.append((stage, random.random(), np.random.uniform()))
     random.seed()
     np.random.seed()
 
   for iterations in (1, 2):
     run(tmp_path, draw, train__iterations=iterations)
-  assert drawn[:2] == drawn[2:]
+  assert draws[:2] == draws[2:]

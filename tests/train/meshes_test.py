@@ -90,27 +90,29 @@ def test_offloaded_optimiser_state_gives_the_same_steps():
 @pytest.mark.parametrize('index', range(len(MESHES)))
 def test_restores_a_checkpoint_of_another_mesh(index, tmp_path):
   """Steps on two meshes equal steps on one."""
-  shape, other = MESHES[index], MESHES[index - 1]
-  saved, _ = train_on_mesh(other)
+  shape, saved_shape = MESHES[index], MESHES[index - 1]
+  saved, _ = train_on_mesh(saved_shape)
   store = CheckpointStore(tmp_path, keep=1)
   store.save(STEPS, {'state': saved}, {})
   _, mesh, state_shardings = program(shape, 2, 'kl_cov_and_bonus')
-  like = jax.tree.map(
-    lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at),
+  abstract_state = jax.tree.map(
+    lambda leaf, leaf_sharding: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=leaf_sharding
+    ),
     jax.tree.map(lambda leaf: replicated_like(leaf, mesh), saved),
     state_shardings,
   )
   checkpoint = store.latest()
   assert checkpoint is not None
-  restored = checkpoint.restore({'state': like})['state']
-  for actual, expected_leaf, at in zip(
+  restored = checkpoint.restore({'state': abstract_state})['state']
+  for actual, expected_leaf, leaf_sharding in zip(
     *map(jax.tree.leaves, (restored, saved, state_shardings)), strict=True
   ):
     assert np.asarray(actual).tobytes() == np.asarray(expected_leaf).tobytes()
-    assert actual.sharding == at
-  further, losses = train_steps(shape, restored, 1)
+    assert actual.sharding == leaf_sharding
+  state, losses = train_steps(shape, restored, 1)
   expected, expected_losses = train_steps(
     MESHES[0], train_on_mesh(MESHES[0])[0], 1
   )
   np.testing.assert_allclose(losses, expected_losses, rtol=1e-5, atol=1e-5)
-  assert_same_policy(further, expected)
+  assert_same_policy(state, expected)

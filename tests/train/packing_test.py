@@ -42,9 +42,9 @@ def programs(packed_rows):
 
 def rows():
   """Rows as wide as a prompt and a response, like those of a rollout."""
-  extra = ((0, 0), (WIDTH - PROMPT - RESPONSE, 0))
+  row_padding = ((0, 0), (WIDTH - PROMPT - RESPONSE, 0))
   return jax.tree.map(
-    lambda leaf: np.pad(leaf[:, : PROMPT + RESPONSE], extra), padded()
+    lambda leaf: np.pad(leaf[:, : PROMPT + RESPONSE], row_padding), padded()
   )
 
 
@@ -66,7 +66,7 @@ def test_packed_rows_give_the_same_update(packed_and_unpacked):
   batch = rows()
   num_tokens = np.count_nonzero(batch.segment_ids)
   assert num_tokens < 48 * WIDTH < SEQUENCES * WIDTH
-  (trained, metrics), (expected, expected_metrics) = (
+  (updated, metrics), (expected, expected_metrics) = (
     update(compiled, batch) for compiled in packed_and_unpacked
   )
   assert metrics['selected'] == expected_metrics['selected'] > 0
@@ -78,7 +78,7 @@ def test_packed_rows_give_the_same_update(packed_and_unpacked):
       metrics[name], value, rtol=1e-4, atol=1e-5, err_msg=name
     )
   for actual_leaf, expected_leaf in zip(
-    *map(jax.tree.leaves, (trained, expected)), strict=True
+    *map(jax.tree.leaves, (updated, expected)), strict=True
   ):
     np.testing.assert_allclose(actual_leaf, expected_leaf, rtol=0, atol=2e-5)
 
@@ -86,19 +86,19 @@ def test_packed_rows_give_the_same_update(packed_and_unpacked):
 def test_rows_that_do_not_fit_are_not_packed(packed_and_unpacked):
   # Full rows: as many as there are sequences.
   batch = rows()
-  full = dataclasses.replace(
+  full_batch = dataclasses.replace(
     batch,
     segment_ids=np.ones_like(batch.segment_ids),
     positions=np.broadcast_to(np.arange(WIDTH), batch.positions.shape),
   )
-  (trained, metrics), (expected, expected_metrics) = (
-    update(compiled, full) for compiled in packed_and_unpacked
+  (updated, metrics), (expected, expected_metrics) = (
+    update(compiled, full_batch) for compiled in packed_and_unpacked
   )
   assert metrics.pop('packed') == 0
   # Metrics of no tokens are NaN in both.
   np.testing.assert_equal(metrics, expected_metrics)
   assert jax.tree.all(
-    jax.tree.map(lambda a, b: bool(jnp.array_equal(a, b)), trained, expected)
+    jax.tree.map(lambda a, b: bool(jnp.array_equal(a, b)), updated, expected)
   )
 
 

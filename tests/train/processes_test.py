@@ -31,9 +31,9 @@ def start(
   recipe='toy_kl_cov',
   settings=(),
   heartbeat=60,
-  full=(),
+  full_disk_processes=(),
   variables=(),
-  **changed,
+  **common_settings,
 ):
   """Starts a run of several processes.
 
@@ -43,10 +43,10 @@ def start(
     recipe: name of a recipe in tests/train/recipes.
     settings: settings of single processes, by index.
     heartbeat: seconds after which a process that does not respond is lost.
-    full: indices of the processes that cannot write large files, as on a full
-      disk.
+    full_disk_processes: indices of the processes that cannot write large files,
+      as on a full disk.
     variables: variables of the environment of single processes, by index.
-    **changed: settings of all processes.
+    **common_settings: settings of all processes.
   """
   with socket.socket() as probe:
     probe.bind(('127.0.0.1', 0))
@@ -55,7 +55,7 @@ def start(
   commands = [
     [
       *arguments(
-        recipe, workdir, **{**SMALL, **changed, **by_process.get(i, {})}
+        recipe, workdir, **{**SMALL, **common_settings, **by_process.get(i, {})}
       ),
       f'--coordinator=127.0.0.1:{port}',
       f'--num_processes={processes}',
@@ -66,7 +66,7 @@ def start(
   ]
   return [
     subprocess.Popen(
-      with_small_files(command) if i in full else command,
+      with_small_files(command) if i in full_disk_processes else command,
       env=ENVIRONMENT | dict(variables).get(i, {}),
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
@@ -105,11 +105,11 @@ def wait_for_step(workdir, processes, step):
   while not any(
     line['step'] >= step for line in metric_lines(workdir, 'train')
   ):
-    late = time.monotonic() > deadline
-    if late or any(process.poll() is not None for process in processes):
+    is_late = time.monotonic() > deadline
+    if is_late or any(process.poll() is not None for process in processes):
       for process in processes:
         process.terminate()
-      pytest.fail(f'no step {step}, late: {late}: {wait_for_end(processes)}')
+      pytest.fail(f'no step {step}, late: {is_late}: {wait_for_end(processes)}')
     time.sleep(0.02)
 
 
@@ -133,19 +133,19 @@ def assert_same_run(workdir, expected_workdir):
   assert [(x['phase'], x['step']) for x in logged] == [
     (x['phase'], x['step']) for x in expected
   ]
-  for line, other in zip(logged, expected, strict=True):
-    assert line.keys() == other.keys()
-    for name, value in other.items():
+  for line, expected_line in zip(logged, expected, strict=True):
+    assert line.keys() == expected_line.keys()
+    for name, value in expected_line.items():
       if isinstance(value, float) and not name.startswith(CLOCK):
         assert line[name] == pytest.approx(value, rel=2e-4, abs=2e-5), name
     for name in ('selected', 'reward', 'tokens'):
-      assert line.get(name) == other.get(name)
+      assert line.get(name) == expected_line.get(name)
   assert any(line.get('selected', 0) > 0 for line in logged)
   position, leaves = checkpoint_arrays(workdir)
-  expected_position, others = checkpoint_arrays(expected_workdir)
+  expected_position, expected_leaves = checkpoint_arrays(expected_workdir)
   assert position == expected_position
-  assert leaves.keys() == others.keys()
-  for name, leaf in others.items():
+  assert leaves.keys() == expected_leaves.keys()
+  for name, leaf in expected_leaves.items():
     np.testing.assert_allclose(
       np.asarray(leaves[name], np.float64),
       np.asarray(leaf, np.float64),
@@ -244,7 +244,7 @@ def test_a_hanging_process_is_lost_within_the_heartbeat(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('settings', 'changed', 'message'),
+  ('settings', 'common_settings', 'message'),
   [
     (
       {1: {'train__learning_rate': 0.5}},
@@ -260,10 +260,12 @@ def test_a_hanging_process_is_lost_within_the_heartbeat(tmp_path):
   ],
 )
 def test_refuses_different_or_unevenly_divided_processes(
-  tmp_path, settings, changed, message
+  tmp_path, settings, common_settings, message
 ):
   workdir = tmp_path / 'refused'
-  codes, errors = wait_for_end(start(workdir, 2, settings=settings, **changed))
+  codes, errors = wait_for_end(
+    start(workdir, 2, settings=settings, **common_settings)
+  )
   assert codes == [Exit.REFUSED] * 2, errors
   for text in errors:
     assert message in text

@@ -107,13 +107,13 @@ def logprobs(params, rows):
   return np.asarray(run(params, rows).stats.logprobs)
 
 
-def routed(rows):
+def routed_mask(rows):
   """Tokens that the sampler routes: all but the last of a response."""
-  real = rows.segment_ids > 0
-  return real & shift_left(real)
+  is_token = rows.segment_ids > 0
+  return is_token & shift_left(is_token)
 
 
-def perturbed(params):
+def perturb_routers(params):
   """Parameters with other routers."""
   rng = np.random.default_rng(3)
   router = params['layers']['mlp']['router']
@@ -125,12 +125,12 @@ def perturbed(params):
 def test_sampler_records_the_experts_of_each_token():
   rows = batch_of_same_weights()
   assert rows.experts.shape == RECORD.shape(*rows.tokens.shape)
-  known = routed(rows)
-  np.testing.assert_array_equal((rows.experts > 0).all((2, 3)), known)
-  np.testing.assert_array_equal((rows.experts == 0).all((2, 3)), ~known)
+  is_routed = routed_mask(rows)
+  np.testing.assert_array_equal((rows.experts > 0).all((2, 3)), is_routed)
+  np.testing.assert_array_equal((rows.experts == 0).all((2, 3)), ~is_routed)
   experts = np.asarray(own_experts(PARAMS, rows))
   np.testing.assert_array_equal(
-    np.sort(rows.experts[known]), np.sort(experts[known])
+    np.sort(rows.experts[is_routed]), np.sort(experts[is_routed])
   )
 
 
@@ -146,36 +146,38 @@ def test_equal_weights_give_equal_log_probabilities():
 
 
 def test_trainer_uses_the_experts_of_a_sampler_with_other_weights():
-  rows = batch_of(sample(perturbed(PARAMS)))
-  known = routed(rows)
+  rows = batch_of(sample(perturb_routers(PARAMS)))
+  is_routed = routed_mask(rows)
   experts = np.asarray(own_experts(PARAMS, rows))
-  assert (np.sort(experts[known]) != np.sort(rows.experts[known])).any()
+  assert (np.sort(experts[is_routed]) != np.sort(rows.experts[is_routed])).any()
   counts = np.asarray(run(PARAMS, rows).routing.counts)
-  real = int((rows.segment_ids > 0).sum())
+  num_tokens = int((rows.segment_ids > 0).sum())
   for layer, layer_counts in enumerate(counts):
-    routed_by_sampler = np.ravel(rows.experts[known][:, layer]) - 1
-    rest = layer_counts - np.bincount(routed_by_sampler, minlength=4)
+    routed_by_sampler = np.ravel(rows.experts[is_routed][:, layer]) - 1
+    routed_by_trainer = layer_counts - np.bincount(
+      routed_by_sampler, minlength=4
+    )
     # Only the last token of a response is routed by the trainer itself.
-    assert (rest >= 0).all()
-    assert rest.sum() == 2 * (real - known.sum())
+    assert (routed_by_trainer >= 0).all()
+    assert routed_by_trainer.sum() == 2 * (num_tokens - is_routed.sum())
   # Replay narrows the gap between trainer and sampler.
   mask = rows.loss_mask
   gaps = [
-    np.abs(logprobs(PARAMS, each) - rows.sampler_logprobs)[mask].mean()
-    for each in (rows, dataclasses.replace(rows, experts=None))
+    np.abs(logprobs(PARAMS, scored_rows) - rows.sampler_logprobs)[mask].mean()
+    for scored_rows in (rows, dataclasses.replace(rows, experts=None))
   ]
   assert gaps[0] < 0.7 * gaps[1]
 
 
 def test_packed_rows_use_the_same_experts():
-  rows = batch_of(sample(perturbed(PARAMS)))
+  rows = batch_of(sample(perturb_routers(PARAMS)))
   packed = pack_rows(rows, length=2 * (WIDTH + LIMIT))
   assert len(packed.tokens) < len(rows.tokens)
 
-  def by_token(each):
-    mask = np.asarray(each.loss_mask)
-    order = np.lexsort((each.positions[mask], each.sequence_ids[mask]))
-    return logprobs(PARAMS, each)[mask][order]
+  def by_token(rows):
+    mask = np.asarray(rows.loss_mask)
+    order = np.lexsort((rows.positions[mask], rows.sequence_ids[mask]))
+    return logprobs(PARAMS, rows)[mask][order]
 
   np.testing.assert_allclose(by_token(packed), by_token(rows), atol=1e-5)
 
@@ -191,19 +193,21 @@ def test_rows_on_a_mesh_record_the_same_experts():
 
 
 def test_carried_tokens_keep_their_experts():
-  calls, other = itertools.count(), perturbed(PARAMS)
-  begun = sample(PARAMS, is_enough=lambda: next(calls) >= 1)
-  ended = sample(other, carried=begun)
-  rows, old = batch_of(ended), batch_of(begun)
-  known = routed(old)
-  new = routed(rows) & ~known
-  assert known[:, WIDTH:].any()
-  assert new[:, WIDTH:].any()
-  np.testing.assert_array_equal(rows.experts[known], old.experts[known])
-  # Others are routed by the newer weights, which also process the tokens before.
-  experts = np.asarray(own_experts(other, rows))
+  calls, other_params = itertools.count(), perturb_routers(PARAMS)
+  unfinished = sample(PARAMS, is_enough=lambda: next(calls) >= 1)
+  completed = sample(other_params, carried=unfinished)
+  rows, unfinished_rows = batch_of(completed), batch_of(unfinished)
+  was_routed = routed_mask(unfinished_rows)
+  is_new = routed_mask(rows) & ~was_routed
+  assert was_routed[:, WIDTH:].any()
+  assert is_new[:, WIDTH:].any()
   np.testing.assert_array_equal(
-    np.sort(rows.experts[new]), np.sort(experts[new])
+    rows.experts[was_routed], unfinished_rows.experts[was_routed]
+  )
+  # Others are routed by the newer weights, which also process the tokens before.
+  experts = np.asarray(own_experts(other_params, rows))
+  np.testing.assert_array_equal(
+    np.sort(rows.experts[is_new]), np.sort(experts[is_new])
   )
 
 

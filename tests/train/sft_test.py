@@ -42,13 +42,13 @@ MESH = sharding.make_mesh({'data': 1}, jax.devices()[:1])
 @pytest.fixture(scope='module', autouse=True)
 def compiled_once():
   """All warm starts of this file share one compiled update."""
-  make, compiled = sft.make_sft_step, {}
+  original_make, compiled = sft.make_sft_step, {}
 
-  def shared(policy, tx):
-    return compiled.setdefault('update', make(policy, tx))
+  def shared_step(policy, tx):
+    return compiled.setdefault('update', original_make(policy, tx))
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(sft, 'make_sft_step', shared)
+    patch.setattr(sft, 'make_sft_step', shared_step)
     yield
 
 
@@ -56,28 +56,28 @@ class Killed(Exception):
   """Stands for a kill of the process."""
 
 
-def run(workdir, before_step=lambda step: None, every=0):
+def run(workdir, before_step=lambda step: None, checkpoint_every=0):
   """Starts or resumes a warm start; `before_step` is called with each step before it."""
-  CONFIG.checkpoint.warm_start_every = every
+  CONFIG.checkpoint.warm_start_every = checkpoint_every
   directory = RunDirectory(workdir)
   store = sft.warm_start_store(directory)
   saved = store.newest_whole()
   writer = MetricsWriter(
     directory.metrics, CONFIG.logging, name='', saved=saved_metrics(saved)
   )
-  draw = sft.SupervisedStream.__next__
+  original_next = sft.SupervisedStream.__next__
 
-  def observed(stream):
+  def observed_next(stream):
     before_step(stream.get_state()['draw'] + 1)
-    return draw(stream)
+    return original_next(stream)
 
-  stop = StopSignal()
+  stop_signal = StopSignal()
   with (
     pytest.MonkeyPatch.context() as patch,
-    stop.handle_signals(),
+    stop_signal.handle_signals(),
     Progress(enabled=False) as progress,
   ):
-    patch.setattr(sft.SupervisedStream, '__next__', observed)
+    patch.setattr(sft.SupervisedStream, '__next__', observed_next)
     try:
       params = sft.warm_start(
         POLICY,
@@ -90,7 +90,7 @@ def run(workdir, before_step=lambda step: None, every=0):
         progress,
         store,
         saved,
-        stop,
+        stop_signal,
         {'problems': 'known'},
       )
     finally:
@@ -144,10 +144,10 @@ def test_a_killed_warm_start_goes_on_at_its_last_checkpoint(
       raise Killed
 
   with pytest.raises(Killed):
-    run(tmp_path, before_step, every=2)
+    run(tmp_path, before_step, checkpoint_every=2)
   assert latest_checkpoint(tmp_path).position == 4
   began: list[int] = []
-  assert run(tmp_path, began.append, every=2) == uninterrupted_run
+  assert run(tmp_path, began.append, checkpoint_every=2) == uninterrupted_run
   assert began == [5, 6, 7]
 
 

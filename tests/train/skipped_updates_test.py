@@ -17,11 +17,11 @@ from train.updates import (
 
 @pytest.mark.parametrize('micro_batches', [1, 8])
 @pytest.mark.parametrize('bad', [np.nan, np.inf])
-@pytest.mark.parametrize('where', ['advantages', 'trainable'])
-def test_skips_updates_that_are_not_finite(micro_batches, bad, where):
+@pytest.mark.parametrize('location', ['advantages', 'trainable'])
+def test_skips_updates_that_are_not_finite(micro_batches, bad, location):
   before = fresh_state(**METHODS['everything'])
   batch = padded()
-  if where == 'advantages':
+  if location == 'advantages':
     row, column = np.argwhere(batch.loss_mask)[7]
     spoilt = batch.advantages.copy()
     spoilt[row, column] = bad
@@ -36,7 +36,7 @@ def test_skips_updates_that_are_not_finite(micro_batches, bad, where):
   assert after.step == before.step + 1
   for name in ('trainable', 'opt_state', 'token_state', 'measured'):
     assert_same_bits(getattr(after, name), getattr(before, name))
-  if where == 'advantages':
+  if location == 'advantages':
     # The next update starts from the same state.
     expected_state = dataclasses.replace(before, step=before.step + 1)
     actual, expected = (

@@ -105,8 +105,8 @@ class Programs:
     metrics = {'entropy': 0.5, 'tokens': 3.0, 'loss': 0.1, 'skipped': 0.0}
     metrics |= {'gradient_norm': 1.0, 'rows': float(rows.sum())}
     old = state.trainable['w']
-    changed = State({'w': 0.9 * old + rows.sum(0)}, state.step + 1)
-    return changed, jax.tree.map(jnp.asarray, metrics)
+    updated = State({'w': 0.9 * old + rows.sum(0)}, state.step + 1)
+    return updated, jax.tree.map(jnp.asarray, metrics)
 
 
 class Collector:

@@ -131,12 +131,12 @@ def test_moments_can_be_in_host_memory(tmp_path):
   params = Policy(MODEL).abstract_params(mesh)
   tx = optax.adam(1e-3)
   abstract = abstract_opt_state(tx, params, mesh, offload=True)
-  kinds = {
+  memory_kinds = {
     leaf.sharding.memory_kind
     for leaf in jax.tree.leaves(abstract)
     if leaf.ndim > 0
   }
-  assert kinds == {'pinned_host'}
+  assert memory_kinds == {'pinned_host'}
   state = jax.jit(
     tx.init,
     out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract),

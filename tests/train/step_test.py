@@ -86,34 +86,34 @@ def assert_same_update(actual, expected, *, rtol=0.0):
   )
 
 
-def selected(state):
-  """Number of tokens that KL-Cov selected, and their fingerprint.
+def kl_cov_selection(state):
+  """Number of tokens that KL-Cov selected, and a fingerprint of them.
 
   The selector of the test chains returns the fingerprint as `eligible`.
   """
-  penalised = next(
-    part
-    for part in reversed(state.token_state.inner_state)
-    if isinstance(part, TokenMaskedState)
+  kl_cov_state = next(
+    transform_state
+    for transform_state in reversed(state.token_state.inner_state)
+    if isinstance(transform_state, TokenMaskedState)
   )
-  return int(penalised.summary.selected), int(penalised.summary.eligible)
+  return int(kl_cov_state.summary.selected), int(kl_cov_state.summary.eligible)
 
 
 @pytest.mark.parametrize('method', METHODS)
 def test_updates_do_not_depend_on_meshes_or_micro_batches(method):
   options = METHODS[method]
   expected = run(*PROGRAMS[0], padded(), **options)
-  penalised, fingerprint = selected(expected[0])
-  total = int(padded().loss_mask.sum())
+  num_penalised, fingerprint = kl_cov_selection(expected[0])
+  num_tokens = int(padded().loss_mask.sum())
   assert expected[1]['selected'] == int(
-    total * options.get('clip_cov_fraction', 0)
+    num_tokens * options.get('clip_cov_fraction', 0)
   )
-  assert penalised == int(total * options.get('kl_cov_fraction', 0))
-  assert (fingerprint != 0) == (penalised > 0)
+  assert num_penalised == int(num_tokens * options.get('kl_cov_fraction', 0))
+  assert (fingerprint != 0) == (num_penalised > 0)
   for shape, micro_batches in PROGRAMS[1:]:
     actual = run(shape, micro_batches, padded(), **options)
     assert_same_update(actual, expected)
-    assert selected(actual[0]) == (penalised, fingerprint)
+    assert kl_cov_selection(actual[0]) == (num_penalised, fingerprint)
 
 
 def largest_change(before, after):
@@ -121,15 +121,15 @@ def largest_change(before, after):
 
 
 def test_methods_change_the_gradient():
-  plain = gradients(run(*PROGRAMS[0], padded())[0])
+  unedited = gradients(run(*PROGRAMS[0], padded())[0])
   for method in ('clip_cov', 'kl_cov', 'kl_cov with bonus', 'controllers'):
     edited = gradients(run(*PROGRAMS[0], padded(), **METHODS[method])[0])
-    assert largest_change(plain, edited) > 1e-3, method
+    assert largest_change(unedited, edited) > 1e-3, method
 
 
-def run_composed(program, batch, method, **others):
+def run_composed(program, batch, method, **options_of_test):
   """One update by the composed chain with a method switched on."""
-  options = COMPOSED_METHODS[method] | COMMON_OPTIONS | others
+  options = COMPOSED_METHODS[method] | COMMON_OPTIONS | options_of_test
   shape, micro_batches = program
   return run(shape, micro_batches, batch, chain='composed', **options)
 
@@ -139,7 +139,7 @@ def test_composed_methods_do_not_depend_on_the_layout(method):
   """Layouts: two meshes, micro-batches, packed rows, and another order."""
   batch = drifted()
   expected = run_composed(PROGRAMS[0], batch, method)
-  count, _ = selected(expected[0])
+  count, _ = kl_cov_selection(expected[0])
   assert count == int(batch.loss_mask.sum() * COMMON_OPTIONS['kl_cov_fraction'])
   order = np.random.default_rng(2).permutation(SEQUENCES)
   packed = pack_rows(batch, length=WIDTH, count=SEQUENCES)
@@ -150,15 +150,15 @@ def test_composed_methods_do_not_depend_on_the_layout(method):
   ):
     actual = run_composed(program, rows, method)
     assert_same_update(actual, expected)
-    assert selected(actual[0]) == selected(expected[0])
+    assert kl_cov_selection(actual[0]) == kl_cov_selection(expected[0])
 
 
 def test_composed_methods_change_the_gradient():
-  plain = gradients(run_composed(PROGRAMS[0], drifted(), 'losses alone')[0])
-  scale = max(np.abs(leaf).max() for leaf in plain)
+  unedited = gradients(run_composed(PROGRAMS[0], drifted(), 'losses alone')[0])
+  scale = max(np.abs(leaf).max() for leaf in unedited)
   for method in [*COMPOSED_METHODS][1:]:
     edited = gradients(run_composed(PROGRAMS[0], drifted(), method)[0])
-    assert largest_change(plain, edited) > 1e-3 * scale, method
+    assert largest_change(unedited, edited) > 1e-3 * scale, method
 
 
 @pytest.mark.slow
@@ -180,10 +180,10 @@ def test_every_mesh_and_composition_gives_the_same_update(method, disabled):
     for rows in (drifted(), packed):
       actual = run_composed(program, rows, method, **changes)
       assert_same_update(actual, expected)
-      assert selected(actual[0]) == selected(expected[0])
+      assert kl_cov_selection(actual[0]) == kl_cov_selection(expected[0])
 
 
-def unlikely(rewards, groups):
+def unlikeliness_advantages(rewards, groups):
   """Advantages of rewards that are scaled down for likely responses."""
   logprobs = -1 - jnp.cos(7.0 * rewards + 13.0 * groups)
   scaled = covrl.advantages.unlikeliness(rewards, logprobs, groups)
@@ -197,7 +197,7 @@ def unlikely(rewards, groups):
     functools.partial(covrl.advantages.max_likelihood, order=0.75),
     covrl.advantages.quantile_relative,
     functools.partial(covrl.advantages.pass_at_k, k=3),
-    unlikely,
+    unlikeliness_advantages,
   ],
 )
 def test_advantages_do_not_depend_on_the_order_of_rows_or_the_mesh(estimator):
@@ -212,8 +212,8 @@ def test_advantages_do_not_depend_on_the_order_of_rows_or_the_mesh(estimator):
   np.testing.assert_array_equal(advantages[order], permuted)
   assert np.isfinite(advantages).all()
   assert advantages.std() > 0.1
-  placed = sharding.shard_batch((rewards, groups), sharding.make_mesh((4, 2)))
-  np.testing.assert_allclose(estimate(*placed), advantages, rtol=1e-6)
+  sharded = sharding.shard_batch((rewards, groups), sharding.make_mesh((4, 2)))
+  np.testing.assert_allclose(estimate(*sharded), advantages, rtol=1e-6)
 
 
 @pytest.mark.parametrize('method', ['everything', 'clip_cov'])
@@ -239,15 +239,20 @@ def test_updates_do_not_depend_on_packing():
 
 
 def test_current_statistics_select_equally_in_one_and_two_micro_batches():
-  whole, parts = (
+  one_micro_batch, two_micro_batches = (
     run(shape, count, padded(), chain='kl_cov_current', **METHODS['kl_cov'])
     for shape, count in (PROGRAMS[0], PROGRAMS[1])
   )
-  assert selected(whole[0])[0] > 0
-  assert_same_update(parts, whole, rtol=1e-6)
-  assert selected(parts[0]) == selected(whole[0])
-  old = run(*PROGRAMS[0], padded(), **METHODS['kl_cov'])
-  assert selected(whole[0])[1] != selected(old[0])[1]
+  assert kl_cov_selection(one_micro_batch[0])[0] > 0
+  assert_same_update(two_micro_batches, one_micro_batch, rtol=1e-6)
+  assert kl_cov_selection(two_micro_batches[0]) == kl_cov_selection(
+    one_micro_batch[0]
+  )
+  by_old_stats = run(*PROGRAMS[0], padded(), **METHODS['kl_cov'])
+  assert (
+    kl_cov_selection(one_micro_batch[0])[1]
+    != kl_cov_selection(by_old_stats[0])[1]
+  )
   # No option of the step names the source: it follows from the token chain.
   rows = padded()
   stats = scored(parameters())
@@ -259,20 +264,20 @@ def test_current_statistics_select_equally_in_one_and_two_micro_batches():
     positions=jnp.asarray(rows.positions),
   )
   expected = fingerprint_of(chosen.mask, rows.sequence_ids, rows.positions)
-  assert selected(whole[0])[1] == int(expected)
+  assert kl_cov_selection(one_micro_batch[0])[1] == int(expected)
 
 
 @pytest.mark.parametrize('micro_batches', [1, 8])
 def test_first_update_has_ratio_one_and_no_penalty(micro_batches):
-  plain = run((8,), micro_batches, padded(), first=True)
+  without_penalty = run((8,), micro_batches, padded(), first=True)
   state, metrics = run(
     (8,), micro_batches, padded(), first=True, **METHODS['kl_cov']
   )
-  assert selected(state)[0] > 0
+  assert kl_cov_selection(state)[0] > 0
   for name in ('log_ratio', 'log_ratio_abs', 'log_ratio_max', 'clip_fraction'):
     assert metrics[name] == 0.0, name
   assert metrics['penalty_share'] == 0.0
-  assert_same_bits(gradients(state), gradients(plain[0]))
+  assert_same_bits(gradients(state), gradients(without_penalty[0]))
   # The first update measures the error of the scoring program, for the dead zone.
   assert state.measured.log_ratio_noise > 0.1
   later = run((8,), micro_batches, padded(), **METHODS['kl_cov'])
@@ -300,7 +305,7 @@ def test_the_only_update_of_a_rollout_needs_no_scores(micro_batches):
   unscored_batch = dataclasses.replace(
     batch, old_logprobs=unknown, old_entropy=unknown, old_moments=moments
   )
-  updated, measured = update(
+  updated, unscored_metrics = update(
     (8,),
     micro_batches,
     unscored_batch,
@@ -319,13 +324,13 @@ def test_the_only_update_of_a_rollout_needs_no_scores(micro_batches):
     )
   mask = batch.loss_mask
   ratio = (scored_batch.old_logprobs - batch.sampler_logprobs)[mask]
-  assert measured['selected'] == metrics['selected'] > 0
+  assert unscored_metrics['selected'] == metrics['selected'] > 0
   np.testing.assert_allclose(
     [
-      measured['sampler_gap'],
-      measured['sampler_gap_max'],
-      measured['rollout_entropy'],
-      measured['importance_weight/0.5'],
+      unscored_metrics['sampler_gap'],
+      unscored_metrics['sampler_gap_max'],
+      unscored_metrics['rollout_entropy'],
+      unscored_metrics['importance_weight/0.5'],
     ],
     [
       np.abs(ratio).mean(),
@@ -339,13 +344,13 @@ def test_the_only_update_of_a_rollout_needs_no_scores(micro_batches):
 
 def test_logs_entropy_change_by_earlier_updates():
   rows = padded()
-  _, before = run((8,), 1, rows, **METHODS['kl_cov'])
+  _, metrics = run((8,), 1, rows, **METHODS['kl_cov'])
   raised = dataclasses.replace(rows, old_entropy=rows.old_entropy + 0.1)
-  _, after = run((8,), 1, raised, **METHODS['kl_cov'])
-  change = before['entropy_moved'] - after['entropy_moved']
+  _, raised_metrics = run((8,), 1, raised, **METHODS['kl_cov'])
+  change = metrics['entropy_moved'] - raised_metrics['entropy_moved']
   assert change == pytest.approx(0.1, rel=1e-4)
-  _, first = run((8,), 1, raised, first=True, **METHODS['kl_cov'])
-  assert first['entropy_moved'] == 0
+  _, first_metrics = run((8,), 1, raised, first=True, **METHODS['kl_cov'])
+  assert first_metrics['entropy_moved'] == 0
 
 
 @pytest.mark.parametrize('micro_batches', [1, 8])
@@ -359,7 +364,7 @@ def test_the_chains_advance_once_per_update(micro_batches):
 
 def test_rows_are_split_with_a_stride_and_joined_again():
   rows = np.arange(12).reshape(6, 2)
-  parts = split_rows({'rows': rows, 'scalar': np.asarray(7)}, 3)
-  assert parts['rows'][0].tolist() == [[0, 1], [6, 7]]
-  assert parts['scalar'].tolist() == [7, 7, 7]
-  np.testing.assert_array_equal(join_rows(parts['rows']), rows)
+  micro_batches = split_rows({'rows': rows, 'scalar': np.asarray(7)}, 3)
+  assert micro_batches['rows'][0].tolist() == [[0, 1], [6, 7]]
+  assert micro_batches['scalar'].tolist() == [7, 7, 7]
+  np.testing.assert_array_equal(join_rows(micro_batches['rows']), rows)

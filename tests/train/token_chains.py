@@ -79,16 +79,16 @@ def kl_cov(fraction, coefficient, source):
   )
 
 
-def switched(on, inner):
+def switched(on, transform):
   """A token transform that acts where `on`, a traced number, is not 0."""
 
   def update(updates, state, params=None, **context):
-    edited, state = inner.update(updates, state, params, **context)
+    edited, state = transform.update(updates, state, params, **context)
     return jax.tree.map(
       lambda new, old: jnp.where(on != 0, new, old), edited, updates
     ), state
 
-  return optax.GradientTransformationExtraArgs(inner.init, update)
+  return optax.GradientTransformationExtraArgs(transform.init, update)
 
 
 def composed(
@@ -158,7 +158,7 @@ def make_token_tx(chain):
     'composed': composed,
   }[chain]
   # Options with which no method changes the gradient.
-  off = {
+  inactive_options = {
     **dict.fromkeys(
       ('icepop', 'decoupled_ppo', 'reject_sequences', 'entropy_ratio_clip'), 0.0
     ),
@@ -170,7 +170,7 @@ def make_token_tx(chain):
     'bonus': 0.0,
     'target_entropy': 0.0,
   }
-  known = inspect.signature(make_chain).parameters
+  option_names = inspect.signature(make_chain).parameters
   return optax.inject_hyperparams(make_chain)(
-    **{name: off[name] for name in known}
+    **{name: inactive_options[name] for name in option_names}
   )

@@ -98,11 +98,11 @@ def problems(sets: list[tuple[int, ...]], name: str = 'toy') -> list[Problem]:
 
 
 def make_task(config: Config) -> Task:
-  known = ListSource(problems(DIGIT_SETS[HELD_OUT:]))
+  solved = ListSource(problems(DIGIT_SETS[HELD_OUT:]))
   return Task(
     tokenizer=train_sentencepiece([*map(str, DIGITS), ':']),
-    train=known,
-    solved=known,
+    train=solved,
+    solved=solved,
     held_out=problems(DIGIT_SETS[:HELD_OUT])[::6][: config.countdown.held_out],
     rewards=[
       Reward(

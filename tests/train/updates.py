@@ -125,20 +125,20 @@ def padded() -> TokenBatch:
   begins = PROMPT - rng.integers(1, PROMPT + 1, SEQUENCES)
   ends = PROMPT + rng.integers(1, RESPONSE + 1, SEQUENCES)
   columns = np.arange(WIDTH)
-  real = (columns >= begins[:, None]) & (columns < ends[:, None])
+  is_token = (columns >= begins[:, None]) & (columns < ends[:, None])
   # Entry t describes token t + 1.
-  loss_mask = real & (columns >= PROMPT - 1) & (columns < ends[:, None] - 1)
+  loss_mask = is_token & (columns >= PROMPT - 1) & (columns < ends[:, None] - 1)
   tokens = rng.integers(0, 16, (SEQUENCES, WIDTH + 1))
   floats: Any = np.zeros((SEQUENCES, WIDTH), np.float32)
-  signs = rng.normal(size=(SEQUENCES, 1))
+  row_advantages = rng.normal(size=(SEQUENCES, 1))
   arrays: dict[str, Any] = {
-    'tokens': np.where(real, tokens[:, :-1], 0).astype(np.int32),
-    'targets': np.where(real, tokens[:, 1:], 0).astype(np.int32),
+    'tokens': np.where(is_token, tokens[:, :-1], 0).astype(np.int32),
+    'targets': np.where(is_token, tokens[:, 1:], 0).astype(np.int32),
     'positions': np.maximum(columns - begins[:, None], 0).astype(np.int32),
-    'segment_ids': real.astype(np.int32),
+    'segment_ids': is_token.astype(np.int32),
     'loss_mask': loss_mask,
     'weights': loss_mask.astype(np.float32),
-    'advantages': np.where(loss_mask, signs, 0).astype(np.float32),
+    'advantages': np.where(loss_mask, row_advantages, 0).astype(np.float32),
     'old_logprobs': floats,
     'old_entropy': floats,
     'old_moments': TokenMoments(
@@ -146,7 +146,7 @@ def padded() -> TokenBatch:
     ),
     'sampler_logprobs': floats,
     'sequence_ids': np.broadcast_to(
-      np.arange(SEQUENCES, dtype=np.int32)[:, None], real.shape
+      np.arange(SEQUENCES, dtype=np.int32)[:, None], is_token.shape
     ).copy(),
   }
   blank = TokenBatch(**arrays)

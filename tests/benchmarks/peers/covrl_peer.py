@@ -36,7 +36,7 @@ PROMPT_SETS = 64
 
 
 @dataclasses.dataclass(frozen=True)
-class Characters:
+class CharacterTokenizer:
   """A tokenizer whose tokens are single characters."""
 
   shape: worker.Shape
@@ -96,7 +96,7 @@ def recipe(shape: worker.Shape) -> Recipe:
   return Recipe(
     config=config,
     task=lambda config: Task(
-      tokenizer=Characters(shape),
+      tokenizer=CharacterTokenizer(shape),
       train=ListSource(problems),
       solved=None,
       held_out=(),
@@ -117,7 +117,7 @@ def recipe(shape: worker.Shape) -> Recipe:
 
 def model(shape: worker.Shape) -> ModelConfig:
   """A Qwen2 of the shape's sizes."""
-  heads, kv_heads, head_dim = shape.heads
+  heads, kv_heads, head_dim = shape.head_sizes
   return ModelConfig(
     vocab_size=shape.vocabulary,
     num_layers=shape.layers,
@@ -125,7 +125,7 @@ def model(shape: worker.Shape) -> ModelConfig:
     num_heads=heads,
     num_kv_heads=kv_heads,
     head_dim=head_dim,
-    hidden_dim=shape.hidden,
+    hidden_dim=shape.feed_forward_width,
     qkv_bias=True,
     tied_embeddings=False,
   )
@@ -170,14 +170,14 @@ class Peer:
 
   def step(self) -> dict[str, float]:
     """Times an iteration: rollout, scoring and an update."""
-    laps, run, config = worker.Laps(), self._run, self._recipe.config
+    stopwatch, run, config = worker.Stopwatch(), self._run, self._recipe.config
     rollout = run.collector.collect(self._iteration, self._state)
-    laps.lap('rollout')
+    stopwatch.lap('rollout')
     self._rows = rollout.update_rows(0, config.train.sequences_per_update)
     tokens = self._make_update()
-    laps.lap('update')
+    stopwatch.lap('update')
     self._iteration += 1
-    seconds = laps.total()
+    seconds = stopwatch.total()
     seconds['scoring'] = rollout.metrics.get('time/score', 0.0)
     seconds['rollout'] -= seconds['scoring']
     times = {k: v for k, v in rollout.metrics.items() if k[:5] == 'time/'}
@@ -185,22 +185,22 @@ class Peer:
 
   def scoring(self) -> dict[str, float]:
     """Times the scoring pass over the last step's tokens."""
-    rows, laps = self._last_rows(), worker.Laps()
+    rows, stopwatch = self._last_rows(), worker.Stopwatch()
     jax.block_until_ready(self._run.programs.score(self.params, rows))
-    laps.lap('scoring')
-    return laps.total()
+    stopwatch.lap('scoring')
+    return stopwatch.total()
 
   def update(self) -> dict[str, float]:
     """Times an update with the last step's tokens."""
     self._last_rows()
-    laps = worker.Laps()
+    stopwatch = worker.Stopwatch()
     tokens = self._make_update()
-    laps.lap('update')
-    return laps.total() | {'tokens': tokens}
+    stopwatch.lap('update')
+    return stopwatch.total() | {'tokens': tokens}
 
   def rollout(self) -> dict[str, float]:
     """Times sampling responses to an iteration's prompts and decoding to text."""
-    shape, laps = self._shape, worker.Laps()
+    shape, stopwatch = self._shape, worker.Stopwatch()
     prompts = np.array(
       [
         worker.encode(text)
@@ -219,8 +219,8 @@ class Peer:
       sampling=Sampling.make(),
     )
     decode(self._run.task.tokenizer, samples)
-    laps.lap('rollout')
-    return laps.total() | {'tokens': float(samples.response_mask.sum())}
+    stopwatch.lap('rollout')
+    return stopwatch.total() | {'tokens': float(samples.response_mask.sum())}
 
   def _last_rows(self) -> TokenBatch:
     """Rows of the last step; runs the first step if necessary."""

@@ -44,7 +44,9 @@ SHAPES = {
     width=256,
     vocabulary=32_000,
   ),
-  'geometric': Shape(prompts=8, group=8, prompt=64, response=256, ends=16),
+  'geometric': Shape(
+    prompts=8, group=8, prompt=64, response=256, num_end_tokens=16
+  ),
 }
 # Measurements of a stage, such as `step` or `rollout`, by name.
 Answer = dict[str, float]
@@ -172,8 +174,8 @@ def measure(
       for _ in range(options.warm_up):
         peers[-1].run(stage)
     answers: dict[str, list[Answer]] = {peer.name: [] for peer in peers}
-    for turn in range(options.rounds):
-      first = turn % len(peers)
+    for round_number in range(options.rounds):
+      first = round_number % len(peers)
       for peer in peers[first:] + peers[:first]:
         answers[peer.name].append(peer.run(stage))
   finally:
@@ -213,18 +215,18 @@ def report(
     for peer, versions, answers in measure(stage, shape, options):
       values = {
         key: np.array([answer.get(key, 0.0) for answer in answers])
-        for key in ('step', 'cores', 'tokens', *parts)
+        for key in ('step', 'cpu_seconds', 'tokens', *parts)
       }
       baseline = baseline or values
       columns = (
         str(shape),
         ', '.join([*map(' '.join, versions.items()), *peer.split(':')[1:]]),
-        _spread(values['step']),
+        _median_and_quartiles(values['step']),
         *(f'{np.median(values[key]):.3f}' for key in parts),
-        f'{np.median(values["cores"]):.2f}',
+        f'{np.median(values["cpu_seconds"]):.2f}',
         f'{np.median(values["tokens"]):.0f}',
-        _spread(values['step'] / baseline['step']),
-        _spread(values['cores'] / baseline['cores']),
+        _median_and_quartiles(values['step'] / baseline['step']),
+        _median_and_quartiles(values['cpu_seconds'] / baseline['cpu_seconds']),
       )
       print('|', ' | '.join(columns), '|', flush=True)
       records.append(
@@ -235,7 +237,7 @@ def report(
     pathlib.Path(options.json).write_text(json.dumps(records, indent=1))
 
 
-def _spread(values: np.ndarray) -> str:
+def _median_and_quartiles(values: np.ndarray) -> str:
   """Median, and the quartiles around it."""
-  low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
-  return f'{middle:.3g} ({low:.3g}–{high:.3g})'
+  low, median, high = np.quantile(values, (0.25, 0.5, 0.75))
+  return f'{median:.3g} ({low:.3g}–{high:.3g})'

@@ -47,12 +47,12 @@ def tokenizer(shape: worker.Shape) -> Any:
 def policy(shape: worker.Shape) -> Any:
   """A Qwen2 of the shape's sizes, with random matrices."""
   torch.manual_seed(0)
-  heads, kv_heads, _ = shape.heads
+  heads, kv_heads, _ = shape.head_sizes
   model = transformers.Qwen2ForCausalLM(
     transformers.Qwen2Config(
       vocab_size=shape.vocabulary,
       hidden_size=shape.width,
-      intermediate_size=shape.hidden,
+      intermediate_size=shape.feed_forward_width,
       num_hidden_layers=shape.layers,
       num_attention_heads=heads,
       num_key_value_heads=kv_heads,
@@ -131,8 +131,8 @@ class Peer:
     self._trainer.add_callback(Callback())
     self._generate = self._trainer._generate
     self._trainer._generate = self._timed_generate
-    self._laps = worker.Laps()
-    self._tokens = self._draw = 0
+    self._stopwatch = worker.Stopwatch()
+    self._tokens = self._prompt_set = 0
 
   def run(self) -> None:
     """Trains until the driver closes the pipe."""
@@ -141,11 +141,11 @@ class Peer:
   def _begin(self, control: Any) -> None:
     """Runs the rollouts that are requested, until a step is."""
     for command in self._commands:
-      self._laps = worker.Laps()
+      self._stopwatch = worker.Stopwatch()
       if command == 'step':
         return
-      prompts = worker.prompts_of(self._shape, self._draw)
-      self._draw += 1
+      prompts = worker.prompts_of(self._shape, self._prompt_set)
+      self._prompt_set += 1
       self._trainer._generate(
         [p for p in prompts for _ in range(self._shape.group)]
       )
@@ -154,13 +154,13 @@ class Peer:
 
   def _end(self) -> None:
     """Sends the measurements of a command."""
-    self._laps.lap('update')
-    self._answer(self._laps.total() | {'tokens': self._tokens})
+    self._stopwatch.lap('update')
+    self._answer(self._stopwatch.total() | {'tokens': self._tokens})
 
   def _timed_generate(self, prompts: list[str]) -> Any:
     output = self._generate(prompts)
     self._tokens = sum(map(len, output[1]))
-    self._laps.lap('rollout')
+    self._stopwatch.lap('rollout')
     return output
 
 

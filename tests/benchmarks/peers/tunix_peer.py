@@ -28,7 +28,7 @@ qwen2: Any = importlib.import_module('tunix.models.qwen2.model')
 rollouts: Any = importlib.import_module('tunix.rl.rollout.base_rollout')
 
 
-class Characters:
+class CharacterTokenizer:
   """A tokenizer whose tokens are single characters."""
 
   def encode(self, text: str, **_: Any) -> list[int]:
@@ -62,12 +62,12 @@ def rewards(
 
 def policy(shape: worker.Shape, mesh: Mesh) -> Any:
   """A Qwen2 of the shape's sizes, with random matrices."""
-  heads, kv_heads, head_dim = shape.heads
+  heads, kv_heads, head_dim = shape.head_sizes
   config = qwen2.ModelConfig(
     num_layers=shape.layers,
     vocab_size=shape.vocabulary,
     embed_dim=shape.width,
-    hidden_dim=shape.hidden,
+    hidden_dim=shape.feed_forward_width,
     num_heads=heads,
     head_dim=head_dim,
     num_kv_heads=kv_heads,
@@ -114,7 +114,7 @@ class Peer:
     )
     self._cluster = clusters.RLCluster(
       actor=policy(shape, mesh),
-      tokenizer=Characters(),
+      tokenizer=CharacterTokenizer(),
       cluster_config=clusters.ClusterConfig(
         role_to_mesh=dict.fromkeys(clusters.Role, mesh),
         training_config=training,
@@ -128,7 +128,7 @@ class Peer:
       ),
       reward_fns=rewards,
     )
-    self._laps = worker.Laps()
+    self._stopwatch = worker.Stopwatch()
     self._generate = self._cluster.generate
     self._update = self._cluster.update_actor
     self._cluster.generate = self._timed_generate
@@ -140,27 +140,27 @@ class Peer:
     self._learner.train(self._batches())
 
   def _batches(self) -> Iterator[dict[str, np.ndarray]]:
-    for draw, command in enumerate(self._commands):
-      self._rollout.seed = jax.random.key(draw)
-      prompts = worker.prompts_of(self._shape, draw)
-      self._laps = worker.Laps()
+    for prompt_set, command in enumerate(self._commands):
+      self._rollout.seed = jax.random.key(prompt_set)
+      prompts = worker.prompts_of(self._shape, prompt_set)
+      self._stopwatch = worker.Stopwatch()
       if command == 'step':
         yield {'prompts': np.array(prompts)}
       else:
         repeated = [p for p in prompts for _ in range(self._shape.group)]
         self._cluster.generate(repeated)
-      self._commands.answer(self._laps.total() | {'tokens': self._tokens})
+      self._commands.answer(self._stopwatch.total() | {'tokens': self._tokens})
 
   def _timed_generate(self, *arguments: Any, **options: Any) -> Any:
     output = self._generate(*arguments, **options)
     self._tokens = sum(len(tokens) for tokens in output.tokens)
-    self._laps.lap('rollout')
+    self._stopwatch.lap('rollout')
     return output
 
   def _timed_update(self, *arguments: Any) -> None:
     self._update(*arguments)
     jax.block_until_ready(nnx.state(self._cluster.actor_trainer.model))
-    self._laps.lap('update')
+    self._stopwatch.lap('update')
 
 
 def main() -> None:

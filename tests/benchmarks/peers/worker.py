@@ -41,7 +41,7 @@ class Shape:
     layers: blocks of the policy.
     width: of the residual stream; a quarter of it is a head's width.
     vocabulary: number of tokens.
-    ends: number of tokens that end a response, ids 1 to `ends`; without any,
+    num_end_tokens: number of tokens that end a response, ids 1 to `num_end_tokens`; without any,
       all responses are of full length.
   """
 
@@ -52,7 +52,7 @@ class Shape:
   layers: int = 2
   width: int = 128
   vocabulary: int = 1024
-  ends: int = 0
+  num_end_tokens: int = 0
 
   @property
   def sequences(self) -> int:
@@ -60,12 +60,12 @@ class Shape:
     return self.prompts * self.group
 
   @property
-  def heads(self) -> tuple[int, int, int]:
+  def head_sizes(self) -> tuple[int, int, int]:
     """Numbers of query heads and of key heads, and the width of a head."""
     return 4, 2, self.width // 4
 
   @property
-  def hidden(self) -> int:
+  def feed_forward_width(self) -> int:
     """Width of the feed-forward layer: 8/3 of the model's, rounded up to
     a multiple of 8."""
     return -(-self.width * 8 // 3 // 8) * 8
@@ -73,12 +73,12 @@ class Shape:
   @property
   def end_ids(self) -> tuple[int, ...]:
     """Tokens that end a response."""
-    return tuple(range(1, self.ends + 1))
+    return tuple(range(1, self.num_end_tokens + 1))
 
   def __str__(self) -> str:
     lengths = f'{self.prompt} + {self.response}'
-    if self.ends:
-      mean = self.vocabulary // self.ends
+    if self.num_end_tokens:
+      mean = self.vocabulary // self.num_end_tokens
       lengths += f' at most, geometric of mean {mean}'
     return (
       f'{self.prompts} × {self.group}, {lengths}, {self.layers} layers, '
@@ -96,13 +96,14 @@ def decode(ids: Any) -> str:
   return ''.join(chr(FIRST_CHARACTER + int(token)) for token in ids)
 
 
-def prompts_of(shape: Shape, draw: int) -> list[str]:
+def prompts_of(shape: Shape, prompt_set: int) -> list[str]:
   """Distinct prompts of full length, without end tokens."""
-  least = shape.ends + 1
+  first_id = shape.num_end_tokens + 1
   return [
     decode(
-      least
-      + (draw * 7919 + row * 104_729 + token * 31) % (shape.vocabulary // 2)
+      first_id
+      + (prompt_set * 7919 + row * 104_729 + token * 31)
+      % (shape.vocabulary // 2)
       for token in range(shape.prompt)
     )
     for row in range(shape.prompts)
@@ -146,7 +147,7 @@ def read_shape() -> Shape:
   return Shape(**json.loads(sys.argv[1]))
 
 
-class Laps:
+class Stopwatch:
   """A stopwatch: seconds by stage and in total, and CPU seconds."""
 
   def __init__(self) -> None:
@@ -161,9 +162,9 @@ class Laps:
     self._last = now
 
   def total(self) -> dict[str, float]:
-    """Seconds by stage and in total (`step`), and CPU seconds (`cores`)."""
+    """Seconds by stage and in total (`step`), and CPU seconds (`cpu_seconds`)."""
     return {
       **self.seconds,
       'step': time.perf_counter() - self._started,
-      'cores': time.process_time() - self._cpu_started,
+      'cpu_seconds': time.process_time() - self._cpu_started,
     }

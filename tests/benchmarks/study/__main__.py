@@ -61,7 +61,7 @@ def main() -> None:
     devices.set_xla_flags()
     devices.use_compilation_cache()
     for run in planned(study, arguments):
-      study.make(run)
+      study.train_if_missing(run)
   if arguments.quick:
     print(write_page(study, arguments.runs))
   else:

@@ -31,7 +31,7 @@ SEEDS = tuple(range(10))
 FEW_SEEDS = SEEDS[:5]  # of other learning rates, passes and sizes
 LEARNING_RATE = 1e-3
 # Task D5 of README.md: factors of the learning rate, and passes over a rollout.
-RATES = (0.5, 1.0, 2.0, 4.0)
+RATE_FACTORS = (0.5, 1.0, 2.0, 4.0)
 PASSES = (1, 2, 4)
 RATES_AND_PASSES = 'rates_and_passes'
 # Widths of policies of 0.02 to 3 million parameters, and the variants that are run.
@@ -85,11 +85,11 @@ class Run:
 
 
 class Study:
-  """Makes runs and keeps their results.
+  """Trains runs that are missing, and reads and caches their metrics.
 
   Attributes:
     runs: directory of all runs.
-    note: receives a line for each run that is made.
+    log: receives a line for each run that is made.
     quick: whether variants take their first value instead of the best one.
 
   Raises:
@@ -99,7 +99,7 @@ class Study:
   def __init__(
     self,
     runs: pathlib.Path,
-    note: Callable[[str], object] = print,
+    log: Callable[[str], object] = print,
     *,
     quick: bool = False,
   ) -> None:
@@ -109,7 +109,7 @@ class Study:
         ' versions have other names of metrics'
       )
     self.runs = runs
-    self.note = note
+    self.log = log
     self.quick = quick
     self._tasks: dict[str, StudyTask] = {}
     self._cached_lines: dict[pathlib.Path, Lines] = {}
@@ -121,8 +121,8 @@ class Study:
       self._tasks[name] = ALL_TASKS[name]()
     return self._tasks[name]
 
-  def make(self, run: Run) -> Lines:
-    """The metrics of a run, which is made if it is missing."""
+  def train_if_missing(self, run: Run) -> Lines:
+    """Trains a run that is missing; returns the metrics of the run."""
     folder = run.path(self.runs)
     file = folder / 'metrics.jsonl'
     if not file.is_file():
@@ -141,7 +141,7 @@ class Study:
       partial = file.with_suffix('.partial')
       partial.write_text(''.join(f'{json.dumps(line)}\n' for line in lines))
       partial.rename(file)
-      self.note(
+      self.log(
         f'{time.strftime("%H:%M:%S")} {folder.relative_to(self.runs)}:'
         f' {config["core_seconds"]:.1f} core seconds'
       )
@@ -156,7 +156,7 @@ class Study:
       task, run.variant, run.seed, run.setting, self._warm_start[1]
     )
 
-  def finished(self, run: Run) -> Lines | None:
+  def finished_lines(self, run: Run) -> Lines | None:
     """The metrics of a finished run, else `None`."""
     folder = run.path(self.runs)
     if (
@@ -170,7 +170,7 @@ class Study:
     config = (run.path(self.runs) / 'config.json').read_text()
     return float(json.loads(config)['core_seconds'])
 
-  def chosen(self, task_name: str) -> dict[str, float]:
+  def chosen_values(self, task_name: str) -> dict[str, float]:
     """The value of each tuned variant: the best of the finished tuning runs.
 
     Variants whose tuning is not finished have the value of the published results,
@@ -193,7 +193,7 @@ class Study:
       scores = []
       for choice in variant.choices:
         runs = [
-          self.finished(
+          self.finished_lines(
             Run(
               task=task_name,
               variant=variant.with_value(choice),
@@ -223,9 +223,9 @@ class Study:
     The advised variant is missing until the run that it depends on is finished, and if
     it equals another variant.
     """
-    best = self.chosen(task_name)
+    values = self.chosen_values(task_name)
     variants = [
-      variant.with_value(best[variant.name]) if variant.tuned else variant
+      variant.with_value(values[variant.name]) if variant.tuned else variant
       for variant in VARIANTS.values()
     ]
     advised = self.advised(task_name)
@@ -300,16 +300,18 @@ def rates_and_passes_runs(
     quick: whether to take only every other learning rate, with two passes.
   """
   for seed in sorted(set(seeds) & set(FEW_SEEDS)):
-    for rate in RATES[1::2] if quick else RATES:
+    for rate_factor in RATE_FACTORS[1::2] if quick else RATE_FACTORS:
       for passes in PASSES[1:2] if quick else PASSES:
-        setting = Setting(learning_rate=LEARNING_RATE * rate, passes=passes)
+        setting = Setting(
+          learning_rate=LEARNING_RATE * rate_factor, passes=passes
+        )
         for variant in variants:
           yield Run(
             task=RATES_AND_PASSES,
             variant=variant,
             seed=seed,
             setting=setting,
-            group=f'rate_{rate:g}_passes_{passes}',
+            group=f'rate_{rate_factor:g}_passes_{passes}',
           )
 
 
@@ -386,9 +388,9 @@ def updates_to_half(lines: Lines) -> float:
 
   All updates after the change if that is never reached.
   """
-  after = [line for line in evaluations(lines) if line['rule'] == 1]
-  first = after[0]['iteration']
-  per_iteration = len(updates(lines)) // after[-1]['iteration']
-  reached = [x['iteration'] for x in after if x['new_rule'] >= 0.5]
-  end = reached[0] if reached else after[-1]['iteration']
-  return float((end - first) * per_iteration)
+  after_change = [line for line in evaluations(lines) if line['rule'] == 1]
+  change = after_change[0]['iteration']
+  updates_per_iteration = len(updates(lines)) // after_change[-1]['iteration']
+  reached = [x['iteration'] for x in after_change if x['new_rule'] >= 0.5]
+  end = reached[0] if reached else after_change[-1]['iteration']
+  return float((end - change) * updates_per_iteration)

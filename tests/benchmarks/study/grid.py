@@ -57,15 +57,15 @@ def paths(
 def _solutions() -> dict[tuple[int, ...], list[list[int]]]:
   """Responses that solve each prompt: goals in three to five steps."""
   cells: list[Cell] = list(itertools.product(range(SIDE), range(SIDE)))
-  solved = {}
+  solutions = {}
   for start, goal, wall in itertools.permutations(cells, 3):
     distance = abs(start[0] - goal[0]) + abs(start[1] - goal[1])
     if 3 <= distance <= 5:
       answers = paths(start, goal, wall, RESPONSE - 1)
       if answers:
         prompt = _token(start), _token(goal), _token(wall), ASK
-        solved[prompt] = [response(*map(_token, path)) for path in answers]
-  return solved
+        solutions[prompt] = [response(*map(_token, path)) for path in answers]
+  return solutions
 
 
 class Grid:
@@ -107,7 +107,9 @@ class Grid:
   ) -> Rows:
     """A solution of each prompt, chosen at random."""
     answers = [self.solutions[tuple(prompt)] for prompt in prompts.tolist()]
-    return np.array([each[rng.integers(len(each))] for each in answers])
+    return np.array(
+      [solutions[rng.integers(len(solutions))] for solutions in answers]
+    )
 
   def probes(self, prompts: Prompts) -> tuple[Prompts, Rows]:
     """All pairs of a prompt and a solution."""
@@ -116,8 +118,8 @@ class Grid:
       for prompt in prompts.tolist()
       for row in self.solutions[tuple(prompt)]
     ]
-    prompt_of_each, rows = zip(*pairs, strict=True)
-    return np.array(prompt_of_each), np.array(rows)
+    row_prompts, rows = zip(*pairs, strict=True)
+    return np.array(row_prompts), np.array(rows)
 
   def coverage(
     self,
@@ -127,10 +129,10 @@ class Grid:
   ) -> dict[str, np.ndarray]:
     """Exact pass@1, pass@64 and distinct solutions in 64 samples, by prompt."""
     counts = [len(self.solutions[tuple(p)]) for p in prompts.tolist()]
-    each = np.split(path_probabilities, np.cumsum(counts)[:-1])
-    solved = np.array([p.sum() for p in each])
+    by_prompt = np.split(path_probabilities, np.cumsum(counts)[:-1])
+    success_rates = np.array([p.sum() for p in by_prompt])
     return {
-      'accuracy': solved,
-      'pass64': 1 - (1 - np.minimum(solved, 1)) ** samples,
-      'distinct': np.array([(1 - (1 - p) ** samples).sum() for p in each]),
+      'accuracy': success_rates,
+      'pass64': 1 - (1 - np.minimum(success_rates, 1)) ** samples,
+      'distinct': np.array([(1 - (1 - p) ** samples).sum() for p in by_prompt]),
     }

@@ -16,7 +16,7 @@ from covrl.report.sections_page import PageSection
 
 from .driver import (
   PASSES,
-  RATES,
+  RATE_FACTORS,
   RATES_AND_PASSES,
   SEEDS,
   SIZED_TASKS,
@@ -34,9 +34,9 @@ from .results import (
   PERCENT,
   NumberFormat,
   claim_verdict,
+  estimate_text,
   interval,
   shown_variants,
-  text,
 )
 from .runner import parameters_of
 
@@ -45,7 +45,7 @@ Cell = tuple[float, int]
 MIN_SIZES = 3  # fewest for a slope over sizes
 LINEAR = 0.9  # least |correlation| that counts as linear
 CELLS: tuple[Cell, ...] = tuple(
-  (rate, passes) for rate in RATES for passes in PASSES
+  (rate, passes) for rate in RATE_FACTORS for passes in PASSES
 )
 
 
@@ -54,31 +54,31 @@ def rates_and_passes_section(study: Study) -> PageSection:
   runs: dict[tuple[str, Cell], dict[int, Lines]] = {}
   seconds: dict[int, list[float]] = {}
   for run in rates_and_passes_runs(study.variants(RATES_AND_PASSES), SEEDS):
-    if lines := study.finished(run):
+    if lines := study.finished_lines(run):
       cell = float(run.group.split('_')[1]), run.setting.passes
       runs.setdefault((run.variant.name, cell), {})[run.seed] = lines
       seconds.setdefault(cell[1], []).append(study.core_seconds(run))
   title = 'D5, larger learning rates and more passes'
   if not runs:
     return PageSection(title=title, texts=('Not run yet.',))
-  ends = ends_at_equal_time(
+  end_iterations = end_iterations_at_equal_time(
     {p: float(np.median(s)) for p, s in seconds.items()},
     next(iter(next(iter(runs.values())).values())),
   )
   best = {
-    name: best_cell(name, runs, ends)
+    name: best_cell(name, runs, end_iterations)
     for name in shown_variants(study, RATES_AND_PASSES)
   }
   rows = []
   for name, (cell, values) in best.items():
     if cell is None:
       continue
-    difference = paired(values, best[BASELINE][1])
+    difference = paired_difference(values, best[BASELINE][1])
     rows.append(
       [
         f'`{name}`',
         *(
-          text(
+          estimate_text(
             interval([_final(x) for x in runs.get((name, c), {}).values()]),
             PERCENT,
           )
@@ -86,11 +86,15 @@ def rates_and_passes_section(study: Study) -> PageSection:
         ),
         f'{sum(gain_is_positive(runs.get((name, c), {})) for c in CELLS)} of {len(CELLS)}',
         cell_title(cell),
-        text(interval([*values.values()]), PERCENT),
-        text(difference, PERCENT, signed=True) if name != BASELINE else '',
+        estimate_text(interval([*values.values()]), PERCENT),
+        estimate_text(difference, PERCENT, signed=True)
+        if name != BASELINE
+        else '',
       ]
     )
-  iterations = ', '.join(f'{ends[p]} with {_passes(p)}' for p in ends)
+  iterations = ', '.join(
+    f'{end_iterations[p]} with {_passes(p)}' for p in end_iterations
+  )
   return PageSection(
     title=title,
     texts=(
@@ -133,7 +137,7 @@ def gain_is_positive(runs: Mapping[int, Lines]) -> bool:
   return bool(gains) and student_mean(np.array(gains)).sign > 0
 
 
-def ends_at_equal_time(
+def end_iterations_at_equal_time(
   seconds: Mapping[int, float], lines: Lines
 ) -> dict[int, int]:
   """The iteration up to which runs of each number of passes take the same time.
@@ -145,10 +149,12 @@ def ends_at_equal_time(
   Returns:
     The last evaluation within the time of a whole run with the fewest passes.
   """
-  steps = [line['iteration'] for line in evaluations(lines)]
+  iterations = [line['iteration'] for line in evaluations(lines)]
   budget = seconds[min(seconds)]
   return {
-    passes: max(i for i in steps if i * run_seconds <= budget * steps[-1])
+    passes: max(
+      i for i in iterations if i * run_seconds <= budget * iterations[-1]
+    )
     for passes, run_seconds in sorted(seconds.items())
   }
 
@@ -168,7 +174,7 @@ class BestSetting(NamedTuple):
 def best_cell(
   name: str,
   runs: Mapping[tuple[str, Cell], Mapping[int, Lines]],
-  ends: Mapping[int, int],
+  end_iterations: Mapping[int, int],
 ) -> BestSetting:
   """The setting with the highest mean at equal time.
 
@@ -179,7 +185,7 @@ def best_cell(
       seed: next(
         x['accuracy']
         for x in evaluations(lines)
-        if x['iteration'] == ends[cell[1]]
+        if x['iteration'] == end_iterations[cell[1]]
       )
       for seed, lines in runs[name, cell].items()
     }
@@ -188,18 +194,18 @@ def best_cell(
   }
   if not by_cell:
     return BestSetting(None, {})
-  most = max(len(values) for values in by_cell.values())
-  complete = {c: v for c, v in by_cell.items() if len(v) == most}
+  max_seeds = max(len(values) for values in by_cell.values())
+  complete = {c: v for c, v in by_cell.items() if len(v) == max_seeds}
   cell = max(complete, key=lambda c: np.mean([*complete[c].values()]))
   return BestSetting(cell, complete[cell])
 
 
-def paired(
+def paired_difference(
   values: Mapping[int, float], baseline: Mapping[int, float]
 ) -> Estimate | None:
   """Difference to a baseline, paired by seed."""
-  shared = sorted(set(values) & set(baseline))
-  return interval([values[s] - baseline[s] for s in shared])
+  shared_seeds = sorted(set(values) & set(baseline))
+  return interval([values[s] - baseline[s] for s in shared_seeds])
 
 
 RunsBySize = dict[tuple[str, int, str], dict[int, Lines]]
@@ -210,7 +216,7 @@ def runs_by_size(study: Study) -> RunsBySize:
   """The finished runs of all sizes."""
   runs: RunsBySize = {}
   for run in sized_runs(study.variants(RATES_AND_PASSES), SEEDS):
-    if lines := study.finished(run):
+    if lines := study.finished_lines(run):
       key = run.task, run.setting.width, run.variant.name
       runs.setdefault(key, {})[run.seed] = lines
   return runs
@@ -265,27 +271,32 @@ def sizes_section(study: Study) -> PageSection:
   title = 'Sizes of the policy'
   if not runs:
     return PageSection(title=title, texts=('Not run yet.',))
-  updates, share = NumberFormat('', 0), PERCENT
-  forms = dict(zip(SIZED_TASKS, (updates, share), strict=True))
+  updates, percent = NumberFormat('', 0), PERCENT
+  number_formats = dict(zip(SIZED_TASKS, (updates, percent), strict=True))
   law = law_by_size(runs)
   rows = []
   for width in WIDTHS:
     row = [f'{parameters_of(width) / 1e6:.2f}']
-    for name, form in forms.items():
+    for name, number_format in number_formats.items():
       task = study.task(name)
       variants = [runs.get((name, width, a), {}) for a in (BASELINE, 'kl_cov')]
       row.append('/'.join(str(len(variant)) for variant in variants))
       row += [
-        text(
-          interval([primary_metric(task, x) for x in variant.values()]), form
+        estimate_text(
+          interval([primary_metric(task, x) for x in variant.values()]),
+          number_format,
         )
         for variant in variants
       ]
       gain = gains(study, runs, name).get(width, {})
-      row.append(text(interval([*gain.values()]), form, signed=True))
+      row.append(
+        estimate_text(interval([*gain.values()]), number_format, signed=True)
+      )
     fits = law[width]
     row += [
-      text(interval([coefficient(fit) for fit in fits]), NumberFormat('', 2))
+      estimate_text(
+        interval([coefficient(fit) for fit in fits]), NumberFormat('', 2)
+      )
       for coefficient in (_a, _b, _r_squared)
     ]
     rows.append(row)
@@ -327,11 +338,11 @@ def size_rows(study: Study) -> list[list[str]]:
     by_width = gains(study, runs, name)
     slope = slope_by_size(by_width)
     if slope is not None:
-      form = NumberFormat('', 1) if name == 'changed_rule' else PERCENT
+      number_format = NumberFormat('', 1) if name == 'changed_rule' else PERCENT
       unit = 'updates' if name == 'changed_rule' else 'points'
       slope_texts.append(
         f'{study.task(name).title.partition(",")[0]}, {len(by_width)} sizes: '
-        f'{text(slope, form, signed=True)} {unit}'
+        f'{estimate_text(slope, number_format, signed=True)} {unit}'
       )
       grows.append(slope.sign > 0)
   fits = {
@@ -344,7 +355,7 @@ def size_rows(study: Study) -> list[list[str]]:
     for coefficient in (_a, _b)
     if len(fits) >= MIN_SIZES
   ]
-  measured = ', '.join(
+  correlations_text = ', '.join(
     f'{name} {formats.fixed(value, 2)}'
     for name, value in zip('ab', correlations, strict=False)
   )
@@ -356,7 +367,7 @@ def size_rows(study: Study) -> list[list[str]]:
     ],
     [
       'a and b of the law are linear in the logarithm of the size',
-      f'correlation with log of the parameters over {len(fits)} sizes, `grpo` on D5’s task (above {LINEAR} or below −{LINEAR} holds): {measured or "–"}',
+      f'correlation with log of the parameters over {len(fits)} sizes, `grpo` on D5’s task (above {LINEAR} or below −{LINEAR} holds): {correlations_text or "–"}',
       linear_verdict(correlations),
     ],
   ]

@@ -53,11 +53,11 @@ class Column:
   """A column of a task's table.
 
   Attributes:
-    form: title of the column and format of its numbers.
+    number_format: title of the column and format of its numbers.
     value: metrics of a run -> the number.
   """
 
-  form: NumberFormat
+  number_format: NumberFormat
   value: Callable[[Lines], float]
 
 
@@ -162,7 +162,7 @@ def finished_runs(
     runs_by_variant[variant_name] = {}
     if variant_name in variants:
       for seed in seeds:
-        lines = study.finished(
+        lines = study.finished_lines(
           Run(task=task_name, variant=variants[variant_name], seed=seed)
         )
         if lines:
@@ -175,17 +175,19 @@ def advice_text(study: Study, task_name: str) -> str:
   advised = study.advised(task_name)
   if advised is None:
     return ''
-  same = [
+  equal_variants = [
     variant.name
     for variant in study.variants(task_name)
     if variant.options == advised.options
   ]
-  which = (
-    'the variant `advised`' if ADVISED in same else f'the variant `{same[0]}`'
+  variant_title = (
+    'the variant `advised`'
+    if ADVISED in equal_variants
+    else f'the variant `{equal_variants[0]}`'
   )
   return (
     f'After a GRPO run with a tuning seed, `covrl advise` recommends'
-    f' {advised_title(advised)}: {which}.'
+    f' {advised_title(advised)}: {variant_title}.'
   )
 
 
@@ -208,18 +210,25 @@ def interval(values: Sequence[float]) -> Estimate | None:
   return student_mean(np.array(values, float)) if values else None
 
 
-def text(
-  estimate: Estimate | None, form: NumberFormat, *, signed: bool = False
+def estimate_text(
+  estimate: Estimate | None,
+  number_format: NumberFormat,
+  *,
+  signed: bool = False,
 ) -> str:
   """Mean ± half width of the interval."""
   if estimate is None:
     return '–'
-  write = formats.signed if signed else formats.fixed
-  number = write(form.scale * estimate.value, form.digits)
-  if not form.has_interval:
+  format_number = formats.signed if signed else formats.fixed
+  number = format_number(
+    number_format.scale * estimate.value, number_format.digits
+  )
+  if not number_format.has_interval:
     return number
-  half = formats.half_width(estimate, scale=form.scale, digits=form.digits)
-  return f'{number}{half}'
+  half_width = formats.half_width(
+    estimate, scale=number_format.scale, digits=number_format.digits
+  )
+  return f'{number}{half_width}'
 
 
 def differences(
@@ -229,14 +238,14 @@ def differences(
   baseline: str = BASELINE,
 ) -> Estimate | None:
   """Difference of the primary metric to the baseline, paired by seed."""
-  shared = sorted(
+  shared_seeds = sorted(
     set(runs_by_variant[variant]) & set(runs_by_variant[baseline])
   )
   return interval(
     [
       primary_metric(task, runs_by_variant[variant][s])
       - primary_metric(task, runs_by_variant[baseline][s])
-      for s in shared
+      for s in shared_seeds
     ]
   )
 
@@ -263,7 +272,10 @@ def claim_verdict(outcomes: Sequence[bool]) -> str:
 def task_section(study: Study, task_name: str) -> PageSection:
   """Table and curves of one task; every variant has a row."""
   task, runs_by_variant = study.task(task_name), finished_runs(study, task_name)
-  chosen, primary = study.chosen(task_name), PRIMARY[task_name]
+  chosen_values, primary_format = (
+    study.chosen_values(task_name),
+    PRIMARY[task_name],
+  )
   rows = []
   for variant_name in shown_variants(study, task_name):
     runs = runs_by_variant[variant_name]
@@ -272,18 +284,28 @@ def task_section(study: Study, task_name: str) -> PageSection:
       if variant_name == BASELINE
       else differences(task, runs_by_variant, variant_name)
     )
-    value = f' ({chosen[variant_name]:g})' if variant_name in chosen else ''
+    value = (
+      f' ({chosen_values[variant_name]:g})'
+      if variant_name in chosen_values
+      else ''
+    )
     rows.append(
       [
         f'`{variant_name}`{value}',
         str(len(runs)),
-        text(
-          interval([primary_metric(task, x) for x in runs.values()]), primary
+        estimate_text(
+          interval([primary_metric(task, x) for x in runs.values()]),
+          primary_format,
         ),
-        text(difference, primary, signed=True) if difference else '',
+        estimate_text(difference, primary_format, signed=True)
+        if difference
+        else '',
         verdict(task, difference),
         *(
-          text(interval([float(c.value(x)) for x in runs.values()]), c.form)
+          estimate_text(
+            interval([float(c.value(x)) for x in runs.values()]),
+            c.number_format,
+          )
           for c in COLUMNS[task_name]
         ),
       ]
@@ -294,24 +316,24 @@ def task_section(study: Study, task_name: str) -> PageSection:
       *(tabular_texts(task) if task_name == 'lock' else ()),
     ]
     return PageSection(title=task.title, texts=texts)
-  extra = tabular_texts(task) if task_name == 'lock' else ()
+  tabular_lines = tabular_texts(task) if task_name == 'lock' else ()
   return PageSection(
     title=task.title,
     texts=(
-      f'Primary metric: {primary.title}; '
+      f'Primary metric: {primary_format.title}; '
       f'{"more" if task.higher_is_better else "fewer"} is better. Mean over seeds ±'
       ' half width of the 95 % t interval; Δ is paired by seed with grpo. In'
       ' parentheses the value chosen on other seeds.',
       *filter(None, [advice_text(study, task_name)]),
-      *extra,
+      *tabular_lines,
     ),
     columns=[
       'variant',
       'seeds',
-      primary.title,
+      primary_format.title,
       'Δ',
       '',
-      *(c.form.title for c in COLUMNS[task_name]),
+      *(c.number_format.title for c in COLUMNS[task_name]),
     ],
     rows=rows,
     all_figures=curves(task, runs_by_variant),
@@ -326,16 +348,16 @@ def shown_variants(study: Study, task_name: str) -> list[str]:
 
 def tuning_text(study: Study, task_name: str) -> str:
   """Progress of the tuning runs, for a task whose variants have not been run."""
-  task, primary = study.task(task_name), PRIMARY[task_name]
-  runs = [study.finished(run) for run in tuning_runs(task_name)]
+  task, primary_format = study.task(task_name), PRIMARY[task_name]
+  runs = [study.finished_lines(run) for run in tuning_runs(task_name)]
   values = [primary_metric(task, lines) for lines in runs if lines]
   if not values:
     return 'Not run yet.'
   best = max(values) if task.higher_is_better else min(values)
   return (
     'The variants have not been run on the seeds of the study. Best of'
-    f' {len(values)} tuning runs (of {len(runs)}), {primary.title}:'
-    f' {formats.fixed(primary.scale * best, primary.digits)}.'
+    f' {len(values)} tuning runs (of {len(runs)}), {primary_format.title}:'
+    f' {formats.fixed(primary_format.scale * best, primary_format.digits)}.'
   )
 
 
@@ -343,7 +365,7 @@ def tabular_texts(task: StudyTask) -> list[str]:
   """Shares of locks that a table of logits solves with GRPO, by depth."""
   by_step = [
     f'{", ".join(f"{100 * share:.0f}" for share in shares)} % with step size {step:g}'
-    for step in tabular.STEPS
+    for step in tabular.STEP_SIZES
     if (
       shares := [
         tabular.learnt_share(depth, sum(task.phases), step) for depth in DEPTHS

@@ -35,7 +35,7 @@ from .tasks import StudyTask
 from .tokens import END, PAD, PROMPT, RESPONSE, VOCABULARY
 from .variants import Variant, VariantOptions
 
-WIDTH = PROMPT + RESPONSE  # tokens per row
+LENGTH = PROMPT + RESPONSE  # tokens per row
 # Prompts of an iteration, responses per prompt, and updates per pass.
 PROMPTS, GROUP, MINI_BATCHES = 16, 8, 2
 SEQUENCES = PROMPTS * GROUP
@@ -83,13 +83,17 @@ def parameters_of(width: int) -> int:
 def _programs(width: int) -> dict[str, Any]:
   """Programs that do not depend on the variant."""
   policy = policy_of(width)
-  positions = jnp.broadcast_to(jnp.arange(WIDTH), (SEQUENCES, WIDTH))
+  positions = jnp.broadcast_to(jnp.arange(LENGTH), (SEQUENCES, LENGTH))
 
   def sample(params: PyTree, prompts: Any, key: Any) -> Any:
     """Prompts followed by sampled responses; `score` computes their statistics."""
-    rows = jnp.repeat(prompts, GROUP, axis=0)
+    repeated_prompts = jnp.repeat(prompts, GROUP, axis=0)
     tokens = jnp.concatenate(
-      [rows, jnp.zeros((SEQUENCES, RESPONSE), rows.dtype)], axis=1
+      [
+        repeated_prompts,
+        jnp.zeros((SEQUENCES, RESPONSE), repeated_prompts.dtype),
+      ],
+      axis=1,
     )
 
     def step(index: Any, carry: Any) -> Any:
@@ -100,10 +104,10 @@ def _programs(width: int) -> dict[str, Any]:
         positions=positions,
         segment_ids=jnp.ones_like(tokens),
       )
-      last = jax.lax.dynamic_index_in_dim(
+      last_hidden = jax.lax.dynamic_index_in_dim(
         hidden, PROMPT - 1 + index, 1, keepdims=False
       )
-      logits = policy.project(params, last)
+      logits = policy.project(params, last_hidden)
       sampled = jax.random.categorical(jax.random.fold_in(key, index), logits)
       sampled = jnp.where(ended, PAD, sampled)
       tokens = tokens.at[:, PROMPT + index].set(sampled)
@@ -160,16 +164,16 @@ def _programs(width: int) -> dict[str, Any]:
 def to_batch(tokens: Any) -> TokenBatch:
   """Rows of prompts and responses as training data without statistics."""
   count = tokens.shape[0]
-  shifted = jnp.pad(tokens[:, 1:], ((0, 0), (0, 1)))
-  columns = jnp.arange(WIDTH)
-  is_response = (columns >= PROMPT - 1) & (columns < WIDTH - 1)
-  mask = is_response & (shifted != PAD)
-  zeros = jnp.zeros((count, WIDTH))
+  targets = jnp.pad(tokens[:, 1:], ((0, 0), (0, 1)))
+  columns = jnp.arange(LENGTH)
+  is_response = (columns >= PROMPT - 1) & (columns < LENGTH - 1)
+  mask = is_response & (targets != PAD)
+  zeros = jnp.zeros((count, LENGTH))
   return TokenBatch(
     tokens=tokens,
-    targets=shifted,
-    positions=jnp.broadcast_to(columns, (count, WIDTH)),
-    segment_ids=jnp.ones((count, WIDTH), jnp.int32),
+    targets=targets,
+    positions=jnp.broadcast_to(columns, (count, LENGTH)),
+    segment_ids=jnp.ones((count, LENGTH), jnp.int32),
     loss_mask=mask,
     weights=mask.astype(jnp.float32),
     advantages=zeros,
@@ -179,7 +183,7 @@ def to_batch(tokens: Any) -> TokenBatch:
       square=zeros, square_log=zeros, square_log_square=zeros
     ),
     sampler_logprobs=zeros,
-    sequence_ids=jnp.broadcast_to(jnp.arange(count)[:, None], (count, WIDTH)),
+    sequence_ids=jnp.broadcast_to(jnp.arange(count)[:, None], (count, LENGTH)),
   )
 
 
@@ -255,10 +259,10 @@ def evaluate(
   prompts, rows = task.probes
   tokens = np.concatenate([prompts, rows], axis=1).astype(np.int32)
   count = len(tokens)
-  padded = np.resize(tokens, (-(-count // SCORED_ROWS) * SCORED_ROWS, WIDTH))
-  run = _programs(width)['probabilities']
+  padded = np.resize(tokens, (-(-count // SCORED_ROWS) * SCORED_ROWS, LENGTH))
+  probabilities_of = _programs(width)['probabilities']
   probabilities = [
-    run(params, padded[i : i + SCORED_ROWS])
+    probabilities_of(params, padded[i : i + SCORED_ROWS])
     for i in range(0, len(padded), SCORED_ROWS)
   ]
   return task.measure(np.concatenate(probabilities)[:count], phase)
@@ -270,9 +274,9 @@ def train(
   """Trains; returns the lines of `metrics.jsonl`."""
   programs, update = _programs(setting.width), _updates(setting.width)
   iterations, tx = sum(task.phases), _tx()
-  per_iteration = setting.passes * MINI_BATCHES
+  updates_per_iteration = setting.passes * MINI_BATCHES
   options = VariantOptions(*map(np.float32, variant.options))._replace(
-    updates=np.float32(iterations * per_iteration)
+    updates=np.float32(iterations * updates_per_iteration)
   )
   state = TrainState(
     trainable=jax.tree.map(jnp.copy, params),
@@ -286,15 +290,16 @@ def train(
   )
   rng, key = np.random.default_rng([seed, 2]), jax.random.key(seed)
   lines: list[dict[str, Any]] = []
-  ends = np.cumsum(task.phases)
+  phase_ends = np.cumsum(task.phases)
   for iteration in range(iterations + 1):
     phase = min(
-      int(np.searchsorted(ends, iteration, side='right')), len(ends) - 1
+      int(np.searchsorted(phase_ends, iteration, side='right')),
+      len(phase_ends) - 1,
     )
-    if iteration % task.every == 0 or iteration in ends:
-      measured = evaluate(task, state.trainable, phase, setting.width)
+    if iteration % task.evaluate_every == 0 or iteration in phase_ends:
+      measurements = evaluate(task, state.trainable, phase, setting.width)
       lines.append(
-        {'phase': 'eval', 'iteration': iteration, 'rule': phase} | measured
+        {'phase': 'eval', 'iteration': iteration, 'rule': phase} | measurements
       )
     if iteration == iterations:
       break
@@ -310,22 +315,22 @@ def train(
       state,
       batch,
       rewards.astype(np.float32),
-      np.reshape(orders, (per_iteration, -1)).astype(np.int32),
+      np.reshape(orders, (updates_per_iteration, -1)).astype(np.int32),
       key,
       options,
     )
-    spread = np.ptp(rewards.reshape(PROMPTS, GROUP), axis=1)
+    reward_range = np.ptp(rewards.reshape(PROMPTS, GROUP), axis=1)
     rollout = {
       'reward': float(rewards.mean()),
-      'equal_reward_groups': float(np.mean(spread == 0)),
+      'equal_reward_groups': float(np.mean(reward_range == 0)),
       'response_length': float((rows[:, PROMPT:] != PAD).sum(1).mean()),
       'end_fraction': float((rows == END).any(1).mean()),
       'rollout_entropy': float(entropy),
     }
-    values = {name: np.asarray(x).tolist() for name, x in metrics.items()}
-    for number in range(per_iteration):
-      step = iteration * per_iteration + number + 1
-      update_metrics = {name: column[number] for name, column in values.items()}
-      head = {'phase': 'train', 'iteration': iteration, 'step': step}
-      lines.append(head | rollout | update_metrics)
+    columns = {name: np.asarray(x).tolist() for name, x in metrics.items()}
+    for index in range(updates_per_iteration):
+      step = iteration * updates_per_iteration + index + 1
+      update_metrics = {name: column[index] for name, column in columns.items()}
+      position = {'phase': 'train', 'iteration': iteration, 'step': step}
+      lines.append(position | rollout | update_metrics)
   return lines

@@ -16,12 +16,12 @@ from .runner import GROUP, PROMPTS
 from .tasks import DEPTHS, KEY_SYMBOLS, QUIT_SHARE
 
 LOCKS_SIMULATED = 400
-STEPS = (1.0, 3.0, 10.0)
+STEP_SIZES = (1.0, 3.0, 10.0)
 """Step sizes of a visit: all updates on a rollout together, in logits."""
 
 
 def learnt_share(
-  depth: int, iterations: int, step: float, seed: int = 0
+  depth: int, iterations: int, step_size: float, seed: int = 0
 ) -> float:
   """Share of locks whose key has a probability above ½ in the end.
 
@@ -32,7 +32,7 @@ def learnt_share(
   Args:
     depth: symbols of the key.
     iterations: iterations of the study's run.
-    step: step size of a visit.
+    step_size: step size of a visit.
     seed: seed of the simulation.
   """
   rng = np.random.default_rng([seed, depth])
@@ -51,27 +51,32 @@ def learnt_share(
     )
     # The first action is to quit or to attempt the lock.
     # Symbol 0 is right everywhere; only choices after right ones have logits.
-    drawn = np.stack(
-      [_draw(rng, pi[:, level]) for level in range(depth)], axis=2
+    symbols = np.stack(
+      [_draw(rng, pi[:, position]) for position in range(depth)], axis=2
     )
-    right = np.cumprod(drawn == 0, axis=2).astype(bool)
-    reached = np.concatenate([np.ones_like(right[..., :1]), right[..., :-1]], 2)
-    reached &= attempts[..., None]
-    solved = attempts & right[..., -1]
+    is_right_so_far = np.cumprod(symbols == 0, axis=2).astype(bool)
+    is_reached = np.concatenate(
+      [np.ones_like(is_right_so_far[..., :1]), is_right_so_far[..., :-1]], 2
+    )
+    is_reached &= attempts[..., None]
+    solved = attempts & is_right_so_far[..., -1]
     rewards = np.where(attempts, solved, 0.5)
-    spread = rewards.std(axis=1, keepdims=True)
+    deviation = rewards.std(axis=1, keepdims=True)
     advantages = (rewards - rewards.mean(axis=1, keepdims=True)) / (
-      spread + 1e-6
+      deviation + 1e-6
     )
-    first_logits += step * _gradient(
+    first_logits += step_size * _gradient(
       advantages,
       attempts.astype(int),
       np.ones_like(attempts),
       softmax(first_logits),
     )
-    for level in range(depth):
-      symbol_logits[:, level] += step * _gradient(
-        advantages, drawn[..., level], reached[..., level], pi[:, level]
+    for position in range(depth):
+      symbol_logits[:, position] += step_size * _gradient(
+        advantages,
+        symbols[..., position],
+        is_reached[..., position],
+        pi[:, position],
       )
   key_probability = softmax(first_logits)[:, 1] * softmax(symbol_logits)[
     :, :, 0
@@ -87,10 +92,10 @@ def _draw(rng: np.random.Generator, pi: Float[np.ndarray, 'n k']) -> np.ndarray:
 
 def _gradient(
   advantages: Float[np.ndarray, 'n g'],
-  drawn: np.ndarray,
-  reached: np.ndarray,
+  actions: np.ndarray,
+  is_reached: np.ndarray,
   pi: Float[np.ndarray, 'n k'],
 ) -> Float[np.ndarray, 'n k']:
   """Mean over a group of A (e_a − π), where the state was reached."""
-  chosen = np.eye(pi.shape[1])[drawn] - pi[:, None, :]
-  return ((advantages * reached)[..., None] * chosen).mean(axis=1)
+  logprob_gradients = np.eye(pi.shape[1])[actions] - pi[:, None, :]
+  return ((advantages * is_reached)[..., None] * logprob_gradients).mean(axis=1)

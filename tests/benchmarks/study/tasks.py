@@ -49,7 +49,7 @@ class StudyTask:
     warm_start: supervised steps.
     probes: prompts and responses whose probabilities are computed at evaluations.
     measure: probabilities of the probes' responses, phase -> metrics.
-    every: iterations between evaluations.
+    evaluate_every: iterations between evaluations.
     tuned_by: metric of the last evaluation by which variants choose their setting;
       empty for the primary one.
   """
@@ -65,7 +65,7 @@ class StudyTask:
   warm_start: int
   probes: tuple[Prompts, Rows]
   measure: Callable[[Float[np.ndarray, ' m'], int], Measured]
-  every: int = 5
+  evaluate_every: int = 5
   tuned_by: str = ''
 
 
@@ -108,7 +108,7 @@ def changed_rule(before: int = 20, after: int = 40) -> StudyTask:
     return equal(responses, _digits_answer(prompts, mode))
 
   held_out = _digit_prompts(np.random.default_rng(7), 64)
-  twice = np.concatenate([held_out, held_out])
+  probed_prompts = np.concatenate([held_out, held_out])
   modes = np.repeat([FORWARD, REVERSE], len(held_out))
 
   def measure(success_rates: Float[np.ndarray, ' m'], phase: int) -> Measured:
@@ -129,9 +129,9 @@ def changed_rule(before: int = 20, after: int = 40) -> StudyTask:
     score=score,
     phases=(before, after),
     warm_start=400,
-    probes=(twice, _digits_answer(twice, modes)),
+    probes=(probed_prompts, _digits_answer(probed_prompts, modes)),
     measure=measure,
-    every=2,
+    evaluate_every=2,
   )
 
 
@@ -148,7 +148,7 @@ def _lock_prompts(depths: Int[np.ndarray, ' n']) -> Prompts:
   return np.stack([FIRST_SYMBOL + depths, fixed[0], *fixed], axis=1)
 
 
-def _key(depth: int) -> list[int]:
+def _lock_key(depth: int) -> list[int]:
   """Key of the lock of a depth, as tokens."""
   rng = np.random.default_rng(depth)
   return [int(FIRST_SYMBOL + k) for k in rng.integers(KEY_SYMBOLS, size=depth)]
@@ -157,7 +157,7 @@ def _key(depth: int) -> list[int]:
 def _lock_answers(prompts: Prompts) -> Rows:
   """Responses that enter the right key of each prompt."""
   return np.array(
-    [response(GO, *_key(int(row[0]) - FIRST_SYMBOL)) for row in prompts]
+    [response(GO, *_lock_key(int(row[0]) - FIRST_SYMBOL)) for row in prompts]
   )
 
 
@@ -197,8 +197,8 @@ def lock(iterations: int = 80) -> StudyTask:
       'left_distractor': float(has_left.mean()),
       'accuracy': float(success_rates.mean()),
     } | {
-      f'left_distractor/{depth}': float(each)
-      for depth, each in zip(DEPTHS, has_left, strict=True)
+      f'left_distractor/{depth}': float(solved)
+      for depth, solved in zip(DEPTHS, has_left, strict=True)
     }
 
   return StudyTask(
@@ -218,12 +218,14 @@ def lock(iterations: int = 80) -> StudyTask:
 # D2, D4 and D5: paths on a grid.
 
 
-def many_solutions(iterations: int = 400, every: int = 20) -> StudyTask:
+def many_solutions(
+  iterations: int = 400, evaluate_every: int = 20
+) -> StudyTask:
   """D2: paths on a grid, trained until long after the reward has saturated.
 
   Args:
     iterations: iterations.
-    every: iterations between evaluations.
+    evaluate_every: iterations between evaluations.
   """
   grid = Grid()
 
@@ -253,7 +255,7 @@ def many_solutions(iterations: int = 400, every: int = 20) -> StudyTask:
     warm_start=250,
     probes=grid.probes(grid.held_out),
     measure=measure,
-    every=every,
+    evaluate_every=evaluate_every,
   )
 
 
@@ -263,7 +265,7 @@ def rates_and_passes(iterations: int = 60) -> StudyTask:
   It ends at about saturation; the primary metric is pass@1.
   """
   return dataclasses.replace(
-    many_solutions(iterations, every=5),
+    many_solutions(iterations, evaluate_every=5),
     name='rates_and_passes',
     title='D5, larger learning rates and more passes',
     metric='accuracy',
@@ -276,14 +278,14 @@ def out_of_distribution(iterations: int = 40) -> StudyTask:
   grid = Grid()
   # Usual goals are reached by the directions of the warm start.
   usual = grid.is_usual(grid.train)
-  skewed = np.where(usual, 1.0, 0.02)
-  skewed /= skewed.sum()
+  weights = np.where(usual, 1.0, 0.02)
+  weights /= weights.sum()
 
   def draw(rng: np.random.Generator, count: int) -> Prompts:
     return grid.train[rng.integers(len(grid.train), size=count)]
 
   def demonstrate(rng: np.random.Generator, count: int) -> tuple[Prompts, Rows]:
-    prompts = grid.train[rng.choice(len(grid.train), size=count, p=skewed)]
+    prompts = grid.train[rng.choice(len(grid.train), size=count, p=weights)]
     return prompts, grid.random_solutions(rng, prompts)
 
   unusual = ~grid.is_usual(grid.held_out)
@@ -310,7 +312,7 @@ def out_of_distribution(iterations: int = 40) -> StudyTask:
     warm_start=500,
     probes=grid.probes(grid.held_out),
     measure=measure,
-    every=10,
+    evaluate_every=10,
   )
 
 

@@ -54,8 +54,8 @@ class VariantOptions(NamedTuple):
 
   def annealed_value(self, start: Any, step: Any) -> jax.Array:
     """A coefficient at a step: constant, or falling to 0."""
-    done = jnp.clip(jnp.asarray(step) / self.updates, 0, 1)
-    return jnp.asarray(start) * (1 - self.annealed * done)
+    progress = jnp.clip(jnp.asarray(step) / self.updates, 0, 1)
+    return jnp.asarray(start) * (1 - self.annealed * progress)
 
   def loss(self) -> Any:
     """The policy loss."""
@@ -65,17 +65,17 @@ class VariantOptions(NamedTuple):
 
   def token_tx(self) -> optax.GradientTransformation:
     """The token chain: a penalty and Clip-Cov on selected tokens, a bonus."""
-    ranked = [
+    selectors = [
       top_score(self.fraction, score='batch'),
       top_score(self.fraction, score='exact'),
       random_tokens(self.fraction),
     ]
 
     def select(stats: Any, **context: Any) -> Any:
-      masks = [selector(stats, **context) for selector in ranked]
-      chosen = jnp.asarray(self.ranking, jnp.int32)
+      masks = [selector(stats, **context) for selector in selectors]
+      index = jnp.asarray(self.ranking, jnp.int32)
       return jax.tree.map(
-        lambda *each: jnp.choose(chosen, each, mode='clip'), *masks
+        lambda *choices: jnp.choose(index, choices, mode='clip'), *masks
       )
 
     return optax.chain(
@@ -86,11 +86,11 @@ class VariantOptions(NamedTuple):
         select,
       ),
       covrl.clip_cov(self.detached, low=0.1, high=5.0),
-      covrl.entropy_bonus(_Bonus(self)),
+      covrl.entropy_bonus(_BonusCoefficient(self)),
     )
 
 
-class _Bonus(NamedTuple):
+class _BonusCoefficient(NamedTuple):
   """Coefficient of the bonus: along a line, or controlled to a target."""
 
   options: VariantOptions

@@ -56,8 +56,8 @@ def write_results(study: Study) -> None:
 
 def write_chosen(study: Study) -> None:
   """Writes the values that tuning chose."""
-  chosen = {name: study.chosen(name) for name in TASKS}
-  CHOSEN_FILE.write_text(f'{json.dumps(chosen, indent=2)}\n')
+  chosen_values = {name: study.chosen_values(name) for name in TASKS}
+  CHOSEN_FILE.write_text(f'{json.dumps(chosen_values, indent=2)}\n')
 
 
 def write_page(study: Study, folder: pathlib.Path) -> pathlib.Path:
@@ -94,25 +94,27 @@ def write_readme(headlines: list[str], sections: list[PageSection]) -> None:
   """Replaces the sections that have a table between the comments of README.md."""
   file = HERE / 'README.md'
   head, rest = file.read_text().split(BEGIN)
-  written, tail = rest.split(END)
+  previous, tail = rest.split(END)
   file.write_text(
-    head + BEGIN + merged(written, headlines, sections) + END + tail
+    head + BEGIN + merge_results(previous, headlines, sections) + END + tail
   )
 
 
-def merged(
-  written: str, headlines: list[str], sections: list[PageSection]
+def merge_results(
+  previous: str, headlines: list[str], sections: list[PageSection]
 ) -> str:
   """The results with new headlines and sections in the place of older ones.
 
   Args:
-    written: the results so far: a list of headlines, then titled sections.
+    previous: the results so far: a list of headlines, then titled sections.
     headlines: new headlines; one of a task without runs replaces nothing.
     sections: new sections; one without a table replaces nothing.
   """
-  top, *older = written.split(HEADING)
-  merged_sections = {text.partition('\n')[0]: text for text in older}
-  lines = {_subject(line): line for line in top.splitlines() if line}
+  headline_lines, *previous_sections = previous.split(HEADING)
+  merged_sections = {
+    text.partition('\n')[0]: text for text in previous_sections
+  }
+  lines = {_subject(line): line for line in headline_lines.splitlines() if line}
   for headline in headlines:
     line = f'- {headline}'
     if not headline.endswith(NOT_RUN) or _subject(line) not in lines:
@@ -124,11 +126,11 @@ def merged(
       merged_sections[section.title] = '\n\n'.join(
         filter(None, paragraphs)
       ).strip()
-  parts = [
+  texts = [
     '\n'.join(lines.values()),
     *(text.strip() for text in merged_sections.values()),
   ]
-  return f'\n\n{HEADING}'.join(parts) + '\n\n'
+  return f'\n\n{HEADING}'.join(texts) + '\n\n'
 
 
 def _subject(line: str) -> str:
@@ -157,7 +159,10 @@ def headlines(study: Study) -> list[str]:
     if seeds == 1:
       sentence = 'no verdict, which takes two seeds'
     else:
-      better, worse = _variants(winners, 'better'), _variants(losers, 'worse')
+      better, worse = (
+        _comparison_clause(winners, 'better'),
+        _comparison_clause(losers, 'worse'),
+      )
       sentence = f'{better} than grpo; {worse}'
     sentences.append(
       f'{task.title} ({seeds} seed{"s" * (seeds > 1)} of grpo): {sentence}.'
@@ -165,7 +170,7 @@ def headlines(study: Study) -> list[str]:
   return sentences
 
 
-def _variants(variants: list[str], comparison: str) -> str:
+def _comparison_clause(variants: list[str], comparison: str) -> str:
   """Clause that names the variants that are better or worse."""
   if not variants:
     return f'no variant is {comparison}'
@@ -179,11 +184,13 @@ def picture(study: Study) -> list[Figure]:
     runs_by_variant = finished_runs(study, name)
     if not all(runs_by_variant[variant] for variant in SHOWN_VARIANTS):
       return []
-    shared = set.intersection(
+    shared_seeds = set.intersection(
       *(set(runs_by_variant[variant]) for variant in SHOWN_VARIANTS)
     )
     runs_by_variant = {
-      variant: {seed: lines for seed, lines in runs.items() if seed in shared}
+      variant: {
+        seed: lines for seed, lines in runs.items() if seed in shared_seeds
+      }
       for variant, runs in runs_by_variant.items()
     }
     figure = metric_figure(

@@ -98,8 +98,10 @@ def test_draws_until_there_are_enough_informative_groups(run):
   assert max(draws) > 1
   for line in run:
     # Eight groups of four per draw; groups of equal rewards do not count.
-    useful = round(8 * line['draws'] * (1 - line['equal_reward_groups']))
-    assert useful >= 8 or line['draws'] == 3
+    num_informative = round(
+      8 * line['draws'] * (1 - line['equal_reward_groups'])
+    )
+    assert num_informative >= 8 or line['draws'] == 3
 
 
 def test_the_reference_is_constant_between_resets(run):
@@ -141,7 +143,7 @@ def test_exact_scores_are_available_to_selection(run):
   assert np.ptp(changes) > 0
 
 
-def result(masked: int, count: int, **fields: Any) -> ScoredRollouts:
+def scored_draw(masked: int, count: int, **fields: Any) -> ScoredRollouts:
   """Returns a draw with some responses without a reward."""
   scored = [index >= masked for index in range(count)]
   return ScoredRollouts(rollouts=rollouts([1.0] * count, scored), **fields)
@@ -149,8 +151,10 @@ def result(masked: int, count: int, **fields: Any) -> ScoredRollouts:
 
 def test_outcomes_are_counted_over_draws():
   results = [
-    result(0, 4, counts={'maths/scored': 3, 'maths/timeout': 1}, failures=[]),
-    result(
+    scored_draw(
+      0, 4, counts={'maths/scored': 3, 'maths/timeout': 1}, failures=[]
+    ),
+    scored_draw(
       1, 4, counts={'maths/scored': 3, 'maths/timeout': 0}, failures=['x']
     ),
   ]
@@ -163,7 +167,7 @@ def test_outcomes_are_counted_over_draws():
 
 def test_too_many_failures_stop_the_run_with_a_reason():
   reason = 'code ended with infrastructure: no sandbox'
-  results = [result(2, 4, counts={}, failures=[reason] * 2 + ['another'])]
+  results = [scored_draw(2, 4, counts={}, failures=[reason] * 2 + ['another'])]
   with pytest.raises(
     RuntimeError,
     match=r'at most 25% .* 50% in iteration 7; .* reason: code ended',

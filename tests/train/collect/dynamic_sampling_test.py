@@ -34,7 +34,7 @@ PROMPTS, GROUP, DRAWS = 4, 2, 4
 REWARD = Reward(name='odd', score='a:b')
 
 
-class OddLengths(Scoring):
+class OddLengthScoring(Scoring):
   """Scores responses by whether their length is odd, without workers.
 
   Args:
@@ -52,7 +52,7 @@ class OddLengths(Scoring):
 
   def open(self, references, *, sources, shaping=True):
     del sources, shaping
-    number = self.begun
+    call_number = self.begun
     self.begun += len(references) // GROUP
     outcomes_by_index: dict[int, Outcome] = {}
     future: Future[list[Outcome]] = Future()
@@ -66,7 +66,7 @@ class OddLengths(Scoring):
       if self._delay is None:
         future.set_result(outcomes)
       else:
-        seconds = self._delay(number)
+        seconds = self._delay(call_number)
         args = seconds, future.set_result, [outcomes]
         timer = threading.Timer(*args)
         timer.daemon = True
@@ -191,41 +191,43 @@ def assert_close(actual, expected):
 
 @pytest.mark.parametrize('rollout', FILTERS)
 def test_sampling_by_slots_trains_on_the_same_groups_as_by_draws(rollout):
-  draw_scoring, slot_scoring = OddLengths(), OddLengths()
+  draw_scoring, slot_scoring = OddLengthScoring(), OddLengthScoring()
   by_draws = collect(draw_scoring, **rollout)
   by_slots = collect(slot_scoring, **SLOTS, **rollout)
-  for (actual, draw), (expected, other) in zip(by_slots, by_draws, strict=True):
+  for (actual, draw), (expected, expected_draw) in zip(
+    by_slots, by_draws, strict=True
+  ):
     assert_close(actual, expected)
-    assert draw == other
+    assert draw == expected_draw
     for name in ('draws', 'groups/filled', 'groups/masked'):
       assert actual.metrics[name] == expected.metrics[name]
-    passed = actual.metrics['groups/passed']
-    assert passed == min(PROMPTS, expected.metrics['groups/passed'])
+    num_passed = actual.metrics['groups/passed']
+    assert num_passed == min(PROMPTS, expected.metrics['groups/passed'])
     assert actual.metrics['groups/drawn'] <= expected.metrics['groups/drawn']
   assert max(batch.metrics['draws'] for batch, _ in by_draws) > 1
   # Groups that are not needed any more are cancelled.
-  drawn = sum(int(batch.metrics['groups/drawn']) for batch, _ in by_slots)
-  assert slot_scoring.cancelled == slot_scoring.begun - drawn
+  num_drawn = sum(int(batch.metrics['groups/drawn']) for batch, _ in by_slots)
+  assert slot_scoring.cancelled == slot_scoring.begun - num_drawn
 
 
 def assert_same(actual, expected):
-  for (a, draw), (b, other) in zip(actual, expected, strict=True):
-    assert draw == other
+  for (a, draw), (b, expected_draw) in zip(actual, expected, strict=True):
+    assert draw == expected_draw
     jax.tree.map(np.testing.assert_array_equal, a.arrays(), b.arrays())
     assert runs.without_clock(a.metrics) == runs.without_clock(b.metrics)
 
 
 def test_the_speed_of_scoring_does_not_change_the_data():
-  expected = collect(OddLengths(), **SLOTS)
+  expected = collect(OddLengthScoring(), **SLOTS)
   generator = np.random.default_rng(0)
   seconds = generator.exponential(0.02, 1000)
-  assert_same(collect(OddLengths(seconds.__getitem__), **SLOTS), expected)
+  assert_same(collect(OddLengthScoring(seconds.__getitem__), **SLOTS), expected)
 
 
 def test_sampling_goes_on_while_scores_are_waited_for():
   # The first group is scored only after all groups have begun, which would block
   # sampling by whole draws for ever.
-  class Late(OddLengths):
+  class LateScoring(OddLengthScoring):
     def open(self, references, *, sources, shaping=True):
       call = super().open(references, sources=sources, shaping=shaping)
       if self.begun > 1:
@@ -242,19 +244,21 @@ def test_sampling_goes_on_while_scores_are_waited_for():
       )
       return ScoringCall(scores, references, call.adders, call.cancel)
 
-  expected = collect(OddLengths(), 1, **SLOTS)
-  late = Late()
+  expected = collect(OddLengthScoring(), 1, **SLOTS)
+  late = LateScoring()
   assert_same(collect(late, 1, **SLOTS), expected)
   assert late.begun == PROMPTS * DRAWS
 
 
 def test_scores_after_the_last_group_are_not_waited_for():
-  fast = OddLengths()
+  fast = OddLengthScoring()
   expected = collect(fast, 1, **SLOTS)
-  needed = int(expected[0][0].metrics['groups/drawn'])
-  assert needed < PROMPTS * DRAWS
-  never = OddLengths(lambda number: 3600.0 if number >= needed else 0.0)
-  assert_same(collect(never, 1, **SLOTS), expected)
+  num_needed = int(expected[0][0].metrics['groups/drawn'])
+  assert num_needed < PROMPTS * DRAWS
+  endless = OddLengthScoring(
+    lambda number: 3600.0 if number >= num_needed else 0.0
+  )
+  assert_same(collect(endless, 1, **SLOTS), expected)
 
 
 @pytest.mark.parametrize(
@@ -312,9 +316,9 @@ def test_a_killed_and_resumed_run_by_slots_equals_the_uninterrupted_one(
 
 @pytest.mark.slow
 def test_several_processes_choose_the_same_groups(tmp_path):
-  alone, together = tmp_path / 'alone', tmp_path / 'together'
-  process.train('toy_kl_cov', alone, **RUN)
-  started = processes_test.start(together, 2, **RUN)
+  by_one_process, by_two_processes = tmp_path / 'alone', tmp_path / 'together'
+  process.train('toy_kl_cov', by_one_process, **RUN)
+  started = processes_test.start(by_two_processes, 2, **RUN)
   codes, errors = processes_test.wait_for_end(started)
   assert codes == [0, 0], errors
-  processes_test.assert_same_run(together, alone)
+  processes_test.assert_same_run(by_two_processes, by_one_process)

@@ -15,7 +15,7 @@ SIZE = 4
 RIGHT = [0, 1, 3, 4, 2]
 
 
-def drawn(truncated=(), unscored=()):
+def five_groups(truncated=(), unscored=()):
   """Rollouts of five groups; some responses are truncated or unscored."""
   rewards = np.concatenate([np.arange(SIZE) < right for right in RIGHT])
   scored = ~np.isin(np.arange(rewards.size), unscored)
@@ -41,7 +41,7 @@ def make_filter(groups, **fields):
 
 def test_bounds_are_inclusive_and_faults_counted():
   group_filter = make_filter(5, min_accuracy=0.25, max_accuracy=0.6)
-  faults = group_filter.faults(drawn())
+  faults = group_filter.faults(five_groups())
   assert {name: np.flatnonzero(x).tolist() for name, x in faults.items()} == {
     'unscored': [],
     'equal_reward': [0, 3],
@@ -49,7 +49,7 @@ def test_bounds_are_inclusive_and_faults_counted():
     'above_accuracy': [2, 3],
     'truncated': [],
   }
-  assert group_filter.passes(drawn()).tolist() == [
+  assert group_filter.passes(five_groups()).tolist() == [
     False,
     True,
     False,
@@ -63,29 +63,27 @@ def test_an_accuracy_equal_to_a_bound_passes_despite_rounding():
     1, responses_per_prompt=5, min_accuracy=0.2, max_accuracy=0.8
   )
   for right, expected in ((0, False), (1, True), (4, True), (5, False)):
-    five_rollouts = rollouts(np.arange(5) < right, np.ones(5, bool))
-    assert group_filter.passes(five_rollouts).tolist() == [expected]
+    groups = rollouts(np.arange(5) < right, np.ones(5, bool))
+    assert group_filter.passes(groups).tolist() == [expected]
 
 
 def test_groups_with_truncated_responses_are_dropped_with_drop_truncated():
-  drawn_rollouts = drawn(truncated=[5])
-  assert make_filter(5, drop_truncated=True).passes(drawn_rollouts)[
-    1:3
-  ].tolist() == [
+  groups = five_groups(truncated=[5])
+  assert make_filter(5, drop_truncated=True).passes(groups)[1:3].tolist() == [
     False,
     True,
   ]
-  assert make_filter(5, max_draws=2).passes(drawn_rollouts)[1]
+  assert make_filter(5, max_draws=2).passes(groups)[1]
 
 
 def test_responses_without_a_score_do_not_count():
   # The only right response of the second group, and all of the last.
-  drawn_rollouts = drawn(unscored=[4, 16, 17, 18, 19])
+  groups = five_groups(unscored=[4, 16, 17, 18, 19])
   group_filter = make_filter(5, min_accuracy=0.1)
-  faults = group_filter.faults(drawn_rollouts)
+  faults = group_filter.faults(groups)
   assert np.flatnonzero(faults['unscored']).tolist() == [4]
   assert np.flatnonzero(faults['below_accuracy']).tolist() == [0, 1]
-  assert group_filter.passes(drawn_rollouts).tolist() == [
+  assert group_filter.passes(groups).tolist() == [
     False,
     False,
     True,
@@ -97,12 +95,12 @@ def test_responses_without_a_score_do_not_count():
 @pytest.mark.parametrize('fill', [False, True])
 def test_the_first_groups_that_pass_come_first_and_others_fill_up(fill):
   bounds = {'min_accuracy': 0.2, 'max_accuracy': 0.8, 'fill_groups': fill}
-  chosen = make_filter(2, **bounds).choose(drawn(), 0)
+  chosen = make_filter(2, **bounds).choose(five_groups(), 0)
   assert chosen.rows.tolist() == [*range(4, 12)]
   assert chosen.kept.all()
   assert chosen.metrics['groups/passed'] == 3
   assert chosen.metrics['groups/masked'] == chosen.metrics['groups/filled'] == 0
-  chosen = make_filter(4, **bounds).choose(drawn(), 0)
+  chosen = make_filter(4, **bounds).choose(five_groups(), 0)
   # In the order in which they were drawn.
   assert chosen.rows.tolist() == [*range(12), *range(16, 20)]
   assert chosen.kept[:SIZE].all() == fill
@@ -119,9 +117,9 @@ def test_filters_that_no_group_passes_raise_with_a_count_per_reason():
     match=r'at least one group .* \(rollout\.min_accuracy = 0\.9, .*got 0 of 5 in'
     r' up to 3 draws of iteration 7: 2 equal reward, 4 below accuracy$',
   ):
-    group_filter.choose(drawn(), 7)
+    group_filter.choose(five_groups(), 7)
   # No error: others fill up, or only unequal rewards are required.
-  filled = dataclasses.replace(group_filter, fill=True).choose(drawn(), 7)
+  filled = dataclasses.replace(group_filter, fill=True).choose(five_groups(), 7)
   assert filled.kept.all()
   assert filled.metrics['groups/filled'] == 2
   equal = rollouts(np.ones(8), np.ones(8, bool))

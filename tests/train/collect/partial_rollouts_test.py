@@ -37,7 +37,7 @@ def make_partial_collector():
 
 
 @jax.jit
-def scored_by(params, rows):
+def target_logprobs(params, rows):
   """Log-probabilities of the targets of rows."""
   hidden = POLICY.hidden(
     params,
@@ -51,7 +51,7 @@ def scored_by(params, rows):
 
 
 def test_unfinished_groups_go_on_with_newer_weights():
-  collector, groups, mixed = make_partial_collector(), [], 0
+  collector, groups, num_mixed = make_partial_collector(), [], 0
   for k, current in enumerate(STATES):
     batch = collector.collect(k, current)
     rows, version = batch.batch, batch.policy_step
@@ -59,23 +59,23 @@ def test_unfinished_groups_go_on_with_newer_weights():
     # Each token has the version of the weights that sampled it.
     for step in np.unique(version[mask]):
       is_of_step = mask & (version == step)
-      logprobs = np.asarray(scored_by(STATES[step].params, rows))
+      logprobs = np.asarray(target_logprobs(STATES[step].params, rows))
       np.testing.assert_allclose(
         rows.sampler_logprobs[is_of_step], logprobs[is_of_step], atol=1e-5
       )
     oldest = np.where(mask, version, k).min(axis=1)
     newest = np.where(mask, version, 0).max(axis=1)
-    mixed += int((oldest < newest).sum())
+    num_mixed += int((oldest < newest).sum())
     assert (k - oldest).max() <= PARTIAL['max_staleness']
     # Groups are whole, and their responses are finished.
     ids, counts = np.unique(batch.groups, return_counts=True)
     assert counts.tolist() == [GROUP] * PROMPTS
     groups += ids.tolist()
     lengths = mask.sum(axis=1)
-    ends = np.isin(rows.targets, TASK.tokenizer.end_ids) & mask
-    assert (ends.any(axis=1) | (lengths == 8)).all()
+    is_end = np.isin(rows.targets, TASK.tokenizer.end_ids) & mask
+    assert (is_end.any(axis=1) | (lengths == 8)).all()
   assert len(groups) == len(set(groups))
-  assert mixed > 0
+  assert num_mixed > 0
 
 
 def test_carried_groups_are_restored():
@@ -83,16 +83,16 @@ def test_carried_groups_are_restored():
     make_partial_collector(),
     make_partial_collector(),
   )
-  for each in (uninterrupted, interrupted):
+  for collector in (uninterrupted, interrupted):
     for k in range(2):
-      each.collect(k, STATES[k])
+      collector.collect(k, STATES[k])
   saved = interrupted.state
   assert saved.ahead is not None
   assert saved.carried is not None
   ahead, carried = saved.ahead.arrays(), saved.carried.arrays()
   shapes = [
-    jax.tree.map(lambda x: (x.shape, x.dtype), each)
-    for each in (carried, interrupted.padding_groups())
+    jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+    for tree in (carried, interrupted.padding_groups())
   ]
   assert shapes[0] == shapes[1]
   resumed = make_partial_collector()
@@ -128,11 +128,11 @@ def test_recorded_experts_are_carried_and_restored():
     batch = uninterrupted.collect(k, states[k]).batch
     interrupted.collect(k, states[k])
     # All real tokens but the last of a response.
-    routed = (batch.segment_ids > 0) & shift_left(batch.segment_ids > 0)
+    is_routed = (batch.segment_ids > 0) & shift_left(batch.segment_ids > 0)
     assert batch.experts is not None
     recorded = np.asarray(batch.experts)
-    np.testing.assert_array_equal((recorded > 0).all((2, 3)), routed)
-    np.testing.assert_array_equal((recorded > 0).any((2, 3)), routed)
+    np.testing.assert_array_equal((recorded > 0).all((2, 3)), is_routed)
+    np.testing.assert_array_equal((recorded > 0).any((2, 3)), is_routed)
   saved = interrupted.state
   assert saved.ahead is not None
   assert saved.carried is not None

@@ -42,20 +42,20 @@ def test_the_next_rollout_is_sampled_by_the_policy_before_the_updates():
   assert pipelined.state.ahead is None
   assert pipelined.state.prompts['draw'] == 4
   # The policy after one update samples other responses.
-  other = make_collector().collect(0, STATES[1]).batch
-  assert not np.array_equal(other.tokens, batches[0].batch.tokens)
+  other_batch = make_collector().collect(0, STATES[1]).batch
+  assert not np.array_equal(other_batch.tokens, batches[0].batch.tokens)
 
 
 def test_scores_are_waited_for_after_the_next_rollout_is_sampled(monkeypatch):
   scoring = LengthScoring()
   collector, counts = make_collector(scoring, pipeline=1), []
-  result = PendingScores.result
+  original_result = PendingScores.result
 
-  def observed(scores):
+  def counting_result(scores):
     counts.append(len(scoring.texts))
-    return result(scores)
+    return original_result(scores)
 
-  monkeypatch.setattr(PendingScores, 'result', observed)
+  monkeypatch.setattr(PendingScores, 'result', counting_result)
   for k in range(4):
     collector.collect(k, STATES[k])
   size = PROMPTS * GROUP
@@ -67,8 +67,8 @@ def test_a_collector_is_restored_with_the_rollout_that_is_sampled_ahead():
     make_collector(pipeline=1),
     make_collector(pipeline=1),
   )
-  for each in (uninterrupted, interrupted):
-    each.collect(0, STATES[0])
+  for collector in (uninterrupted, interrupted):
+    collector.collect(0, STATES[0])
   saved = interrupted.state
   assert saved.ahead is not None
   arrays = saved.ahead.arrays()
@@ -107,20 +107,20 @@ def kill_at(recipe, workdir, step):
 @pytest.mark.parametrize('recipe', ['pipelined', 'partial', 'partial_replay'])
 def test_killed_and_resumed_run_equals_the_uninterrupted_one(recipe, tmp_path):
   recipe = f'toy_off_policy:{recipe}'
-  whole, killed = tmp_path / 'whole', tmp_path / 'killed'
-  lines = process.train(recipe, whole)
+  uninterrupted, killed = tmp_path / 'whole', tmp_path / 'killed'
+  lines = process.train(recipe, uninterrupted)
   # In the middle of an iteration of two updates, and between two.
   kill_at(recipe, killed, 3)
   kill_at(recipe, killed, 6)
   process.train(recipe, killed)
-  runs.assert_same_metrics(killed, whole)
+  runs.assert_same_metrics(killed, uninterrupted)
   trained = [line for line in lines if line['phase'] == 'train']
   assert [line['staleness_max'] for line in trained[:4]] == [0, 0, 2, 2]
-  stale = [line['staleness'] for line in trained[4:]]
+  staleness = [line['staleness'] for line in trained[4:]]
   if 'partial' in recipe:
-    assert any(each != 2 for each in stale)
+    assert any(value != 2 for value in staleness)
   else:
-    assert stale == [2] * 4
+    assert staleness == [2] * 4
 
 
 @pytest.mark.slow
@@ -130,9 +130,9 @@ def test_a_run_killed_at_random_moments_equals_the_uninterrupted_one(
   recipe, tmp_path
 ):
   recipe = f'toy_off_policy:{recipe}'
-  whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+  uninterrupted, killed = tmp_path / 'whole', tmp_path / 'killed'
   began = time.monotonic()
-  process.train(recipe, whole)
+  process.train(recipe, uninterrupted)
   seconds = time.monotonic() - began
   rng = np.random.default_rng()
   for _ in range(4):
@@ -144,7 +144,7 @@ def test_a_run_killed_at_random_moments_equals_the_uninterrupted_one(
       running.communicate()
     assert running.returncode in (0, -signal.SIGKILL)
   process.train(recipe, killed)
-  runs.assert_same_metrics(killed, whole)
+  runs.assert_same_metrics(killed, uninterrupted)
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def inputs(**changes: Any) -> Any:
   return CreditInputs(**fields | changes)
 
 
-def estimated(credit_inputs, **fields):
+def estimate_credit(credit_inputs, **fields):
   """Credit and next state of an estimate, as NumPy arrays."""
   estimator = critic_advantages(make_config(**fields))
   run = jax.jit(estimator.estimate)
@@ -54,7 +54,7 @@ def estimated(credit_inputs, **fields):
 def test_advantages_are_whitened_over_each_update_and_returns_are_not():
   credit_inputs = inputs()
   mask, values = credit_inputs.rows.loss_mask, credit_inputs.outputs['critic']
-  (advantages, credit, metrics), state = estimated(credit_inputs)
+  (advantages, credit, metrics), state = estimate_credit(credit_inputs)
   # With γ = λ = 1 the return is the reward, at every token.
   returns = np.where(mask, credit_inputs.rewards[:, None], 0)
   np.testing.assert_allclose(credit['returns'], returns, atol=1e-5)
@@ -73,7 +73,7 @@ def test_advantages_are_whitened_over_each_update_and_returns_are_not():
 def test_penalties_clipped_rewards_and_coefficients_match_their_formulas():
   credit_inputs = inputs()
   mask, rows = credit_inputs.rows.loss_mask, credit_inputs.rows
-  (advantages, credit, metrics), state = estimated(
+  (advantages, credit, metrics), state = estimate_credit(
     credit_inputs._replace(rewards=credit_inputs.rewards * 20),
     whiten=False,
     reward_clip=5.0,
@@ -83,31 +83,37 @@ def test_penalties_clipped_rewards_and_coefficients_match_their_formulas():
     kl_horizon=1000.0,
   )
   penalties = np.where(mask, (rows.old_logprobs - rows.ref_logprobs) ** 2, 0)
-  to_go = np.cumsum(penalties[:, ::-1] / 2, axis=1)[:, ::-1]
-  returns = np.where(mask, 5 * credit_inputs.rewards[:, None] - 0.1 * to_go, 0)
+  penalties_to_go = np.cumsum(penalties[:, ::-1] / 2, axis=1)[:, ::-1]
+  returns = np.where(
+    mask, 5 * credit_inputs.rewards[:, None] - 0.1 * penalties_to_go, 0
+  )
   np.testing.assert_allclose(credit['returns'], returns, atol=1e-4)
-  plain = np.where(mask, returns - credit_inputs.outputs['critic'], 0)
-  np.testing.assert_allclose(advantages, plain, atol=1e-4)
+  expected_advantages = np.where(
+    mask, returns - credit_inputs.outputs['critic'], 0
+  )
+  np.testing.assert_allclose(advantages, expected_advantages, atol=1e-4)
   expected = (penalties[mask] / 2).mean()
   assert metrics['kl_to_reference'] == pytest.approx(expected, rel=1e-4)
   assert metrics['clipped_rewards'] == credit_inputs.rewards.mean()
   # The divergence is above its target by more than 20 %.
-  grown = 0.1 * (1 + 0.2 * SEQUENCES / 1000)
-  assert state['kl_coefficient'] == pytest.approx(grown, rel=1e-5)
+  expected_coefficient = 0.1 * (1 + 0.2 * SEQUENCES / 1000)
+  assert state['kl_coefficient'] == pytest.approx(
+    expected_coefficient, rel=1e-5
+  )
 
 
 def test_a_penalty_without_a_reference_is_refused():
   credit_inputs = inputs()
   rows = dataclasses.replace(credit_inputs.rows, ref_logprobs=None)
   with pytest.raises(ValueError, match='rows must have ref_logprobs'):
-    estimated(credit_inputs._replace(rows=rows), kl_coefficient=0.5)
+    estimate_credit(credit_inputs._replace(rows=rows), kl_coefficient=0.5)
 
 
 def test_length_adaptive_decay_changes_advantages_and_not_returns():
   credit_inputs = inputs()
   mask = credit_inputs.rows.loss_mask
   lengths = mask.sum(axis=1)
-  (advantages, credit, _), _ = estimated(
+  (advantages, credit, _), _ = estimate_credit(
     credit_inputs, whiten=False, length_decay=0.5
   )
   returns = np.where(mask, credit_inputs.rewards[:, None], 0)
@@ -125,7 +131,7 @@ def test_equal_rewards_and_values_give_advantages_of_zero():
     rewards=np.ones(SEQUENCES, np.float32),
     outputs={'critic': np.zeros((SEQUENCES, WIDTH), np.float32)},
   )
-  (advantages, credit, metrics), _ = estimated(credit_inputs)
+  (advantages, credit, metrics), _ = estimate_credit(credit_inputs)
   assert not advantages.any()
   assert (credit['returns'] == credit_inputs.rows.loss_mask).all()
   assert metrics['advantage'] == 1
@@ -138,7 +144,7 @@ def test_an_empty_batch_has_no_advantages_and_no_metrics():
     rows=dataclasses.replace(rows, loss_mask=empty),
     rewards=np.full(SEQUENCES, np.nan, np.float32),
   )
-  (advantages, credit, metrics), _ = estimated(credit_inputs)
+  (advantages, credit, metrics), _ = estimate_credit(credit_inputs)
   assert not advantages.any()
   assert not credit['returns'].any()
   assert np.isnan(metrics['advantage'])
@@ -149,7 +155,7 @@ def test_nan_values_make_their_own_update_nan_and_no_other():
   row, column = np.argwhere(inputs().rows.loss_mask)[30]
   values[row, column] = np.nan
   credit_inputs = inputs(outputs={'critic': values})
-  (advantages, _, metrics), _ = estimated(credit_inputs)
+  (advantages, _, metrics), _ = estimate_credit(credit_inputs)
   mask = credit_inputs.rows.loss_mask
   is_affected = (
     mask & (credit_inputs.update_ids == credit_inputs.update_ids[row])[:, None]
@@ -196,7 +202,7 @@ def test_refuses_a_critic_without_an_estimator_and_the_reverse():
   estimator = critic_advantages(config)
   check_networks(valid_networks, estimator, config)
   check_networks({}, None, config)
-  for networks, other, sentence in (
+  for networks, tested_estimator, sentence in (
     (
       {},
       estimator,
@@ -216,7 +222,7 @@ def test_refuses_a_critic_without_an_estimator_and_the_reverse():
     (valid_networks, 'gae', "must be an Estimator or None, got 'gae'"),
   ):
     with pytest.raises(ConfigError, match=sentence):
-      check_networks(networks, other, config)
+      check_networks(networks, tested_estimator, config)
   with pytest.raises(
     ConfigError,
     match=r'critic\.warm_up must be .* in a recipe without a critic, got 5',
@@ -256,7 +262,7 @@ def test_refuses_ids_of_updates_that_the_iteration_does_not_have(update_ids):
 
 def test_sequences_of_no_update_have_no_advantage():
   credit_inputs = inputs(update_ids=np.full(SEQUENCES, 99, np.int32))
-  (advantages, _, _), _ = estimated(credit_inputs)
+  (advantages, _, _), _ = estimate_credit(credit_inputs)
   mask = credit_inputs.rows.loss_mask
   np.testing.assert_array_equal(np.isnan(advantages), mask)
 

@@ -79,8 +79,8 @@ def initial_params(kind):
 @functools.cache
 def program(kind, shape, micro_batches):
   """A network's compiled update, its mesh, and the shardings of its state."""
-  make, model = NETWORKS[kind]
-  network, mesh = make(), sharding.make_mesh(shape)
+  make_network, model = NETWORKS[kind]
+  network, mesh = make_network(), sharding.make_mesh(shape)
   settings = StepSettings(temperature=0.8, micro_batches=micro_batches)
   params = model.abstract_params(mesh)
   opt_state = abstract_opt_state(network.tx, params, mesh)
@@ -112,12 +112,12 @@ def test_updates_of_networks_do_not_depend_on_meshes_micro_batches_or_packing(
   batch = with_targets(padded())
   _, state, metrics = update(kind, batch)
   packed = pack_rows(batch, length=WIDTH, count=SEQUENCES // 2)
-  for rows, shape, count in (
+  for rows, shape, micro_batches in (
     (batch, (2, 2, 2), 4),
     (packed, (2, 1, 1, 1, 4), 1),
   ):
-    _, other, other_metrics = update(kind, rows, shape, count)
-    assert_close(other.params, state.params, 1e-4)
+    _, other_state, other_metrics = update(kind, rows, shape, micro_batches)
+    assert_close(other_state.params, state.params, 1e-4)
     assert_close(other_metrics, metrics, 1e-4)
   assert metrics['skipped'] == 0
   change = jax.tree.map(
@@ -158,13 +158,15 @@ def test_reward_model_metrics_equal_those_of_numpy():
   _, _, metrics = update('reward_model', batch)
   logprobs = scored(initial_params('reward_model')).logprobs
   log_ratio = np.where(mask, logprobs - batch.old_logprobs, 0)
-  scores, right = 0.05 * log_ratio.sum(axis=1), labels.max(axis=1) > 0
+  scores, is_right = 0.05 * log_ratio.sum(axis=1), labels.max(axis=1) > 0
   probabilities = 1 / (1 + np.exp(-scores))
   expected = {
-    'loss': -np.log(np.where(right, probabilities, 1 - probabilities)).mean(),
-    'before_update/accuracy': ((scores > 0) == right).mean(),
+    'loss': -np.log(
+      np.where(is_right, probabilities, 1 - probabilities)
+    ).mean(),
+    'before_update/accuracy': ((scores > 0) == is_right).mean(),
     'before_update/probability': probabilities.mean(),
-    'before_update/label': right.mean(),
+    'before_update/label': is_right.mean(),
   }
   for name, value in expected.items():
     assert metrics[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
@@ -232,10 +234,10 @@ def test_a_critic_uses_a_causal_mask_alone_for_rows_of_one_sequence(
   first_column, monkeypatch
 ):
   """A mask of segments makes cuDNN compute blocks that a causal mask alone skips."""
-  seen = []
+  configs = []
 
   def uses_attend_sequences(config):
-    seen.append(config)
+    configs.append(config)
     return False
 
   monkeypatch.setattr(
@@ -248,13 +250,13 @@ def test_a_critic_uses_a_causal_mask_alone_for_rows_of_one_sequence(
     CRITIC.abstract_params(),
     padded(),
   )
-  assert bool(seen) == (first_column > 0)
+  assert bool(configs) == (first_column > 0)
 
 
 @pytest.mark.usefixtures('no_annotation_checks')
 def test_refuses_unknown_outputs_and_an_empty_initial_model():
   network = critic_network()
-  for wrong in (
+  for changes in (
     {'weights': 'sum'},
     {'weights': None},
     {'loss': None},
@@ -264,8 +266,8 @@ def test_refuses_unknown_outputs_and_an_empty_initial_model():
     {'initial': 5},
     {'initial': True},
   ):
-    with pytest.raises(ValueError, match=f'{next(iter(wrong))} must be'):
-      dataclasses.replace(network, **wrong)
+    with pytest.raises(ValueError, match=f'{next(iter(changes))} must be'):
+      dataclasses.replace(network, **changes)
   with pytest.raises(
     ValueError, match=r"output must be one of .*, got 'logits'"
   ):
@@ -305,11 +307,13 @@ def test_optimiser_states_of_other_parameters_are_refused():
     critic_network(), CRITIC, StepSettings(micro_batches=1)
   )
   params = initial_params('critic')
-  other = jax.tree.map(lambda x: x[:1] if x.ndim else x, TX.init(params))
+  other_opt_state = jax.tree.map(
+    lambda x: x[:1] if x.ndim else x, TX.init(params)
+  )
   with pytest.raises(TypeError, match='must keep the form of its state'):
     jax.eval_shape(
       step,
-      NetworkState(params=params, opt_state=other),
+      NetworkState(params=params, opt_state=other_opt_state),
       with_targets(padded()),
     )
 

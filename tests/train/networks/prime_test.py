@@ -96,21 +96,23 @@ def test_advantages_and_metrics_match_their_formulas(reference):
   )
   np.testing.assert_allclose(advantages, expected, atol=1e-5)
   assert metrics['prm/scoring/scale'] == pytest.approx(scale, rel=1e-6)
-  right = credit_inputs.rewards > 0.5
-  np.testing.assert_array_equal(credit['labels'], mask & right[:, None])
+  is_right = credit_inputs.rewards > 0.5
+  np.testing.assert_array_equal(credit['labels'], mask & is_right[:, None])
   scores = 0.05 * np.where(mask, credit_inputs.outputs['prm'] - ref, 0).sum(
     axis=1
   )
   assert metrics['prm/scoring/reward'] == pytest.approx(scores.mean(), rel=1e-4)
-  same = credit_inputs.group_ids[:, None] == credit_inputs.group_ids
-  pairs = same & right[:, None] & ~right
-  ordered = (scores[:, None] > scores)[pairs].mean()
+  is_same_group = credit_inputs.group_ids[:, None] == credit_inputs.group_ids
+  pairs = is_same_group & is_right[:, None] & ~is_right
+  pair_accuracy = (scores[:, None] > scores)[pairs].mean()
   assert metrics['prm/scoring/pair_accuracy'] == pytest.approx(
-    ordered, rel=1e-5
+    pair_accuracy, rel=1e-5
   )
   probabilities = 1 / (1 + np.exp(-scores))
   bins = (probabilities * 10).astype(int)
-  error = sum(abs((probabilities - right)[bins == b].sum()) for b in range(10))
+  error = sum(
+    abs((probabilities - is_right)[bins == b].sum()) for b in range(10)
+  )
   assert metrics['prm/scoring/calibration_error'] == pytest.approx(
     error / SEQUENCES, rel=1e-4
   )
@@ -142,11 +144,11 @@ def test_equal_rewards_give_process_advantages_and_no_pair_accuracy():
   assert (credit['labels'] == mask).all()
   assert np.isnan(metrics['prm/scoring/pair_accuracy'])
   # A model that equals its reference gives process rewards of 0.
-  same = inputs(
+  credit_inputs = inputs(
     rewards=np.zeros(SEQUENCES, np.float32),
     outputs={'prm': credit_inputs.rows.ref_logprobs},
   )
-  advantages, _, metrics = estimate_credit(same)
+  advantages, _, metrics = estimate_credit(credit_inputs)
   assert not advantages.any()
   assert metrics['prm/scoring/scale'] == metrics['prm/scoring/reward'] == 0
 
@@ -221,9 +223,9 @@ def test_refuses_networks_and_fields_that_do_not_belong_together():
   valid_networks: dict[str, Any] = {'prm': process_reward_model(config)}
   estimator = prime_advantages(config)
   check_networks(valid_networks, estimator, config)
-  early = {'prm': process_reward_model(make_config(update='before'))}
-  check_networks(early, estimator, config)
-  for networks, other, sentence in (
+  updated_first = {'prm': process_reward_model(make_config(update='before'))}
+  check_networks(updated_first, estimator, config)
+  for networks, tested_estimator, sentence in (
     ({}, estimator, "reads the network 'prm', which must be among .* got none"),
     (
       valid_networks,
@@ -236,14 +238,14 @@ def test_refuses_networks_and_fields_that_do_not_belong_together():
       "the network 'prm' must have the output logprobs, .* reads, got values",
     ),
     (
-      early,
+      updated_first,
       dataclasses.replace(estimator, targets=None),
       "must have targets with the network 'prm', which is updated before it is"
       ' scored, got None',
     ),
   ):
     with pytest.raises(ConfigError, match=sentence):
-      check_networks(networks, other, config)
+      check_networks(networks, tested_estimator, config)
   config.train.keep_reference = False
   with pytest.raises(ConfigError, match=r'train\.keep_reference must be true'):
     check_networks(valid_networks, estimator, config)

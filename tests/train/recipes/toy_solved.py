@@ -15,9 +15,9 @@ def solved():
 
 
 def _task(config: Config) -> Task:
-  right = [
+  problems = [
     dataclasses.replace(problem, solution=str(max(problem.reference)))
     for problem in toy.problems(toy.DIGIT_SETS[toy.HELD_OUT :])
   ]
-  known = ListSource(right)
-  return dataclasses.replace(toy.make_task(config), train=known, solved=known)
+  source = ListSource(problems)
+  return dataclasses.replace(toy.make_task(config), train=source, solved=source)

@@ -112,11 +112,11 @@ def test_a_run_that_is_resumed_with_other_code_is_reported(tmp_path):
   before = {'code of covrl': 'a', 'code of mine': 'b', 'problems': 'c'}
   store.save(0, {'x': np.ones(3)}, {'inputs': before})
   saved = store.latest()
-  same = {'code of covrl': 'a', 'code of mine': 'b', 'code of new': 'd'}
+  unchanged = {'code of covrl': 'a', 'code of mine': 'b', 'code of new': 'd'}
   for checkpoint in (None, saved):
-    code.check_code(same, checkpoint, warnings.append)
+    code.check_code(unchanged, checkpoint, warnings.append)
   assert warnings == []
-  code.check_code(same | {'code of mine': 'e'}, saved, warnings.append)
+  code.check_code(unchanged | {'code of mine': 'e'}, saved, warnings.append)
   assert warnings == [
     'code of mine has changed since the checkpoint was written: the resumed run'
     ' may differ from an uninterrupted one'

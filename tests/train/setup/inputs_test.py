@@ -57,10 +57,10 @@ class SourceWithoutFingerprint:
 def task(**changes):
   """A task with these changes of its fields."""
   sums = ListSource(SUMS)
-  whole = Task(
+  default_task = Task(
     tokenizer=TOKENIZER, train=sums, solved=sums, held_out=SUMS, rewards=[]
   )
-  return dataclasses.replace(whole, **changes)
+  return dataclasses.replace(default_task, **changes)
 
 
 def inputs(config=None, policy=None, **changes):
@@ -158,11 +158,13 @@ def test_weights_under_adapters_are_inputs(tmp_path):
   open_run(before)
   shared = input_fingerprints(config, task(), adapted, warm_start)
   open_run(shared, warm_start)
-  other = dataclasses.replace(warm_start, files={'a': {'sha256': '2'}})
+  other_warm_start = dataclasses.replace(
+    warm_start, files={'a': {'sha256': '2'}}
+  )
   with pytest.raises(
     ConfigError, match='shared warm start must be the same as'
   ):
-    open_run(shared, other)
+    open_run(shared, other_warm_start)
   weights.write_bytes(bytes(10**6 - 1) + b'1')
   assert name in inputs_error(inputs(config, adapted), before)
   with pytest.raises(ConfigError, match=f'{name} must be the same as in train'):
@@ -203,13 +205,13 @@ def test_a_directory_is_recognised_by_names_sizes_and_samples(tmp_path, size):
     return directory_fingerprint(epath.Path(folder), ('.bin',))
 
   content = bytes(size)
-  same = fingerprint('a.bin', content)
-  assert same == fingerprint('a.bin', content)
+  original = fingerprint('a.bin', content)
+  assert original == fingerprint('a.bin', content)
   others = [('b.bin', content), ('a.bin', content + b'\0')]
   if size:
     others += [('a.bin', b'\1' + content[1:]), ('a.bin', content[:-1] + b'\1')]
   for other in others:
-    assert fingerprint(*other) != same
+    assert fingerprint(*other) != original
   assert directory_fingerprint(epath.Path(tmp_path), ('.bin',)) == ''
 
 
@@ -228,11 +230,11 @@ def test_adapters_need_the_warm_start_of_their_training(tmp_path):
     warm_start_of(saved({}), config, store)
   store.save(4, {'w': np.zeros(2)}, {})
   before = saved(warm_start_fingerprint(config, policy, store))
-  own = warm_start_of(before, config, store)
-  assert own is not None
-  assert own.position == 4
+  own_warm_start = warm_start_of(before, config, store)
+  assert own_warm_start is not None
+  assert own_warm_start.position == 4
   # Checkpoints of earlier versions do not name it.
-  assert warm_start_of(saved({}), config, store) == own
+  assert warm_start_of(saved({}), config, store) == own_warm_start
   store.save(4, {'w': np.ones(2)}, {})
   with pytest.raises(ConfigError, match='trained on, got another one'):
     warm_start_of(before, config, store)

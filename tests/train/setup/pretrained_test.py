@@ -73,14 +73,14 @@ def logits_of(policy, params):
 
 @pytest.mark.parametrize('run', ['full_run', 'adapter_run'])
 def test_trains_all_parameters_or_adapters(run, request):
-  written = metric_lines(request.getfixturevalue(run))
-  trained = [line for line in written if line['phase'] == 'train']
+  lines = metric_lines(request.getfixturevalue(run))
+  trained = [line for line in lines if line['phase'] == 'train']
   assert [line['iteration'] for line in trained] == [0, 0, 1, 1]
   assert all(line['gradient_norm'] > 0 for line in trained)
   # Sampler and trainer agree, with and without adapters.
   assert all(line['sampler_gap_max'] < 1e-4 for line in trained)
   assert any(abs(line['realised_entropy_change']) > 1e-6 for line in trained)
-  assert {line['phase'] for line in written} == {'eval', 'train'}
+  assert {line['phase'] for line in lines} == {'eval', 'train'}
 
 
 def test_only_adapters_are_trained_and_stored(adapter_run):

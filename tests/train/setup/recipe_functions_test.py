@@ -53,10 +53,10 @@ class Source:
 def test_problems_that_are_trained_on_and_evaluated_are_noted():
   def overlapping(config):
     task = toy.make_task(config)
-    known = [task.train[index] for index in range(3)]
+    training_problems = [task.train[index] for index in range(3)]
     suite = Suite(name='others', problems=task.held_out[:5])
     return dataclasses.replace(
-      task, held_out=[*known, *task.held_out], suites=[suite]
+      task, held_out=[*training_problems, *task.held_out], suites=[suite]
     )
 
   assert make_task(toy.recipe()).notes == ()
@@ -250,24 +250,26 @@ def test_results_of_losses_of_another_form_are_refused(change, message):
 def test_results_of_estimators_of_another_form_are_refused(change, message):
   estimator = critic_advantages(make_config())
 
-  def estimate(state, given):
-    return change(*estimator.estimate(state, given))
+  def estimate(state, credit_inputs):
+    return change(*estimator.estimate(state, credit_inputs))
 
-  changed = dataclasses.replace(estimator, estimate=estimate)
+  changed_estimator = dataclasses.replace(estimator, estimate=estimate)
   with pytest.raises((TypeError, ValueError), match=message):
-    jax.eval_shape(checked_estimate(changed), estimator.init(), inputs())
+    jax.eval_shape(
+      checked_estimate(changed_estimator), estimator.init(), inputs()
+    )
 
 
 def test_results_of_estimators_are_of_float32():
   estimator = critic_advantages(make_config())
 
-  def estimate(state, given):
-    credit, state = estimator.estimate(state, given)
+  def estimate(state, credit_inputs):
+    credit, state = estimator.estimate(state, credit_inputs)
     return credit._replace(advantages=jnp.int8(credit.advantages)), state
 
-  changed = dataclasses.replace(estimator, estimate=estimate)
+  changed_estimator = dataclasses.replace(estimator, estimate=estimate)
   credit, _ = jax.eval_shape(
-    checked_estimate(changed), estimator.init(), inputs()
+    checked_estimate(changed_estimator), estimator.init(), inputs()
   )
   assert credit.advantages.dtype == np.float32
 

@@ -124,12 +124,14 @@ def test_the_first_update_has_ratio_one(uninterrupted):
 def test_seconds_are_the_sum_of_their_parts(uninterrupted):
   iterations = set()
   for line in metric_lines(uninterrupted, 'train'):
-    parts = {n: value for n, value in line.items() if n.startswith('time/')}
+    seconds_by_part = {
+      n: value for n, value in line.items() if n.startswith('time/')
+    }
     # The rollout belongs to the first update of its iteration.
     if line['iteration'] in iterations:
-      parts = {'time/update': parts['time/update']}
+      seconds_by_part = {'time/update': seconds_by_part['time/update']}
     iterations.add(line['iteration'])
-    assert 0 < sum(parts.values()) <= line['seconds'] + 1e-6
+    assert 0 < sum(seconds_by_part.values()) <= line['seconds'] + 1e-6
 
 
 def test_metrics_have_all_documented_names(uninterrupted):
@@ -256,11 +258,11 @@ def test_samples_and_evaluates_a_run(capsys, uninterrupted, tmp_path):
   ][-1]
   # Same problems and noise as in the run's last evaluation.
   assert f'{final["mean@4"]:.4f}' in printed
-  written = run / 'evaluation' / 'summary.json'
-  assert printed.splitlines()[-1].split() == ['results', str(written)]
-  held_out = json.loads(written.read_text())['held_out']
+  summary_file = run / 'evaluation' / 'summary.json'
+  assert printed.splitlines()[-1].split() == ['results', str(summary_file)]
+  held_out = json.loads(summary_file.read_text())['held_out']
   assert held_out['metrics']['mean@4'][0] == final['mean@4']
-  results = (written.parent / 'held_out.jsonl').read_text().splitlines()
+  results = (summary_file.parent / 'held_out.jsonl').read_text().splitlines()
   assert len(results) == held_out['problems'] == final['problems']
   assert len(json.loads(results[0])['responses']) == 5
   prompt = (str(uninterrupted), '4 7 2 :')

@@ -92,24 +92,26 @@ def version_difference(fields: Mapping[str, Any]) -> str:
   >>> version_difference(saved)
   'with train.clip and without train.clip_low'
   """
-  parts = (
+  differences = (
     ('with', unknown_fields(fields)),
     ('without', missing_fields(fields)),
   )
   return ' and '.join(
-    f'{word} {", ".join(names)}' for word, names in parts if names
+    f'{word} {", ".join(names)}' for word, names in differences if names
   )
 
 
 def _check_type(name: str, default: Any, value: Any) -> None:
   """Raises `ConfigError` if a saved value is of another type than the field."""
-  kind = Mapping if dataclasses.is_dataclass(default) else type(default)
+  expected_type = (
+    Mapping if dataclasses.is_dataclass(default) else type(default)
+  )
   # A float without a fraction may be saved as an integer; Python's bools are ints.
-  allowed = (int, float) if kind is float else kind
+  allowed = (int, float) if expected_type is float else expected_type
   if not isinstance(value, allowed) or (
-    isinstance(value, bool) and kind is not bool
+    isinstance(value, bool) and expected_type is not bool
   ):
-    required = 'object' if kind is Mapping else kind.__name__
+    required = 'object' if expected_type is Mapping else expected_type.__name__
     raise ConfigError(
       f'{name} must have a value of type {required}, got {str(value)[:50]!r}'
     )
