@@ -65,7 +65,7 @@ def summarize(run: RunData) -> Summary:
 
 
 def health_warnings(run: RunData) -> list[str]:
-  """Sentences about updates that were skipped or had no token to train on."""
+  """Sentences about updates that were skipped, had no token to train on, or a gradient of 0."""
   total = len(run.train)
   skipped = int(np.sum(run.train.column('skipped') > 0))
   without_tokens = int(np.sum(run.train.column('tokens') == 0))
@@ -79,6 +79,12 @@ def health_warnings(run: RunData) -> list[str]:
     sentences.append(
       f'{without_tokens:,} of {total:,} updates had no token to train on, and '
       'changed nothing.'
+    )
+  without_gradient = int(np.sum(run.train.column('gradient_norm') == 0))
+  if without_gradient:
+    sentences.append(
+      f'{without_gradient:,} of {total:,} updates had a gradient of 0, as where '
+      'the rewards of every group are equal.'
     )
   return sentences
 

@@ -34,6 +34,7 @@ _METRICS: Mapping[str, tuple[str, str]] = {
   'tokens_per_second': ('', '{:,.0f} tokens/s'),
   'skipped_updates': ('', '{:,.0f} updates skipped'),
   'updates_without_tokens': ('', '{:,.0f} updates without tokens'),
+  'updates_without_gradient': ('', '{:,.0f} updates with a gradient of 0'),
 }
 
 

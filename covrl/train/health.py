@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counts of updates that are skipped or have no token to train on."""
+"""Counts of updates that are skipped, have no token to train on, or a gradient of 0."""
 
 from __future__ import annotations
 
@@ -26,12 +26,15 @@ class UpdateHealth:
       because a number was not finite.
     skipped_in_a_row: the latest of these, without others in between.
     without_tokens: updates without a token to train on.
+    without_gradient: updates whose gradient is 0, as where the rewards of every
+      group are equal.
   """
 
   made: int = 0
   skipped: int = 0
   skipped_in_a_row: int = 0
   without_tokens: int = 0
+  without_gradient: int = 0
 
   def count(
     self,
@@ -50,6 +53,13 @@ class UpdateHealth:
     if metrics['tokens'] == 0:
       self.without_tokens += 1
       warn(f'{where} has no token to train on and changes nothing')
+    if metrics['gradient_norm'] == 0:
+      self.without_gradient += 1
+      if self.without_gradient == 1:
+        warn(
+          f'{where} has a gradient of 0, as where the rewards of every group are'
+          ' equal; further ones are counted only'
+        )
     skipping = _skipping_networks(metrics)
     if not skipping:
       self.skipped_in_a_row = 0
@@ -86,6 +96,7 @@ class UpdateHealth:
     counts = {
       'skipped_updates': self.skipped,
       'updates_without_tokens': self.without_tokens,
+      'updates_without_gradient': self.without_gradient,
     }
     return {name: float(count) for name, count in counts.items() if count}
 

@@ -48,12 +48,15 @@ def test_updates_that_changed_nothing_are_reported_at_the_top(make_run):
   for record in updates[:3]:
     record |= {'skipped': 1.0, 'loss': None, 'gradient_norm': None}
   updates[5] |= {'tokens': 0.0, 'entropy': None, 'loss': None}
+  for record in updates[6:8]:
+    record |= {'gradient_norm': 0.0}
   rewrite(path, records)
   page = write_report(path).read_text()
   total = len(updates)
   skipped = page.index(f'3 of {total} updates were skipped, because gradients')
   empty = page.index(f'1 of {total} updates had no token to train on')
-  assert skipped < empty < page.index('class="headline"')
+  still = page.index(f'2 of {total} updates had a gradient of 0')
+  assert skipped < empty < still < page.index('class="headline"')
 
 
 def test_warnings_of_the_run_are_at_the_top(make_run):

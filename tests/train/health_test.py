@@ -262,6 +262,19 @@ def test_updates_without_tokens_are_counted_and_reported():
   assert health.skipped == 0
 
 
+def test_updates_with_a_gradient_of_zero_are_counted_and_reported_once():
+  health, warnings = UpdateHealth(), []
+  for number in range(3):
+    health.count(
+      update_metrics(gradient_norm=0.0), f'update {number}', warnings.append
+    )
+  health.count(update_metrics(), 'update 3', warnings.append)
+  assert len(warnings) == 1
+  assert warnings[0].startswith('update 0 has a gradient of 0')
+  assert health.displayed_counts() == {'updates_without_gradient': 3.0}
+  assert (health.made, health.skipped) == (4, 0)
+
+
 def test_divergence_has_an_exit_status_of_its_own():
   assert DivergedError.exit_status == Exit.DIVERGED == 46
   assert not means_restart(Exit.DIVERGED)
