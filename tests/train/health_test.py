@@ -3,7 +3,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import math
 import pathlib
 import resource
@@ -22,12 +21,11 @@ from train.runs import SMALL
 from train.updates import padded, run, update
 
 import covrl
-from covrl.exit_codes import Exit, means_restart
+from covrl.exit_codes import Exit
 from covrl.rewards import Outcome, PendingScores, Reward, Status
 from covrl.rollout.score import PendingRollouts
 from covrl.train.apply import apply_gradients
 from covrl.train.collect.rollout_metrics import rollout_metrics
-from covrl.train.health import DivergedError, UpdateHealth
 from covrl.types import Measurements, Rollouts, TrainState
 
 
@@ -210,74 +208,6 @@ def test_updates_that_overflow_the_dtype_of_parameters_are_skipped():
   assert finite == 0
   np.testing.assert_array_equal(state.trainable['w'], params['w'])
   assert apply_update(optax.sgd(1.0), 1.0)[1] == 1
-
-
-def update_metrics(**changes):
-  """Metrics of a healthy update, except for `changes`."""
-  return {'tokens': 5.0, 'skipped': 0.0, 'loss': 0.1, 'gradient_norm': 1.0} | (
-    changes
-  )
-
-
-def test_skipped_updates_in_a_row_end_a_run():
-  health, warnings = UpdateHealth(), []
-  count = functools.partial(
-    health.count, where='update 1', warn=warnings.append
-  )
-  for metrics in (
-    update_metrics(),
-    update_metrics(skipped=1.0, loss=math.nan),
-    update_metrics(),
-  ):
-    count(metrics)
-    health.check(2)
-  assert health.skipped == 1
-  assert health.skipped_in_a_row == 0
-  assert warnings == ['update 1 is skipped: its loss is nan']
-  assert health.displayed_counts() == {'skipped_updates': 1.0}
-  count(update_metrics(skipped=1.0, gradient_norm=math.inf))
-  health.check(2)
-  count(update_metrics(skipped=1.0))
-  with pytest.raises(DivergedError, match='the last 2 updates were skipped'):
-    health.check(2)
-  assert warnings[1:] == ["update 1 is skipped: its gradient's norm is inf"]
-
-
-def test_a_run_of_skipped_updates_only_does_not_finish():
-  health = UpdateHealth()
-  health.count(update_metrics(skipped=1.0), 'update 1', lambda _: None)
-  health.check(10)
-  with pytest.raises(DivergedError, match='the last 1 updates were skipped'):
-    health.check(10, is_end=True)
-
-
-def test_updates_without_tokens_are_counted_and_reported():
-  health, warnings = UpdateHealth(), []
-  count = functools.partial(
-    health.count, where='update 1', warn=warnings.append
-  )
-  count(update_metrics(tokens=0.0, loss=math.nan, gradient_norm=math.nan))
-  assert warnings == ['update 1 has no token to train on and changes nothing']
-  assert health.displayed_counts() == {'updates_without_tokens': 1.0}
-  assert health.skipped == 0
-
-
-def test_updates_with_a_gradient_of_zero_are_counted_and_reported_once():
-  health, warnings = UpdateHealth(), []
-  for number in range(3):
-    health.count(
-      update_metrics(gradient_norm=0.0), f'update {number}', warnings.append
-    )
-  health.count(update_metrics(), 'update 3', warnings.append)
-  assert len(warnings) == 1
-  assert warnings[0].startswith('update 0 has a gradient of 0')
-  assert health.displayed_counts() == {'updates_without_gradient': 3.0}
-  assert (health.made, health.skipped) == (4, 0)
-
-
-def test_divergence_has_an_exit_status_of_its_own():
-  assert DivergedError.exit_status == Exit.DIVERGED == 46
-  assert not means_restart(Exit.DIVERGED)
 
 
 def test_nan_log_ratios_make_gradients_and_weights_nan():
