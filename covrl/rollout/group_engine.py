@@ -338,7 +338,7 @@ class GroupEngine:
       'prompt_mask': rows(0, bool, prompts, width),
       'prompt_row': rows(self._sizes.prompts, np.int32, prompts),
       'request_row': rows(self._sizes.requests, np.int32, requests),
-      'source': rows(0, np.int32, requests),
+      'prompt_index': rows(0, np.int32, requests),
       'seed': rows(0, np.uint32, requests),
       'member': rows(0, np.int32, requests),
       'options': None,
