@@ -284,6 +284,6 @@ def test_samples_and_evaluates_a_run(capsys, uninterrupted, tmp_path):
   )
   error = refused(capsys, 'sample', str(uninterrupted), '4 7 2 4 7 2 :')
   assert 'must have at most 6 tokens' in error
-  assert 'not a run directory' in refused(
+  assert 'must be a run directory' in refused(
     capsys, 'sample', str(uninterrupted.parent), '1'
   )
