@@ -202,8 +202,8 @@ def qwen2_5_7b_prime_kl_cov() -> Recipe:
   Source: as `qwen2_5_7b_prime`; KL-Cov and the size of an update as in [1].
   """
   recipe = qwen2_5_7b_prime()
-  train, published = recipe.config.train, qwen2_5_7b_kl_cov().config.train
-  train.sequences_per_update = published.sequences_per_update
+  train, kl_cov_train = recipe.config.train, qwen2_5_7b_kl_cov().config.train
+  train.sequences_per_update = kl_cov_train.sequences_per_update
   train.micro_batches = 4
   return parts.with_kl_cov(recipe)
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import launch
 from launch import gke, local, slurm, tpu
-from launch.job import Job, LaunchError, check_not_empty, pairs
+from launch.job import Job, LaunchError, check_not_empty, parse_pairs
 from launch.shell import Shell
 
 _LAUNCHERS = {'tpu': tpu, 'gke': gke, 'slurm': slurm, 'local': local}
@@ -26,8 +26,8 @@ def main(argv: Sequence[str] | None = None, shell: Shell | None = None) -> int:
     job = Job(
       name=options.name,
       arguments=tuple(argv_list[separator + 1 :]),
-      environment=pairs('--env', options.env),
-      secrets=pairs('--secret', options.secret),
+      environment=parse_pairs('--env', options.env),
+      secrets=parse_pairs('--secret', options.secret),
       restarts=options.restarts,
     )
     return _LAUNCHERS[options.launcher].run(job, options, shell)
@@ -38,14 +38,14 @@ def main(argv: Sequence[str] | None = None, shell: Shell | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
   """Returns the parser, with a command per launcher."""
-  raw = argparse.RawDescriptionHelpFormatter
+  raw_text = argparse.RawDescriptionHelpFormatter
   parser = argparse.ArgumentParser(
-    prog='launch', description=launch.__doc__, formatter_class=raw
+    prog='launch', description=launch.__doc__, formatter_class=raw_text
   )
   commands = parser.add_subparsers(dest='launcher', required=True)
   for name, module in _LAUNCHERS.items():
     command = commands.add_parser(
-      name, description=module.__doc__, formatter_class=raw
+      name, description=module.__doc__, formatter_class=raw_text
     )
     command.add_argument('--name', required=True, help='name of the job')
     command.add_argument(

@@ -35,7 +35,7 @@ def with_committed_config(job: Job, shell: Shell, root: pathlib.Path) -> Job:
     LaunchError: the config, a file beside it that it imports, or a file that an
       argument names is absent, outside the checkout or not committed.
   """
-  changed = _changed(root)
+  changed = _changed_files(root)
   spec = job.value('--config') or ''
   file = _config_file(spec, root)
   for path in (file, *_imported_beside(file)):
@@ -56,7 +56,7 @@ def with_committed_config(job: Job, shell: Shell, root: pathlib.Path) -> Job:
 def _config_file(spec: str, root: pathlib.Path) -> pathlib.Path:
   """Returns the absolute path of the config's file."""
   file, function = locate(spec)
-  if function not in _defined(file):
+  if function not in _defined_names(file):
     raise LaunchError(
       f'--config must name a recipe in {file}, got {function!r}'
     )
@@ -66,7 +66,7 @@ def _config_file(spec: str, root: pathlib.Path) -> pathlib.Path:
   return file.resolve()
 
 
-def _defined(file: pathlib.Path) -> set[str]:
+def _defined_names(file: pathlib.Path) -> set[str]:
   """Returns the names that a file defines or imports at its top level."""
   names: set[str] = set()
   for node in ast.parse(file.read_text(encoding='utf-8')).body:
@@ -82,13 +82,13 @@ def _defined(file: pathlib.Path) -> set[str]:
 
 def _imported_beside(file: pathlib.Path) -> Iterator[pathlib.Path]:
   """Yields the files of a config's directory that it imports, recursively."""
-  files, new = {file}, [file]
-  while new:
-    for name in _imports(new.pop()):
+  files, unread = {file}, [file]
+  while unread:
+    for name in _imports(unread.pop()):
       path = file.with_name(f'{name}.py')
       if path not in files and path.is_file():
         files.add(path)
-        new.append(path)
+        unread.append(path)
         yield path
 
 
@@ -153,7 +153,7 @@ def _is_committed(name: str, root: pathlib.Path) -> bool:
   return bool(_git(root, 'ls-tree', '--name-only', 'HEAD', '--', name))
 
 
-def _changed(root: pathlib.Path) -> list[str]:
+def _changed_files(root: pathlib.Path) -> list[str]:
   """Returns the files that differ from the commit, untracked ones included."""
   entries = _git(root, 'status', '--porcelain', '-z', '--no-renames')
   return [entry[3:] for entry in entries.split('\0') if entry]
@@ -179,8 +179,10 @@ def _git(root: pathlib.Path, *arguments: str) -> str:
   return completed.stdout
 
 
-def _with_config(job: Job, given: str, spec: str) -> Job:
+def _with_config(job: Job, old_spec: str, spec: str) -> Job:
   """Returns the job with another value of `--config`."""
-  replacements = {given: spec, f'--config={given}': f'--config={spec}'}
-  arguments = [replacements.get(each, each) for each in job.arguments]
+  replacements = {old_spec: spec, f'--config={old_spec}': f'--config={spec}'}
+  arguments = [
+    replacements.get(argument, argument) for argument in job.arguments
+  ]
   return dataclasses.replace(job, arguments=tuple(arguments))

@@ -26,9 +26,13 @@ from launch.slices import GpuHosts, Slice, find_machines
 
 # Exit statuses that end a run. Kubernetes takes lists of statuses, not ranges.
 # A shell's 126 and 127 stand for a command that cannot be started.
-_FINAL = (*(int(e) for e in Exit if e and not means_restart(e)), 126, 127)
+_FINAL_STATUSES = (
+  *(int(e) for e in Exit if e and not means_restart(e)),
+  126,
+  127,
+)
 # Seconds that a pod has to save a checkpoint after SIGTERM.
-_GRACE = 300
+_GRACE_SECONDS = 300
 # Port of the coordinator, process 0, on GPUs; TPU processes need no coordinator.
 _PORT = 8476
 
@@ -73,7 +77,9 @@ def run(job: Job, options: argparse.Namespace, shell: Shell) -> int:
         f'--type must be of TPUs with {option}, got {options.type}'
       )
   elif options.xpk:
-    shell.print(shell.check_output(_xpk(job, options, machines)).rstrip())
+    shell.print(
+      shell.check_output(_xpk_command(job, options, machines)).rstrip()
+    )
     return 0
   manifest = yaml.safe_dump(job_set(job, options, machines), sort_keys=False)
   shell.show(f'{job.name}.yaml', manifest)
@@ -91,7 +97,7 @@ def job_set(
   job: Job, options: argparse.Namespace, machines: Slice | GpuHosts
 ) -> dict[str, Any]:
   """Returns the JobSet manifest: a pod, and a process, per host."""
-  arguments = list(_literal(job.arguments))
+  arguments = list(_escape_dollars(job.arguments))
   environment = dict(job.environment)
   annotations: dict[str, str] = {}
   if isinstance(machines, GpuHosts):
@@ -126,7 +132,7 @@ def job_set(
     'command': ['covrl', 'train', *arguments],
     'env': [
       *(
-        {'name': name, 'value': _literal([value])[0]}
+        {'name': name, 'value': _escape_dollars([value])[0]}
         for name, value in environment.items()
       ),
       *(
@@ -141,7 +147,7 @@ def job_set(
   }
   pod: dict[str, Any] = {
     'restartPolicy': 'Never',
-    'terminationGracePeriodSeconds': _GRACE,
+    'terminationGracePeriodSeconds': _GRACE_SECONDS,
     'nodeSelector': selector,
     'containers': [container],
   }
@@ -198,7 +204,7 @@ def job_set(
                     'onExitCodes': {
                       'containerName': 'covrl',
                       'operator': 'In',
-                      'values': list(_FINAL),
+                      'values': list(_FINAL_STATUSES),
                     },
                   }
                 ]
@@ -212,16 +218,18 @@ def job_set(
   }
 
 
-def _literal(texts: tuple[str, ...] | list[str]) -> list[str]:
+def _escape_dollars(texts: tuple[str, ...] | list[str]) -> list[str]:
   """Escapes `$`, so that Kubernetes does not substitute `$(NAME)`.
 
-  >>> _literal(['$(HOME)', '$$'])
+  >>> _escape_dollars(['$(HOME)', '$$'])
   ['$$(HOME)', '$$$$']
   """
   return [text.replace('$', '$$') for text in texts]
 
 
-def _xpk(job: Job, options: argparse.Namespace, slice_: Slice) -> list[str]:
+def _xpk_command(
+  job: Job, options: argparse.Namespace, slice_: Slice
+) -> list[str]:
   """Returns XPK's command; XPK passes `--command` through a shell."""
   for name in ('cluster', 'project', 'zone'):
     if not getattr(options, name):

@@ -91,7 +91,9 @@ class Job:
         value = argument.partition('=')[2]
       elif argument == option:
         following = self.arguments[index + 1 : index + 2]
-        value = next((f for f in following if not f.startswith('--')), None)
+        value = next(
+          (text for text in following if not text.startswith('--')), None
+        )
     return value
 
   def check_config(self) -> None:
@@ -118,10 +120,10 @@ def check_not_empty(options: Mapping[str, object]) -> None:
       raise LaunchError(f"--{name.replace('_', '-')} must not be empty, got ''")
 
 
-def pairs(option: str, arguments: Sequence[str]) -> dict[str, str]:
+def parse_pairs(option: str, arguments: Sequence[str]) -> dict[str, str]:
   """Parses `NAME=VALUE` arguments.
 
-  >>> pairs('--env', ['A=b c', 'D='])
+  >>> parse_pairs('--env', ['A=b c', 'D='])
   {'A': 'b c', 'D': ''}
   """
   for argument in arguments:

@@ -19,7 +19,7 @@ from launch.shell import Shell
 
 # Seconds that the other processes have to exit after one has ended: they detect
 # the end within a heartbeat and save a checkpoint.
-_GRACE = 300.0
+_GRACE_SECONDS = 300.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--grace',
     type=float,
-    default=_GRACE,
+    default=_GRACE_SECONDS,
     help='seconds that the other processes have to exit after one has ended',
   )
 
@@ -141,10 +141,12 @@ def _forwarded_signals(
       if process.poll() is None:
         process.send_signal(signal.SIGTERM)
 
-  kinds = (signal.SIGTERM, signal.SIGINT)
-  before = {kind: signal.signal(kind, forward) for kind in kinds}
+  signals = (signal.SIGTERM, signal.SIGINT)
+  previous_handlers = {
+    number: signal.signal(number, forward) for number in signals
+  }
   try:
     yield
   finally:
-    for kind, handler in before.items():
-      signal.signal(kind, handler)
+    for number, handler in previous_handlers.items():
+      signal.signal(number, handler)

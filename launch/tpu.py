@@ -24,15 +24,17 @@ from launch.shell import Shell, command_error
 from launch.slices import Slice, find_slice
 
 # States of a queued resource that will not become active again.
-_ENDED = ('SUSPENDING', 'SUSPENDED', 'FAILED', 'DELETING')
+_ENDED_STATES = ('SUSPENDING', 'SUSPENDED', 'FAILED', 'DELETING')
 # Errors by which Google Cloud reports a lack of quota or capacity.
-_SCARCE = re.compile(r'RESOURCE_EXHAUSTED|quota|capacity|UNAVAILABLE', re.I)
+_NO_CAPACITY = re.compile(
+  r'RESOURCE_EXHAUSTED|quota|capacity|UNAVAILABLE', re.I
+)
 # Line by which the script of a host reports its exit status.
-_EXIT = re.compile(r'covrl-exit=(\d+)')
+_EXIT_LINE = re.compile(r'covrl-exit=(\d+)')
 # Exit status of ssh when the connection is lost.
-_LOST = 255
+_LOST_CONNECTION = 255
 # Flags of ssh that end a connection without an answer for five minutes.
-_ALIVE = ('-oServerAliveInterval=30', '-oServerAliveCountMax=10')
+_KEEP_ALIVE_FLAGS = ('-oServerAliveInterval=30', '-oServerAliveCountMax=10')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,9 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument('--network')
   parser.add_argument('--service-account')
-  kind = parser.add_mutually_exclusive_group()
-  kind.add_argument('--spot', action='store_true')
-  kind.add_argument('--reserved', action='store_true')
+  provisioning = parser.add_mutually_exclusive_group()
+  provisioning.add_argument('--spot', action='store_true')
+  provisioning.add_argument('--reserved', action='store_true')
   parser.add_argument(
     '--poll', type=float, default=30.0, help='seconds between status requests'
   )
@@ -80,12 +82,12 @@ def run(job: Job, options: argparse.Namespace, shell: Shell) -> int:
   job.check_shared(slice_.hosts * options.num_slices)
   job = checkout.with_committed_config(job, shell, checkout.ROOT)
   with tempfile.TemporaryDirectory(prefix='covrl-') as folder:
-    queued = _Queued(job, options, shell, slice_, pathlib.Path(folder))
+    queued = _QueuedRun(job, options, shell, slice_, pathlib.Path(folder))
     return queued.train()
 
 
 @dataclasses.dataclass
-class _Queued:
+class _QueuedRun:
   """A queued resource and the run on it.
 
   Attributes:
@@ -105,11 +107,11 @@ class _Queued:
   def train(self) -> int:
     """Trains until the run ends, through preemptions."""
     self._pack()
-    ready, code = False, int(Exit.RESTART)
+    is_set_up, code = False, int(Exit.RESTART)
     for attempt in range(self.job.restarts + 1):
-      if self._acquire() or not ready:
+      if self._acquire() or not is_set_up:
         self._set_up()
-        ready = True
+        is_set_up = True
       code = self._run()
       if not means_restart(code):
         break
@@ -144,17 +146,17 @@ class _Queued:
 
   def _acquire(self) -> bool:
     """Waits for the slice; returns whether it is a new one."""
-    new = False
+    is_new = False
     if self.shell.dry_run:
       self._create()
     waited, max_seconds = 0.0, self.options.max_wait * 3600
     while (state := self._state()) != 'ACTIVE':
-      if state in _ENDED:
+      if state in _ENDED_STATES:
         self.shell.print(f'{self.job.name} is {state}: requesting another')
         self._delete()
         state = None
       if state is None:
-        new = True
+        is_new = True
         self._create()
       if waited >= max_seconds:
         raise LaunchError(
@@ -164,7 +166,7 @@ class _Queued:
         )
       self.shell.sleep(self.options.poll)
       waited += self.options.poll
-    return new
+    return is_new
 
   def _state(self) -> str | None:
     """Returns the state of the resource; `None` if it does not exist."""
@@ -180,12 +182,12 @@ class _Queued:
 
   def _create(self) -> None:
     """Requests the slice; a lack of quota or capacity is not an error."""
-    options, many = self.options, self.options.num_slices > 1
+    options, is_multislice = self.options, self.options.num_slices > 1
     command = self._command(
       'create',
       *(
         (f'--node-count={options.num_slices}', f'--node-prefix={self.job.name}')
-        if many
+        if is_multislice
         else (f'--node-id={self.job.name}',)
       ),
       f'--accelerator-type={self.slice_.accelerator}',
@@ -200,7 +202,7 @@ class _Queued:
       ),
     )
     completed = self.shell.run(command)
-    if completed.returncode and not _SCARCE.search(completed.stderr):
+    if completed.returncode and not _NO_CAPACITY.search(completed.stderr):
       raise command_error(command, completed)
     if completed.returncode:
       self.shell.print(
@@ -214,10 +216,10 @@ class _Queued:
   def _pack(self) -> None:
     """Writes an archive of the committed tree, and the scripts."""
     name = self.job.name
-    here = [] if self.shell.dry_run else ['-C', str(checkout.ROOT)]
+    root_options = [] if self.shell.dry_run else ['-C', str(checkout.ROOT)]
     output = f'--output={self._file("tar.gz")}'
     self.shell.check_output(
-      ['git', *here, 'archive', '--format=tar.gz', output, 'HEAD']
+      ['git', *root_options, 'archive', '--format=tar.gz', output, 'HEAD']
     )
     scripts = {
       'set-up.sh': render('set_up.sh.j2', name=name, archive=f'{name}.tar.gz'),
@@ -229,19 +231,21 @@ class _Queued:
         secrets=self.job.secrets,
       ),
     }
-    for ending, text in scripts.items():
-      self.shell.show(f'{name}.{ending}', text)
-      (self.folder / f'{name}.{ending}').write_text(text, encoding='utf-8')
+    for suffix, text in scripts.items():
+      self.shell.show(f'{name}.{suffix}', text)
+      (self.folder / f'{name}.{suffix}').write_text(text, encoding='utf-8')
 
-  def _file(self, ending: str) -> str:
+  def _file(self, suffix: str) -> str:
     """Returns the path of a file; in a dry run only its name."""
     folder = '' if self.shell.dry_run else f'{self.folder}/'
-    return f'{folder}{self.job.name}.{ending}'
+    return f'{folder}{self.job.name}.{suffix}'
 
   def _set_up(self) -> None:
     """Copies archive and scripts to all hosts and installs covrl."""
     name = self.job.name
-    sources = [self._file(end) for end in ('tar.gz', 'set-up.sh', 'host.sh')]
+    sources = [
+      self._file(suffix) for suffix in ('tar.gz', 'set-up.sh', 'host.sh')
+    ]
     for node in self._nodes:
       self.shell.check_output(
         [
@@ -251,10 +255,10 @@ class _Queued:
           '--worker=all',
         ]
       )
-    ended = self.shell.follow(
+    results = self.shell.follow(
       [self._ssh(node, f'bash {name}.set-up.sh') for node in self._nodes]
     )
-    if any(code for code, _ in ended):
+    if any(code for code, _ in results):
       raise LaunchError(
         f'covrl cannot be installed on {name}; its output is above', status=1
       )
@@ -262,15 +266,17 @@ class _Queued:
   def _run(self) -> int:
     """Trains on all hosts and returns one exit status for all of them."""
     script = f'bash {self.job.name}.host.sh'
-    ended = self.shell.follow([self._ssh(node, script) for node in self._nodes])
+    results = self.shell.follow(
+      [self._ssh(node, script) for node in self._nodes]
+    )
     if self.shell.dry_run:
       return 0
     codes: list[int] = []
-    for status, printed in ended:
-      reported = [int(code) for code in _EXIT.findall(printed)]
+    for status, printed in results:
+      reported = [int(code) for code in _EXIT_LINE.findall(printed)]
       # A host that did not report an exit status has been lost.
       missing = self.slice_.hosts - len(reported)
-      codes += reported + [_LOST if status else 0] * max(missing, 0)
+      codes += reported + [_LOST_CONNECTION if status else 0] * max(missing, 0)
     return combined_status(codes)
 
   def _ssh(self, node: str, command: str) -> list[str]:
@@ -279,6 +285,6 @@ class _Queued:
       *('gcloud', 'compute', 'tpus', 'tpu-vm', 'ssh', node),
       *self._location_options,
       '--worker=all',
-      *(f'--ssh-flag={flag}' for flag in _ALIVE),
+      *(f'--ssh-flag={flag}' for flag in _KEEP_ALIVE_FLAGS),
       f'--command={command}',
     ]

@@ -84,7 +84,7 @@ def use_compilation_cache() -> None:
   if not directory or '://' in directory:
     return
   path = pathlib.Path(directory)
-  if cause := _unwritable(path):
+  if cause := _write_failure(path):
     _warn(f'compiled programs are not kept: {directory} {cause}')
     # JAX would warn of every program.
     jax.config.update('jax_persistent_cache_min_compile_time_secs', math.inf)
@@ -110,7 +110,7 @@ def _device_count() -> int:
     raise RuntimeError(f'JAX must find its devices, got: {cause}') from error
 
 
-def _unwritable(directory: pathlib.Path) -> str:
+def _write_failure(directory: pathlib.Path) -> str:
   """Returns the reason that a directory is unwritable; empty if it is writable."""
   from covrl.storage import StorageError, writing
 

@@ -78,13 +78,13 @@ def report_error(error: BaseException) -> Exit | None:
   """
   from covrl import storage
 
-  unwritten = storage.first_storage_error(error)
-  if unwritten is not None and not os.environ.get('COVRL_TRACEBACK'):
-    print(f'covrl: {unwritten}', file=sys.stderr)
+  write_error = storage.first_storage_error(error)
+  if write_error is not None and not os.environ.get('COVRL_TRACEBACK'):
+    print(f'covrl: {write_error}', file=sys.stderr)
     return Exit.STORAGE
-  unread = storage.read_failure_message(error)
-  if unread is not None and not os.environ.get('COVRL_TRACEBACK'):
-    print(f'covrl: {unread}', file=sys.stderr)
+  read_error = storage.read_failure_message(error)
+  if read_error is not None and not os.environ.get('COVRL_TRACEBACK'):
+    print(f'covrl: {read_error}', file=sys.stderr)
     return Exit.STORAGE
   if _is_jax_setting(error):
     print(

@@ -27,7 +27,7 @@ from covrl.cli.policies import (
   add_policy,
   add_template_variables,
   add_trust,
-  check_lengths,
+  check_numbers,
   is_run,
   refuse_unused,
 )
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
   from covrl.train.setup.restore import OpenedRun
 
 
-_BATCH = 64  # prompts per batch, by default
-_CHECK = '.writable'  # file that is written and removed before an evaluation
+_PROMPTS_PER_BATCH = 64  # prompts per batch, by default
+_WRITE_TEST = '.writable'  # file that is written and removed as a test
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -109,24 +109,24 @@ def run(arguments: argparse.Namespace) -> None:
   from covrl.evaluation.results import write_results
   from covrl.run.progress import Progress
 
-  check_lengths(arguments)
+  check_numbers(arguments)
   devices.prepare_to_run()
   devices.use_compilation_cache()
   output = arguments.output
   if output is None and is_run(arguments.policy):
     output = arguments.policy
-  with Progress() as progress, contextlib.ExitStack() as results:
+  with Progress() as progress, contextlib.ExitStack() as on_exit:
     progress.stage('loading the policy')
     with _open(arguments) as opened:
       if output is not None:
-        results.enter_context(_reserved(output))
+        on_exit.enter_context(_lock_results(output))
       progress.stage('evaluating')
       evaluation = opened.evaluate(
         samples=arguments.samples,
         temperature=arguments.temperature,
         problems=arguments.problems,
         on_progress=progress.counter('responses'),
-        note=progress.note,
+        warn=progress.warn,
       )
       if any(
         result.suite.samples > 1 and not result.suite.temperature
@@ -142,14 +142,14 @@ def run(arguments: argparse.Namespace) -> None:
         'seed': opened.config.seed,
       }
     width = _print_metrics(evaluation)
-    written = 'not written without --output'
+    result_text = 'not written without --output'
     if output is not None:
-      written = write_results(evaluation, output, policy_fields)
-    print(f'{"results":{width}} {written}')
+      result_text = write_results(evaluation, output, policy_fields)
+    print(f'{"results":{width}} {result_text}')
 
 
 @contextlib.contextmanager
-def _reserved(output: str) -> Iterator[None]:
+def _lock_results(output: str) -> Iterator[None]:
   """Reserves the directory of results for this process, before it evaluates.
 
   Raises:
@@ -162,8 +162,8 @@ def _reserved(output: str) -> Iterator[None]:
   folder = storage.as_path(output) / 'evaluation'
   with lock.acquire(folder, option='--output'):
     # A file of an earlier lock may be writable where the directory is not.
-    storage.write_atomically(folder / _CHECK, '')
-    (folder / _CHECK).unlink(missing_ok=True)
+    storage.write_atomically(folder / _WRITE_TEST, '')
+    (folder / _WRITE_TEST).unlink(missing_ok=True)
     try:
       yield
     finally:
@@ -208,7 +208,9 @@ def _open(
     arguments.policy,
     suites,
     lengths=(arguments.max_prompt_length, arguments.max_length),
-    prompts_per_batch=_BATCH if arguments.batch is None else arguments.batch,
+    prompts_per_batch=_PROMPTS_PER_BATCH
+    if arguments.batch is None
+    else arguments.batch,
     template_variables=arguments.template_variables,
   )
 

@@ -63,7 +63,7 @@ def caching(arguments: argparse.Namespace) -> Caching:
   return Caching(chunk=chunk, int8=arguments.cache_dtype == 'int8')
 
 
-def check_lengths(arguments: argparse.Namespace) -> None:
+def check_numbers(arguments: argparse.Namespace) -> None:
   """Checks numbers of responses, lengths and queues, before anything is loaded.
 
   Raises:

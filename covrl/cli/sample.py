@@ -29,7 +29,7 @@ from covrl.cli.policies import (
   add_policy,
   add_template_variables,
   add_trust,
-  check_lengths,
+  check_numbers,
   is_run,
   prompt_format,
   refuse_unused,
@@ -146,7 +146,7 @@ def run(arguments: argparse.Namespace) -> None:
     unused = ['output', 'resume', 'max_prompt_length', 'slots']
     unused += ['cache_dtype', 'prefill_chunk']
     refuse_unused(arguments, unused, '--file')
-  check_lengths(arguments)
+  check_numbers(arguments)
   if not arguments.chat:
     refuse_unused(arguments, ['template_variables'], '--chat')
   devices.prepare_to_run()

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import IO, TYPE_CHECKING, Any
 
-from covrl.cli.policies import caching, check_lengths, is_run, prompt_format
+from covrl.cli.policies import caching, check_numbers, is_run, prompt_format
 
 if TYPE_CHECKING:
   from etils import epath
@@ -41,13 +41,13 @@ def run(arguments: argparse.Namespace) -> None:
     arguments.temperature, arguments.top_p, arguments.top_k, arguments.min_p
   )
   cache = caching(arguments)
-  output, tally, opened = None, _Tally(), contextlib.ExitStack()
+  output, tally, resources = None, _Tally(), contextlib.ExitStack()
   write: Callable[[str], object] | None = None
   if arguments.output is not None:
     output = storage.as_path(arguments.output)
     if arguments.resume:
       if not storage.is_bucket(output) and output.exists():
-        write = opened.enter_context(_output(output))
+        write = resources.enter_context(_output(output))
       tally = _finished_lines(file, output)
     elif output.exists():
       raise ValueError(
@@ -56,8 +56,8 @@ def run(arguments: argparse.Namespace) -> None:
       )
   elif arguments.resume:
     raise ValueError('--output must be given with --resume, got none')
-  check_lengths(arguments)
-  with opened, Progress() as progress:
+  check_numbers(arguments)
+  with resources, Progress() as progress:
     progress.stage('loading the policy')
     lengths = arguments.max_prompt_length, arguments.max_length
     if is_run(arguments.policy):
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> None:
     slots = _SLOTS if arguments.slots is None else arguments.slots
     engine = served.engine(slots=slots, segment=16, caching=cache)
     progress.stage('sampling')
-    write = write or opened.enter_context(_output(output))
+    write = write or resources.enter_context(_output(output))
     with storage.open_binary(file) as lines:
       results = sample_lines(
         engine,
@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> None:
         },
         seed=arguments.seed,
         render=render,
-        after=min(tally.known, default=tally.last + 1) - 1,
+        after=min(tally.earlier_results, default=tally.last + 1) - 1,
       )
       _write(results, write, tally)
   tally.check(arguments.file)
@@ -95,23 +95,25 @@ class _Tally:
   """Counts of the results.
 
   Attributes:
-    lines: number of results.
+    count: number of results.
     refused: number of results that are errors.
     last: number of the last line of the file that has a result.
     first_error: the first error; empty without one.
-    known: the last results of an interrupted command, by line: one with responses
+    earlier_results: the last results of an interrupted command, by line: one with responses
       and the errors after it. They are computed again and compared.
   """
 
-  lines: int = 0
+  count: int = 0
   refused: int = 0
   last: int = 0
   first_error: str = ''
-  known: dict[int, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+  earlier_results: dict[int, Mapping[str, Any]] = dataclasses.field(
+    default_factory=dict
+  )
 
   def add(self, result: Mapping[str, Any]) -> None:
     """Counts a result."""
-    self.lines += 1
+    self.count += 1
     self.last = result['line']
     if 'error' in result:
       self.refused += 1
@@ -124,7 +126,7 @@ class _Tally:
     if self.refused:
       raise ValueError(
         f'the lines of {file} must be valid requests, got {self.refused} of'
-        f' {self.lines} that are not; {self.first_error}'
+        f' {self.count} that are not; {self.first_error}'
       )
 
 
@@ -139,9 +141,11 @@ def _write(
     ValueError: the policy or the options are not those of the known results.
   """
   for result in results:
-    known = tally.known.get(result['line'])
-    if known is not None:
-      if _exact_fields(json.loads(json.dumps(result))) != _exact_fields(known):
+    earlier = tally.earlier_results.get(result['line'])
+    if earlier is not None:
+      if _exact_fields(json.loads(json.dumps(result))) != _exact_fields(
+        earlier
+      ):
         raise ValueError(
           '--resume must be given with the policy and the options of the'
           f' interrupted command, got other responses to line {result["line"]}'
@@ -207,8 +211,8 @@ def _finished_lines(file: epath.Path, output: epath.Path) -> _Tally:
         )
       tally.add(result)
       if 'error' not in result:
-        tally.known.clear()
-      tally.known[number] = result
+        tally.earlier_results.clear()
+      tally.earlier_results[number] = result
       size += len(text)
   with storage.writing(output):
     os.truncate(output, size)

@@ -24,7 +24,7 @@ from covrl.cli.policies import (
   add_policy,
   add_trust,
   caching,
-  check_lengths,
+  check_numbers,
   is_run,
 )
 
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar='NAME',
     help='name of the model in requests (default: POLICY)',
   )
-  add_lengths(parser)
+  add_cache_sizes(parser)
   add_caching(parser)
   parser.add_argument(
     '--max_waiting',
@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add_trust(parser)
 
 
-def add_lengths(parser: argparse.ArgumentParser) -> None:
+def add_cache_sizes(parser: argparse.ArgumentParser) -> None:
   """Adds the options that determine the size of the caches."""
   parser.add_argument(
     '--slots',
@@ -111,7 +111,7 @@ def run(arguments: argparse.Namespace) -> None:
   address = Address(arguments.host, arguments.port)
   token = read_token(arguments.token_file)
   address.check(token)
-  check_lengths(arguments)
+  check_numbers(arguments)
   name = arguments.name or arguments.policy
   check_unicode(name, '--name')
   cache = caching(arguments)

@@ -41,7 +41,7 @@ from covrl.train.effects import (
   config_warnings,
   direction_warnings,
   gradient_warnings,
-  without_effect,
+  unused_override_warnings,
 )
 from covrl.train.setup.initial_policy import make_policy
 from covrl.train.state_sharding import check_mesh
@@ -87,7 +87,7 @@ def plan(
   if _selects(algorithm):
     yield _selection_line(config)
   for text in (
-    *without_effect(recipe, read_fields, task, policy.config),
+    *unused_override_warnings(recipe, read_fields, task, policy.config),
     *config_warnings(config, algorithm, task.rewards),
     *direction_warnings(policy, tx=(algorithm.tx, config.total_updates)),
     *gradient_warnings(algorithm),

@@ -50,7 +50,7 @@ class PendingBatch:
   tokens: int
 
   @functools.cached_property
-  def own_correctness(self) -> list[float]:
+  def local_correctness(self) -> list[float]:
     """Correctness of this process's responses; waits for their scores."""
     return _correctness(self.scores.result())
 
@@ -92,7 +92,7 @@ def accuracies(**batches: Sequence[PendingBatch]) -> dict[str, float]:
       is_correct
       for batch in pending
       if batch.scores.is_done
-      for is_correct in batch.own_correctness
+      for is_correct in batch.local_correctness
       if not np.isnan(is_correct)
     ]
     if correctness:

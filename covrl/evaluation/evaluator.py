@@ -110,7 +110,7 @@ class Evaluator:
     self._key = key
     self._answer_extractor = answer_extractor
     self._max_failures = max_failures
-    self._rows = [
+    self._prompt_rows = [
       prompt_rows(suite.problems, tokenizer, max_prompt_length)
       for suite in suites
     ]
@@ -122,7 +122,7 @@ class Evaluator:
     """Compiles all programs by sampling responses to padding."""
     sampled = [suite for suite in self._suites if suite.samples]
     for size in {1, *map(self._group_size_of, sampled)}:
-      shape = (self._prompts_per_batch, self._rows[0][0].shape[1])
+      shape = (self._prompts_per_batch, self._prompt_rows[0][0].shape[1])
       self._engine.warm_up(params, shape, group_size=size)
 
   def evaluate(
@@ -209,10 +209,10 @@ class Evaluator:
     """Samples a batch and submits this process's responses for scoring."""
     samples = self._sample(params, groups, size, sampling, report)
     count = len(groups) * size
-    unknown = np.isnan(samples.sampler_logprobs).any(axis=1)
-    if unknown.any():
+    has_nan = np.isnan(samples.sampler_logprobs).any(axis=1)
+    if has_nan.any():
       raise EvaluationError(
-        f'the logits of all responses must be finite, got nan in {unknown.sum()} of'
+        f'the logits of all responses must be finite, got nan in {has_nan.sum()} of'
         f' {count}'
       )
     texts = decode(self._tokenizer, samples)[:count]
@@ -263,13 +263,13 @@ class Evaluator:
     report: Callable[[int], object],
   ) -> Any:
     """Samples responses to the groups' problems; other rows are padding."""
-    width = self._rows[0][0].shape[1]
+    width = self._prompt_rows[0][0].shape[1]
     shape = (self._prompts_per_batch, width)
     tokens = np.full(shape, self._tokenizer.pad_id, np.int32)
     mask = np.zeros(shape, bool)
     ids = np.zeros((self._prompts_per_batch, size), np.int32)
     for row, group in enumerate(groups):
-      suite_tokens, suite_mask = self._rows[group.suite]
+      suite_tokens, suite_mask = self._prompt_rows[group.suite]
       tokens[row] = suite_tokens[group.problem]
       mask[row] = suite_mask[group.problem]
       ids[row] = self._sequence_ids(group, size)
@@ -318,23 +318,24 @@ class Evaluator:
     results: list[SuiteResult] = []
     for index, suite in enumerate(self._suites):
       problems, samples = range(len(suite.problems)), range(suite.samples)
-      first = [graded_greedy[index, n, 0] for n in problems]
-      others = [
+      greedy_responses = [graded_greedy[index, n, 0] for n in problems]
+      sample_rows = [
         [graded_samples[index, n, s] for s in samples] for n in problems
       ]
-      texts = [[text for _, text in row] for row in others]
+      texts = [[text for _, text in row] for row in sample_rows]
       correct = np.array(
-        [[is_correct for is_correct, _ in row] for row in others], float
+        [[is_correct for is_correct, _ in row] for row in sample_rows], float
       )
       correct = correct.reshape(len(problems), len(samples))
       answers, undecided = self._answers(suite, texts, correct)
       results.append(
         SuiteResult(
           suite=suite,
-          greedy=np.array([is_correct for is_correct, _ in first]),
+          greedy=np.array([is_correct for is_correct, _ in greedy_responses]),
           correct=correct,
           responses=tuple(
-            (text, *row) for (_, text), row in zip(first, texts, strict=True)
+            (text, *row)
+            for (_, text), row in zip(greedy_responses, texts, strict=True)
           ),
           answers=answers,
           undecided=undecided,

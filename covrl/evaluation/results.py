@@ -111,7 +111,7 @@ class SuiteResult:
     """
     bounds: list[Metrics] = []
     for value in (0.0, 1.0):
-      filled = dataclasses.replace(
+      metrics = dataclasses.replace(
         self,
         greedy=_with_missing(self.greedy, value),
         correct=_with_missing(self.correct, value),
@@ -119,7 +119,7 @@ class SuiteResult:
       # An unscored response that is correct may also lower a vote: 0 to 1 are allowed.
       votes = {n: v for n, v in self.metrics().items() if n.startswith('maj@')}
       bounds.append(
-        filled | {n: _with_missing(v, value) for n, v in votes.items()}
+        metrics | {n: _with_missing(v, value) for n, v in votes.items()}
       )
     low, high = bounds
     return low, high

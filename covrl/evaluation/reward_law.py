@@ -128,13 +128,13 @@ def reward_law(
       'entropy and reward must have the same number of points, at least 9, got '
       f'{entropy.size} and {reward.size}'
     )
-  is_entropy = (entropy >= -_ROUNDING) & (entropy <= _MAX_ENTROPY)
-  finite = np.isfinite(reward) & is_entropy
-  if not finite.all():
+  is_valid_entropy = (entropy >= -_ROUNDING) & (entropy <= _MAX_ENTROPY)
+  is_valid = np.isfinite(reward) & is_valid_entropy
+  if not is_valid.all():
     raise ValueError(
       'rewards must be finite and entropies lie in [0,'
-      f' {_MAX_ENTROPY:g}] nats, got {entropy[~finite][0]:g} with the reward'
-      f' {reward[~finite][0]:g}'
+      f' {_MAX_ENTROPY:g}] nats, got {entropy[~is_valid][0]:g} with the reward'
+      f' {reward[~is_valid][0]:g}'
     )
   if np.ptp(entropy[: entropy.size // 3]) == 0:
     raise ValueError(

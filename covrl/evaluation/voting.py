@@ -42,22 +42,22 @@ def merge_equal_answers(
   [['2', '0.5', '0.5', '2', None]]
   """
   spelling: dict[tuple[int, bool, str], str] = {}
-  left: dict[int, list[str]] = {}
+  remaining: dict[int, list[str]] = {}
   for row, (texts, correctness) in enumerate(
     zip(answers, correct, strict=True)
   ):
     right = [a for a, m in zip(texts, correctness, strict=True) if a and m == 1]
     spelling |= {(row, True, answer): right[0] for answer in right}
     wrong = [a for a, m in zip(texts, correctness, strict=True) if a and m != 1]
-    left[row] = list(dict.fromkeys(wrong))
-  while any(left.values()):
+    remaining[row] = list(dict.fromkeys(wrong))
+  while any(remaining.values()):
     pairs: list[tuple[int, str, str]] = []
-    for row, texts in left.items():
+    for row, texts in remaining.items():
       if texts:
         first, *others = texts
         spelling[row, False, first] = first
         pairs += [(row, other, first) for other in others]
-    left = {row: [] for row in left}
+    remaining = {row: [] for row in remaining}
     equals = are_equal(pairs)
     if len(equals) != len(pairs):
       raise ValueError(
@@ -69,7 +69,7 @@ def merge_equal_answers(
       if equal:
         spelling[row, False, text] = first
       else:
-        left[row].append(text)
+        remaining[row].append(text)
   return [
     [
       answer and spelling[row, is_correct == 1, answer]

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints that are written whole or not at all and that detect damage.
 
-A manifest, written last and atomically, completes a checkpoint: it has the digest
-of every file, since Orbax restores a flipped bit without an error, and metadata
-such as the position in the data. See `covrl.run.checkpoint_files`.
+A manifest (`covrl.run.checkpoint_files`), written last and atomically, completes a
+checkpoint. It has all files' digests, as Orbax restores flipped bits without an error.
 
 A run resumes from the newest whole checkpoint. Damaged ones that are newer are
 renamed to `NAME.damaged_N`, and kept.
@@ -49,14 +48,14 @@ class Checkpoint:
   Attributes:
     path: the checkpoint's directory.
     position: number of optimiser updates before it.
-    notes: JSON metadata saved with the arrays.
+    metadata: JSON data saved with the arrays.
     files: size and digest of every file, by its path below the directory.
     is_verified: whether the files have been compared with `files`.
   """
 
   path: epath.Path
   position: int
-  notes: dict[str, Any]
+  metadata: dict[str, Any]
   files: dict[str, str]
   is_verified: bool = False
 
@@ -258,16 +257,17 @@ class CheckpointStore:
           f' {path.name} only; {NO_RESTART}'
         )
 
-  def save(self, position: int, arrays: PyTree, notes: dict[str, Any]) -> None:
+  def save(
+    self, position: int, arrays: PyTree, metadata: dict[str, Any]
+  ) -> None:
     """Writes a checkpoint, then removes the oldest ones beyond `keep`.
 
     Each process writes the shards of its own devices, process 0 the manifest.
 
     Args:
-      position: number of updates so far. An existing checkpoint of the same
-        position is replaced.
+      position: number of updates so far; replaces a checkpoint of the same.
       arrays: device or host arrays.
-      notes: JSON metadata.
+      metadata: JSON data.
     """
     path = self._directory / f'{position:08d}'
     self._saves += 1
@@ -283,18 +283,18 @@ class CheckpointStore:
       checkpoint_files.write_arrays(path, arrays)
       distributed.barrier(f'{barrier_id}/written')
       if distributed.is_first():
-        self._complete(path, notes)
+        self._complete(path, metadata)
     distributed.barrier(f'{barrier_id}/complete')
     self.position = position
     checkpoint_files.return_freed_memory()
 
-  def replace_notes(self, notes: dict[str, Any]) -> bool:
+  def replace_metadata(self, metadata: dict[str, Any]) -> bool:
     """Replaces the metadata of the checkpoint at `position`, not its arrays.
 
     The manifest is replaced atomically. All processes of a run call this together.
 
     Args:
-      notes: JSON metadata.
+      metadata: JSON data.
 
     Returns:
       Whether the checkpoint has all its files. If not, it is to be saved again.
@@ -308,8 +308,8 @@ class CheckpointStore:
       if isinstance(saved, str) or not has_all_files(path, saved.files):
         is_whole = False
         self._warn(f'{path} lost files during the run; it is written again')
-      elif saved.notes != json.loads(json.dumps(notes)):
-        checkpoint_files.write_manifest(path, notes, saved.files)
+      elif saved.metadata != json.loads(json.dumps(metadata)):
+        checkpoint_files.write_manifest(path, metadata, saved.files)
     return agreement.value_of_first(f'{path}/{self._saves}/whole', is_whole)
 
   @contextlib.contextmanager
@@ -325,12 +325,12 @@ class CheckpointStore:
           storage.remove(path)
       raise
 
-  def _complete(self, path: epath.Path, notes: dict[str, Any]) -> None:
+  def _complete(self, path: epath.Path, metadata: dict[str, Any]) -> None:
     """Completes a checkpoint; removes the oldest ones and incomplete ones."""
-    checkpoint_files.write_manifest(path, notes, storage.digests(path))
-    kept = self._complete_paths()[-self._keep :]
+    checkpoint_files.write_manifest(path, metadata, storage.digests(path))
+    newest = self._complete_paths()[-self._keep :]
     for old in self._named_paths():
-      if old not in kept:
+      if old not in newest:
         self._remove_or_warn(old)
 
   def _remove_or_warn(self, path: epath.Path) -> None:

@@ -42,12 +42,12 @@ class Manifest(TypedDict):
 
   Attributes:
     position: number of optimiser updates before the checkpoint.
-    notes: JSON metadata.
+    metadata: JSON data.
     files: size and digest of every file, by its path below the directory.
   """
 
   position: int
-  notes: dict[str, Any]
+  metadata: dict[str, Any]
   files: dict[str, str]
 
 
@@ -179,10 +179,10 @@ def _retry_array_read(path: epath.Path, read: Callable[[], T]) -> T:
 
 
 def write_manifest(
-  path: epath.Path, notes: Mapping[str, Any], files: Mapping[str, str]
+  path: epath.Path, metadata: Mapping[str, Any], files: Mapping[str, str]
 ) -> None:
   """Writes a checkpoint's manifest atomically."""
-  content = {'notes': notes, 'files': files, 'position': int(path.name)}
+  content = {'notes': metadata, 'files': files, 'position': int(path.name)}
   digest = _digest(json.dumps(content).encode())
   storage.write_atomically(
     path / MANIFEST, json.dumps(content | {'digest': digest}, indent=1)
@@ -210,7 +210,9 @@ def read_manifest(path: epath.Path) -> Manifest | str:
   position = content.pop('position', int(path.name))
   if position != int(path.name):
     return f'{MANIFEST} is that of {position:08d}'
-  return Manifest(position=position, **content)
+  return Manifest(
+    position=position, metadata=content['notes'], files=content['files']
+  )
 
 
 def differences(

@@ -28,10 +28,15 @@ def difference(saved: Mapping[str, Any], recipe: Recipe) -> str:
     return f'of {saved["name"]}, and not of {recipe.name}'
   if changes := version_difference(saved['config']):
     return f'of another version of covrl, {changes}'
-  before, fields = flatten(from_dict(saved['config'])), flatten(recipe.config)
+  saved_fields, fields = (
+    flatten(from_dict(saved['config'])),
+    flatten(recipe.config),
+  )
   for name, value in fields.items():
-    if before[name] != value and not name.startswith(CHANGEABLE_ON_RESUME):
-      return f'{name} is {before[name]!r} there and {value!r} here'
+    if saved_fields[name] != value and not name.startswith(
+      CHANGEABLE_ON_RESUME
+    ):
+      return f'{name} is {saved_fields[name]!r} there and {value!r} here'
   return _CHANGED_SOURCES
 
 

@@ -76,7 +76,7 @@ def check_processes(recipe: Recipe, workdir: str) -> None:
   _compare('versions and settings', [*installed.values()], [*installed])
   fields = flatten(recipe.config)
   for subject, parts in (
-    ('code', [_code()]),
+    ('code', [_source_code()]),
     ('config file', [''.join(recipe.sources.values()), *fields]),
     ('--workdir', [workdir]),
   ):
@@ -241,22 +241,22 @@ def _cpu_threads() -> int:
 
 
 def check_versions(
-  notes: Mapping[str, Any] | None,
+  metadata: Mapping[str, Any] | None,
   warn: Callable[[str], object],
   config: Config | None = None,
 ) -> None:
   """Warns if a checkpoint was written by versions other than the installed ones.
 
   Args:
-    notes: metadata of the checkpoint to resume from; `None` without one.
+    metadata: metadata of the checkpoint to resume from; `None` without one.
     warn: receives a sentence about the versions that differ.
     config: the run's configuration; see `versions`.
   """
-  before = (notes or {}).get('versions', {})
+  saved_versions = (metadata or {}).get('versions', {})
   changed = [
-    f'{name} {before[name] or "none"} (now {version or "none"})'
+    f'{name} {saved_versions[name] or "none"} (now {version or "none"})'
     for name, version in versions(config).items()
-    if before.get(name, version) != version
+    if saved_versions.get(name, version) != version
   ]
   if changed:
     warn(
@@ -265,7 +265,7 @@ def check_versions(
     )
 
 
-def _code() -> str:
+def _source_code() -> str:
   """Returns covrl's source text."""
   package = pathlib.Path(__file__).parents[1]
   return ''.join(

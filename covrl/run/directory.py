@@ -50,7 +50,7 @@ RECIPE = 'recipe'
 
 # Characters of glob patterns. Orbax searches for a checkpoint's metadata by a
 # pattern made of its path: a run whose path has one could not be resumed.
-_PATTERNS = ('*', '?', '[', '\\')
+_GLOB_CHARACTERS = ('*', '?', '[', '\\')
 
 
 class RunDirectory:
@@ -59,17 +59,17 @@ class RunDirectory:
   Attributes:
     path: the directory.
     writes: whether this process writes files; only process 0 does.
-    results: digests of the samples and evaluations that the run has written, by
-      path below the directory; checkpoints store them.
+    result_digests: digests of the samples and evaluations that the run has
+      written, by path below the directory; checkpoints store them.
   """
 
   def __init__(self, path: epath.PathLike, *, writes: bool = True) -> None:
     self.path = storage.as_path(path)
     self.writes = writes
-    self.results: dict[str, str] = {}
+    self.result_digests: dict[str, str] = {}
     self._notices = notices.Notices(self.path, self._write)
     self._lock: lock.Lock | None = None
-    self._claimed: dict[str, bytes] = {}
+    self._recipe_files: dict[str, bytes] = {}
     self._warn: Callable[[str], object] = lambda text: None
 
   @property
@@ -183,7 +183,7 @@ class RunDirectory:
     for folder in (self.checkpoints, self.path / 'warm_start'):
       with contextlib.suppress(CheckpointError):
         if saved := CheckpointStore(folder, keep=1).latest():
-          return saved.notes.get('inputs', {}).get(RECIPE)
+          return saved.metadata.get('inputs', {}).get(RECIPE)
     return None
 
   def refuse_restart(self) -> None:
@@ -226,7 +226,7 @@ class RunDirectory:
       for entry in folder.iterdir()
     )
 
-  def claim(
+  def write_recipe(
     self, recipe: Recipe, warn: Callable[[str], object] = lambda text: None
   ) -> None:
     """Writes the recipe to the directory; see `check`.
@@ -260,8 +260,8 @@ class RunDirectory:
         with storage.writing(self.path / name):
           (self.path / name).unlink(missing_ok=True)
     # First the file by which a directory is recognised as a run directory.
-    self._claimed = {_CONFIG: content} | sources
-    for name, written in self._claimed.items():
+    self._recipe_files = {_CONFIG: content} | sources
+    for name, written in self._recipe_files.items():
       self._write(name, written)
 
   def check_files(self) -> None:
@@ -275,13 +275,13 @@ class RunDirectory:
         restored.
     """
     self.check_lock()
-    for name, content in self._claimed.items():
+    for name, content in self._recipe_files.items():
       self._restore_changed(name, content, 'was changed while the run used it')
 
   @property
   def records(self) -> dict[str, Any]:
     """The run's files as a checkpoint describes them, for `check_records`."""
-    return {'results': self.results, 'notices': self._notices.text}
+    return {'results': self.result_digests, 'notices': self._notices.text}
 
   def check_records(
     self, saved: Mapping[str, Any], warn: Callable[[str], object]
@@ -297,8 +297,8 @@ class RunDirectory:
     if lost := self._notices.restore(saved.get('notices', '')):
       file = self.path / notices.FILE_NAME
       warn(f'{file} has lost {lost} notices; they are written again')
-    self.results = dict(saved.get('results', {}))
-    if damage := damaged_files(self.path, self.results):
+    self.result_digests = dict(saved.get('results', {}))
+    if damage := damaged_files(self.path, self.result_digests):
       warn(
         f'of samples and evaluations in {self.path} {damage}; the run does not write'
         ' them again'
@@ -356,12 +356,10 @@ class RunDirectory:
     path = str(storage.absolute(self.path))
     if path.encode(errors='replace').decode() != path:
       raise ConfigError(f'--workdir must be Unicode, got {path!r}')
-    if pattern := next(
-      (pattern for pattern in _PATTERNS if pattern in path), ''
-    ):
+    if character := next((c for c in _GLOB_CHARACTERS if c in path), ''):
       raise ConfigError(
-        f'--workdir must be without {" ".join(_PATTERNS)}, which are read as glob'
-        f' patterns when a checkpoint is restored, got {pattern} in {path}'
+        f'--workdir must be without {" ".join(_GLOB_CHARACTERS)}, which are read as glob'
+        f' patterns when a checkpoint is restored, got {character} in {path}'
       )
     if self.path.exists() and not storage.is_directory(self.path):
       raise ConfigError(f'--workdir must be a directory, got {self.path}')
@@ -392,7 +390,9 @@ class RunDirectory:
     if name.startswith(_RESULTS):
       folder, _, file = name.rpartition('/')
       digests = storage.digests(self.path / folder, [file])
-      self.results |= {f'{folder}/{file}': text for text in digests.values()}
+      self.result_digests |= {
+        f'{folder}/{file}': text for text in digests.values()
+      }
 
   def _file_names(self) -> list[str]:
     entries = self.path.iterdir() if storage.is_directory(self.path) else ()

@@ -42,7 +42,7 @@ class EventFiles:
     directory: directory of all phases.
     last_steps: last step of each phase at the checkpoint that is resumed.
     saved: states of the intact files, which `check_event_files` returns.
-    note: receives a sentence for each file that another program has changed or
+    warn: receives a sentence for each file that another program has changed or
       removed during the run.
   """
 
@@ -51,9 +51,9 @@ class EventFiles:
     directory: epath.Path,
     last_steps: Mapping[str, int],
     saved: Mapping[str, str] | None = None,
-    note: Callable[[str], object] = lambda text: None,
+    warn: Callable[[str], object] = lambda text: None,
   ) -> None:
-    self._directory, self._note = directory, note
+    self._directory, self._warn = directory, warn
     # Events are appended to local files, because a bucket cannot append.
     self._local_directory = (
       storage.temporary_directory()
@@ -63,8 +63,8 @@ class EventFiles:
     self._last_steps = last_steps
     self._files: dict[str, AppendFile] = {}
     # Name, size and digest of this process's files; the states of all others.
-    self._written: dict[str, _Written] = {}
-    self._others = dict(saved or {})
+    self._written: dict[str, _WrittenFile] = {}
+    self._other_states = dict(saved or {})
 
   def write(self, step: int, phase: str, line: Mapping[str, Any]) -> None:
     """Writes the numbers of a metric line."""
@@ -90,17 +90,17 @@ class EventFiles:
         if not file.name.startswith(_PREFIX):
           continue  # A copy of a damaged file.
         name = f'{phase.name}/{file.name}'
-        own = self._written.get(phase.name)
-        if own is not None and own.name == file.name:
-          states[name] = own.state
+        written = self._written.get(phase.name)
+        if written is not None and written.name == file.name:
+          states[name] = written.state
           continue
         # Files of earlier processes no longer change.
-        if name not in self._others:
-          self._others[name] = _state(file.read_bytes())
-        states[name] = self._others[name]
-    for name in sorted(self._others.keys() - states.keys()):
-      del self._others[name]
-      self._note(f'{self._directory / name} was removed; its events are lost')
+        if name not in self._other_states:
+          self._other_states[name] = _state(file.read_bytes())
+        states[name] = self._other_states[name]
+    for name in sorted(self._other_states.keys() - states.keys()):
+      del self._other_states[name]
+      self._warn(f'{self._directory / name} was removed; its events are lost')
     return states
 
   def flush(self) -> None:
@@ -123,11 +123,11 @@ class EventFiles:
 
   def _require_intact(self, phase: str) -> None:
     """Writes a file again that another program has removed, replaced or changed."""
-    changed, written = self._files[phase], self._written[phase]
-    if changed.is_intact():
+    file, written = self._files[phase], self._written[phase]
+    if file.is_intact():
       return
-    content = changed.read()
-    changed.close()
+    content = file.read()
+    file.close()
     path = self._local_directory / phase / written.name
     text = f'{path} was moved, replaced or changed by another program'
     if _state(content) != written.state:
@@ -135,22 +135,24 @@ class EventFiles:
       text += f'; {len(content):,} bytes of its events are left'
     storage.write_atomically(epath.Path(path), content)
     self._files[phase] = AppendFile(path)
-    self._written[phase] = _Written(written.name)
+    self._written[phase] = _WrittenFile(written.name)
     self._written[phase].add(content)
-    self._note(text)
+    self._warn(text)
 
   def _open(self, phase: str) -> AppendFile:
     """Begins a file; purges events that are later than the checkpoint."""
     names = [file.name for file in (self._directory / phase).glob('*')]
-    earlier = len(names)
+    num_earlier = len(names)
     # TensorBoard reads files in the order of their names; the clock may go back.
     stamps = [int(m[1]) for m in map(_STAMP.match, names) if m]
-    stamp = max([int(time.time()), *(known + 1 for known in stamps)])
-    name = f'{_PREFIX}{stamp:010d}.{socket.gethostname()}.{earlier}'
+    stamp = max(
+      [int(time.time()), *(earlier_stamp + 1 for earlier_stamp in stamps)]
+    )
+    name = f'{_PREFIX}{stamp:010d}.{socket.gethostname()}.{num_earlier}'
     self._files[phase] = AppendFile(self._local_directory / phase / name)
-    self._written[phase] = _Written(name)
+    self._written[phase] = _WrittenFile(name)
     self._append(phase, file_version='brain.Event:2')
-    if earlier:
+    if num_earlier:
       first = self._last_steps.get(phase, -1) + 1
       # Status 1 is START.
       self._append(phase, step=first, session_log={'status': 1})
@@ -166,7 +168,7 @@ class EventFiles:
     self._written[phase].add(record)
 
 
-class _Written:
+class _WrittenFile:
   """Name, size and digest of a file that this process writes."""
 
   def __init__(self, name: str) -> None:
@@ -188,7 +190,7 @@ class _Written:
 def check_event_files(
   directory: epath.Path,
   states: Mapping[str, str],
-  note: Callable[[str], object],
+  warn: Callable[[str], object],
 ) -> dict[str, str]:
   """Sets aside event files that differ from those at the checkpoint.
 
@@ -198,7 +200,7 @@ def check_event_files(
   Args:
     directory: directory of all phases.
     states: see `EventFiles.states`.
-    note: receives a sentence for each damaged file.
+    warn: receives a sentence for each damaged file.
 
   Returns:
     The states of the files that do not differ.
@@ -224,7 +226,7 @@ def check_event_files(
       storage.write_atomically(copy, content)
       storage.write_atomically(file, content[:valid_size])
       text += f'; the file is kept as {copy.name}'
-    note(text)
+    warn(text)
   return intact
 
 

@@ -176,14 +176,14 @@ def _acquire_lease(file: epath.Path, own_id: str, option: str) -> None:
     ConfigError: another process renews it.
   """
   first_text: str | None = None
-  began = time.monotonic()
+  started = time.monotonic()
   while not storage.create_object(file, _lease_text(own_id, 0)):
     with contextlib.suppress(FileNotFoundError):
       text = file.read_text(encoding='utf-8')
       if first_text is not None and text != first_text:
         raise _in_use_error(file, option)
       first_text = text
-      if time.monotonic() - began > _EXPIRY:
+      if time.monotonic() - started > _EXPIRY:
         file.unlink(missing_ok=True)
         continue
     time.sleep(_RENEWAL_INTERVAL / 4)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Google Cloud's notices of maintenance and preemption of this machine."""
+"""Events of this machine that Google Cloud announces: maintenance, preemption."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _HOST = 'metadata.google.internal'
 
 
 @contextlib.contextmanager
-def watch_notices(
-  on_notice: Callable[[], None], *, interval: float = 5.0
+def watch_events(
+  on_event: Callable[[], None], *, interval: float = 5.0
 ) -> Iterator[None]:
   """Polls the metadata server in a thread; elsewhere does nothing.
 
   Args:
-    on_notice: called once, from the thread, at the first notice.
+    on_event: called once, from the thread, at the first event.
     interval: seconds between two requests.
   """
   if not has_metadata_server():
@@ -33,10 +33,10 @@ def watch_notices(
   def watch() -> None:
     while not closed.wait(interval):
       if any(is_announced(name) for name in _NOTHING_ANNOUNCED):
-        on_notice()
+        on_event()
         return
 
-  thread = threading.Thread(target=watch, name='notices', daemon=True)
+  thread = threading.Thread(target=watch, name='maintenance', daemon=True)
   thread.start()
   try:
     yield

@@ -47,7 +47,7 @@ class MetricsWriter:
     *,
     name: str,
     saved: MetricsState | None = None,
-    note: Callable[[str], object] = lambda text: None,
+    warn: Callable[[str], object] = lambda text: None,
     enabled: bool = True,
     before_write: Callable[[], object] = lambda: None,
   ) -> None:
@@ -59,7 +59,7 @@ class MetricsWriter:
       name: the run's name in Weights & Biases.
       saved: the metrics at the checkpoint that is resumed; later lines and events
         are discarded. Files that differ are set aside.
-      note: receives a sentence for each such file, and one if sending to Weights
+      warn: receives a sentence for each such file, and one if sending to Weights
         & Biases has failed and ended.
       enabled: whether to write anything; only process 0 does.
       before_write: called before a line is written; raises an error if the run
@@ -80,17 +80,17 @@ class MetricsWriter:
       file,
       saved and saved['log'],
       is_usable=lambda line: _is_saved_line(line, self._last_steps),
-      note=note,
+      note=warn,
     )
     if logging.tensorboard:
       directory = file.parent / 'tb'
       events = saved['events'] if saved else {}
-      events = check_event_files(directory, events, note)
-      self._events = EventFiles(directory, dict(self._last_steps), events, note)
+      events = check_event_files(directory, events, warn)
+      self._events = EventFiles(directory, dict(self._last_steps), events, warn)
       self._sinks.append(self._events)
     if logging.wandb_project:
       try:
-        sink = _WeightsAndBiases(logging.wandb_project, name, note)
+        sink = _WeightsAndBiases(logging.wandb_project, name, warn)
       except RuntimeError:
         self.close()
         raise
@@ -137,9 +137,9 @@ class MetricsWriter:
   def close(self) -> None:
     """Flushes and closes all files, also if one of them cannot be written."""
     with contextlib.ExitStack() as stack:
-      for each in (*reversed(self._sinks), self._log):
-        if each is not None:
-          stack.callback(each.close)
+      for output in (*reversed(self._sinks), self._log):
+        if output is not None:
+          stack.callback(output.close)
       self._log, self._sinks = None, []
 
 
@@ -166,10 +166,10 @@ class _WeightsAndBiases:
   """
 
   def __init__(
-    self, project: str, name: str, note: Callable[[str], object]
+    self, project: str, name: str, warn: Callable[[str], object]
   ) -> None:
     wandb = importlib.import_module('wandb')
-    self._note = note
+    self._warn = warn
     try:
       self._run: Any = wandb.init(project=project, name=name)
     except Exception as error:
@@ -199,7 +199,7 @@ class _WeightsAndBiases:
       send(self._run)
     except Exception as error:
       self._run = None
-      self._note(
+      self._warn(
         'Weights & Biases receives no further metrics, metrics.jsonl has all:'
         f' {_one_line(error)}'
       )

@@ -36,11 +36,11 @@ class Notices:
 
   def add(self, text: str) -> None:
     """Adds a notice, unless it has been added before."""
-    before = self._read()
-    if json.dumps(text) not in before:
+    lines_before = self._read()
+    if json.dumps(text) not in lines_before:
       now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
       line = json.dumps({'time': now, 'text': text})
-      self._replace(f'{before}{line}\n')
+      self._replace(f'{lines_before}{line}\n')
 
   def restore(self, saved: str) -> int:
     """Writes the notices again that the file has lost.
@@ -51,13 +51,13 @@ class Notices:
     Returns:
       Their number.
     """
-    before = self._read()
-    lines = before.splitlines()
+    lines_before = self._read()
+    lines = lines_before.splitlines()
     lost = [line for line in saved.splitlines() if line not in lines]
     if lost:
       self._replace(''.join(f'{line}\n' for line in (*lost, *lines)))
     else:
-      self.text = before
+      self.text = lines_before
     return len(lost)
 
   def _read(self) -> str:

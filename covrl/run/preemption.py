@@ -2,7 +2,7 @@
 """Stops a run on a signal: all processes after the same update, and soon.
 
 A process that receives SIGTERM, SIGINT, SIGHUP (its terminal was closed; ignored
-under nohup) or a maintenance notice publishes how many updates it has begun;
+under nohup) or a maintenance event publishes how many updates it has begun;
 every other process then publishes its own count. All of them stop after the update
 with the largest count, because an update needs all processes. Rollouts and evaluations
 change no state, so they are abandoned. Only the start of an update waits for the
@@ -52,7 +52,7 @@ class Stopped(Exception):
   """Raised at a point where the run can stop, after a request to stop.
 
   Attributes:
-    number: the signal that requested it; SIGTERM for a notice, or a request of
+    number: the signal that requested it; SIGTERM for a maintenance event, or a request of
       another process.
     is_resumable: whether the run has a checkpoint to resume from.
   """
@@ -90,8 +90,8 @@ class StopSignal:
     self._timeout = timeout
     self._clock = clock
     self._last_read = -_INTERVAL
-    self._published = False
-    self._updating = False
+    self._has_published = False
+    self._is_updating = False
     self._updates = 0
     self._stop_after: int | None = None
 
@@ -146,9 +146,9 @@ class StopSignal:
       self._number = number
     self.request()
 
-  def finished_updates(self, count: int) -> None:
+  def set_finished_updates(self, count: int) -> None:
     """Records the number of finished updates; no update is in progress."""
-    self._updates, self._updating = count, False
+    self._updates, self._is_updating = count, False
 
   def poll(self) -> None:
     """Raises `Stopped` if the run stops here; called during waits.
@@ -158,7 +158,7 @@ class StopSignal:
     """
     self._exchange(self._clock())
     reached = self._stop_after is not None and self._stop_after <= self._updates
-    if reached and not self._updating:
+    if reached and not self._is_updating:
       raise Stopped(self._number)
 
   def begin_update(self) -> None:
@@ -168,19 +168,19 @@ class StopSignal:
       Stopped: all processes stop before this update.
       RuntimeError: the other processes did not publish their counts in time.
     """
-    began = self._clock()
-    self._exchange(began, immediately=True)
-    while self._published and self._stop_after is None:
+    started = self._clock()
+    self._exchange(started, immediately=True)
+    while self._has_published and self._stop_after is None:
       time.sleep(_INTERVAL / 10)
       now = self._clock()
-      if now - began > self._timeout:
+      if now - started > self._timeout:
         raise RuntimeError(
           'all processes must answer a request to stop, got no answer from some'
           f' within {self._timeout:g} s'
         )
       self._exchange(now)
     self.poll()
-    self._updates, self._updating = self._updates + 1, True
+    self._updates, self._is_updating = self._updates + 1, True
 
   def _exchange(self, now: float, *, immediately: bool = False) -> None:
     """Publishes this process's count of updates on a request; reads the others'."""
@@ -194,14 +194,14 @@ class StopSignal:
       return
     self._last_read = now
     client = _distributed_client()
-    published = client.key_value_dir_get(_PREFIX)
-    if not self._published and (published or self._requested.is_set()):
+    counts = client.key_value_dir_get(_PREFIX)
+    if not self._has_published and (counts or self._requested.is_set()):
       key = f'{_PREFIX}{jax.process_index()}'
       client.key_value_set(key, str(self._updates))
-      self._published = True
-      published = client.key_value_dir_get(_PREFIX)
-    if len(published) == jax.process_count():
-      self._stop_after = max(int(updates) for _, updates in published)
+      self._has_published = True
+      counts = client.key_value_dir_get(_PREFIX)
+    if len(counts) == jax.process_count():
+      self._stop_after = max(int(updates) for _, updates in counts)
 
 
 # Handlers that remain until the process ends.

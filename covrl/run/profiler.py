@@ -38,7 +38,7 @@ class Profiler:
     self._steps = steps
     self._tracing = self._has_traced = False
 
-  def remark(self) -> str:
+  def warning(self) -> str:
     """A warning if updates were to be traced and none was; else empty."""
     if not self._steps or self._has_traced:
       return ''

@@ -73,15 +73,15 @@ class Watchdog:
 
   def _watch(self) -> None:
     interval = min(self._limit / 4, 10.0)
-    stopped, last = 0.0, time.monotonic()
+    stopped_seconds, last_check = 0.0, time.monotonic()
     beat = self._last_beat
     while not self._closed.wait(interval):
       now = time.monotonic()
       if beat != self._last_beat:
-        beat, stopped = self._last_beat, 0.0
-      stopped += max(now - last - 2 * interval, 0.0)
-      last = now
-      idle = now - beat - stopped
+        beat, stopped_seconds = self._last_beat, 0.0
+      stopped_seconds += max(now - last_check - 2 * interval, 0.0)
+      last_check = now
+      idle = now - beat - stopped_seconds
       if idle > self._limit:
         self._end(idle)
 

@@ -29,7 +29,7 @@ class Answer:
       Choice(index, tokenizer) for index in range(len(completion.requests))
     ]
     self._unfinished = len(self._choices)
-    self._head = {
+    self._common_fields = {
       'id': f'cmpl-{uuid.uuid4().hex}',
       'object': 'text_completion',
       'created': int(time.time()),
@@ -66,13 +66,13 @@ class Answer:
     """Returns the whole answer in OpenAI's form."""
     logprobs = self.completion.logprobs
     choices = [choice.as_json(logprobs=logprobs) for choice in self._choices]
-    return {**self._head, 'choices': choices, 'usage': self._usage()}
+    return {**self._common_fields, 'choices': choices, 'usage': self._usage()}
 
   def chunk(
     self, choices: Sequence[dict[str, Any]], *, usage: bool = False
   ) -> dict[str, Any]:
     """Returns a part of a streamed answer in OpenAI's form."""
-    chunk: dict[str, Any] = {**self._head, 'choices': choices}
+    chunk: dict[str, Any] = {**self._common_fields, 'choices': choices}
     if self.completion.include_usage:
       chunk['usage'] = self._usage() if usage else None
     return chunk

@@ -128,11 +128,11 @@ class _Server:
             403, f'the host must be a loopback name, got {host[:100]!r}'
           )
       else:
-        scheme, _, given = request.headers.get('authorization', '').partition(
+        scheme, _, token = request.headers.get('authorization', '').partition(
           ' '
         )
         is_token = hmac.compare_digest(
-          given.strip().encode(), self._token.encode()
+          token.strip().encode(), self._token.encode()
         )
         # HTTP compares names of schemes without case (RFC 9110, section 11.1).
         if scheme.lower() != 'bearer' or not is_token:
@@ -313,10 +313,13 @@ async def _read_json(request: Request) -> object:
   Only `application/json` is read: pages in a browser cannot send it to another
   host without a preflight request.
   """
-  kind = request.headers.get('content-type', '').partition(';')[0].strip()
-  if kind.lower() != 'application/json':
+  content_type = (
+    request.headers.get('content-type', '').partition(';')[0].strip()
+  )
+  if content_type.lower() != 'application/json':
     raise _RefusedBodyError(
-      415, f'the content type must be application/json, got {kind[:100]!r}'
+      415,
+      f'the content type must be application/json, got {content_type[:100]!r}',
     )
   body = bytearray()
   try:
@@ -378,8 +381,13 @@ def _error_body(status: int, message: str) -> dict[str, Any]:
   """Returns the body of an error, whose message is cut to `_MAX_MESSAGE`."""
   if len(message) > _MAX_MESSAGE:
     message = f'{message[: _MAX_MESSAGE - 1]}…'
-  kind = 'server_error' if status >= 500 else 'invalid_request_error'
-  kind = _ERROR_TYPES.get(status, kind)
+  error_type = 'server_error' if status >= 500 else 'invalid_request_error'
+  error_type = _ERROR_TYPES.get(status, error_type)
   return {
-    'error': {'message': message, 'type': kind, 'param': None, 'code': status}
+    'error': {
+      'message': message,
+      'type': error_type,
+      'param': None,
+      'code': status,
+    }
   }

@@ -54,7 +54,7 @@ def sample_lines(
   Yields:
     A result per line, in order.
   """
-  numbered = (
+  numbered_lines = (
     (number, line)
     for number, line in enumerate(lines, 1)
     if number > after and line.strip()
@@ -62,7 +62,7 @@ def sample_lines(
   batch = _Batch(engine, tokenizer, defaults, seed, render)
   while True:
     while len(batch.lines) < _LINES_PER_SLOT * engine.slots:
-      entry = next(numbered, None)
+      entry = next(numbered_lines, None)
       if entry is None:
         break
       batch.add(*entry)
@@ -79,12 +79,12 @@ class _Line:
   """A line and its responses so far.
 
   Attributes:
-    head: entries of the result that identify the line.
+    id_fields: entries of the result that identify the line.
     error: error of an invalid line; empty for others.
     choices: responses, in order.
   """
 
-  head: dict[str, Any]
+  id_fields: dict[str, Any]
   error: str = ''
   choices: list[Choice] = dataclasses.field(default_factory=list)
 
@@ -96,7 +96,7 @@ class _Line:
   def result(self) -> dict[str, Any]:
     """Returns the line's result."""
     if self.error:
-      return {**self.head, 'error': self.error}
+      return {**self.id_fields, 'error': self.error}
     responses = [
       {
         'text': choice.text,
@@ -107,7 +107,7 @@ class _Line:
       }
       for choice in self.choices
     ]
-    return {**self.head, 'responses': responses}
+    return {**self.id_fields, 'responses': responses}
 
 
 class _Batch:
@@ -141,14 +141,14 @@ class _Batch:
     if not isinstance(fields, dict):
       raise ValueError(f'a line must be an object, got {type_name(fields)}')
     if 'id' in fields:
-      line.head['id'] = fields.pop('id')
+      line.id_fields['id'] = fields.pop('id')
     for name in _SERVER_FIELDS:
       if name in fields:
         raise ValueError(
           f'a line must have no field that is only of covrl serve, got {name}'
         )
     prompt = fields.get('prompt')
-    line.head['prompt'] = prompt
+    line.id_fields['prompt'] = prompt
     if isinstance(prompt, str):
       fields['prompt'] = self._render(prompt)
     seed = np.random.SeedSequence([self._seed, number]).generate_state(1)[0]
@@ -159,7 +159,7 @@ class _Batch:
       raise ValueError(f'a line must have one prompt, got {completion.prompts}')
     for request in completion.requests:
       request.check(self._engine.limits)
-    line.head['seed'] = completion.seed
+    line.id_fields['seed'] = completion.seed
     for index, request in enumerate(completion.requests):
       choice = Choice(index, self._tokenizer)
       line.choices.append(choice)

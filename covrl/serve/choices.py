@@ -23,24 +23,24 @@ class Choice:
     self.index, self.tokens, self.text = index, list[int](), ''
     self.finish_reason: str | None = None
     self._tokenizer = tokenizer
-    self._parts: list[Delta] = []
+    self._deltas: list[Delta] = []
 
   def add(self, delta: Delta) -> None:
     """Adds the next part of the response."""
     self.tokens += delta.tokens
     self.text += delta.text
     self.finish_reason = delta.finish_reason
-    self._parts.append(delta._replace(text='', tokens=[]))
+    self._deltas.append(delta._replace(text='', tokens=[]))
 
   @property
   def policy_logprobs(self) -> list[float]:
     """Log-probabilities of the tokens at temperature 1, in nats."""
-    return [x for part in self._parts for x in part.policy_logprobs]
+    return [x for delta in self._deltas for x in delta.policy_logprobs]
 
   @property
   def sampling_logprobs(self) -> list[float]:
     """Log-probabilities under the distribution that the tokens were drawn from."""
-    return [x for part in self._parts for x in part.sampling_logprobs]
+    return [x for delta in self._deltas for x in delta.sampling_logprobs]
 
   def as_json(self, *, logprobs: bool) -> dict[str, Any]:
     """Returns the whole choice as JSON."""
@@ -50,7 +50,7 @@ class Choice:
         tokens=self.tokens,
         policy_logprobs=self.policy_logprobs,
         sampling_logprobs=self.sampling_logprobs,
-        offsets=[x for part in self._parts for x in part.offsets],
+        offsets=[x for delta in self._deltas for x in delta.offsets],
         finish_reason=None,
       ),
       logprobs=logprobs,

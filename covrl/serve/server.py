@@ -149,16 +149,16 @@ def open_socket(address: Address) -> socket.socket:
     ValueError: the address is not this machine's, or is in use.
   """
   family = socket.AF_INET6 if ':' in address.host else socket.AF_INET
-  opened = socket.socket(family, socket.SOCK_STREAM)
+  listener = socket.socket(family, socket.SOCK_STREAM)
   try:
-    opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if family == socket.AF_INET6:
-      opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-    opened.bind(tuple(address))
+      listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    listener.bind(tuple(address))
   except OSError as error:
-    opened.close()
+    listener.close()
     raise ValueError(
       f'--host and --port must be an address to listen on, got {address.host}'
       f' and {address.port}: {error}'
     ) from None
-  return opened
+  return listener

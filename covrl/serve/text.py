@@ -38,7 +38,7 @@ class IncrementalText:
     self._tokenizer = tokenizer
     # Recent tokens, the number of those whose text is known, and their text.
     self._ids: list[int] = []
-    self._known, self._prefix = 0, ''
+    self._num_known, self._prefix = 0, ''
 
   def append(self, ids: Sequence[int]) -> None:
     """Appends tokens."""
@@ -46,7 +46,7 @@ class IncrementalText:
     decoded = self._tokenizer.decode(self._ids)
     if decoded.startswith(self._prefix) and not decoded.endswith(_INVALID):
       self.text += decoded[len(self._prefix) :]
-      self._known, self._prefix = len(self._ids), decoded
+      self._num_known, self._prefix = len(self._ids), decoded
       self._drop_old_tokens()
 
   def finish(self) -> None:
@@ -55,8 +55,8 @@ class IncrementalText:
     if decoded.startswith(self._prefix):
       self.text += decoded[len(self._prefix) :]
     else:
-      self.text += self._tokenizer.decode(self._ids[self._known :])
-    self._known, self._prefix = len(self._ids), decoded
+      self.text += self._tokenizer.decode(self._ids[self._num_known :])
+    self._num_known, self._prefix = len(self._ids), decoded
 
   def _drop_old_tokens(self) -> None:
     """Drops all but the last tokens if that does not change their text."""
@@ -66,7 +66,7 @@ class IncrementalText:
     prefix = self._tokenizer.decode(ids)
     is_same = self._prefix.endswith(prefix) and prefix.strip()
     if is_same and _INVALID not in prefix:
-      self._ids, self._known, self._prefix = ids, len(ids), prefix
+      self._ids, self._num_known, self._prefix = ids, len(ids), prefix
 
 
 class Delta(NamedTuple):
@@ -133,7 +133,7 @@ class ResponseText:
         return self._delta(new, i + 1, offsets, stop_start, 'stop')
     end = len(self._text.text)
     if new.finish_reason is None:
-      end -= self._held()
+      end -= self._held_length()
     return self._delta(new, len(offsets), offsets, end, new.finish_reason)
 
   def _delta(
@@ -169,7 +169,7 @@ class ResponseText:
       (start_found for start_found in starts if start_found >= 0), default=None
     )
 
-  def _held(self) -> int:
+  def _held_length(self) -> int:
     """Returns the length of the text's end that may begin a stop string."""
     text = self._text.text
     return max(

@@ -90,13 +90,13 @@ class Worker:
     self._on_failure = on_failure
     self._condition = threading.Condition()
     # Work for the thread, guarded by the condition.
-    self._new: list[Submission] = []
+    self._new_submissions: list[Submission] = []
     self._cancelled: list[Submission] = []
     self._unfinished = 0
-    self._stopped: BaseException | None = None
+    self._stop_error: BaseException | None = None
     # Unfinished responses by their number in the engine, and these numbers.
     self._responses: dict[int, _Response] = {}
-    self._numbers: dict[Submission, list[int]] = {}
+    self._request_numbers: dict[Submission, list[int]] = {}
     self._thread = threading.Thread(
       target=self._run, name='covrl engine', daemon=True
     )
@@ -109,15 +109,15 @@ class Worker:
   def stop(self) -> None:
     """Ends the thread after its segment; unfinished responses get an error."""
     with self._condition:
-      if self._stopped is None:
-        self._stopped = WorkerStoppedError('the server is shutting down')
+      if self._stop_error is None:
+        self._stop_error = WorkerStoppedError('the server is shutting down')
       self._condition.notify()
     self._thread.join()
 
   @property
   def is_running(self) -> bool:
     """Whether requests are accepted."""
-    return self._stopped is None
+    return self._stop_error is None
 
   def submit(
     self, requests: Sequence[Request], stop: Sequence[str], on_delta: OnDelta
@@ -144,15 +144,15 @@ class Worker:
       )
     submission = Submission(requests, stop, on_delta, time.monotonic(), count)
     with self._condition:
-      if self._stopped is not None:
-        raise WorkerStoppedError(f'the engine has ended: {self._stopped}')
+      if self._stop_error is not None:
+        raise WorkerStoppedError(f'the engine has ended: {self._stop_error}')
       if self._unfinished + count > self.capacity:
         raise QueueFullError(
           f'the queue must have room for {count} responses, got room for'
           f' {self.capacity - self._unfinished} of {self.capacity}'
         )
       self._unfinished += count
-      self._new.append(submission)
+      self._new_submissions.append(submission)
       self._condition.notify()
     self._metrics.add(
       'prompt_tokens_total', sum(len(request.prompt) for request in requests)
@@ -174,7 +174,7 @@ class Worker:
     except BaseException as error:
       # Also errors of the device: nothing else can be sampled.
       with self._condition:
-        self._stopped = error
+        self._stop_error = error
       self._on_failure(error)
     finally:
       self._end()
@@ -183,12 +183,15 @@ class Worker:
     """Waits for work and takes it; returns false at the end."""
     with self._condition:
       while not (
-        self._stopped or self._new or self._cancelled or self._responses
+        self._stop_error
+        or self._new_submissions
+        or self._cancelled
+        or self._responses
       ):
         self._condition.wait()
-      if self._stopped:
+      if self._stop_error:
         return False
-      new, self._new = self._new, []
+      new, self._new_submissions = self._new_submissions, []
       cancelled, self._cancelled = self._cancelled, []
     for submission in new:
       self._add(submission)
@@ -199,17 +202,17 @@ class Worker:
 
   def _add(self, submission: Submission) -> None:
     """Submits the requests of a submission to the engine."""
-    self._numbers[submission] = []
+    self._request_numbers[submission] = []
     for index, request in enumerate(submission.requests):
       number = self.engine.submit(request)
-      self._numbers[submission].append(number)
+      self._request_numbers[submission].append(number)
       self._responses[number] = _Response(
         submission, index, ResponseText(self._tokenizer, submission.stop)
       )
 
   def _remove(self, submission: Submission) -> None:
     """Cancels the unfinished responses of a submission."""
-    for number in self._numbers.get(submission, ()):
+    for number in self._request_numbers.get(submission, ()):
       if number in self._responses:
         self.engine.cancel(number)
         self._finish(number, 'cancelled')
@@ -260,7 +263,7 @@ class Worker:
     submission = self._responses.pop(number).submission
     submission.unfinished -= 1
     if not submission.unfinished:
-      del self._numbers[submission]
+      del self._request_numbers[submission]
     with self._condition:
       self._unfinished -= 1
     self._metrics.add('responses_total', label=f'finish_reason="{reason}"')
@@ -268,8 +271,8 @@ class Worker:
   def _end(self) -> None:
     """Ends all unfinished responses with an error."""
     with self._condition:
-      new, self._new = self._new, []
-    error = WorkerStoppedError(f'the engine has ended: {self._stopped}')
+      new, self._new_submissions = self._new_submissions, []
+    error = WorkerStoppedError(f'the engine has ended: {self._stop_error}')
     for submission in new:
       for index in range(len(submission.requests)):
         submission.on_delta(index, error)

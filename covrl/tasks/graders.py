@@ -27,7 +27,7 @@ from covrl.rewards import (
   math_reward,
 )
 from covrl.rewards.math.extraction import extract
-from covrl.tasks.reference_text import written_answer
+from covrl.tasks.reference_text import bare_answer
 
 _EXTRACTION_RULES = {'math': 'boxed', 'math_dapo': 'dapo'}
 _ANSWER_FORMATS = {'math': '\\boxed{{{}}}', 'math_dapo': 'Answer: {}'}
@@ -60,9 +60,9 @@ def make_rewards(
       backend, url = config.sandbox or None, config.sandbox_url or None
       packages = config.package_names
       judge = cached_judge(backend, url, packages)
-      offered = f', with {", ".join(packages)}' if packages else ''
+      packages_text = f', with {", ".join(packages)}' if packages else ''
       notes.append(
-        f'programs are judged in the sandbox backend {judge.backend}{offered}'
+        f'programs are judged in the sandbox backend {judge.backend}{packages_text}'
       )
       rewards.append(
         code_reward(
@@ -131,5 +131,5 @@ def reference_response(problem: Problem) -> str | None:
   """
   if problem.kind not in _ANSWER_FORMATS:
     return problem.solution
-  answer = written_answer(str(problem.reference))
+  answer = bare_answer(str(problem.reference))
   return _ANSWER_FORMATS[problem.kind].format(answer)

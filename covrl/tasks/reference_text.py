@@ -20,17 +20,17 @@ _LABEL = re.compile(
 )
 
 
-def written_answer(reference: str) -> str:
+def bare_answer(reference: str) -> str:
   r"""The answer in a reference, without the notation of files around it.
 
   Quoted lists and objects become their items, labels such as `The answer is`
   and `####` are left out, and doubled backslashes become those of TeX.
 
-  >>> written_answer(r'["-\frac{2}{3}"]'), written_answer("['1', '2']")
+  >>> bare_answer(r'["-\frac{2}{3}"]'), bare_answer("['1', '2']")
   ('-\\frac{2}{3}', '1, 2')
-  >>> written_answer('The answer is 5.'), written_answer('7')
+  >>> bare_answer('The answer is 5.'), bare_answer('7')
   ('5', '7')
-  >>> written_answer(r'\\frac{1}{2}')
+  >>> bare_answer(r'\\frac{1}{2}')
   '\\frac{1}{2}'
   """
   text = reference.strip()

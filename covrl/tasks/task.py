@@ -127,7 +127,7 @@ class Task:
         f' task, got {config.problems}'
       )
 
-  def evaluation(self, config: EvaluateConfig) -> list[Suite]:
+  def evaluation_suites(self, config: EvaluateConfig) -> list[Suite]:
     """Returns the suites to evaluate; held-out problems come first, unnamed."""
     suites = [
       suite.with_overrides(
@@ -175,7 +175,7 @@ def _evaluated_in_training(task: Task) -> Iterator[str]:
   Only sources in memory are searched: those of files are decontaminated, and
   generated ones leave held-out problems out.
   """
-  trained = {
+  training_prompts = {
     ' '.join(str(source[index].prompt).split())
     for source in (task.train, task.solved)
     if isinstance(source, ListSource)
@@ -185,7 +185,9 @@ def _evaluated_in_training(task: Task) -> Iterator[str]:
     ('held-out problems', task.held_out),
     *((f'problems of {suite.name}', suite.problems) for suite in task.suites),
   ):
-    count = sum(' '.join(str(p.prompt).split()) in trained for p in problems)
+    count = sum(
+      ' '.join(str(p.prompt).split()) in training_prompts for p in problems
+    )
     if count:
       yield (
         f'{count} of {len(problems)} {name} are trained on, too: their results'

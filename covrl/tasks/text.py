@@ -74,7 +74,9 @@ def text_task(config: Config) -> Task:
     )
     for suite in suites
   ]
-  train, kinds, notes = _training(config, format_prompt, tokenizer, suites)
+  train, kinds, notes = _training_problems(
+    config, format_prompt, tokenizer, suites
+  )
   for suite in prompted_suites:
     _merge_kinds(kinds, {p.source: p.kind for p in suite.problems}, suite.name)
     notes.append(
@@ -212,7 +214,7 @@ def parse_template_variables(
   return variables
 
 
-def _training(
+def _training_problems(
   config: Config,
   prompt_format: PromptFormat,
   tokenizer: Tokenizer,
@@ -222,7 +224,7 @@ def _training(
   data = config.data
   if not data.train:
     return ListSource([]), {}, []
-  files = _files(data.train)
+  files = _weighted_files(data.train)
   sources = [FileSource(file, schema=data.schema or None) for file, _ in files]
   filtered = filter_sources(
     sources,
@@ -249,7 +251,10 @@ def _training(
       for name, kind in source.kinds.items()
     }
     _merge_kinds(kinds, source_kinds, source.file)
-  prompts = [FormattedSource(each.source, prompt_format) for each in filtered]
+  prompts = [
+    FormattedSource(filtered_source.source, prompt_format)
+    for filtered_source in filtered
+  ]
   weights = [weight for _, weight in files]
   if all(weight is None for weight in weights):
     return ConcatenatedSource(prompts), kinds, notes
@@ -257,10 +262,10 @@ def _training(
   return MixtureSource(prompts, shares), kinds, notes
 
 
-def _files(names: str) -> list[tuple[str, float | None]]:
+def _weighted_files(names: str) -> list[tuple[str, float | None]]:
   """Parses `FILE=WEIGHT, FILE, …` into files and optional weights.
 
-  >>> _files('tfds:gsm8k/train=2, b.jsonl')
+  >>> _weighted_files('tfds:gsm8k/train=2, b.jsonl')
   [('tfds:gsm8k/train', 2.0), ('b.jsonl', None)]
   """
   weighted_files: list[tuple[str, float | None]] = []
@@ -277,14 +282,14 @@ def _files(names: str) -> list[tuple[str, float | None]]:
       ) from None
     matches = [name if equals else entry]
     if '*' in matches[0] and not matches[0].startswith(TFDS):
-      matches = _matching(matches[0])
+      matches = _matching_files(matches[0])
     # The shards of a pattern share its weight.
     share = None if weight is None else weight / len(matches)
     weighted_files += [(match, share) for match in matches]
   return weighted_files
 
 
-def _matching(pattern: str) -> list[str]:
+def _matching_files(pattern: str) -> list[str]:
   """Returns the files that match a pattern, sorted."""
   path = storage.as_path(pattern)
   matches = sorted(map(str, path.parent.glob(path.name)))

@@ -20,9 +20,9 @@ MAX_WRONG_FRACTION = 0.01
 """Fraction of references that may be graded as wrong."""
 
 # Number of wrong references that a message names.
-_EXAMPLES = 3
+_MAX_EXAMPLES = 3
 # Number of references that are graded together.
-_BATCH = 4096
+_BATCH_SIZE = 4096
 # The first training problems, of which one of each source is scored.
 _FIRST_PROBLEMS = 16
 
@@ -45,26 +45,28 @@ def check_references(
       names the first ones by file, row and column.
     RuntimeError: the scoring workers are unavailable.
   """
-  notes = []
+  warnings = []
   for name, problems in _by_source(task.checked_sources).items():
-    known = [p for p in problems if task.reference_response(p) is not None]
-    if known and known[0].kind == 'code':
-      known = _evenly_spaced(known, programs)
-    wrong = _wrong_references(task, scoring, known)
+    with_reference = [
+      p for p in problems if task.reference_response(p) is not None
+    ]
+    if with_reference and with_reference[0].kind == 'code':
+      with_reference = _evenly_spaced(with_reference, programs)
+    wrong = _wrong_references(task, scoring, with_reference)
     if not wrong:
       continue
-    examples = '; '.join(wrong[:_EXAMPLES])
-    if len(wrong) > MAX_WRONG_FRACTION * len(known):
+    examples = '; '.join(wrong[:_MAX_EXAMPLES])
+    if len(wrong) > MAX_WRONG_FRACTION * len(with_reference):
       raise ValueError(
         f'at least {1 - MAX_WRONG_FRACTION:.0%} of the reference answers of a source'
-        f' must be graded as correct, got {len(known) - len(wrong):,} of'
-        f' {len(known):,} of {name}; wrong: {examples}'
+        f' must be graded as correct, got {len(with_reference) - len(wrong):,} of'
+        f' {len(with_reference):,} of {name}; wrong: {examples}'
       )
-    notes.append(
-      f'{len(wrong)} of {len(known):,} reference answers of {name} are graded as'
+    warnings.append(
+      f'{len(wrong)} of {len(with_reference):,} reference answers of {name} are graded as'
       f' wrong when they are the responses: {examples}'
     )
-  return notes
+  return warnings
 
 
 def check_scores(task: Task, scoring: Scoring) -> None:
@@ -87,9 +89,11 @@ def check_scores(task: Task, scoring: Scoring) -> None:
     problem = task.train[index]
     problem_by_source.setdefault(problem.source, problem)
   for problem in problem_by_source.values():
-    known = task.reference_response(problem)
+    reference_response = task.reference_response(problem)
     responses = [str(problem.reference), problem.prompt]
-    responses = responses if known is None else [known]
+    responses = (
+      responses if reference_response is None else [reference_response]
+    )
     count = len(responses)
     scores = scoring.submit(
       responses,
@@ -108,12 +112,12 @@ def check_scores(task: Task, scoring: Scoring) -> None:
       if len(failed) == count:
         raise ConfigError(
           f'the reward {name!r} must be a function (response, reference) -> number'
-          f' or Outcome, got for the response {_cut(responses[0])} and the'
-          f' reference {_cut(problem.reference)}: {failed[0].detail}'
+          f' or Outcome, got for the response {_shortened(responses[0])} and the'
+          f' reference {_shortened(problem.reference)}: {failed[0].detail}'
         )
 
 
-def _cut(value: object) -> str:
+def _shortened(value: object) -> str:
   """Returns a value's text of at most 60 characters."""
   text = repr(value)
   return text if len(text) <= 60 else f'{text[:59]}…'
@@ -140,8 +144,8 @@ def _wrong_references(
 ) -> list[str]:
   """Describes the references that are graded as wrong, with their location."""
   descriptions = []
-  for start in range(0, len(problems), _BATCH):
-    batch = problems[start : start + _BATCH]
+  for start in range(0, len(problems), _BATCH_SIZE):
+    batch = problems[start : start + _BATCH_SIZE]
     scores = _scores(task, scoring, batch)
     for problem, grade, detail in zip(
       batch, scores.grades(), _details(scores, len(batch)), strict=True

@@ -76,9 +76,11 @@ def run_controllers(settings: Settings) -> ControllerResults:
   rng = settings.rng()
   tree = trees.random_tree(rng, prompts=PROMPTS, depth=1, actions=ACTIONS)
   logits = jnp.asarray(0.5 * rng.normal(size=tree.rewards.shape))
-  best = float(tree.rewards.max(-1).mean())
-  first = float(trees.mean_entropy(tree, logits))
-  target = first - TARGET_DROP * np.minimum(np.arange(steps) / (0.6 * steps), 1)
+  best_reward = float(tree.rewards.max(-1).mean())
+  initial_entropy = float(trees.mean_entropy(tree, logits))
+  target = initial_entropy - TARGET_DROP * np.minimum(
+    np.arange(steps) / (0.6 * steps), 1
+  )
 
   def trace(name: str) -> tuple[Array, Array]:
     # With a target of −∞ nothing is controlled, in the same compiled program.
@@ -97,7 +99,7 @@ def run_controllers(settings: Settings) -> ControllerResults:
     target=target,
     entropy=entropy.mean(1),
     error=np.sqrt((distance**2).mean((1, 2))) / TARGET_DROP,
-    reward=reward / best,
+    reward=reward / best_reward,
   )
 
 
@@ -170,9 +172,9 @@ def detach_tokens(
   before = jnp.cumsum(ordered) - ordered
   detached = jnp.clip((shortfall - before) / jnp.maximum(ordered, 1e-12), 0, 1)
   detached = jnp.where(ordered > 0, detached, 0)
-  kept = jnp.zeros_like(effects).at[order].set(1 - detached)
-  kept = kept.reshape(updates.logprobs.shape)
-  return jax.tree.map(lambda u: (u * kept).astype(u.dtype), updates)
+  factors = jnp.zeros_like(effects).at[order].set(1 - detached)
+  factors = factors.reshape(updates.logprobs.shape)
+  return jax.tree.map(lambda u: (u * factors).astype(u.dtype), updates)
 
 
 def add_restoring_bonus(
@@ -185,12 +187,14 @@ def add_restoring_bonus(
   """Adds an entropy bonus that raises entropy by the shortfall: α η Σ π² f² per token."""
   del effects
   h, moments = stats.entropy, context['moments']
-  restored = moments.square_log_square + h * (
+  token_gains = moments.square_log_square + h * (
     2 * moments.square_log + h * moments.square
   )
   weights = context['weights']
-  unit = LEARNING_RATE * jnp.sum(weights * restored) / PROMPTS
-  alpha = jnp.maximum(shortfall, 0) / unit
+  gain_per_coefficient = (
+    LEARNING_RATE * jnp.sum(weights * token_gains) / PROMPTS
+  )
+  alpha = jnp.maximum(shortfall, 0) / gain_per_coefficient
   return dataclasses.replace(updates, entropy=updates.entropy - alpha * weights)
 
 

@@ -112,7 +112,7 @@ def annealed_reward_gaps(
     Steps, and the mean reward gap at these steps by schedule.
   """
   steps = settings.choose(30_000, 3000)
-  times = log_spaced_steps(steps)
+  recorded_steps = log_spaced_steps(steps)
   start, rewards = random_bandits(settings)
   z = np.repeat(start[None], len(SCHEDULES), 0)
   rewards = np.broadcast_to(rewards, z.shape)
@@ -124,10 +124,10 @@ def annealed_reward_gaps(
     pi = categorical.softmax(z)
     f = categorical.centred_logprobs(pi)
     z = z + pi * (categorical.centred(pi, rewards) - alpha * f)
-    if step in times:
+    if step in recorded_steps:
       gaps.append(reward_gap(z, rewards).mean(-1))
   columns = np.array(gaps).T
-  return times, dict(zip(SCHEDULES, columns, strict=True))
+  return recorded_steps, dict(zip(SCHEDULES, columns, strict=True))
 
 
 class ScheduleRuns(NamedTuple):

@@ -36,7 +36,7 @@ from covrl.theory.float64 import cached_in_float64
 PROMPTS, ACTIONS, DEPTH = 8, 5, 2
 RESPONSES, UPDATES = 16, 4  # per prompt, per rollout
 LEARNING_RATE = 16.0
-POINTS = 50  # iterations of a run at which results are recorded
+RECORDED_ITERATIONS = 50  # number of iterations at which results are recorded
 
 
 class Method(NamedTuple):
@@ -159,13 +159,13 @@ def run_methods(settings: Settings) -> MethodResults:
     rewards=jnp.asarray(rewards[problem_set]),
     seed=jnp.asarray(seed + seeds * other_seed),
   )
-  stride = iterations // POINTS
+  stride = iterations // RECORDED_ITERATIONS
   traces = _train(runs, settings.key(), seeds=2 * seeds, stride=stride)
   returns, entropy, probabilities = (
     np.asarray(trace).reshape(*shape, *trace.shape[1:]) for trace in traces
   )
   return MethodResults(
-    steps=np.arange(1.0, POINTS + 1) * stride,
+    steps=np.arange(1.0, RECORDED_ITERATIONS + 1) * stride,
     returns=returns,
     entropy=entropy,
     probabilities=probabilities,
@@ -192,7 +192,7 @@ def _train(
   runs: ParallelRuns, key: Array, *, seeds: int, stride: int
 ) -> tuple[Array, Array, Array]:
   """J and H along every run, and final response probabilities."""
-  total = POINTS * stride
+  total = RECORDED_ITERATIONS * stride
   tree = trees.full_tree(runs.rewards[0], DEPTH)
   stacked = jax.vmap(lambda rewards: trees.full_tree(rewards, DEPTH))(
     runs.rewards
@@ -222,7 +222,9 @@ def _train(
     return logits, (values, jax.vmap(trees.mean_entropy)(stacked, logits))
 
   logits, (returns, entropy) = jax.lax.scan(
-    record, jnp.zeros_like(stacked.rewards), jnp.arange(POINTS) * stride
+    record,
+    jnp.zeros_like(stacked.rewards),
+    jnp.arange(RECORDED_ITERATIONS) * stride,
   )
   pi = jax.nn.softmax(logits)
   probabilities = jax.vmap(trees.response_probabilities)(stacked, pi)
@@ -279,7 +281,7 @@ def summary_table(results: MethodResults, problem_set: int) -> Table:
     ValueError: `problem_set` is not an index of `PROBLEM_SETS`.
   """
   check_integer('problem_set', problem_set, 0, len(PROBLEM_SETS) - 1)
-  early = max(0, round(0.02 * POINTS) - 1)
+  early = max(0, round(0.02 * RECORDED_ITERATIONS) - 1)
   rows = [
     [
       name,

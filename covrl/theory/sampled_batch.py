@@ -142,21 +142,27 @@ def _draw_clip_cov(
 
 
 def updated_logits(
-  batch: Batch, kept: Float[np.ndarray, 'B T'] | float = 1.0
+  batch: Batch, weight_factors: Float[np.ndarray, 'B T'] | float = 1.0
 ) -> Float[np.ndarray, 'P K']:
   """Logits after one policy gradient update on the batch.
 
   Args:
     batch: the batch.
-    kept: factors of the tokens' weights; 0 detaches a token.
+    weight_factors: factors of the tokens' weights; 0 detaches a token.
 
   Raises:
     ValueError: the factors are not finite, or not one per token.
   """
-  if np.ndim(kept):
-    check_array('kept', kept, 'float', 'B T', batch.tokens.weights.shape)
-  check_finite('kept', kept)
-  weights = batch.tokens.weights * kept
+  if np.ndim(weight_factors):
+    check_array(
+      'weight_factors',
+      weight_factors,
+      'float',
+      'B T',
+      batch.tokens.weights.shape,
+    )
+  check_finite('weight_factors', weight_factors)
+  weights = batch.tokens.weights * weight_factors
   tokens = batch.tokens._replace(weights=weights)
   return np.asarray(_updated_logits(batch.logits, tokens))[:, 0]
 
@@ -170,7 +176,7 @@ def _updated_logits(logits: jax.Array, tokens: tabular.Tokens) -> jax.Array:
 
 
 def entropy_decrease(
-  batch: Batch, kept: Float[np.ndarray, 'B T'] | float = 1.0
+  batch: Batch, weight_factors: Float[np.ndarray, 'B T'] | float = 1.0
 ) -> float:
   """−ΔH/η of the update of `updated_logits`, summed over prompts.
 
@@ -178,6 +184,6 @@ def entropy_decrease(
   sum is the mean 1/N Σ c* over tokens.
   """
   before = categorical.softmax(np.asarray(batch.logits)[:, 0])
-  after = categorical.softmax(updated_logits(batch, kept))
+  after = categorical.softmax(updated_logits(batch, weight_factors))
   decrease = categorical.entropy(before) - categorical.entropy(after)
   return float(decrease.sum() / LEARNING_RATE)

@@ -68,9 +68,11 @@ def measure(settings: Settings, policy: str, optimiser: str) -> SavedEntropy:
   Raises:
     ValueError: there is no such policy or optimiser.
   """
-  for name, known in ((policy, POLICIES), (optimiser, OPTIMISERS)):
-    if name not in known:
-      raise ValueError(f'policy and optimiser must be of {known}, got {name!r}')
+  for name, allowed in ((policy, POLICIES), (optimiser, OPTIMISERS)):
+    if name not in allowed:
+      raise ValueError(
+        f'policy and optimiser must be of {allowed}, got {name!r}'
+      )
   seeds = range(settings.choose(6, 1))
   runs = [_measure(policy, optimiser == 'Adam', seed) for seed in seeds]
   saved, predicted, actual = zip(*runs, strict=True)
@@ -142,10 +144,10 @@ def _measure(
   fractions = np.asarray(FRACTIONS)
   selected = _select(update.scores, fractions)
   all_tokens = np.ones((1, ROWS, LENGTH), bool)
-  kept = np.concatenate(
+  attached = np.concatenate(
     [all_tokens, ~np.asarray(selected).reshape(-1, ROWS, LENGTH)]
   )
-  before, after = _entropies(policy, params, batch, update, kept)
+  before, after = _entropies(policy, params, batch, update, attached)
   effects, rate = np.asarray(update.effects), float(update.learning_rate)
   unit = rate * abs(effects).mean()
   saved = (np.asarray(after[1:]) - float(after[0])) / unit
@@ -205,7 +207,7 @@ def _statistics(policy: str, params: PyTree, batch: Batch) -> covrl.TokenStats:
 
 
 def _gradient(
-  policy: str, params: PyTree, batch: Batch, kept: Bool[Array, 'B T']
+  policy: str, params: PyTree, batch: Batch, attached: Bool[Array, 'B T']
 ) -> Float[Array, ' n']:
   """Gradient of the mean of A log π over the batch.
 
@@ -213,12 +215,12 @@ def _gradient(
     policy: name of the policy.
     params: parameters of the policy.
     batch: the batch.
-    kept: false for detached tokens.
+    attached: false for detached tokens.
   """
 
   def objective(params: PyTree) -> Array:
     logprobs = _statistics(policy, params, batch).logprobs
-    return jnp.mean(jnp.where(kept, batch.advantages * logprobs, 0))
+    return jnp.mean(jnp.where(attached, batch.advantages * logprobs, 0))
 
   return ravel_pytree(jax.grad(objective)(params))[0]
 
@@ -268,18 +270,18 @@ def _entropies(
   params: PyTree,
   batch: Batch,
   update: Update,
-  kept: Bool[Array, 'N B T'],
+  attached: Bool[Array, 'N B T'],
 ) -> tuple[Float[Array, ''], Float[Array, ' N']]:
   """Mean entropy before the update, and after it for each mask of tokens."""
   flat, unravel = ravel_pytree(params)
 
-  def after(kept: Array) -> Array:
-    gradient = _gradient(policy, params, batch, kept)
+  def after(attached: Array) -> Array:
+    gradient = _gradient(policy, params, batch, attached)
     updated = flat + update.learning_rate * update.preconditioner * gradient
     return jnp.mean(_statistics(policy, unravel(updated), batch).entropy)
 
   before = jnp.mean(_statistics(policy, params, batch).entropy)
-  return before, jax.lax.map(after, kept)
+  return before, jax.lax.map(after, attached)
 
 
 def _initialise_table(rng: np.random.Generator) -> tuple[PyTree, np.ndarray]:

@@ -58,14 +58,14 @@ def apply_gradients(
     token_state,
     measured,
   )
-  kept = (
+  unchanged = (
     state.trainable,
     state.opt_state,
     state.token_state,
     state.measured,
   )
   trainable, opt_state, token_state, measured = jax.tree.map(
-    lambda new, old: jnp.where(applied, new, old), updated, kept
+    lambda new, old: jnp.where(applied, new, old), updated, unchanged
   )
   return (
     dataclasses.replace(
@@ -121,14 +121,14 @@ def apply_updates(params: PyTree, updates: PyTree) -> PyTree:
     TypeError: an update is missing, is of another shape, which would be broadcast,
       or is not an array of floats.
   """
-  named = jax.tree_util.tree_flatten_with_path(params)[0]
+  params_with_paths = jax.tree_util.tree_flatten_with_path(params)[0]
   leaves, structure = jax.tree.flatten(updates)
   if structure != jax.tree.structure(params):
     raise TypeError(
       'a parameter chain must return one update per parameter, got'
       f' {structure!s:.80}'
     )
-  for (path, param), update in zip(named, leaves, strict=True):
+  for (path, param), update in zip(params_with_paths, leaves, strict=True):
     is_float = jnp.issubdtype(jnp.result_type(update), jnp.floating)
     if jnp.shape(update) != param.shape or not is_float:
       raise TypeError(

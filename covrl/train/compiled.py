@@ -119,7 +119,7 @@ class CompiledPrograms:
     self._entropy_change = jax.jit(
       make_entropy_change(policy, temperature, micro_batches, first_column)
     )
-    self._warm_up = config.critic.warm_up
+    self._warm_up_steps = config.critic.warm_up
     self._advance_step = jax.jit(
       advance_step, donate_argnums=0, out_shardings=sharding.replicated(mesh)
     )
@@ -231,10 +231,10 @@ class CompiledPrograms:
         np.zeros(sequences, np.int32),
         np.asarray(batch.loss_mask),
       )
-    if self._warm_up:
+    if self._warm_up_steps:
       self._advance_step(jnp.copy(state.step), self._shard(rows))
     if logging.samples:
-      self.explain_selection(state, self._scored(rows), jax.random.key(0))
+      self.explain_selection(state, self._with_scores(rows), jax.random.key(0))
     if logging.entropy_change_every or train.reset_reference_every:
       before = self.copy(state.trainable)
       if logging.entropy_change_every:
@@ -258,29 +258,29 @@ class CompiledPrograms:
       The new state, and metrics as device scalars.
     """
     self._check_prompts(rows)
-    count, packed = self._config.train.packed_rows, {}
+    count, packing = self._config.train.packed_rows, {}
     if count:
       rows = pack_if_fit(rows, length=rows.tokens.shape[1], count=count)
-      packed['packed'] = jnp.asarray(len(rows.tokens) == count, jnp.float32)
+      packing['packed'] = jnp.asarray(len(rows.tokens) == count, jnp.float32)
     networks, network_metrics = self.networks.update(state.networks, rows)
     estimator_state, state = state.estimator_state, state.of_policy()
     new_state, metrics = self._update_policy(state, rows, first, key)
     new_state = dataclasses.replace(
       new_state, networks=networks, estimator_state=estimator_state
     )
-    return new_state, metrics | network_metrics | packed
+    return new_state, metrics | network_metrics | packing
 
   def _update_policy(
     self, state: TrainState, rows: TokenBatch, first: bool, key: Key[Array, '']
   ) -> tuple[TrainState, dict[str, Any]]:
     """Updates the policy, or advances the step of a fixed one."""
-    if self._warm_up:
+    if self._warm_up_steps:
       steps = int(state.step)
-      if steps < self._warm_up:
+      if steps < self._warm_up_steps:
         step, metrics = self._advance_step(state.step, self._shard(rows))
         return dataclasses.replace(state, step=step), metrics
       # The policy is still the one that sampled.
-      first = first or steps == self._warm_up
+      first = first or steps == self._warm_up_steps
     rows_count = len(rows.tokens)
     run = self._compiled_updates.get(rows_count) or self._update_of(rows_count)
     with self._use_mesh():
@@ -352,11 +352,11 @@ class CompiledPrograms:
 
     Statistics are not computed there.
     """
-    first = prompt_width(self._config.rollout.max_prompt_length) - 1
-    count = int(np.count_nonzero(np.asarray(rows.loss_mask)[:, :first]))
+    first_column = prompt_width(self._config.rollout.max_prompt_length) - 1
+    count = int(np.count_nonzero(np.asarray(rows.loss_mask)[:, :first_column]))
     if count:
       raise ValueError(
-        f'loss_mask must be false in the first {first} columns, which predict '
+        f'loss_mask must be false in the first {first_column} columns, which predict '
         f'tokens of prompts, got {count} true entries there'
       )
 
@@ -384,7 +384,7 @@ class CompiledPrograms:
     count = self._config.train.sequences_per_update
     return jax.tree.map(lambda x: x[:count], batch)
 
-  def _scored(self, rows: TokenBatch) -> TokenBatch:
+  def _with_scores(self, rows: TokenBatch) -> TokenBatch:
     """Adds to rows of zeros the entries that scored rows have."""
     if self.truncation.min_p is None:
       return rows

@@ -40,7 +40,9 @@ _READ_BY_RECIPES = (
 )
 
 # Fields with their conditions of having an effect, in words and as predicates.
-_NEEDS: tuple[tuple[tuple[str, ...], str, Callable[[Config], object]], ...] = (
+_CONDITIONS: tuple[
+  tuple[tuple[str, ...], str, Callable[[Config], object]], ...
+] = (
   (
     ('warm_start.', 'checkpoint.warm_start_every', 'logging.warm_start_every'),
     'warm_start.steps above 0',
@@ -96,20 +98,20 @@ _NEEDS: tuple[tuple[tuple[str, ...], str, Callable[[Config], object]], ...] = (
 )
 
 
-def without_effect(
-  recipe: Recipe, read: Collection[str], task: Task, model: ModelConfig
+def unused_override_warnings(
+  recipe: Recipe, fields_read: Collection[str], task: Task, model: ModelConfig
 ) -> Iterator[str]:
   """Yields a sentence for each overridden field that has no effect.
 
   Args:
     recipe: the run's recipe.
-    read: the fields that were read while the run was built.
+    fields_read: the fields that were read while the run was built.
     task: the run's task.
     model: the policy's model.
   """
   values = flatten(recipe.config)
   for name in recipe.overridden:
-    if reason := _reason(name, recipe.config, read, task, model):
+    if reason := _reason(name, recipe.config, fields_read, task, model):
       yield f'{name} = {values[name]} has no effect: {reason}'
 
 
@@ -280,12 +282,12 @@ def gradient_warnings(algorithm: Algorithm) -> Iterator[str]:
   }
 
   def run(stats: TokenStats, advantages: Any, weights: Any) -> PyTree:
-    read = values | {'advantages': advantages, 'weights': weights}
+    loss_context = values | {'advantages': advantages, 'weights': weights}
     (_, aux), signal = jax.value_and_grad(algorithm.loss, has_aux=True)(
-      stats, **read
+      stats, **loss_context
     )
     state = algorithm.token_tx.init(stats.template())
-    context = read | aux.for_selection
+    context = loss_context | aux.for_selection
     return update_signal(algorithm.token_tx, signal, state, stats, **context)[0]
 
   try:
@@ -334,8 +336,8 @@ def _reads(algorithm: Algorithm, *entries: str) -> bool:
     name: value for name, value in context.items() if name not in given_by_loss
   }
 
-  def run(read: dict[str, Any]) -> tuple[Any, Any]:
-    values = loss_context | read
+  def run(inputs: dict[str, Any]) -> tuple[Any, Any]:
+    values = loss_context | inputs
     (value, aux), signal = jax.value_and_grad(algorithm.loss, has_aux=True)(
       stats, **values
     )
@@ -350,31 +352,33 @@ def _reads(algorithm: Algorithm, *entries: str) -> bool:
     ).jaxpr
   except Exception:
     return True
-  used = [*traced.outvars, *(x for eqn in traced.eqns for x in eqn.invars)]
-  return any(each is argument for each in used for argument in traced.invars)
+  variables = [*traced.outvars, *(x for eqn in traced.eqns for x in eqn.invars)]
+  return any(
+    variable is argument for variable in variables for argument in traced.invars
+  )
 
 
 def _reason(
   name: str,
   config: Config,
-  read: Collection[str],
+  fields_read: Collection[str],
   task: Task,
   model: ModelConfig,
 ) -> str:
   """Returns why a field has no effect; empty if it may have one."""
-  for fields, need, is_met in _NEEDS:
+  for fields, condition, is_met in _CONDITIONS:
     is_dependent = name != 'warm_start.steps' and _is_among(name, fields)
     if is_dependent and not is_met(config):
-      return f'it needs {need}'
+      return f'it needs {condition}'
   if name == 'train.balance' and model.experts is None:
     return 'it needs a model with experts'
   # The run is saved and reported at `evaluate.every` in any case.
   is_evaluation = name.startswith('evaluate.') and name != 'evaluate.every'
-  if is_evaluation and not task.evaluation(config.evaluate):
+  if is_evaluation and not task.evaluation_suites(config.evaluate):
     return 'the task has no problems to evaluate on'
   # Every run reads `data.checked_programs`.
   needed = {name, 'data.train'} if name.startswith('data.') else {name}
-  if name.startswith(_READ_BY_RECIPES) and not needed <= set(read):
+  if name.startswith(_READ_BY_RECIPES) and not needed <= set(fields_read):
     return 'nothing in this recipe reads it'
   return ''
 

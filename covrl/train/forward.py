@@ -60,14 +60,14 @@ def apply_token_weights(
   return dataclasses.replace(batch, weights=batch.weights * weights)
 
 
-def with_old_stats(batch: TokenBatch, scored: PolicyStats) -> TokenBatch:
+def with_old_stats(batch: TokenBatch, old: PolicyStats) -> TokenBatch:
   """Replaces the statistics from before the rollout's first update.
 
   Args:
     batch: rows of tokens.
-    scored: statistics and moments of the policy at the same tokens.
+    old: statistics and moments of the policy at the same tokens.
   """
-  stats, moments = scored
+  stats, moments = old
   return dataclasses.replace(
     batch,
     old_logprobs=stats.logprobs,

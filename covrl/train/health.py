@@ -39,37 +39,37 @@ class UpdateHealth:
   def count(
     self,
     metrics: Mapping[str, float],
-    where: str,
+    description: str,
     warn: Callable[[str], object],
   ) -> None:
     """Counts an update, and warns if it is the first of its kind in a row.
 
     Args:
       metrics: the update's metrics.
-      where: description of the update, for the warning.
+      description: description of the update, for the warning.
       warn: receives the warning.
     """
     self.made += 1
     if metrics['tokens'] == 0:
       self.without_tokens += 1
-      warn(f'{where} has no token to train on and changes nothing')
+      warn(f'{description} has no token to train on and changes nothing')
     if metrics['gradient_norm'] == 0:
       self.without_gradient += 1
       if self.without_gradient == 1:
         warn(
-          f'{where} has a gradient of 0, as where the rewards of every group are'
+          f'{description} has a gradient of 0, as where the rewards of every group are'
           ' equal; further ones are counted only'
         )
-    skipping = _skipping_networks(metrics)
-    if not skipping:
+    skipping_networks = _skipping_networks(metrics)
+    if not skipping_networks:
       self.skipped_in_a_row = 0
       return
     self.skipped += 1
     self.skipped_in_a_row += 1
     if self.skipped_in_a_row == 1:
-      for network in skipping:
+      for network in skipping_networks:
         by = f' by the {network}' if network else ''
-        warn(f'{where} is skipped{by}: {_cause(metrics, network)}')
+        warn(f'{description} is skipped{by}: {_cause(metrics, network)}')
 
   def check(self, limit: int, *, is_end: bool = False) -> None:
     """Raises an error if the run does not train any more.

@@ -29,7 +29,7 @@ from covrl.run.watchdog import Watchdog
 from covrl.storage import StorageError
 from covrl.storage.append_log import describe_log_damage
 from covrl.train import stages
-from covrl.train.effects import without_effect
+from covrl.train.effects import unused_override_warnings
 from covrl.train.rollout_batch import RolloutBatch
 from covrl.train.setup.adapter_base import AdapterBase
 from covrl.train.setup.build import build
@@ -39,11 +39,11 @@ from covrl.train.setup.inputs import (
   input_fingerprints,
 )
 from covrl.train.setup.resume import (
-  extension_note,
+  extension_warning,
   is_finished,
   save_run,
   saved_metrics,
-  schedule_note,
+  schedule_warning,
   start_or_resume,
 )
 from covrl.train.sft import warm_start_store
@@ -115,7 +115,7 @@ def train(
   with (
     watchdog,
     stop.handle_signals(ends_process=options.ends_process),
-    maintenance.watch_notices(stop.request),
+    maintenance.watch_events(stop.request),
     distributed.polling(stop.poll, on_progress=watchdog.beat),
     directory.locked(),
     Progress(enabled=directory.writes, on_progress=watchdog.beat) as progress,
@@ -135,30 +135,32 @@ def train(
       directory.refuse_restart()
     iterations = config.train.iterations
     if saved is not None and is_finished(saved, config):
-      directory.check_records(saved.notes, warn)
-      position = saved.notes['metrics']['log']
+      directory.check_records(saved.metadata, warn)
+      log_position = saved.metadata['metrics']['log']
       if directory.writes and (
-        damage := describe_log_damage(directory.metrics, position)
+        damage := describe_log_damage(directory.metrics, log_position)
       ):
         warn(f'{directory.metrics} {damage}')
       # The run may have ended before its last report was written.
       if write_report is not None and directory.writes:
         write_report(directory.path)
       progress.note(
-        f'{workdir} is finished: {saved.notes["iteration"]} of {iterations} '
+        f'{workdir} is finished: {saved.metadata["iteration"]} of {iterations} '
         'iterations; raise train.iterations to go on'
       )
       return
     check_wandb(config.logging)
     profiler = Profiler(options.profile_steps, _trace_directory(directory))
     progress.stage('setting up')
-    before = flatten(config)
+    config_before = flatten(config)
     seed_generators(config.seed)
-    with recorded_reads(config) as read:
+    with recorded_reads(config) as fields_read:
       run = build(recipe, saved, progress.note)
-    _refuse_changes(before, flatten(config))
-    for text in without_effect(recipe, read, run.task, run.policy.config):
-      progress.note(f'warning: {text}')
+    _refuse_changes(config_before, flatten(config))
+    for text in unused_override_warnings(
+      recipe, fields_read, run.task, run.policy.config
+    ):
+      progress.warn(text)
     for resource in (run.collector, run.scoring, profiler):
       on_exit.callback(resource.close)
     stop.poll()
@@ -169,16 +171,16 @@ def train(
     )
     inputs[RECIPE] = recipe.identity
     check_inputs(config, inputs, resumed, warn)
-    check_versions(resumed and resumed.notes, warn, config)
+    check_versions(resumed and resumed.metadata, warn, config)
     code = code_fingerprints(recipe, run.task)
     check_code(code, resumed, warn)
     inputs |= code
-    directory.claim(recipe, warn)
+    directory.write_recipe(recipe, warn)
     if resumed is not None:
-      directory.check_records(resumed.notes, warn)
-    for note in (schedule_note(config), extension_note(config, saved)):
-      if note:
-        warn(note)
+      directory.check_records(resumed.metadata, warn)
+    for warning in (schedule_warning(config), extension_warning(config, saved)):
+      if warning:
+        warn(warning)
     if run.task.notes or run.task.description:
       description = {
         'description': run.task.description,
@@ -191,7 +193,7 @@ def train(
       config.logging,
       name=recipe.name,
       saved=saved_metrics(resumed),
-      note=warn,
+      warn=warn,
       enabled=directory.writes,
       before_write=directory.check_lock,
     )
@@ -212,16 +214,16 @@ def train(
     adapter_base = AdapterBase(run, config, warm_starts, warn)
     inputs |= adapter_base.fingerprint()
 
-    def report_updates() -> None:
+    def publish_updates() -> None:
       updates = config.warm_start.steps + position.updates_made(config)
-      stop.finished_updates(updates)
+      stop.set_finished_updates(updates)
 
-    report_updates()
+    publish_updates()
     stop.poll()
 
     def save(state: TrainState, rollout: RolloutBatch | None) -> None:
-      collected = run.collector.state
-      position.prompts = collected.prompts
+      collector_state = run.collector.state
+      position.prompts = collector_state.prompts
       inputs.update(adapter_base.keep(state))
       save_run(
         store,
@@ -229,7 +231,7 @@ def train(
         position,
         state,
         rollout,
-        collected,
+        collector_state,
         writer.sync(),
         inputs,
         directory.records,
@@ -242,25 +244,27 @@ def train(
     stop.poll()
 
     progress.stage('reinforcement learning', iterations)
-    collected = run.collector.state
+    collector_state = run.collector.state
     try:
       while True:
         rollout_seconds = 0.0
         if position.update == 0:
           # Save, evaluate, report: a failing evaluation loses no update.
-          collected = run.collector.state
+          collector_state = run.collector.state
           is_end = position.iteration >= iterations
-          evaluates = is_end or stages.is_due(
+          is_evaluation_due = is_end or stages.is_due(
             position.iteration, config.evaluate.every
           )
-          is_new = evaluates and position.evaluated != position.iteration
+          needs_evaluation = (
+            is_evaluation_due and position.evaluated != position.iteration
+          )
           if (
             is_end
             or stages.is_due(position.iteration, config.checkpoint.every)
-            or (is_new and position.iteration > 0)
+            or (needs_evaluation and position.iteration > 0)
           ):
             save(state, None)
-          if is_new:
+          if needs_evaluation:
             stages.evaluate(
               run, position, state, directory, writer, progress, warn
             )
@@ -270,7 +274,7 @@ def train(
           if is_end:
             directory.check_records(directory.records, warn)
             break
-          if evaluates:
+          if is_evaluation_due:
             report()
 
           # Roll out.
@@ -294,7 +298,7 @@ def train(
         position.update += 1
         if math.isfinite(metrics['entropy']):
           position.entropy = metrics['entropy']
-        report_updates()
+        publish_updates()
         profiler.after_step(position.updates_made(config) - 1)
         writer.write(
           step=int(state.step),
@@ -321,11 +325,11 @@ def train(
     except Stopped:
       if position.update == 0:
         # An abandoned rollout is drawn again.
-        rollout, run.collector.state = None, collected
+        rollout, run.collector.state = None, collector_state
       save(state, rollout)
       raise
-    if text := profiler.remark():
-      progress.note(f'warning: {text}')
+    if text := profiler.warning():
+      progress.warn(text)
     progress.finish(f'finished; see {directory.path}')
 
 

@@ -151,12 +151,12 @@ def zero_lone_advantages(
     advantages: advantages of tokens, relative to the group.
     rollouts: the sequences, those without a score masked.
   """
-  scored = np.any(rollouts.loss_mask, axis=1)
+  has_score = np.any(rollouts.loss_mask, axis=1)
   _, index, sizes = np.unique(
     rollouts.group_ids, return_inverse=True, return_counts=True
   )
-  known = np.bincount(index, weights=scored)
-  is_lone = ((sizes > 1) & (known == 1))[index]
+  num_scored = np.bincount(index, weights=has_score)
+  is_lone = ((sizes > 1) & (num_scored == 1))[index]
   return np.where(is_lone[:, None], 0, advantages).astype(advantages.dtype)
 
 
@@ -164,7 +164,7 @@ def make_rollout_batch(
   rollouts: Rollouts,
   batch: TokenBatch,
   advantages: Float[np.ndarray, ' S'] | Float[np.ndarray, 'S T'],
-  scored: PolicyStats | None,
+  policy_stats: PolicyStats | None,
   *,
   seed: int,
   iteration: int,
@@ -177,7 +177,7 @@ def make_rollout_batch(
     batch: the same sequences, from `to_token_batch`; the `loss_mask` is
       replaced by the one after scoring.
     advantages: advantage of each sequence or token.
-    scored: the trainer's statistics of the rows before the first update, if it
+    policy_stats: the trainer's statistics of the rows before the first update, if it
       reads them.
     seed: the run's seed.
     iteration: index of the iteration.
@@ -190,8 +190,8 @@ def make_rollout_batch(
     weights=loss_mask.astype(np.float32),
     advantages=np.where(loss_mask, _per_token(advantages), 0),
   )
-  if scored is not None:
-    complete = with_old_stats(complete, scored)
+  if policy_stats is not None:
+    complete = with_old_stats(complete, policy_stats)
   rewards = np.asarray(rollouts.rewards[TOTAL])
   generator = np.random.default_rng([seed, TRAIN_STREAM, iteration])
   return RolloutBatch(
@@ -223,8 +223,8 @@ def token_advantages(
     group_ids: Int[Array, ' S'],
     mask: Bool[Array, 'S T'],
   ) -> Float[Array, 'S T']:
-    more = {'mask': mask} if reads_mask else {}
-    result = advantages(rewards, group_ids, **more)
+    mask_argument = {'mask': mask} if reads_mask else {}
+    result = advantages(rewards, group_ids, **mask_argument)
     is_per_token = np.ndim(result) > 1
     axes, shape = ('S T', mask.shape) if is_per_token else ('S', rewards.shape)
     check_array(
@@ -240,7 +240,7 @@ def _per_token(advantages: Any) -> Any:
   return advantages if advantages.ndim == 2 else advantages[:, None]
 
 
-def merge_metrics(*parts: Mapping[str, float]) -> dict[str, float]:
+def merge_metrics(*sources: Mapping[str, float]) -> dict[str, float]:
   """Merges metrics of different origin.
 
   Raises:
@@ -248,13 +248,13 @@ def merge_metrics(*parts: Mapping[str, float]) -> dict[str, float]:
       of covrl's.
   """
   merged: dict[str, float] = {}
-  for part in parts:
-    if shared := sorted(merged.keys() & part.keys()):
+  for metrics in sources:
+    if shared := sorted(merged.keys() & metrics.keys()):
       raise ValueError(
         f'the metrics of an update must have different names, got two'
         f' {shared[0]!r}'
       )
-    merged |= part
+    merged |= metrics
   return merged
 
 
@@ -345,7 +345,7 @@ def abstract_batch(
     return jax.ShapeDtypeStruct((count, width), dtype)
 
   integers, floats, flags = rows(np.int32), rows(np.float32), rows(bool)
-  named: dict[str, Any] = dict.fromkeys(credit, floats)
+  credit_shapes: dict[str, Any] = dict.fromkeys(credit, floats)
   recorded: Any = None
   if experts is not None:
     recorded = jax.ShapeDtypeStruct(experts.shape(count, width), experts.dtype)
@@ -365,7 +365,7 @@ def abstract_batch(
     sampler_logprobs=floats,
     sequence_ids=integers,
     ref_logprobs=floats if reference else None,
-    credit=named,
+    credit=credit_shapes,
     experts=recorded,
   )
 

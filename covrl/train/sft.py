@@ -156,7 +156,7 @@ def make_sft_step(
 
 def warm_start(
   policy: Policy,
-  params: Callable[[], PyTree],
+  initial_params: Callable[[], PyTree],
   task: Task,
   tx: optax.GradientTransformation,
   config: Config,
@@ -174,7 +174,7 @@ def warm_start(
 
   Args:
     policy: the policy, without adapters.
-    params: returns the initial parameters.
+    initial_params: returns the initial parameters.
     task: provides the solved examples.
     tx: the parameter chain.
     config: the run's configuration.
@@ -223,31 +223,31 @@ def warm_start(
     donate_argnums=0,
     out_shardings=(state_shardings, sharding.replicated(mesh)),
   )
-  done = 0
+  steps_done = 0
   if saved is None:
-    state = _initial_state(params(), tx, state_shardings)
+    state = _initial_state(initial_params(), tx, state_shardings)
   else:
-    done, state = saved.position, saved.restore(abstract_state)
-    stream.set_state(saved.notes['stream'])
-    progress.note(f'resuming the warm start at step {done}')
+    steps_done, state = saved.position, saved.restore(abstract_state)
+    stream.set_state(saved.metadata['stream'])
+    progress.note(f'resuming the warm start at step {steps_done}')
 
-  def save(number: int, stream_state: StreamState) -> None:
-    if store.position != number:
-      notes = {
+  def save(update: int, stream_state: StreamState) -> None:
+    if store.position != update:
+      metadata = {
         'metrics': writer.sync(),
         'inputs': inputs,
         'versions': versions(),
         'stream': stream_state,
       }
-      store.save(number, state, notes)
+      store.save(update, state, metadata)
 
   progress.stage('warm start', settings.steps)
-  if done:
-    progress.update(done)
-  stop.finished_updates(done)
+  if steps_done:
+    progress.update(steps_done)
+  stop.set_finished_updates(steps_done)
   started, tokens = time.monotonic(), 0
   with contextlib.closing(stream), jax.set_mesh(mesh):
-    for number in range(done + 1, settings.steps + 1):
+    for update in range(steps_done + 1, settings.steps + 1):
       stream_state = stream.get_state()
       try:
         rows = next(stream)
@@ -261,26 +261,26 @@ def warm_start(
         )
         stop.begin_update()
       except Stopped:
-        if number > 1:
-          save(number - 1, stream_state)
+        if update > 1:
+          save(update - 1, stream_state)
         raise
       state, metrics = step(state, sharding.shard_batch(batch, mesh))
       tokens += int(np.sum(batch.loss_mask))
-      if number % logging.warm_start_every == 0 or number == settings.steps:
+      if update % logging.warm_start_every == 0 or update == settings.steps:
         values = distributed.fetch(metrics)
         values = {name: float(value) for name, value in values.items()}
         seconds = time.monotonic() - started
         values['tokens_per_second'] = tokens / seconds
         started, tokens = time.monotonic(), 0
-        writer.write(step=number, iteration=0, phase='warm_start', **values)
-        progress.update(number, **values)
-        _check_health(state, number, config.train.max_skipped_updates)
-      stop.finished_updates(number)
+        writer.write(step=update, iteration=0, phase='warm_start', **values)
+        progress.update(update, **values)
+        _check_skipped(state, update, config.train.max_skipped_updates)
+      stop.set_finished_updates(update)
       every = config.checkpoint.warm_start_every
-      if every and number % every == 0 and number < settings.steps:
-        save(number, stream.get_state())
-  notes = {'metrics': writer.sync(), 'inputs': inputs}
-  store.save(settings.steps, state.params, notes)
+      if every and update % every == 0 and update < settings.steps:
+        save(update, stream.get_state())
+  metadata = {'metrics': writer.sync(), 'inputs': inputs}
+  store.save(settings.steps, state.params, metadata)
   return state.params
 
 
@@ -311,7 +311,7 @@ def _initial_state(
   )
 
 
-def _check_health(state: SupervisedState, steps: int, limit: int) -> None:
+def _check_skipped(state: SupervisedState, steps: int, limit: int) -> None:
   """Raises an error if the latest updates were skipped.
 
   Args:
@@ -378,12 +378,12 @@ def _check_same_examples(
 
   Examples without a fingerprint count as the same.
   """
-  ours = {'tokenizer': getattr(task.tokenizer, 'fingerprint', '')}
+  expected = {'tokenizer': getattr(task.tokenizer, 'fingerprint', '')}
   if task.solved is not None:
-    ours['solved examples'] = source_fingerprint(task.solved)
-  theirs = saved.notes.get('inputs', {})
-  for name, fingerprint in ours.items():
-    if fingerprint and theirs.get(name, fingerprint) not in ('', fingerprint):
+    expected['solved examples'] = source_fingerprint(task.solved)
+  inputs = saved.metadata.get('inputs', {})
+  for name, fingerprint in expected.items():
+    if fingerprint and inputs.get(name, fingerprint) not in ('', fingerprint):
       raise ConfigError(
         f'warm_start.from_run must be a run with the same {name}, got'
         f' {other.path}, which has others'

@@ -38,17 +38,17 @@ def evaluate(
   """
   if run.evaluator is None:
     return
-  where = f'the evaluation before iteration {position.iteration}'
+  description = f'the evaluation before iteration {position.iteration}'
   try:
     evaluation = run.evaluator.evaluate(
       run.programs.params(state), progress.counter('evaluating')
     )
   except EvaluationError as error:
-    warn(f'{where} has no result: {error}')
+    warn(f'{description} has no result: {error}')
     return
   if evaluation.unscored:
     warn(
-      f'{evaluation.unscored} responses of {where} could not be scored and are'
+      f'{evaluation.unscored} responses of {description} could not be scored and are'
       ' left out'
     )
   writer.write(
@@ -92,10 +92,10 @@ def log_samples(
     return
   rows = rollout.update_rows(0, size)
   if not config.scores_rollouts:
-    scored = distributed.run_on_devices(
+    policy_stats = distributed.run_on_devices(
       run.programs.score, run.programs.params(state), rows
     )
-    rows = with_old_stats(rows, scored)
+    rows = with_old_stats(rows, policy_stats)
   selection, covariance = distributed.run_on_devices(
     run.programs.explain_selection, state, rows, run.train_key
   )
@@ -126,7 +126,7 @@ def update(
     position.updates_made(config), config.logging.entropy_change_every
   )
   before = run.programs.copy(state.trainable) if measures_change else None
-  began = time.monotonic()
+  started = time.monotonic()
   state, device_metrics = run.programs.update(
     state, rows, position.update == 0, run.train_key
   )
@@ -135,7 +135,7 @@ def update(
     position.updates_made(config), config.logging.diagnostics_every
   ):
     metrics = without_diagnostics(metrics)
-  seconds = time.monotonic() - began
+  seconds = time.monotonic() - started
   if measures_change:
     change = run.programs.entropy_change(before, state, rows)
     metrics |= _to_floats(change)

@@ -152,7 +152,7 @@ def make_train_step(
     first: Bool[Array, ''],
     key: Key[Array, ''],
   ) -> tuple[TrainState, Metrics]:
-    diagnoses = settings.has_diagnostics(state.step)
+    has_diagnostics = settings.has_diagnostics(state.step)
 
     def run_forward(
       trainable: PyTree,
@@ -176,7 +176,7 @@ def make_train_step(
       def run(
         trainable: PyTree,
       ) -> tuple[tuple[TokenStats, Scalar | None], ForwardOutputs]:
-        moments = settings.reads_moments or diagnoses
+        moments = settings.reads_moments or has_diagnostics
         outputs, balance = run_forward(trainable, rows, moments), None
         if is_balanced and outputs.routing is not None:
           sums = routing_sums or outputs.routing
@@ -188,7 +188,7 @@ def make_train_step(
     batch = apply_token_weights(batch, settings.weights, settings.max_length)
     if not settings.has_old_stats:
       first = jnp.asarray(True)
-    is_current = not settings.has_old_stats or _selects_on_current(
+    selects_on_current = not settings.has_old_stats or _selects_on_current(
       token_tx,
       state.token_state,
       batch,
@@ -196,25 +196,25 @@ def make_train_step(
       _shared_context(state, batch, first, key),
     )
     # A single micro-batch is differentiated once, before the decisions.
-    whole, routing_sums, current = None, None, None
+    whole_batch, routing_sums, current_stats = None, None, None
     if settings.micro_batches == 1:
-      whole = differentiate(batch, None)
-      current = whole[2].stats, whole[2].moments
-    elif is_current or is_balanced:
-      routing_sums, current = over_micro_batches(
+      whole_batch = differentiate(batch, None)
+      current_stats = whole_batch[2].stats, whole_batch[2].moments
+    elif selects_on_current or is_balanced:
+      routing_sums, current_stats = over_micro_batches(
         lambda rows: _routing_and_stats(run_forward(state.trainable, rows)),
         batch,
         settings.micro_batches,
       )
-    if current is not None and not settings.has_old_stats:
-      batch = with_old_stats(batch, current)
+    if current_stats is not None and not settings.has_old_stats:
+      batch = with_old_stats(batch, current_stats)
     statistics = old_stats(batch, settings.truncation)
-    if current is not None and is_current:
-      statistics = current
+    if current_stats is not None and selects_on_current:
+      statistics = current_stats
     shared = _shared_context(state, batch, first, key)
     # At a rollout's first update the current statistics are also the old ones.
-    is_own = first if is_current else jnp.asarray(False)
-    context = row_context(batch, *statistics, is_own) | shared
+    replaces_old = first if selects_on_current else jnp.asarray(False)
+    context = row_context(batch, *statistics, replaces_old) | shared
     decisions, token_state = _decide(
       loss, token_tx, state.token_state, statistics[0], context
     )
@@ -225,8 +225,8 @@ def make_train_step(
       tuple[PyTree, Scalar, Routing | None],
       metrics.PerTokenValues,
     ]:
-      rows, recorded = inputs
-      (stats, balance), pull_back, outputs = whole or differentiate(
+      rows, recorded_decisions = inputs
+      (stats, balance), pull_back, outputs = whole_batch or differentiate(
         rows, routing_sums
       )
       context = row_context(rows, stats, outputs.moments, first) | shared
@@ -234,7 +234,7 @@ def make_train_step(
         stats, **context
       )
       context = context | aux.for_selection
-      context['decisions'] = DecisionCache(recorded)
+      context['decisions'] = DecisionCache(recorded_decisions)
       edited, _ = update_signal(
         token_tx, signal, state.token_state, stats, **context
       )
@@ -266,7 +266,7 @@ def make_train_step(
       tx, state, gradients, token_state, measured, has_tokens, value
     )
     step_metrics = metrics.update_metrics(batch, tokens, decisions, token_state)
-    step_metrics |= metrics.diagnostics(batch, tokens, diagnoses)
+    step_metrics |= metrics.diagnostics(batch, tokens, has_diagnostics)
     step_metrics |= {
       'loss': jnp.where(has_tokens, value, jnp.nan),
       'gradient_norm': jnp.where(

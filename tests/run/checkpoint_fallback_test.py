@@ -62,7 +62,7 @@ def test_falls_back_to_the_newest_whole_checkpoint(checkpoint_directory, kind):
     assert (checkpoint_directory / f'{name}.damaged_1' / 'arrays').is_dir()
   # The run goes on and completes a checkpoint of the same position.
   store.save(8, {'x': np.full(3, 9)}, {'at': 9})
-  assert latest(store).notes == {'at': 9}
+  assert latest(store).metadata == {'at': 9}
   damage(checkpoint_directory / '00000008', kind)
   assert (
     CheckpointStore(checkpoint_directory, keep=3).newest_whole() is not None

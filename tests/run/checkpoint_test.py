@@ -103,7 +103,7 @@ def test_restores_bit_for_bit_on_any_mesh(saved, shape):
   matrix = restored['state']['trainable']['matrix']
   assert matrix.sharding == sharding_of(matrix, mesh)
   assert checkpoint.position == 12
-  assert checkpoint.notes == {'rate': 0.1}
+  assert checkpoint.metadata == {'rate': 0.1}
 
 
 @pytest.mark.parametrize('shape', MESHES)
@@ -134,7 +134,7 @@ def test_keeps_the_newest_checkpoints(tmp_path):
     store.save(position, {'x': np.full(2, position)}, {'at': position})
   names = sorted(path.name for path in (tmp_path / 'checkpoints').iterdir())
   assert names == ['00000020', '00001000']
-  assert latest(store).notes == {'at': 1000}
+  assert latest(store).metadata == {'at': 1000}
 
 
 def test_of_a_checkpoint_that_is_a_link_only_the_link_is_removed(tmp_path):
@@ -156,7 +156,7 @@ def test_a_save_replaces_a_checkpoint_of_the_same_position(tmp_path):
     store.save(7, {'x': np.full(2, value)}, {'value': value})
   restored = latest(store).restore({'x': np.zeros(2, int)})
   assert restored['x'].tolist() == [2, 2]
-  assert latest(store).notes == {'value': 2}
+  assert latest(store).metadata == {'value': 2}
 
 
 def test_ignores_unfinished_checkpoints(copied):

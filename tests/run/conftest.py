@@ -32,5 +32,5 @@ def directory(tmp_path, recipe):
   """The directory of a run that has been set up."""
   directory = RunDirectory(tmp_path / 'run')
   directory.check(recipe)
-  directory.claim(recipe)
+  directory.write_recipe(recipe)
   return directory

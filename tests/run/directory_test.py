@@ -115,7 +115,7 @@ def test_a_moved_or_replaced_directory_is_not_written(
   directory = RunDirectory(tmp_path / 'run')
   store = CheckpointStore(directory.checkpoints, 1, directory.check_lock)
   with directory.locked():
-    directory.claim(recipe)
+    directory.write_recipe(recipe)
     change(tmp_path / 'run')
     for write in (
       lambda: directory.write_json('task.json', {}),
@@ -236,14 +236,14 @@ def test_a_configuration_that_was_changed_since_a_checkpoint_is_restored(
 
   resumed, warnings = RunDirectory(directory.path), []
   resumed.check(recipe)
-  resumed.claim(recipe, warnings.append)
+  resumed.write_recipe(recipe, warnings.append)
   assert file.read_bytes() == before
   (text,) = warnings
   assert text.startswith(f'{file} {message}; it is written again'), text
   copies = [path.read_bytes() for path in file.parent.glob('config.changed_*')]
   assert copies == ([] if after is None else [after])
   assert (directory.checkpoints / '00000003').is_dir()
-  RunDirectory(directory.path).claim(recipe, warnings.append)
+  RunDirectory(directory.path).write_recipe(recipe, warnings.append)
   assert len(warnings) == 1
 
 
@@ -263,20 +263,20 @@ def test_a_recipe_that_was_changed_since_a_checkpoint_is_restored(
 ):
   store = CheckpointStore(directory.checkpoints, keep=1)
   recipe = dataclasses.replace(recipe, sources={'recipe.py': '# Text.'})
-  directory.claim(recipe)
+  directory.write_recipe(recipe)
   inputs = {RECIPE: recipe.identity}
   store.save(3, {'x': np.zeros(2)}, {'inputs': inputs, 'iteration': 3})
   file = pathlib.Path(directory.path / 'recipe' / 'recipe.py')
   apply_change(file, change)
   resumed, warnings = RunDirectory(directory.path), []
-  resumed.claim(recipe, warnings.append)
+  resumed.write_recipe(recipe, warnings.append)
   assert warnings == [f'{file} {message}']
   assert file.read_text() == '# Text.'
   copies = file.parent.parent.glob('recipe_recipe.changed_*')
   assert [copy.read_text() for copy in copies] == ['# Edited.'] * (
     'changed' in message
   )
-  RunDirectory(directory.path).claim(recipe, warnings.append)
+  RunDirectory(directory.path).write_recipe(recipe, warnings.append)
   assert len(warnings) == 1
 
 
@@ -287,7 +287,7 @@ def test_files_that_are_changed_during_a_run_are_restored(
 ):
   recipe = dataclasses.replace(recipe, sources={'recipe.py': '# Text.'})
   warnings = []
-  directory.claim(recipe, warnings.append)
+  directory.write_recipe(recipe, warnings.append)
   directory.check_files()
   assert warnings == []
   file = pathlib.Path(directory.path / name)
@@ -330,7 +330,7 @@ def test_a_recipe_of_another_version_is_refused_in_one_sentence(
   old = recipe.sources['countdown.py'].replace(
     'config.countdown.max_value', 'config.task.max_value'
   )
-  directory.claim(
+  directory.write_recipe(
     dataclasses.replace(recipe, sources={**recipe.sources, 'countdown.py': old})
   )
   if renamed:

@@ -43,7 +43,7 @@ def test_failed_writes_leave_nothing_behind(
     else:
       patch.setattr(paths, location, make_failing(error_number))
     with pytest.raises(StorageError) as caught:
-      directory.claim(recipe)
+      directory.write_recipe(recipe)
     reason = os.strerror(error_number)
     assert str(caught.value) == (
       f'{directory.path / "config.json"} cannot be written: '
@@ -58,7 +58,7 @@ def test_failed_writes_leave_nothing_behind(
         write()
   assert [x for x in (tmp_path / 'run').rglob('*') if x.is_file()] == []
   directory.check(recipe)
-  directory.claim(recipe)
+  directory.write_recipe(recipe)
 
 
 def test_a_directory_that_cannot_be_locked_is_a_failed_write(

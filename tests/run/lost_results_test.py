@@ -35,11 +35,11 @@ def test_missing_and_damaged_results_are_reported_on_resume(
   ]
   directory.write_jsonl(names[0], [{'greedy': 1.0}])
   directory.write_json(names[1], {'samples': []})
-  assert [*directory.results] == names
+  assert [*directory.result_digests] == names
   resumed, warnings = RunDirectory(directory.path), []
   resumed.check_records(directory.records, warnings.append)
   assert warnings == []
-  assert resumed.results == directory.results
+  assert resumed.result_digests == directory.result_digests
   change(pathlib.Path(directory.path / names[0]))
   resumed.check_records(directory.records, warnings.append)
   assert warnings == [

@@ -29,7 +29,7 @@ def open_writer(directory, saved=None, notes=None):
     LoggingConfig(),
     name='toy',
     saved=saved,
-    note=[].append if notes is None else notes.append,
+    warn=[].append if notes is None else notes.append,
   )
 
 

@@ -57,13 +57,13 @@ def store(monkeypatch):
 
 def test_one_process_stops_after_the_current_update():
   stop_signal = StopSignal()
-  stop_signal.finished_updates(3)
+  stop_signal.set_finished_updates(3)
   stop_signal.poll()
   stop_signal.begin_update()
   stop_signal.request()
   # An update that has begun is finished.
   stop_signal.poll()
-  stop_signal.finished_updates(4)
+  stop_signal.set_finished_updates(4)
   with pytest.raises(Stopped):
     stop_signal.poll()
   with pytest.raises(Stopped):
@@ -72,20 +72,20 @@ def test_one_process_stops_after_the_current_update():
 
 def test_all_processes_stop_after_the_largest_number_of_updates(store):
   stop_signal = StopSignal()
-  stop_signal.finished_updates(3)
+  stop_signal.set_finished_updates(3)
   store.values['covrl/stop/1'] = '4'
   # The other process has begun the next update, which needs this one.
   stop_signal.poll()
   assert store.values['covrl/stop/0'] == '3'
   stop_signal.begin_update()
-  stop_signal.finished_updates(4)
+  stop_signal.set_finished_updates(4)
   with pytest.raises(Stopped):
     stop_signal.begin_update()
 
 
 def test_a_rollout_is_abandoned_once_all_processes_have_answered(store):
   stop_signal = StopSignal()
-  stop_signal.finished_updates(3)
+  stop_signal.set_finished_updates(3)
   stop_signal.request()
   stop_signal.poll()
   store.values['covrl/stop/1'] = '3'
@@ -207,7 +207,7 @@ def test_reports_maintenance_and_preemption_notices(monkeypatch, name, value):
     thread.start()
     monkeypatch.setenv('GCE_METADATA_HOST', f'127.0.0.1:{server.server_port}')
     noticed = threading.Event()
-    with maintenance.watch_notices(noticed.set, interval=0.01):
+    with maintenance.watch_events(noticed.set, interval=0.01):
       assert not noticed.wait(0.2)
       Metadata.values[name] = value
       assert noticed.wait(10)
@@ -299,7 +299,7 @@ def test_a_profile_that_has_traced_nothing_is_reported(monkeypatch, tmp_path):
       profiler.before_step(update)
       profiler.after_step(update)
     profiler.close()
-    return profiler.remark()
+    return profiler.warning()
 
   assert remark('', range(3)) == ''
   assert remark('1:1', range(3)) == ''

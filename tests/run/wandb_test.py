@@ -33,7 +33,7 @@ def write(monkeypatch, tmp_path, init, steps=3):
   """Writes metrics; returns the notes and the lines of the file."""
   monkeypatch.setitem(sys.modules, 'wandb', types.SimpleNamespace(init=init))
   file, notes = tmp_path / 'metrics.jsonl', []
-  writer = MetricsWriter(file, LOGGING, name='toy', note=notes.append)
+  writer = MetricsWriter(file, LOGGING, name='toy', warn=notes.append)
   for step in range(steps):
     writer.write(step=step, iteration=0, phase='train', loss=0.5)
   writer.close()

@@ -37,7 +37,7 @@ class Server:
   async def becomes_idle(self):
     """Waits until nothing is sampled; returns false after ten seconds."""
     for _ in range(1000):
-      if not self.worker._unfinished and not self.worker._numbers:
+      if not self.worker._unfinished and not self.worker._request_numbers:
         return True
       await asyncio.sleep(0.01)
     return False
@@ -158,7 +158,7 @@ def test_disconnected_clients_are_cancelled(engine):
           leave=leave,
         )
       )
-      while not server.worker._numbers:
+      while not server.worker._request_numbers:
         await asyncio.sleep(0.001)
       leave.set()
       # The server may raise that the client is gone.

@@ -198,7 +198,7 @@ def test_an_interrupted_output_is_cut_to_its_finished_lines(tmp_path):
 
   def read_output():
     tally = sample_file._finished_lines(epath.Path(file), epath.Path(output))
-    return tally.lines, tally.refused, tally.last
+    return tally.count, tally.refused, tally.last
 
   assert read_output() == (0, 0, 0)
   for partial_line in (b'', b'{', b'{"line": 5, "prompt": "c"}'):

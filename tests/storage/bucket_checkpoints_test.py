@@ -19,7 +19,7 @@ def test_saves_and_restores_checkpoints_in_a_bucket(bucket):
   assert {n.split('/')[2] for n in bucket.names('run/')} == {'00000002'}
   saved = store.latest()
   assert saved is not None
-  assert saved.notes == {'metrics_size': 2}
+  assert saved.metadata == {'metrics_size': 2}
   jax.tree.map(np.testing.assert_array_equal, saved.restore(arrays), arrays)
   like = arrays['b']
   jax.tree.map(

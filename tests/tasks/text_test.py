@@ -217,11 +217,11 @@ def test_answers_are_extracted_for_votes():
 def test_a_task_for_evaluation_needs_no_training_files():
   task = text_task(config(suites='aime24'))
   assert len(task.train) == 0
-  (suite,) = task.evaluation(Config().evaluate)
+  (suite,) = task.evaluation_suites(Config().evaluate)
   assert (suite.samples, suite.temperature) == (32, 0.6)
   changed = dataclasses.replace(
     Config().evaluate, suite_samples=0, suite_problems=2, suite_temperature=1.0
   )
-  (suite,) = task.evaluation(changed)
+  (suite,) = task.evaluation_suites(changed)
   assert (suite.samples, suite.temperature, len(suite.problems)) == (0, 1.0, 2)
   assert np.all([p.prompt.endswith('assistant\n') for p in suite.problems])

@@ -22,7 +22,7 @@ from covrl.train.effects import (
   gradient_warnings,
   reads_moments,
   reads_reference,
-  without_effect,
+  unused_override_warnings,
 )
 from covrl.train.setup.build import build
 
@@ -74,7 +74,9 @@ def warnings_of(values, file='toy_kl_cov'):
       run = build(recipe, None, lambda text: None)
     on_exit.callback(run.scoring.close)
     on_exit.callback(run.collector.close)
-    return list(without_effect(recipe, read, run.task, run.policy.config))
+    return list(
+      unused_override_warnings(recipe, read, run.task, run.policy.config)
+    )
 
 
 def test_overridden_fields_without_effect_are_reported():

@@ -21,7 +21,7 @@ from covrl.run import preemption
 from covrl.run.checkpoint import Checkpoint
 from covrl.storage import StorageError
 from covrl.train import Stopped
-from covrl.train.setup.resume import extension_note
+from covrl.train.setup.resume import extension_warning
 
 
 @pytest.fixture(autouse=True)
@@ -220,13 +220,15 @@ def test_only_a_run_that_ended_before_has_nothing_sampled_ahead(
 ):
   settings = config.Config()
   settings.train.iterations, settings.rollout.pipeline = 4, pipeline
-  notes = {'position': {'iteration': iteration, 'update': update}}
-  saved = Checkpoint(path=epath.Path('run'), position=1, notes=notes, files={})
-  saved.notes['sampled'] = sampled
-  note = extension_note(settings, saved)
+  metadata = {'position': {'iteration': iteration, 'update': update}}
+  saved = Checkpoint(
+    path=epath.Path('run'), position=1, metadata=metadata, files={}
+  )
+  saved.metadata['sampled'] = sampled
+  note = extension_warning(settings, saved)
   assert ('differs from an uninterrupted one of 4' in note) == is_reported
   assert bool(note) == is_reported
-  assert not extension_note(settings, None)
+  assert not extension_warning(settings, None)
 
 
 def test_a_run_that_is_extended_with_other_diagnostics_is_reported(

@@ -126,7 +126,7 @@ def test_a_signal_saves_the_warm_start_which_resumes_at_that_step(
       run(tmp_path, before_step)
     saved = latest_checkpoint(tmp_path)
     assert saved.position == stopped_at - 1
-    assert saved.notes['inputs'] == {'problems': 'known'}
+    assert saved.metadata['inputs'] == {'problems': 'known'}
     assert not sft.is_warm_start_finished(saved, CONFIG)
   began: list[int] = []
   assert run(tmp_path, began.append) == uninterrupted_run
@@ -172,7 +172,7 @@ def test_an_unfinished_warm_start_is_not_shared(tmp_path):
   recipe: Any = types.SimpleNamespace(
     as_json=lambda: saved, sources={}, identity=''
   )
-  RunDirectory(tmp_path).claim(recipe)
+  RunDirectory(tmp_path).write_recipe(recipe)
   config = toy.get_config()
   config.warm_start.steps = STEPS
   config.warm_start.from_run = str(tmp_path)
@@ -190,7 +190,7 @@ def test_an_unfinished_warm_start_is_not_shared(tmp_path):
   # A field that was renamed since is not reported as one with another value.
   fields = saved['config']
   fields['task'] = fields.pop('countdown') | {'held_out': 1}
-  RunDirectory(tmp_path).claim(recipe)
+  RunDirectory(tmp_path).write_recipe(recipe)
   with pytest.raises(
     ConfigError, match=r'version of covrl, with task and without countdown$'
   ):
@@ -203,7 +203,7 @@ def test_a_warm_start_of_other_examples_is_not_shared(tmp_path, name):
   recipe: Any = types.SimpleNamespace(
     as_json=lambda: saved, sources={}, identity=''
   )
-  RunDirectory(tmp_path).claim(recipe)
+  RunDirectory(tmp_path).write_recipe(recipe)
   inputs = {
     'tokenizer': TASK.tokenizer.fingerprint,
     'solved examples': source_fingerprint(TASK.train),

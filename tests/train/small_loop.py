@@ -216,4 +216,4 @@ def outcome(workdir):
     )
   )
   metrics = [without_clock(line) for line in metric_lines(workdir)]
-  return saved.notes['position'], np.asarray(params).tolist(), metrics
+  return saved.metadata['position'], np.asarray(params).tolist(), metrics

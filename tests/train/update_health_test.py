@@ -20,7 +20,7 @@ def update_metrics(**changes):
 def test_skipped_updates_in_a_row_end_a_run():
   health, warnings = UpdateHealth(), []
   count = functools.partial(
-    health.count, where='update 1', warn=warnings.append
+    health.count, description='update 1', warn=warnings.append
   )
   for metrics in (
     update_metrics(),
@@ -52,7 +52,7 @@ def test_a_run_of_skipped_updates_only_does_not_finish():
 def test_updates_without_tokens_are_counted_and_reported():
   health, warnings = UpdateHealth(), []
   count = functools.partial(
-    health.count, where='update 1', warn=warnings.append
+    health.count, description='update 1', warn=warnings.append
   )
   count(update_metrics(tokens=0.0, loss=math.nan, gradient_norm=math.nan))
   assert warnings == ['update 1 has no token to train on and changes nothing']

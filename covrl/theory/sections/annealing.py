@@ -163,7 +163,7 @@ def annealing_conditions(settings: Settings, formula: Formula) -> Evidence:
   return Evidence(
     printed=[
       at_least(
-        'reward gap for 1/√t (Σ λ = ∞) divided by none',
+        'reward gap for 1/√t (Σ λ = ∞) divided by that without bonus',
         gaps['1/√t'][-1] / gaps['none'][-1],
         10.0,
       ),
@@ -184,13 +184,14 @@ def annealing_conditions(settings: Settings, formula: Formula) -> Evidence:
         0.02,
       ),
       close_to(
-        'reward gap for 1/√t divided by none',
+        'reward gap for 1/√t divided by that without bonus',
         gaps['1/√t'][-1] / gaps['none'][-1],
         1,
         0.2,
       ),
       close_to(
-        'reward gap half a run after a linear schedule divided by none',
+        'reward gap half a run after a linear schedule, divided by that without'
+        ' bonus',
         gaps['linear'][-1] / gaps['none'][-1],
         1.5,
         0.5,

@@ -55,7 +55,7 @@ claim = SECTION.claim
 def token_score(settings: Settings, formula: Formula) -> Evidence:
   """Compares the entropy saved by each score in the score study."""
   batch, absolute, state, exact, jvp, random = range(len(score_study.SCORES))
-  plain = score_study.measure(settings, 'table', 'SGD').saved
+  table_saved = score_study.measure(settings, 'table', 'SGD').saved
   studies = [
     score_study.measure(settings, policy, optimiser)
     for policy in score_study.studied_policies(settings)
@@ -70,26 +70,28 @@ def token_score(settings: Settings, formula: Formula) -> Evidence:
   return Evidence(
     printed=[
       at_least(
-        'saved by the top 20 % of the batch score divided by c*, table',
-        plain[batch, -1] / plain[exact, -1],
+        'entropy saved by the batch score divided by that of c*, table, top 20 %',
+        table_saved[batch, -1] / table_saved[exact, -1],
         0.95,
       )
     ],
     corrected=[
       at_most('largest relative error of the predicted ΔH̄', max(errors), 1e-3),
       at_least(
-        'least saved by JVP divided by batch score, top 20 %',
+        'least entropy saved by JVP divided by that of the batch score, top 20 %',
         min(gain[-1] for gain in gains),
         1.1,
       ),
       at_least(
-        'saved by c* divided by state score, table, top 20 %',
-        plain[exact, -1] / plain[state, -1],
+        'entropy saved by c* divided by that of the state score, table, top 20 %',
+        table_saved[exact, -1] / table_saved[state, -1],
         1.05,
       ),
       at_most(
-        'saved by |batch score| minus random, divided by c*, table, top 20 %',
-        (plain[absolute, -1] - plain[random, -1]) / plain[exact, -1],
+        'entropy saved by |batch score| minus that by random scores, divided by'
+        ' that of c*, table, top 20 %',
+        (table_saved[absolute, -1] - table_saved[random, -1])
+        / table_saved[exact, -1],
         0.25,
       ),
     ],
@@ -122,14 +124,14 @@ def annealing_bound(settings: Settings, formula: Formula) -> Evidence:
     [categorical.entropy(categorical.softmax(end)) for end in ends]
   )
   gain -= float(categorical.entropy(categorical.softmax(z))[0])
-  tight = formula(
+  tight_bound = formula(
     1 / smoothness,
     squared_norm(g),
     squared_norm(b),
     smoothness,
     squared_norm(noise),
   )[0]
-  least = _least_gain(settings, formula)
+  least_excess = _least_excess_gain(settings, formula)
   starts, rewards = random_bandits(settings)
   z, least_square, products = starts, np.full(len(starts), np.inf), []
   for step in range(1, settings.choose(20_000, 3000) + 1):
@@ -148,21 +150,23 @@ def annealing_bound(settings: Settings, formula: Formula) -> Evidence:
     corrected=[
       close_to(
         'expected gain divided by its bound near the maximum of H',
-        gain / tight,
+        gain / tight_bound,
         1,
         0.01,
       ),
       at_least(
-        'least expected gain minus its bound, bandits', least, -EXACT_TOLERANCE
+        'least expected gain minus its bound, bandits',
+        least_excess,
+        -EXACT_TOLERANCE,
       ),
     ],
   )
 
 
-def _least_gain(settings: Settings, formula: Formula) -> float:
+def _least_excess_gain(settings: Settings, formula: Formula) -> float:
   """Least expected gain of a biased, noisy step minus its bound, bandits."""
   rng, (z, rewards) = settings.rng(), random_bandits(settings)
-  smoothness, rate, least = 0.5, 2.0, np.inf
+  smoothness, rate, least_excess = 0.5, 2.0, np.inf
   for _ in range(200):
     g = gradient(z, rewards)
     b, noise = 0.1 * rng.normal(size=(2, *z.shape))
@@ -174,9 +178,9 @@ def _least_gain(settings: Settings, formula: Formula) -> float:
     bound = formula(
       rate, squared_norm(g), squared_norm(b), smoothness, squared_norm(noise)
     )
-    least = min(least, (np.mean(gains, axis=0) - bound).min())
+    least_excess = min(least_excess, (np.mean(gains, axis=0) - bound).min())
     z = z + rate * g
-  return float(least)
+  return float(least_excess)
 
 
 # Powers of 1/t with which the bias falls, and its size at t = 1.

@@ -92,12 +92,16 @@ def entropy(settings: Settings, formula: Formula) -> Evidence:
   z = categorical.random_logits(settings.rng(), 300, 8, (0.0, 0.1, 1.0, 5.0))
   pair = np.array([[0.0, 0.0, *[-1e4] * 6]])  # Six probabilities are 0.
   logits = jnp.asarray(np.concatenate([z, pair]))
-  ours = tabular.token_stats_from_logits(logits, jnp.zeros(301, int)).entropy
+  covrl_entropy = tabular.token_stats_from_logits(
+    logits, jnp.zeros(301, int)
+  ).entropy
   values = formula(categorical.softmax(z))
   return Evidence(
     printed=[
       at_most(
-        "error against covrl's", abs(values - ours[:-1]).max(), EXACT_TOLERANCE
+        "error against covrl's",
+        abs(values - covrl_entropy[:-1]).max(),
+        EXACT_TOLERANCE,
       ),
       at_most('largest H − log K', (values - np.log(8)).max(), EXACT_TOLERANCE),
       at_least('least entropy', values.min(), 0.0),
@@ -105,7 +109,7 @@ def entropy(settings: Settings, formula: Formula) -> Evidence:
     corrected=[
       at_most(
         "covrl's error where probabilities are 0",
-        abs(ours[-1] - np.log(2)),
+        abs(covrl_entropy[-1] - np.log(2)),
         EXACT_TOLERANCE,
       )
     ],
@@ -207,8 +211,10 @@ def centred_advantages(settings: Settings, formula: Formula) -> Evidence:
   """Averages the one-sample update A (e_a − π) over actions, for random A."""
   policy = tree_policy.random_tree_policy(settings)
   estimates = settings.rng().normal(size=policy.pi.shape)
-  each = np.eye(policy.tree.actions) - policy.pi[..., None, :]
-  average = (policy.pi[..., :, None] * estimates[..., :, None] * each).sum(-2)
+  sampled_updates = np.eye(policy.tree.actions) - policy.pi[..., None, :]
+  average = (
+    policy.pi[..., :, None] * estimates[..., :, None] * sampled_updates
+  ).sum(-2)
   return Evidence(
     printed=[
       at_most(

@@ -82,17 +82,19 @@ def entropy_change(settings: Settings, formula: Formula) -> Evidence:
   u = settings.rng().normal(size=z.shape)
   u /= np.linalg.norm(u, axis=-1, keepdims=True)
   steps = np.logspace(-3, -1, 9)
-  first, second = [], []
+  first_order, second_order = [], []
   for step in steps:
     change = categorical.entropy(
       categorical.softmax(z + step * u)
     ) - categorical.entropy(pi)
-    rest = change + step * categorical.covariance(pi, np.log(pi), u)
-    first.append(abs(rest).mean())
-    second.append(abs(rest - formula(pi, step * u)).mean())
-  first_order_exponent = categorical.power_law_exponent(steps, np.array(first))
+    remainder = change + step * categorical.covariance(pi, np.log(pi), u)
+    first_order.append(abs(remainder).mean())
+    second_order.append(abs(remainder - formula(pi, step * u)).mean())
+  first_order_exponent = categorical.power_law_exponent(
+    steps, np.array(first_order)
+  )
   second_order_exponent = categorical.power_law_exponent(
-    steps, np.array(second)
+    steps, np.array(second_order)
   )
   return Evidence(
     printed=[at_least('exponent of the remainder', first_order_exponent, 1.9)],
@@ -111,18 +113,22 @@ def entropy_change(settings: Settings, formula: Formula) -> Evidence:
         'size of the update ‖Δz‖',
         'mean |remainder|, nats',
         [
-          Curve('after the covariance', steps, np.array(first), points=True),
-          Curve('after the next term', steps, np.array(second), points=True),
+          Curve(
+            'after the covariance', steps, np.array(first_order), points=True
+          ),
+          Curve(
+            'after the next term', steps, np.array(second_order), points=True
+          ),
           Curve(
             'slope 2',
             steps,
-            2.5 * first[0] * (steps / steps[0]) ** 2,
+            2.5 * first_order[0] * (steps / steps[0]) ** 2,
             dashed=True,
           ),
           Curve(
             'slope 3',
             steps,
-            2.5 * second[0] * (steps / steps[0]) ** 3,
+            2.5 * second_order[0] * (steps / steps[0]) ** 3,
             dashed=True,
           ),
         ],
@@ -152,7 +158,7 @@ def _worst_remainder(settings: Settings) -> float:
     change = categorical.entropy(
       categorical.softmax(z + u)
     ) - categorical.entropy(pi)
-    rest = change + categorical.covariance(pi, np.log(pi), u)
+    remainder = change + categorical.covariance(pi, np.log(pi), u)
     bound = np.log(actions) * (u**2).sum(-1)
-    worst = max(worst, float(abs(rest / bound).max()))
+    worst = max(worst, float(abs(remainder / bound).max()))
   return worst

@@ -100,15 +100,15 @@ def entropy_dynamics(settings: Settings, formula: Formula) -> Evidence:
     predicted = predict(policy.rho, _covariance(policy))
     result = []
     for rate in rates:
-      change = _change(policy, rate)
+      change = _entropy_change(policy, rate)
       result.append(np.linalg.norm(predicted - change) / np.linalg.norm(change))
     return np.array(result)
 
   policy = tree_policy.random_tree_policy(settings)
-  with_rho, without = errors(policy, formula), errors(policy, _as_printed)
+  with_rho, without_rho = errors(policy, formula), errors(policy, _as_printed)
   single = errors(tree_policy.single_state_policy(settings), _as_printed)
   return Evidence(
-    printed=[at_most('relative error at η = 1e-4', without[0], 1e-3)],
+    printed=[at_most('relative error at η = 1e-4', without_rho[0], 1e-3)],
     conditional=[
       at_most('relative error at η = 1e-4', single[0], 1e-3),
       close_to(
@@ -134,7 +134,7 @@ def entropy_dynamics(settings: Settings, formula: Formula) -> Evidence:
         'relative error of the predicted ΔH',
         [
           Curve('−η ρ(s) Cov', rates, with_rho, points=True),
-          Curve('as printed, −η Cov', rates, without, points=True),
+          Curve('as printed, −η Cov', rates, without_rho, points=True),
         ],
         caption='Theorem IV.1 on a tree. The printed form omits the visit '
         'frequencies ρ(s), so its error does not vanish with the step.',
@@ -160,7 +160,7 @@ def _covariance(policy: tree_policy.TreePolicy) -> Float[np.ndarray, 'P S']:
   )
 
 
-def _change(
+def _entropy_change(
   policy: tree_policy.TreePolicy, rate: float
 ) -> Float[np.ndarray, 'P S']:
   """ΔH/η of each state for an exact policy gradient step."""
@@ -199,7 +199,7 @@ def calibrated_policies(settings: Settings, formula: Formula) -> Evidence:
   ranks = pi.argsort(-1).argsort(-1)
   ordered = np.take_along_axis(np.sort(any_order, -1), ranks, -1)
   ordered = categorical.centred(pi, ordered)
-  unordered = formula(pi, any_order)[most_likely > 0]
+  covariances_any_order = formula(pi, any_order)[most_likely > 0]
   h = 1e-5
   up, down = (_entropy_after(pi, step, ordered) for step in (h, -h))
   covariance = formula(pi, ordered)
@@ -214,7 +214,7 @@ def calibrated_policies(settings: Settings, formula: Formula) -> Evidence:
     printed=[
       at_most(
         'fraction of negative covariances where the most likely action has A > 0',
-        (unordered < 0).mean(),
+        (covariances_any_order < 0).mean(),
         0.0,
       )
     ],

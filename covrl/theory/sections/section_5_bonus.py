@@ -64,7 +64,9 @@ def regularised_gradient(settings: Settings, formula: Formula) -> Evidence:
     tree_policy.random_tree_policy(settings),
     tree_policy.single_state_policy(settings),
   )
-  gradient, entropy_advantages, length_advantages = _entropy_parts(policy)
+  gradient, entropy_advantages, length_advantages = _entropy_gradient_terms(
+    policy
+  )
   length, f = policy.rho.sum(), categorical.centred_logprobs(policy.pi)
   entropy = (policy.rho * categorical.entropy(policy.pi)).sum() / length
   full = formula(
@@ -89,7 +91,7 @@ def regularised_gradient(settings: Settings, formula: Formula) -> Evidence:
     conditional=[
       at_most(
         'error of ∇H against autodiff',
-        abs(single_state - _entropy_parts(single)[0]).max(),
+        abs(single_state - _entropy_gradient_terms(single)[0]).max(),
         EXACT_TOLERANCE,
       )
     ],
@@ -106,15 +108,17 @@ def regularised_gradient(settings: Settings, formula: Formula) -> Evidence:
   )
 
 
-def _entropy_parts(
+def _entropy_gradient_terms(
   policy: tree_policy.TreePolicy,
 ) -> tuple[Float[np.ndarray, 'P S K'], ...]:
-  """The results of `_entropy_gradients` as NumPy arrays."""
-  return tuple(map(np.asarray, _entropy_gradients(policy.tree, policy.logits)))
+  """The results of `_compiled_gradient_terms` as NumPy arrays."""
+  return tuple(
+    map(np.asarray, _compiled_gradient_terms(policy.tree, policy.logits))
+  )
 
 
 @jax.jit
-def _entropy_gradients(
+def _compiled_gradient_terms(
   tree: trees.Tree, logits: jax.Array
 ) -> tuple[jax.Array, ...]:
   """∇H by autodiff, A^H for future entropy, and A^T for length."""
@@ -223,9 +227,9 @@ def restoring_force(settings: Settings, formula: Formula) -> Evidence:
   pi = near_deterministic(eps, 10)
   f = categorical.centred_logprobs(pi)
   variance = categorical.expectation(pi, f**2)
-  true = formula(pi, f)
-  logs = np.log(9 * (1 - eps) / eps) ** 2
-  at_1e4 = int(abs(np.log10(eps) + 4).argmin())
+  exact = formula(pi, f)
+  squared_logs = np.log(9 * (1 - eps) / eps) ** 2
+  index = int(abs(np.log10(eps) + 4).argmin())
   z = categorical.random_logits(settings.rng(), 200, 6, (0.3, 1.0, 2.0))
   p, g = (
     categorical.softmax(z),
@@ -235,7 +239,7 @@ def restoring_force(settings: Settings, formula: Formula) -> Evidence:
     printed=[
       at_most(
         'relative error of Var at ε = 1e-4',
-        abs(variance / true - 1)[at_1e4],
+        abs(variance / exact - 1)[index],
         0.1,
       )
     ],
@@ -255,19 +259,19 @@ def restoring_force(settings: Settings, formula: Formula) -> Evidence:
       ),
       close_to(
         'exponent of Σ π² f² / log² ε in ε',
-        categorical.power_law_exponent(eps, true / logs),
+        categorical.power_law_exponent(eps, exact / squared_logs),
         2,
         0.01,
       ),
       close_to(
         'exponent of Var / log² ε in ε',
-        categorical.power_law_exponent(eps, variance / logs),
+        categorical.power_law_exponent(eps, variance / squared_logs),
         1,
         0.01,
       ),
       close_to(
         'ratio of the two divided by ε K/(K − 1)',
-        (true / variance / eps)[at_1e4] * 9 / 10,
+        (exact / variance / eps)[index] * 9 / 10,
         1,
         0.01,
       ),
@@ -279,10 +283,10 @@ def restoring_force(settings: Settings, formula: Formula) -> Evidence:
         'dH/dη per unit of α, nats',
         [
           Curve('as printed, Var(log π)', eps, variance, points=True),
-          Curve('measured, Σ π² f²', eps, true, points=True),
+          Curve('measured, Σ π² f²', eps, exact, points=True),
           Curve('slope 1', eps, variance[0] * eps / eps[0] / 20, dashed=True),
           Curve(
-            'slope 2', eps, true[0] * (eps / eps[0]) ** 2 / 20, dashed=True
+            'slope 2', eps, exact[0] * (eps / eps[0]) ** 2 / 20, dashed=True
           ),
         ],
         caption='Theorem V.1, ten actions. As a policy collapses (to the left) '

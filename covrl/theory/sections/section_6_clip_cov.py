@@ -170,10 +170,10 @@ def _chi_square(shares: Float[np.ndarray, ' n'], draws: int) -> float:
   'large, and less than Cov if E[c*|I] > 0. C must be c*, the effect of a '
   'sampled token.',
   verdict='holds if the loss is a mean over the remaining tokens',
-  formula=lambda covariance, r, chosen: covariance - r * chosen,
+  formula=lambda covariance, r, chosen_mean: covariance - r * chosen_mean,
   wrong_formulas=(
-    lambda covariance, r, chosen: (
-      covariance - r / (1 - r) * (chosen - covariance)
+    lambda covariance, r, chosen_mean: (
+      covariance - r / (1 - r) * (chosen_mean - covariance)
     ),
   ),
 )
@@ -181,8 +181,8 @@ def effective_covariance(settings: Settings, formula: Formula) -> Evidence:
   """Detaches a tenth of the tokens and measures the entropy change."""
   batch = sampled_batch.sample_bandit_batch(settings)
   scores, mask = batch.exact, sampled_batch.top_tokens(batch.exact, 0.1)
-  r, mean, chosen = mask.mean(), scores.mean(), scores[mask].mean()
-  printed = mean - r / (1 - r) * (chosen - mean)
+  r, mean, chosen_mean = mask.mean(), scores.mean(), scores[mask].mean()
+  printed = mean - r / (1 - r) * (chosen_mean - mean)
   detached = sampled_batch.entropy_decrease(batch, 1.0 - mask)
   rescaled = sampled_batch.entropy_decrease(batch, (1.0 - mask) / (1 - r))
   return Evidence(
@@ -200,7 +200,7 @@ def effective_covariance(settings: Settings, formula: Formula) -> Evidence:
     corrected=[
       at_most(
         'relative error under (18)',
-        abs(formula(mean, r, chosen) / detached - 1),
+        abs(formula(mean, r, chosen_mean) / detached - 1),
         1e-3,
       ),
     ],

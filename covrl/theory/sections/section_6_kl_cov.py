@@ -97,13 +97,13 @@ def penalty_gradient(settings: Settings, formula: Formula) -> Evidence:
   tree = trees.random_tree(rng, prompts=5, depth=1, actions=6)
   old = jnp.asarray(rng.normal(size=tree.rewards.shape))
   new = old + jnp.asarray(rng.normal(size=tree.rewards.shape))
-  update = np.asarray(_penalised(tree, old, new) - new)
-  pi, before = (
+  update = np.asarray(_penalised_update(tree, old, new) - new)
+  pi, old_pi = (
     categorical.softmax(np.asarray(new)),
     categorical.softmax(np.asarray(old)),
   )
   gain = pi * categorical.centred(pi, np.asarray(tree.rewards))
-  expected = (gain - formula(pi, before)) / tree.prompts
+  expected = (gain - formula(pi, old_pi)) / tree.prompts
   return Evidence(
     printed=[
       at_most(
@@ -114,7 +114,9 @@ def penalty_gradient(settings: Settings, formula: Formula) -> Evidence:
 
 
 @jax.jit
-def _penalised(tree: trees.Tree, old: jax.Array, new: jax.Array) -> jax.Array:
+def _penalised_update(
+  tree: trees.Tree, old: jax.Array, new: jax.Array
+) -> jax.Array:
   chain = covrl.add_divergence_penalty(1.0, 'full')
   return tabular.update(
     new,

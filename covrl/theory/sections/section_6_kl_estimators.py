@@ -190,13 +190,15 @@ def _entropy_changes(settings: Settings) -> Float[np.ndarray, 'Z n U']:
       )
       return (updated.logits, updated.token_state), updated.logits
 
-    first = (logits, chain.init(covrl.TokenStats.template()))
-    return jax.lax.scan(step, first, length=UPDATES)[1]
+    initial = (logits, chain.init(covrl.TokenStats.template()))
+    return jax.lax.scan(step, initial, length=UPDATES)[1]
 
   over_rates = jax.vmap(run, (None, 0))
   coefficients = np.eye(len(DIVERGENCES) + 1)[:, 1:]
-  ends = jax.jit(jax.vmap(over_rates, (0, None)))(coefficients, LEARNING_RATES)
+  updated_logits = jax.jit(jax.vmap(over_rates, (0, None)))(
+    coefficients, LEARNING_RATES
+  )
   entropy = categorical.entropy(
-    categorical.softmax(np.asarray(ends)[..., 0, 0, :])
+    categorical.softmax(np.asarray(updated_logits)[..., 0, 0, :])
   )
   return entropy - categorical.entropy(categorical.softmax(start[0, 0]))

@@ -166,12 +166,12 @@ def random_bias(settings: Settings, formula: Formula) -> Evidence:
   rng, rate = settings.rng(), 1e-4
   pi = categorical.softmax(rng.normal(size=6))
   advantages = rng.normal(size=6)
-  each = advantages[:, None] * (np.eye(6) - pi)
-  change = categorical.softmax(np.log(pi) + rate * each) - pi
+  sampled_updates = advantages[:, None] * (np.eye(6) - pi)
+  change = categorical.softmax(np.log(pi) + rate * sampled_updates) - pi
   measured = categorical.weighted_covariance(pi, change)
   jacobian = np.diag(pi) - np.outer(pi, pi)
   predicted = formula(
-    jacobian, rate**2 * categorical.weighted_covariance(pi, each)
+    jacobian, rate**2 * categorical.weighted_covariance(pi, sampled_updates)
   )
   scale = abs(measured).max()
   return Evidence(

@@ -85,27 +85,27 @@ def regularised_rate(settings: Settings, formula: Formula) -> Evidence:
   rate = 1 / (0.5 + 2 * alpha * np.log(5))
   best = alpha * np.log(np.exp(rewards / alpha).sum(-1))
   gap = best - value(z, rewards, alpha)
-  least, excess, printed = np.full(len(z), np.inf), [], []
+  least_square, excess, violated = np.full(len(z), np.inf), [], []
   squares = []
   for step in range(1, settings.choose(2000, 400) + 1):
     g = gradient(z, rewards, alpha)
-    least = np.minimum(least, squared_norm(g))
-    excess.append((least - formula(gap, rate, step)).max())
-    printed.append((least > -2 * gap / (rate * step)).mean())
-    squares.append(np.median(least))
+    least_square = np.minimum(least_square, squared_norm(g))
+    excess.append((least_square - formula(gap, rate, step)).max())
+    violated.append((least_square > -2 * gap / (rate * step)).mean())
+    squares.append(np.median(least_square))
     z = z + rate * g
   peak, smoothness, entropy_gap = gradient_ascent.near_entropy_maximum(settings)
-  first = squared_norm(gradient(peak, np.zeros((1, 5)), 1.0))[0]
+  peak_square = squared_norm(gradient(peak, np.zeros((1, 5)), 1.0))[0]
   half = len(squares) // 2
   return Evidence(
     printed=[
-      at_most('fraction of steps that violate it', np.mean(printed), 0.0)
+      at_most('fraction of steps that violate it', np.mean(violated), 0.0)
     ],
     corrected=[
       at_most('largest excess over the corrected bound', max(excess), 0.0),
       close_to(
         '‖∇H‖² near the maximum of H divided by the bound, T = 1, η = 1/L',
-        first / formula(entropy_gap, 1 / smoothness, 1),
+        peak_square / formula(entropy_gap, 1 / smoothness, 1),
         1,
         0.01,
       ),
@@ -159,18 +159,18 @@ def covariance_rate(settings: Settings, formula: Formula) -> Evidence:
   steps = settings.choose(20_000, 3000)
   products, grew = _one_over_t(settings, steps)
   slack, excess, tight = _biased_ascent(settings, formula)
-  middle, end = _rollouts(settings, 1.0, steps)
-  plain_middle, plain = _rollouts(settings, 0.0, steps)
+  quarter, end = _run_rollouts(settings, 1.0, steps)
+  plain_quarter, plain_end = _run_rollouts(settings, 0.0, steps)
   _, rewards = random_bandits(settings)
-  logits = [abs(z[:-1]).max() for z in (plain_middle, plain)]
+  logits = [abs(z[:-1]).max() for z in (plain_quarter, plain_end)]
   # The last row is the bandit of two actions, whose gap is 1/(2ηt).
-  closed = [
+  gap_ratios = [
     2 * steps * reward_gap(z, _append_two_action_rewards(rewards))[-1]
-    for z in (plain, end)
+    for z in (plain_end, end)
   ]
   gradients = [
     np.median(squared_norm(gradient(z, _append_two_action_rewards(rewards))))
-    for z in (middle, end)
+    for z in (quarter, end)
   ]
   return Evidence(
     printed=[
@@ -199,11 +199,11 @@ def covariance_rate(settings: Settings, formula: Formula) -> Evidence:
       ),
       close_to(
         'reward gap without β divided by 1/(2ηt), two actions',
-        closed[0],
+        gap_ratios[0],
         1,
         0.02,
       ),
-      close_to('the same, constant β = 1', closed[1], 1, 0.02),
+      close_to('the same, constant β = 1', gap_ratios[1], 1, 0.02),
     ],
   )
 
@@ -213,14 +213,14 @@ def _one_over_t(
 ) -> tuple[Float[np.ndarray, ' t'], float]:
   """Mean of T · min ‖∇J‖² for η_t = 1/t, and how often ‖∇J‖² grew."""
   z, rewards = random_bandits(settings)
-  least, product, grew = np.full(len(z), np.inf), [], []
-  before = np.inf
+  least_square, product, grew = np.full(len(z), np.inf), [], []
+  previous_square = np.inf
   for step in range(1, steps + 1):
     g = gradient(z, rewards)
-    now = squared_norm(g)
-    grew.append((now > before).mean())
-    before, least = now, np.minimum(least, now)
-    product.append(step * least.mean())
+    square = squared_norm(g)
+    grew.append((square > previous_square).mean())
+    previous_square, least_square = square, np.minimum(least_square, square)
+    product.append(step * least_square.mean())
     z = z + g / step
   return np.array(product), float(np.mean(grew))
 
@@ -237,8 +237,8 @@ def _biased_ascent(
   z, rewards = random_bandits(settings)
   rng, rate = settings.rng(), 2.0  # 1/L for rewards in [0, 1].
   gap = reward_gap(z, rewards)
-  least = np.full(len(z), np.inf)
-  slack, excess, noise = np.inf, -np.inf, 0.0
+  least_square = np.full(len(z), np.inf)
+  slack, excess, bias_sum = np.inf, -np.inf, 0.0
   for step in range(1, 401):
     g = gradient(z, rewards)
     beta = 0.1 * step**-0.5
@@ -248,9 +248,11 @@ def _biased_ascent(
     z = z + rate * (g + bias)
     gain = before - reward_gap(z, rewards)
     slack = min(slack, (gain - formula(rate, squared_norm(g), beta**2)).min())
-    least = np.minimum(least, squared_norm(g))
-    noise += rate * beta**2
-    excess = max(excess, (least - (2 * gap + noise) / (rate * step)).max())
+    least_square = np.minimum(least_square, squared_norm(g))
+    bias_sum += rate * beta**2
+    excess = max(
+      excess, (least_square - (2 * gap + bias_sum) / (rate * step)).max()
+    )
   peak, smoothness, _ = gradient_ascent.near_entropy_maximum(settings)
   g = gradient(peak, np.zeros((1, 5)), 1.0)
   b = 0.5 * np.roll(g, 1, axis=-1)
@@ -262,7 +264,7 @@ def _biased_ascent(
 
 
 @functools.cache
-def _rollouts(
+def _run_rollouts(
   settings: Settings, beta: float, steps: int
 ) -> tuple[Vectors, Vectors]:
   """Logits after a quarter of the run and at the end, with a full KL penalty.
@@ -281,14 +283,14 @@ def _rollouts(
     np.concatenate([start, _TWO_ACTIONS]),
     _append_two_action_rewards(rewards),
   )
-  middle = z
+  quarter = z
   for rollout in range(steps // 4):
     old = categorical.softmax(z)
     for _ in range(4):
       z = z + gradient(z, rewards) - beta * (categorical.softmax(z) - old)
     if rollout == steps // 16:
-      middle = z
-  return middle, z
+      quarter = z
+  return quarter, z
 
 
 _TWO_ACTIONS = np.array([[0.0, 0.0, -1e3, -1e3, -1e3]])
@@ -297,7 +299,7 @@ _TWO_ACTIONS = np.array([[0.0, 0.0, -1e3, -1e3, -1e3]])
 def _append_two_action_rewards(
   rewards: Float[np.ndarray, 'n K'],
 ) -> Float[np.ndarray, 'm K']:
-  """The rewards of the bandits in `_rollouts`."""
+  """The rewards of the bandits in `_run_rollouts`."""
   return np.concatenate([rewards, np.array([[1.0, 0.0, 0.0, 0.0, 0.0]])])
 
 

@@ -55,12 +55,12 @@ def margin(
     ValueError: ε is not positive, or the logits do not move.
   """
   check_number('epsilon', epsilon, 0, is_open=True)
-  size = fisher(pi, u, u)
-  if not (size > 0).all():
+  squared_norm = fisher(pi, u, u)
+  if not (squared_norm > 0).all():
     raise ValueError(
-      f'u must change the policy, got the squared norm {size.min():g}'
+      f'u must change the policy, got the squared norm {squared_norm.min():g}'
     )
-  guess = np.sqrt(2 * epsilon / size)
+  guess = np.sqrt(2 * epsilon / squared_norm)
   low, high = 1e-3 * guess, 1e3 * guess
   for _ in range(70):
     middle = np.sqrt(low * high)
@@ -95,24 +95,28 @@ def stability_margin(settings: Settings, formula: Formula) -> Evidence:
   pi = categorical.softmax(z)
   rates = np.linspace(0, 3, 61)[:, None, None]
   updated = categorical.softmax(z + rates[..., None] * u)
-  along = categorical.kl(np.broadcast_to(pi, updated.shape), updated)
+  ray_kl = categorical.kl(np.broadcast_to(pi, updated.shape), updated)
   log_mean = np.log(categorical.expectation(pi, np.exp(rates[..., None] * u)))
-  closed = formula(log_mean, rates * categorical.expectation(pi, u))
+  closed_form = formula(log_mean, rates * categorical.expectation(pi, u))
   gamma = margin(pi, u, 0.1)
   divergences = ray_divergence(pi, u, gamma[:, None])
   return Evidence(
     printed=[
-      at_least('least growth between steps', np.diff(along, axis=0).min(), 0.0),
+      at_least(
+        'least growth between steps', np.diff(ray_kl, axis=0).min(), 0.0
+      ),
       at_least(
         'least second difference',
-        np.diff(along, 2, axis=0).min(),
+        np.diff(ray_kl, 2, axis=0).min(),
         -EXACT_TOLERANCE,
       ),
       at_most('|KL − ε| at γ', abs(divergences - 0.1).max(), 1e-10),
     ],
     corrected=[
       at_most(
-        'error of the closed form', abs(along - closed).max(), EXACT_TOLERANCE
+        'error of the closed form',
+        abs(ray_kl - closed_form).max(),
+        EXACT_TOLERANCE,
       )
     ],
   )
@@ -160,7 +164,7 @@ def margin_of_bonus(settings: Settings, formula: Formula) -> Evidence:
         '99 % quantile of the relative error', np.quantile(error, 0.99), 0.01
       ),
       at_most(
-        'fraction outside the two envelopes', _outside(ratio, x).mean(), 0.0
+        'fraction outside the two envelopes', _is_outside(ratio, x).mean(), 0.0
       ),
       at_least(
         'fraction of collapses where the margin grows',
@@ -168,11 +172,11 @@ def margin_of_bonus(settings: Settings, formula: Formula) -> Evidence:
         0.6,
       ),
     ],
-    plots=[_envelopes(settings, formula)],
+    plots=[_envelope_plot(settings, formula)],
   )
 
 
-def _outside(
+def _is_outside(
   ratio: Float[np.ndarray, ' n'], x: Float[np.ndarray, ' n']
 ) -> Float[np.ndarray, ' n']:
   """1 for margins outside [1/(1 + x), 1/|1 − x|], widened by 0.1 %."""
@@ -180,7 +184,7 @@ def _outside(
   return np.where((ratio < low) | (ratio > high), 1.0, 0.0)
 
 
-def _envelopes(settings: Settings, formula: Formula) -> Plot:
+def _envelope_plot(settings: Settings, formula: Formula) -> Plot:
   """Plot of measured margins for given cosines and the two envelopes."""
   rng = settings.rng()
   pi = categorical.softmax(rng.normal(size=(1, 8)))
@@ -194,16 +198,18 @@ def _envelopes(settings: Settings, formula: Formula) -> Plot:
   for cosine in (1.0, 0.5, 0.0, -0.5, -0.8):
     h = cosine * g + np.sqrt(1 - cosine**2) * w
     rays = g + alphas[:, None, None] * h
-    steps = margin(np.broadcast_to(pi, rays.shape), rays, 1e-8) / base
-    curves.append(Curve(f'c = {cosine:g}'.replace('-', '−'), alphas, steps))
+    margins = margin(np.broadcast_to(pi, rays.shape), rays, 1e-8) / base
+    curves.append(Curve(f'c = {cosine:g}'.replace('-', '−'), alphas, margins))
   curves.append(
     Curve('lower envelope, c = 1', alphas, formula(alphas, 1.0), dashed=True)
   )
-  for name, part in (
+  for name, branch in (
     ('upper envelope, c = −1', alphas[alphas < 0.65]),
     ('upper envelope beyond its pole', alphas[alphas > 1.42]),
   ):
-    curves.append(Curve(name, part, formula(part, -1.0), dashed=True, color=6))
+    curves.append(
+      Curve(name, branch, formula(branch, -1.0), dashed=True, color=6)
+    )
   return Plot(
     'A bonus can widen the stability margin',
     'α κ, size of the bonus relative to the gradient',
@@ -233,8 +239,8 @@ def margin_of_penalty(settings: Settings, formula: Formula) -> Evidence:
   pi = categorical.softmax(z + 2 * old * advantages)
   g = pi * categorical.centred(pi, advantages)
   shift = pi - old
-  worst = abs(shift).sum(-1).argmax()
-  q = np.where(np.arange(400)[:, None] == worst, shift, 0)
+  worst_state = abs(shift).sum(-1).argmax()
+  q = np.where(np.arange(400)[:, None] == worst_state, shift, 0)
   betas = np.array([0.001, 0.01, 0.1])
   base = margin(pi, g, 1e-8)
   margin_changes = np.array(

@@ -100,12 +100,16 @@ def loewner_order(settings: Settings, formula: Formula) -> Evidence:
   """Compares covariances of updates with and without detaching."""
   rng, p = settings.rng(), 0.3
   pi, advantages = categorical.softmax(rng.normal(size=5)), rng.normal(size=5)
-  each = advantages[:, None] * (np.eye(5) - pi)
+  sampled_updates = advantages[:, None] * (np.eye(5) - pi)
   zeros = np.zeros((1, 5))
   detached = categorical.weighted_covariance(
-    np.append((1 - p) * pi, p), np.concatenate([each, zeros])
+    np.append((1 - p) * pi, p), np.concatenate([sampled_updates, zeros])
   )
-  predicted = formula(p, categorical.weighted_covariance(pi, each), pi @ each)
+  predicted = formula(
+    p,
+    categorical.weighted_covariance(pi, sampled_updates),
+    pi @ sampled_updates,
+  )
   least = _least_eigenvalues(settings)
   edges = np.arange(np.floor(10 * least.min()) / 10, 0.75, 0.1)
   counts = np.histogram(least, edges)[0] / least.size

@@ -169,12 +169,12 @@ def annealing_a_bonus(settings: Settings, formula: Formula) -> Evidence:
   """Compares schedules in exact ascent, and sampled runs with tied optima."""
   _, gaps = gradient_ascent.annealed_reward_gaps(settings)
   _, rewards = gradient_ascent.random_bandits(settings)
-  constant, none = gaps['constant'][-1], gaps['none'][-1]
+  constant, no_bonus = gaps['constant'][-1], gaps['none'][-1]
   worst = max(gaps[name][-1] for name in ('1/t', '1/√t', 'exponential'))
   biased = formula(rewards, 0.3).mean()
   results = method_study.run_methods(settings)
-  bonus = METHODS.index('bonus 0.3')
-  spread = results.entropy[:, 1, :, -1].mean(-1)
+  bonus_index = METHODS.index('bonus 0.3')
+  final_entropy = results.entropy[:, 1, :, -1].mean(-1)
   return Evidence(
     printed=[
       at_most(
@@ -183,13 +183,13 @@ def annealing_a_bonus(settings: Settings, formula: Formula) -> Evidence:
         0.2,
       ),
       at_least(
-        'entropy with tied optima, bonus 0.3 divided by none',
-        spread[bonus] / spread[0],
+        'entropy with tied optima, bonus 0.3, divided by that without bonus',
+        final_entropy[bonus_index] / final_entropy[0],
         5,
       ),
       at_most(
         'reward gap with tied optima, bonus 0.3',
-        results.reward_gap[bonus, 1].mean(),
+        results.reward_gap[bonus_index, 1].mean(),
         settings.choose(0.02, 0.05),
       ),
     ],
@@ -200,7 +200,11 @@ def annealing_a_bonus(settings: Settings, formula: Formula) -> Evidence:
         1,
         1e-3,
       ),
-      at_least('gap of constant α divided by none', constant / none, 2.0),
+      at_least(
+        'gap of constant α divided by that without bonus',
+        constant / no_bonus,
+        2.0,
+      ),
     ],
   )
 
@@ -241,7 +245,7 @@ def preference(settings: Settings, formula: Formula) -> Evidence:
         settings.choose(3.0, 0.0),
       ),
       at_most(
-        'stuck prompts with the annealed bonus divided by none',
+        'stuck prompts with the annealed bonus divided by those without bonus',
         stuck['bonus 0.3, annealed'] / stuck['none'],
         settings.choose(0.6, 1.0),
       ),
@@ -323,11 +327,11 @@ def bounds(settings: Settings, formula: Formula) -> Evidence:
   selection, _ = sampled_batch.draw_clip_cov(settings, 1.0, 5.0)
   eligible = int(selection.eligible[0]) / covariance.size
   results = method_study.run_methods(settings)
-  full = [
+  full_kl = [
     METHODS.index(f'KL-Cov full KL 20 %{suffix}')
     for suffix in ('', ', annealed')
   ]
-  gaps = results.reward_gap[full, 1].mean(-1)
+  gaps = results.reward_gap[full_kl, 1].mean(-1)
   return Evidence(
     printed=[
       at_most(

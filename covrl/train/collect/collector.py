@@ -48,7 +48,7 @@ from covrl.train.collect.phase_timer import PhaseTimer
 from covrl.train.collect.rollout_metrics import (
   outcome_metrics,
   rollout_metrics,
-  scored_metrics,
+  sampler_metrics,
 )
 from covrl.train.compiled import CompiledPrograms
 from covrl.train.rollout_batch import (
@@ -150,15 +150,15 @@ class RolloutCollector:
       carried: see `GroupsInFlight.arrays`; finished responses are scored again.
     """
     pending = None
-    size = self._config.rollout.prompts_per_iteration
+    per_draw = self._config.rollout.prompts_per_iteration
     if ahead is not None:
       local = distributed.process_slice(len(ahead['group_ids']))
-      problems = problems_of(self._prompts, size, ahead['group_ids'][local])
+      problems = problems_of(self._prompts, per_draw, ahead['group_ids'][local])
       pending = resubmit(ahead, problems, self._scoring, self._tokenizer)
     groups = None
     if carried is not None:
       ids = carried['group_ids']
-      problems = iter(problems_of(self._prompts, size, ids[ids != FREE]))
+      problems = iter(problems_of(self._prompts, per_draw, ids[ids != FREE]))
       groups = self._partial.restore(
         carried, [None if i == FREE else next(problems) for i in ids]
       )
@@ -213,7 +213,7 @@ class RolloutCollector:
       if config.rollout.pipeline and iteration + 1 < config.train.iterations:
         ahead = self._sample(iteration + 1, iteration, state, timer)
       draw, metrics = self._draw(pending, iteration, state, timer)
-    rollouts, batch, scored = draw
+    rollouts, batch, policy_stats = draw
     rewards = np.asarray(rollouts.rewards[TOTAL])
     advantages = np.zeros_like(rewards)
     if not self._programs.networks.estimates_advantages:
@@ -226,7 +226,7 @@ class RolloutCollector:
       rollouts,
       batch,
       advantages,
-      scored,
+      policy_stats,
       seed=config.seed,
       iteration=iteration,
       metrics=metrics | timer.seconds,
@@ -253,9 +253,9 @@ class RolloutCollector:
     rollout = self._config.rollout
     draws: list[Draw] = []
     results: list[ScoredRollouts] = []
-    for number in range(rollout.max_draws):
-      if number > 0:
-        pending = self._sample(iteration, iteration, state, timer, number)
+    for draw_index in range(rollout.max_draws):
+      if draw_index > 0:
+        pending = self._sample(iteration, iteration, state, timer, draw_index)
       draw, result = score_draw(
         self._programs, self._config, pending, state, timer
       )
@@ -269,16 +269,18 @@ class RolloutCollector:
     outcomes = outcome_metrics(
       results, iteration, max_failures=self._config.rewards.max_failures
     )
-    rollouts, batch, scored = concatenate_draws(draws)
+    rollouts, batch, policy_stats = concatenate_draws(draws)
     metrics = rollout_metrics(
-      rollouts, scored, sources=self._sources, step=int(state.step)
+      rollouts, policy_stats, sources=self._sources, step=int(state.step)
     )
     metrics |= outcomes | {'draws': float(len(draws))}
     if not self._filter.is_active:
-      return (rollouts, batch, scored), metrics
+      return (rollouts, batch, policy_stats), metrics
     chosen = self._filter.choose(rollouts, iteration)
-    batch, scored = jax.tree.map(lambda x: x[chosen.rows], (batch, scored))
-    draw = select_groups(rollouts, chosen), batch, scored
+    batch, policy_stats = jax.tree.map(
+      lambda x: x[chosen.rows], (batch, policy_stats)
+    )
+    draw = select_groups(rollouts, chosen), batch, policy_stats
     return draw, metrics | chosen.metrics
 
   def _draw_by_slots(
@@ -315,11 +317,11 @@ class RolloutCollector:
     )
     chosen = self._filter.choose(rollouts, iteration)
     rollouts = select_groups(rollouts, chosen)
-    batch, scored = score_tokens(self._programs, config, rollouts, state)
+    batch, policy_stats = score_tokens(self._programs, config, rollouts, state)
     timer.lap('score')
-    if scored is not None:
-      metrics |= scored_metrics(rollouts, scored)
-    return (rollouts, batch, scored), metrics | chosen.metrics
+    if policy_stats is not None:
+      metrics |= sampler_metrics(rollouts, policy_stats)
+    return (rollouts, batch, policy_stats), metrics | chosen.metrics
 
   def padding_batch(self) -> RolloutBatch:
     """Returns a batch of padding in the shapes of the run's data."""
@@ -351,19 +353,19 @@ class RolloutCollector:
   def _sample(
     self,
     iteration: int,
-    now: int,
+    current_iteration: int,
     state: TrainState,
     timer: PhaseTimer,
-    number: int = 0,
+    draw_index: int = 0,
   ) -> PendingRollouts:
     """Samples responses to one draw of prompts and submits them for scoring.
 
     Args:
       iteration: index of the iteration that trains on them.
-      now: index of the current iteration.
+      current_iteration: index of the current iteration.
       state: the training state, with the policy to sample from.
       timer: accumulates the seconds of each phase.
-      number: index of the draw in the iteration.
+      draw_index: index of the draw in the iteration.
     """
     key = jax.random.fold_in(self._key, iteration)
     if self._config.rollout.carried_groups:
@@ -372,14 +374,14 @@ class RolloutCollector:
         self._prompts.__next__,
         self._programs.params(state),
         step=int(state.step),
-        now=now,
+        current_iteration=current_iteration,
         iteration=iteration,
         key=key,
         sampling=self._sampling,
       )
       timer.lap('sample')
       return pending
-    draw = iteration * self._config.rollout.max_draws + number
+    draw = iteration * self._config.rollout.max_draws + draw_index
     prompts, params = next(self._prompts), self._programs.params(state)
     timer.lap('prompts')
     pending = collect(

@@ -40,22 +40,24 @@ def prompt_stream(task: Task, config: Config) -> PromptStream:
 
 
 def problems_of(
-  prompts: PromptStream, size: int, group_ids: Sequence[int]
+  prompts: PromptStream, prompts_per_draw: int, group_ids: Sequence[int]
 ) -> list[Problem]:
   """Returns this process's problems by their indices in the global order.
 
   Args:
     prompts: the stream of prompts.
-    size: prompts of a draw, over all processes.
+    prompts_per_draw: prompts of a draw, over all processes.
     group_ids: the indices.
   """
-  batches = map(prompts.draw, sorted({int(i) // size for i in group_ids}))
-  known = {
+  batches = map(
+    prompts.draw, sorted({int(i) // prompts_per_draw for i in group_ids})
+  )
+  problem_by_index = {
     int(index): problem
     for batch in batches
     for index, problem in zip(batch.indices, batch.problems, strict=True)
   }
-  return [known[int(i)] for i in group_ids]
+  return [problem_by_index[int(i)] for i in group_ids]
 
 
 def score_tokens(
@@ -75,19 +77,19 @@ def score_tokens(
     state: the training state before the iteration's updates.
   """
   params = programs.params(state)
-  batch, scored = to_token_batch(rollouts), None
+  batch, policy_stats = to_token_batch(rollouts), None
   if config.scores_rollouts:
-    scored = distributed.run_on_devices(programs.score, params, batch)
+    policy_stats = distributed.run_on_devices(programs.score, params, batch)
   if config.train.keep_reference:
     # The reference policy routes tokens by its own router.
-    blank = jax.tree.map(np.zeros_like, batch.experts)
+    unrecorded_experts = jax.tree.map(np.zeros_like, batch.experts)
     stats, _ = distributed.run_on_devices(
       programs.score,
       programs.reference(state),
-      dataclasses.replace(batch, experts=blank),
+      dataclasses.replace(batch, experts=unrecorded_experts),
     )
     batch = dataclasses.replace(batch, ref_logprobs=stats.logprobs)
-  return batch, scored
+  return batch, policy_stats
 
 
 def score_draw(
@@ -107,11 +109,11 @@ def score_draw(
     timer: accumulates the seconds of each phase.
   """
   # The device scores the tokens while workers score the responses.
-  batch, scored = score_tokens(programs, config, pending.rollouts, state)
+  batch, policy_stats = score_tokens(programs, config, pending.rollouts, state)
   timer.lap('score')
   result = pending.result()
   timer.lap('rewards')
-  return (result.rollouts, batch, scored), result
+  return (result.rollouts, batch, policy_stats), result
 
 
 def concatenate_draws(draws: list[Draw]) -> Draw:
@@ -122,5 +124,5 @@ def concatenate_draws(draws: list[Draw]) -> Draw:
 def select_groups(rollouts: Rollouts, chosen: ChosenGroups) -> Rollouts:
   """Returns the rows of the chosen groups; dropped responses are masked."""
   rollouts = jax.tree.map(lambda x: x[chosen.rows], rollouts)
-  loss_mask = rollouts.loss_mask & chosen.kept[:, None]
+  loss_mask = rollouts.loss_mask & chosen.unmasked[:, None]
   return dataclasses.replace(rollouts, loss_mask=loss_mask)

@@ -68,7 +68,7 @@ class _Group:
     sequence_ids: ids of the responses.
     owner: index of the process that scores the responses.
     problem: the problem, in that process.
-    call: the scoring, in the same process, once the group is begun.
+    response_scoring: the scoring, in the same process, once the group is begun.
     samples: the responses, once all are finished.
     scores: their scores, once known, in the same process.
     passes: whether the group passes the filters, once known.
@@ -81,7 +81,7 @@ class _Group:
   sequence_ids: Int[np.ndarray, ' G']
   owner: int
   problem: Problem | None
-  call: ResponseScoring | None = None
+  response_scoring: ResponseScoring | None = None
   samples: Samples | None = None
   scores: Scores | None = None
   passes: bool | None = None
@@ -113,7 +113,7 @@ class DynamicSampling:
     return self.config.rollout.prompts_per_iteration
 
   @property
-  def _limit(self) -> int:
+  def _max_groups(self) -> int:
     """Number of groups that an iteration may begin."""
     return self.config.rollout.max_draws * self._num_groups
 
@@ -149,29 +149,29 @@ class DynamicSampling:
     finally:
       self.engine.end()
       for group in groups:
-        if group.call is not None and group.scores is None:
-          group.call.cancel()
+        if group.response_scoring is not None and group.scores is None:
+          group.response_scoring.cancel()
 
   def _sample(
     self, prompts: PromptStream, groups: list[_Group], first_sequence: int
   ) -> int:
     """Begins groups, in order, until enough pass; returns how many that takes."""
     engine, waiting = self.engine, list[_Group]()
-    began = idle_since = time.monotonic()
-    cycle_seconds, is_late = 0.0, False
+    cycle_start = idle_since = time.monotonic()
+    cycle_seconds, is_idle_too_long = 0.0, False
     while True:
       finished = engine.read()
-      for each in finished:
-        if each.samples is not None:
-          groups[each.number].samples = each.samples
-      is_late = self._exchange(groups, is_late)
-      end = self._end(groups)
+      for response in finished:
+        if response.samples is not None:
+          groups[response.number].samples = response.samples
+      is_idle_too_long = self._exchange(groups, is_idle_too_long)
+      end = self._num_until_enough(groups)
       if end is not None:
         return end
       while (
-        len(groups) < self._limit
+        len(groups) < self._max_groups
         and engine.has_room
-        and (is_late or self._needs_more(groups))
+        and (is_idle_too_long or self._needs_more(groups))
       ):
         if not waiting:
           waiting = self._draw(prompts, len(groups), first_sequence)
@@ -179,35 +179,35 @@ class DynamicSampling:
         self._begin(groups[-1], len(groups) - 1)
       engine.run()
       # The device decodes the next segment meanwhile.
-      for each in finished:
-        call = groups[each.number].call
-        if call is not None:
-          call.add(each.member, each.tokens)
+      for response in finished:
+        response_scoring = groups[response.number].response_scoring
+        if response_scoring is not None:
+          response_scoring.add(response.member, response.tokens)
       now = time.monotonic()
       if engine.is_busy:
-        cycle_seconds, began, idle_since = now - began, now, now
+        cycle_seconds, cycle_start, idle_since = now - cycle_start, now, now
       else:
         self._wait_for_scores(groups)
-        is_late = time.monotonic() - idle_since > cycle_seconds
-        if is_late:
+        is_idle_too_long = time.monotonic() - idle_since > cycle_seconds
+        if is_idle_too_long:
           idle_since = time.monotonic()
 
   def _draw(
-    self, prompts: PromptStream, number: int, first_sequence: int
+    self, prompts: PromptStream, groups_begun: int, first_sequence: int
   ) -> list[_Group]:
     """Returns the groups of the next draw of prompts.
 
     Args:
       prompts: the stream of prompts.
-      number: number of groups that the iteration has begun before.
+      groups_begun: number of groups that the iteration has begun before.
       first_sequence: sequence id of the iteration's first response.
     """
     batch: PromptBatch = next(prompts)
     tokens, mask, indices, source_ids = distributed.gather_rows(
       (batch.tokens, batch.mask, batch.indices, batch.source_ids)
     )
-    size, share = self.engine.group_size, len(batch.problems)
-    first_of_process = jax.process_index() * share
+    size, prompts_per_process = self.engine.group_size, len(batch.problems)
+    first_of_process = jax.process_index() * prompts_per_process
     members = np.arange(size, dtype=np.int32)
     return [
       _Group(
@@ -215,50 +215,54 @@ class DynamicSampling:
         prompt_mask=mask[index],
         group_id=int(indices[index]),
         source_id=int(source_ids[index]),
-        sequence_ids=first_sequence + (number + index) * size + members,
-        owner=index // share,
+        sequence_ids=first_sequence + (groups_begun + index) * size + members,
+        owner=index // prompts_per_process,
         problem=batch.problems[index - first_of_process]
-        if 0 <= index - first_of_process < share
+        if 0 <= index - first_of_process < prompts_per_process
         else None,
       )
       for index in range(len(tokens))
     ]
 
-  def _begin(self, group: _Group, number: int) -> None:
+  def _begin(self, group: _Group, index: int) -> None:
     """Adds a group to the engine, and opens its scoring."""
-    self.engine.add(number, group.prompt, group.prompt_mask, group.sequence_ids)
+    self.engine.add(index, group.prompt, group.prompt_mask, group.sequence_ids)
     if group.problem is not None:
       problems = [group.problem] * self.engine.group_size
-      group.call = ResponseScoring(self.tokenizer, self.scoring, problems, 0)
+      group.response_scoring = ResponseScoring(
+        self.tokenizer, self.scoring, problems, 0
+      )
 
-  def _exchange(self, groups: Sequence[_Group], is_late: bool) -> bool:
+  def _exchange(self, groups: Sequence[_Group], is_idle_too_long: bool) -> bool:
     """Shares between all processes which groups pass, as far as scores are known.
 
     Args:
       groups: the groups that are begun.
-      is_late: whether all slots have been idle for longer than a segment takes.
+      is_idle_too_long: whether all slots have been idle for longer than a segment takes.
 
     Returns:
-      `is_late` of process 0.
+      `is_idle_too_long` of process 0.
     """
     for group in groups:
-      call, samples = group.call, group.samples
-      if call is None or samples is None or group.passes is not None:
+      response_scoring, samples = group.response_scoring, group.samples
+      if (
+        response_scoring is None or samples is None or group.passes is not None
+      ):
         continue
-      if call.scores.is_done:
-        group.scores = call.scores.result()
+      if response_scoring.scores.is_done:
+        group.scores = response_scoring.scores.result()
         scored = score_rollouts(self._rollouts([group], 0), group.scores)
         group.passes = bool(self._filter.passes(scored.rollouts)[0])
-    verdicts = np.full((1, self._limit + 1), _UNKNOWN, np.int8)
-    known = {False: _FAILED, True: _PASSED, None: _UNKNOWN}
-    verdicts[0, : len(groups)] = [known[group.passes] for group in groups]
-    verdicts[0, -1] = is_late
+    verdicts = np.full((1, self._max_groups + 1), _UNKNOWN, np.int8)
+    codes = {False: _FAILED, True: _PASSED, None: _UNKNOWN}
+    verdicts[0, : len(groups)] = [codes[group.passes] for group in groups]
+    verdicts[0, -1] = is_idle_too_long
     all_verdicts = np.asarray(distributed.gather_rows(verdicts))
     for group, verdict in zip(groups, all_verdicts.max(axis=0), strict=False):
       group.passes = None if verdict == _UNKNOWN else verdict == _PASSED
     return bool(all_verdicts[0, -1])
 
-  def _end(self, groups: Sequence[_Group]) -> int | None:
+  def _num_until_enough(self, groups: Sequence[_Group]) -> int | None:
     """Number of groups up to the last one to train on; `None` if unknown."""
     passed = 0
     for index, group in enumerate(groups):
@@ -267,7 +271,7 @@ class DynamicSampling:
       passed += group.passes
       if passed == self._num_groups:
         return index + 1
-    return self._limit if len(groups) == self._limit else None
+    return self._max_groups if len(groups) == self._max_groups else None
 
   def _needs_more(self, groups: Sequence[_Group]) -> bool:
     """Whether too few of the groups that are begun are expected to pass.
@@ -277,21 +281,21 @@ class DynamicSampling:
     not 0.
     """
     known = [group.passes for group in groups if group.passes is not None]
-    share = (sum(known) + 1) / (len(known) + 1)
+    pass_rate = (sum(known) + 1) / (len(known) + 1)
     unknown = len(groups) - len(known)
-    return sum(known) + share * unknown < self._num_groups
+    return sum(known) + pass_rate * unknown < self._num_groups
 
   def _wait_for_scores(self, groups: Sequence[_Group]) -> None:
     """Waits until another group of this process is scored, at most 20 ms."""
     pending = [
-      group.call.scores
+      group.response_scoring.scores
       for group in groups
-      if group.call is not None and group.passes is None
+      if group.response_scoring is not None and group.passes is None
     ]
-    until = time.monotonic() + 0.02
+    deadline = time.monotonic() + 0.02
     distributed.wait_until(
       lambda: (
-        any(scores.is_done for scores in pending) or time.monotonic() > until
+        any(scores.is_done for scores in pending) or time.monotonic() > deadline
       )
     )
 

@@ -20,12 +20,12 @@ class ChosenGroups(NamedTuple):
   Attributes:
     rows: indices of the responses, groups in the order in which they were
       drawn.
-    kept: whether a response counts; others are masked out.
+    unmasked: whether a response counts; others are masked out.
     metrics: numbers of groups, `groups/NAME`.
   """
 
   rows: Int[np.ndarray, ' S']
-  kept: Bool[np.ndarray, ' S']
+  unmasked: Bool[np.ndarray, ' S']
   metrics: dict[str, float]
 
 
@@ -35,8 +35,8 @@ class GroupFilter:
 
   Attributes:
     group_size: responses per prompt.
-    groups: groups of an iteration.
-    draws: largest number of draws in an iteration, each of `groups` groups.
+    num_groups: number of groups of an iteration.
+    max_draws: largest number of draws in an iteration, each of `num_groups` groups.
     min_accuracy: least share of right responses.
     max_accuracy: largest share of right responses.
     drop_truncated: whether groups with truncated responses fail.
@@ -44,8 +44,8 @@ class GroupFilter:
   """
 
   group_size: int
-  groups: int
-  draws: int
+  num_groups: int
+  max_draws: int
   min_accuracy: float
   max_accuracy: float
   drop_truncated: bool
@@ -57,8 +57,8 @@ class GroupFilter:
     rollout = config.rollout
     return cls(
       group_size=rollout.responses_per_prompt,
-      groups=rollout.prompts_per_iteration,
-      draws=rollout.max_draws,
+      num_groups=rollout.prompts_per_iteration,
+      max_draws=rollout.max_draws,
       min_accuracy=rollout.min_accuracy,
       max_accuracy=rollout.max_accuracy,
       drop_truncated=rollout.drop_truncated,
@@ -74,7 +74,7 @@ class GroupFilter:
   @property
   def is_active(self) -> bool:
     """Whether groups are chosen; a run without filters takes all of a draw."""
-    return self.draws > 1 or self.has_bounds
+    return self.max_draws > 1 or self.has_bounds
 
   def faults(self, rollouts: Rollouts) -> dict[str, Bool[np.ndarray, ' P']]:
     """Returns which groups fail each test, by the name of the fault.
@@ -85,16 +85,16 @@ class GroupFilter:
     size = self.group_size
     rewards = np.asarray(rollouts.rewards[TOTAL]).reshape(-1, size)
     scored = np.any(rollouts.loss_mask, axis=1).reshape(rewards.shape)
-    known = scored.sum(axis=1)
-    right = (scored & (rewards > CORRECT_ABOVE)).sum(axis=1)
-    accuracy = right / np.maximum(known, 1)
+    num_scored = scored.sum(axis=1)
+    num_correct = (scored & (rewards > CORRECT_ABOVE)).sum(axis=1)
+    accuracy = num_correct / np.maximum(num_scored, 1)
     truncated = np.asarray(rollouts.truncated).reshape(rewards.shape)
-    is_known: Any = known > 0
+    has_scores: Any = num_scored > 0
     return {
-      'unscored': ~is_known,
-      'equal_reward': is_known & ~informative_groups(rollouts, size),
-      'below_accuracy': is_known & (accuracy < self.min_accuracy),
-      'above_accuracy': is_known & (accuracy > self.max_accuracy),
+      'unscored': ~has_scores,
+      'equal_reward': has_scores & ~informative_groups(rollouts, size),
+      'below_accuracy': has_scores & (accuracy < self.min_accuracy),
+      'above_accuracy': has_scores & (accuracy > self.max_accuracy),
       'truncated': np.any(truncated & self.drop_truncated, axis=1),
     }
 
@@ -126,22 +126,24 @@ class GroupFilter:
         f' (rollout.min_accuracy = {self.min_accuracy:g},'
         f' rollout.max_accuracy = {self.max_accuracy:g},'
         f' rollout.drop_truncated = {str(self.drop_truncated).lower()}), got 0 of'
-        f' {passed.size} in up to {self.draws} draws of iteration {iteration}:'
+        f' {passed.size} in up to {self.max_draws} draws of iteration {iteration}:'
         f' {counts}'
       )
     order = np.argsort(~passed, kind='stable')
-    groups = np.sort(order[: self.groups])
+    groups = np.sort(order[: self.num_groups])
     members = np.arange(self.group_size)
     rows = (groups[:, None] * self.group_size + members).ravel()
-    kept = passed[groups] | self.fill
-    missing = self.groups - int(passed[groups].sum())
+    unmasked = passed[groups] | self.fill
+    missing = self.num_groups - int(passed[groups].sum())
     metrics = {
       'groups/drawn': float(passed.size),
       'groups/passed': float(passed.sum()),
       'groups/filled': float(missing if self.fill else 0),
       'groups/masked': float(0 if self.fill else missing),
-    } | {f'groups/{name}': float(each.sum()) for name, each in faults.items()}
-    return ChosenGroups(rows, kept.repeat(self.group_size), metrics)
+    } | {
+      f'groups/{name}': float(failed.sum()) for name, failed in faults.items()
+    }
+    return ChosenGroups(rows, unmasked.repeat(self.group_size), metrics)
 
 
 def informative_groups(
@@ -157,6 +159,6 @@ def informative_groups(
   """
   rewards = np.asarray(rollouts.rewards[TOTAL]).reshape(-1, group_size)
   scored = np.any(rollouts.loss_mask, axis=1).reshape(rewards.shape)
-  most = np.max(rewards, axis=1, where=scored, initial=-np.inf)
-  least = np.min(rewards, axis=1, where=scored, initial=np.inf)
-  return most > least
+  highest = np.max(rewards, axis=1, where=scored, initial=-np.inf)
+  lowest = np.min(rewards, axis=1, where=scored, initial=np.inf)
+  return highest > lowest

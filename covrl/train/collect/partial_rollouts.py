@@ -47,20 +47,20 @@ class GroupsInFlight:
     prompt_mask: true for real tokens.
     group_ids: index of the prompt within the run; `FREE` without a group.
     source_ids: index of the prompt's data source.
-    born: iteration in which the group was begun.
+    start_iteration: iteration in which the group was begun.
     samples: the responses so far, those of a group in consecutive rows.
     policy_step: optimiser step whose parameters sampled each token.
-    calls: the scoring of each group; `None` without a group.
+    response_scorings: the scoring of each group; `None` without a group.
   """
 
   prompts: Int[np.ndarray, 'N Tp']
   prompt_mask: Bool[np.ndarray, 'N Tp']
   group_ids: Int[np.ndarray, ' N']
   source_ids: Int[np.ndarray, ' N']
-  born: Int[np.ndarray, ' N']
+  start_iteration: Int[np.ndarray, ' N']
   samples: Samples
   policy_step: Int[np.ndarray, 'R T']
-  calls: tuple[ResponseScoring | None, ...]
+  response_scorings: tuple[ResponseScoring | None, ...]
 
   @classmethod
   def empty(
@@ -90,7 +90,7 @@ class GroupsInFlight:
       prompt_mask=np.zeros(prompts, bool),
       group_ids=np.full(group_slots, FREE, np.int32),
       source_ids=np.zeros(group_slots, np.int32),
-      born=np.zeros(group_slots, np.int32),
+      start_iteration=np.zeros(group_slots, np.int32),
       samples=Samples(
         response_tokens=tokens,
         response_mask=flags,
@@ -100,7 +100,7 @@ class GroupsInFlight:
         experts=recorded,
       ),
       policy_step=tokens,
-      calls=(None,) * group_slots,
+      response_scorings=(None,) * group_slots,
     )
 
   @property
@@ -127,10 +127,10 @@ class GroupsInFlight:
     rows = (chosen[:, None] * size + np.arange(size)).reshape(-1)
     samples = jax.tree.map(lambda x: np.asarray(x)[rows], self.samples)
     prompts, prompt_mask = self.prompts[chosen], self.prompt_mask[chosen]
-    calls = [
-      call
+    response_scorings = [
+      response_scoring
       for group_slot in chosen
-      if (call := self.calls[group_slot]) is not None
+      if (response_scoring := self.response_scorings[group_slot]) is not None
     ]
     padding = np.zeros((len(rows), prompts.shape[1]), np.int32)
     ids: dict[str, Any] = {
@@ -139,34 +139,45 @@ class GroupsInFlight:
       'source_ids': self.source_ids[chosen].repeat(size),
       'policy_step': np.concatenate((padding, self.policy_step[rows]), axis=1),
     }
-    taken = PendingRollouts(
+    pending = PendingRollouts(
       rollouts=Rollouts(
         **to_rollout_rows(prompts, prompt_mask, samples, size) | ids, rewards={}
       ),
-      responses=tuple(text for call in calls for text in call.texts),
-      scores=JoinedScores(tuple(call.scores for call in calls)),
+      responses=tuple(
+        text
+        for response_scoring in response_scorings
+        for text in response_scoring.texts
+      ),
+      scores=JoinedScores(
+        tuple(response_scoring.scores for response_scoring in response_scorings)
+      ),
     )
     is_remaining = np.ones(len(self.group_ids), bool)
     is_remaining[chosen] = False
-    keep = is_remaining.repeat(size)
-    left = dataclasses.replace(
+    remaining_rows = is_remaining.repeat(size)
+    remaining = dataclasses.replace(
       self,
       group_ids=np.where(is_remaining, self.group_ids, FREE).astype(np.int32),
-      samples=_masked(self.samples, keep),
-      policy_step=self.policy_step * keep[:, None],
-      calls=tuple(
-        call if remains else None
-        for call, remains in zip(self.calls, is_remaining, strict=True)
+      samples=_masked(self.samples, remaining_rows),
+      policy_step=self.policy_step * remaining_rows[:, None],
+      response_scorings=tuple(
+        response_scoring if remains else None
+        for response_scoring, remains in zip(
+          self.response_scorings, is_remaining, strict=True
+        )
       ),
     )
-    return taken, left
+    return pending, remaining
 
   def arrays(self) -> dict[str, Any]:
     """Returns the arrays that a checkpoint stores."""
     fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-    del fields['calls']
+    del fields['response_scorings']
+    fields['born'] = fields.pop('start_iteration')  # Its name in checkpoints.
     samples = self.samples._asdict()
-    stored = {n: each for n, each in samples.items() if each is not None}
+    stored = {
+      name: array for name, array in samples.items() if array is not None
+    }
     return fields | {'samples': stored}
 
 
@@ -193,7 +204,7 @@ class PartialRollouts:
     params: PyTree,
     *,
     step: int,
-    now: int,
+    current_iteration: int,
     iteration: int,
     key: Key[Array, ''],
     sampling: Sampling,
@@ -205,7 +216,7 @@ class PartialRollouts:
       draw: draws prompts for the group slots without groups.
       params: parameters of the policy.
       step: optimiser step of `params`.
-      now: index of the current iteration.
+      current_iteration: index of the current iteration.
       iteration: index of the iteration that trains on the result.
       key: PRNG key of that iteration.
       sampling: temperature and truncation.
@@ -214,59 +225,65 @@ class PartialRollouts:
       The responses of complete groups, and the other groups.
     """
     rollout = self.config.rollout
-    begun = self._begin(carried or self.empty(), draw, now)
-    old = begun.samples
+    in_flight = self._begin(carried or self.empty(), draw, current_iteration)
+    carried_samples = in_flight.samples
     # Unfinished responses of one token begin again.
-    length = np.asarray(old.response_mask).sum(axis=1)
-    old = _masked(old, self.finished(old) | (length > 1))
-    size = len(begun.group_ids)
-    finished = self.finished(old)
-    due = iteration + 1 - begun.born > rollout.max_staleness
+    length = np.asarray(carried_samples.response_mask).sum(axis=1)
+    carried_samples = _masked(
+      carried_samples, self.finished(carried_samples) | (length > 1)
+    )
+    size = len(in_flight.group_ids)
+    finished = self.finished(carried_samples)
+    is_due = iteration + 1 - in_flight.start_iteration > rollout.max_staleness
 
     def add(row: int, tokens: list[int]) -> None:
-      call = begun.calls[row // begun.group_size]
-      assert call is not None
-      call.add(row, tokens)
+      response_scoring = in_flight.response_scorings[
+        row // in_flight.group_size
+      ]
+      assert response_scoring is not None
+      response_scoring.add(row, tokens)
       finished[row] = True
 
     def is_enough() -> bool:
       complete = np.all(finished.reshape(size, -1), axis=1)
       number = int(complete.sum())
       return number >= rollout.prompts_per_iteration and bool(
-        complete[due].all()
+        complete[is_due].all()
       )
 
     samples: Samples = distributed.run_on_devices(
       self.engine.sample,
       params,
-      begun.prompts,
-      begun.prompt_mask,
-      group_size=begun.group_size,
+      in_flight.prompts,
+      in_flight.prompt_mask,
+      group_size=in_flight.group_size,
       key=key,
-      sequence_ids=begun.sequence_ids,
+      sequence_ids=in_flight.sequence_ids,
       sampling=sampling,
       on_response=add,
-      carried=old,
+      carried=carried_samples,
       is_enough=is_enough,
     )
     # Responses that ended in the segment that was running when there were enough
     # groups; `add` has not been called for them.
     for row in np.flatnonzero(self.finished(samples) & ~finished).tolist():
       add(row, _tokens(samples, row))
-    is_new = samples.response_mask & ~old.response_mask
+    is_new = samples.response_mask & ~carried_samples.response_mask
     groups = dataclasses.replace(
-      begun,
+      in_flight,
       samples=samples,
       policy_step=np.where(
-        is_new, step, np.where(old.response_mask, begun.policy_step, 0)
+        is_new,
+        step,
+        np.where(carried_samples.response_mask, in_flight.policy_step, 0),
       ).astype(np.int32),
     )
     complete = np.all(finished.reshape(size, -1), axis=1)
     order = sorted(
       np.flatnonzero(complete).tolist(),
       key=lambda group_slot: (
-        not due[group_slot],
-        begun.born[group_slot],
+        not is_due[group_slot],
+        in_flight.start_iteration[group_slot],
         group_slot,
       ),
     )
@@ -283,16 +300,17 @@ class PartialRollouts:
     """
     samples = Samples(**arrays['samples'])
     fields: dict[str, Any] = dict(arrays) | {'samples': samples}
-    groups = GroupsInFlight(**fields, calls=(None,) * len(problems))
-    calls = tuple(
+    fields['start_iteration'] = fields.pop('born')
+    groups = GroupsInFlight(**fields, response_scorings=(None,) * len(problems))
+    response_scorings = tuple(
       None if problem is None else self._open(problem, group_slot)
       for group_slot, problem in enumerate(problems)
     )
     for row in np.flatnonzero(self.finished(samples)).tolist():
-      call = calls[row // groups.group_size]
-      if call is not None:
-        call.add(row, _tokens(samples, row))
-    return dataclasses.replace(groups, calls=calls)
+      response_scoring = response_scorings[row // groups.group_size]
+      if response_scoring is not None:
+        response_scoring.add(row, _tokens(samples, row))
+    return dataclasses.replace(groups, response_scorings=response_scorings)
 
   def empty(self) -> GroupsInFlight:
     """Returns group slots without groups."""
@@ -312,7 +330,7 @@ class PartialRollouts:
     self,
     groups: GroupsInFlight,
     draw: Callable[[], PromptBatch],
-    now: int,
+    current_iteration: int,
   ) -> GroupsInFlight:
     """Fills the group slots without groups with new prompts, in order."""
     groups = dataclasses.replace(
@@ -324,20 +342,24 @@ class PartialRollouts:
           'prompt_mask',
           'group_ids',
           'source_ids',
-          'born',
+          'start_iteration',
         )
       },
     )
-    calls, new = list(groups.calls), _prompts(draw)
+    response_scorings, new = list(groups.response_scorings), _prompts(draw)
     for group_slot in np.flatnonzero(groups.group_ids == FREE).tolist():
       batch, index = next(new)
       groups.prompts[group_slot] = batch.tokens[index]
       groups.prompt_mask[group_slot] = batch.mask[index]
       groups.group_ids[group_slot] = batch.indices[index]
       groups.source_ids[group_slot] = batch.source_ids[index]
-      groups.born[group_slot] = now
-      calls[group_slot] = self._open(batch.problems[index], group_slot)
-    return dataclasses.replace(groups, calls=tuple(calls))
+      groups.start_iteration[group_slot] = current_iteration
+      response_scorings[group_slot] = self._open(
+        batch.problems[index], group_slot
+      )
+    return dataclasses.replace(
+      groups, response_scorings=tuple(response_scorings)
+    )
 
   def _open(self, problem: Problem, group_slot: int) -> ResponseScoring:
     """Opens the scoring of a group's responses."""
@@ -357,11 +379,11 @@ def _prompts(
       yield batch, index
 
 
-def _masked(samples: Samples, kept: Bool[np.ndarray, ' R']) -> Samples:
-  """Sets the rows that are not kept to zero."""
+def _masked(samples: Samples, mask: Bool[np.ndarray, ' R']) -> Samples:
+  """Sets the rows outside of `mask` to zero."""
   return jax.tree.map(
     lambda x: np.where(
-      kept.reshape(-1, *(1,) * (x.ndim - 1)), x, x.dtype.type()
+      mask.reshape(-1, *(1,) * (x.ndim - 1)), x, x.dtype.type()
     ),
     samples,
   )

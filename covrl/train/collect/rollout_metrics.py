@@ -51,7 +51,7 @@ def outcome_metrics(
 
 def rollout_metrics(
   rollouts: Rollouts,
-  scored: PolicyStats | None,
+  policy_stats: PolicyStats | None,
   *,
   sources: Sequence[str],
   step: int,
@@ -64,7 +64,7 @@ def rollout_metrics(
   Args:
     rollouts: rollouts with rewards; responses without a score are left out of
       mean rewards.
-    scored: the trainer's statistics of the same tokens; without them the update
+    policy_stats: the trainer's statistics of the same tokens; without them the update
       measures the sampler, see `covrl.train.metrics.sampler_metrics`.
     sources: names of the data sources, in the order of `source_ids`.
     step: optimiser step at the iteration's first update. `staleness` is the
@@ -75,7 +75,7 @@ def rollout_metrics(
   truncated = float(np.mean(rollouts.truncated))
   return {
     **_reward_metrics(rollouts, sources),
-    **({} if scored is None else scored_metrics(rollouts, scored)),
+    **({} if policy_stats is None else sampler_metrics(rollouts, policy_stats)),
     'response_length': float(mask.sum(axis=1).mean()),
     'truncated_fraction': truncated,
     'end_fraction': 1.0 - truncated,
@@ -84,15 +84,17 @@ def rollout_metrics(
   }
 
 
-def scored_metrics(rollouts: Rollouts, scored: PolicyStats) -> dict[str, float]:
+def sampler_metrics(
+  rollouts: Rollouts, policy_stats: PolicyStats
+) -> dict[str, float]:
   """Returns differences between sampler and trainer, and the entropy.
 
   Args:
     rollouts: rollouts.
-    scored: the trainer's statistics of the same tokens.
+    policy_stats: the trainer's statistics of the same tokens.
   """
   mask = shift_left(rollouts.loss_mask)
-  stats, _ = scored
+  stats, _ = policy_stats
   log_ratio = (stats.logprobs - shift_left(rollouts.sampler_logprobs))[mask]
   gap = np.abs(log_ratio)
   return {
@@ -126,16 +128,16 @@ def _reward_metrics(
   groups = np.asarray(rollouts.group_ids)[scored]
   equal = [np.ptp(total[scored][groups == g]) == 0 for g in np.unique(groups)]
   return {
-    'reward': _known_mean(total),
+    'reward': _nanmean(total),
     'equal_reward_groups': float(np.mean(equal)) if equal else math.nan,
-    **{f'reward/{name}': _known_mean(values) for name, values in parts.items()},
+    **{f'reward/{name}': _nanmean(values) for name, values in parts.items()},
     **{
-      f'reward_of_source/{source}': _known_mean(total[rows])
+      f'reward_of_source/{source}': _nanmean(total[rows])
       for source, rows in rows_of_source.items()
       if rows.any()
     },
     **{
-      f'reward/{name}/{source}': _known_mean(values[rows])
+      f'reward/{name}/{source}': _nanmean(values[rows])
       for name, values in parts.items()
       for source, rows in rows_of_source.items()
       if len(sources) > 1 and not np.all(np.isnan(values[rows]))
@@ -143,7 +145,7 @@ def _reward_metrics(
   }
 
 
-def _known_mean(values: Float[np.ndarray, ' n']) -> float:
+def _nanmean(values: Float[np.ndarray, ' n']) -> float:
   """Returns the mean of the entries that are not NaN; NaN without any."""
   return _mean(values[~np.isnan(values)])
 

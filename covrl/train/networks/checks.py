@@ -44,16 +44,16 @@ def check_networks(networks: Any, estimator: Any, config: Config) -> None:
     raise ConfigError(
       f"the recipe's estimator must be an Estimator or None, got {estimator!r}"
     )
-  read = () if estimator is None else estimator.networks
-  if missing := [name for name in read if name not in networks]:
+  networks_read = () if estimator is None else estimator.networks
+  if missing := [name for name in networks_read if name not in networks]:
     raise ConfigError(
       f"the recipe's estimator reads the network {missing[0]!r}, which must be"
       f" among the recipe's networks, got {_listed(networks)}"
     )
-  if unread := [name for name in networks if name not in read]:
+  if unread := [name for name in networks if name not in networks_read]:
     raise ConfigError(
       f"the recipe's network {unread[0]!r} must be among those that its estimator"
-      f' reads, got {_listed(read)}'
+      f' reads, got {_listed(networks_read)}'
     )
   output = None if estimator is None else estimator.output
   for name, network in networks.items():
@@ -62,13 +62,17 @@ def check_networks(networks: Any, estimator: Any, config: Config) -> None:
         f"the network {name!r} must have the output {output}, which the recipe's"
         f' estimator reads, got {network.output}'
       )
-  early = [name for name, each in networks.items() if each.update == 'before']
-  if early and estimator is not None and estimator.targets is None:
+  updated_before = [
+    name for name, each in networks.items() if each.update == 'before'
+  ]
+  if updated_before and estimator is not None and estimator.targets is None:
     raise ConfigError(
-      f"the recipe's estimator must have targets with the network {early[0]!r},"
+      f"the recipe's estimator must have targets with the network {updated_before[0]!r},"
       ' which is updated before it is scored, got None'
     )
-  _refuse_unread_fields(config, () if estimator is None else estimator.settings)
+  _refuse_unread_fields(
+    config, () if estimator is None else estimator.config_sections
+  )
   if estimator is None:
     return
   if estimator.reads_reference and not config.train.keep_reference:
@@ -78,16 +82,18 @@ def check_networks(networks: Any, estimator: Any, config: Config) -> None:
     )
 
 
-def _refuse_unread_fields(config: Config, read: tuple[str, ...]) -> None:
+def _refuse_unread_fields(
+  config: Config, sections_read: tuple[str, ...]
+) -> None:
   """Refuses fields of networks that the recipe lacks.
 
   Args:
     config: the run's configuration.
-    read: names of the sections that the recipe's estimator reads.
+    sections_read: names of the sections that the recipe's estimator reads.
   """
   defaults = flatten(Config())
   for section, (network, example) in _SECTIONS.items():
-    if section in read:
+    if section in sections_read:
       continue
     for name, value in flatten(config).items():
       if name.startswith(f'{section}.') and value != defaults[name]:

@@ -160,7 +160,7 @@ def critic_advantages(config: Config, network: str = CRITIC) -> Estimator:
     output='values',
     credit=('old_values', 'returns'),
     reads_reference=has_penalty,
-    settings=('critic',),
+    config_sections=('critic',),
   )
 
 

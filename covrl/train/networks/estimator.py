@@ -152,7 +152,7 @@ class Estimator:
       policy's log-probabilities and the policy's own.
     targets: `inputs -> credit`, all entries of `credit` without any output, for
       networks that are updated before they are scored; `None` without such.
-    settings: names of the config sections that it and its networks read.
+    config_sections: names of the config sections that it and its networks read.
   """
 
   init: Callable[[], PyTree]
@@ -164,4 +164,4 @@ class Estimator:
   targets: Callable[[CreditInputs], dict[str, Float[Array, 'S T']]] | None = (
     None
   )
-  settings: tuple[str, ...] = ()
+  config_sections: tuple[str, ...] = ()

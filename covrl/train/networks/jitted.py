@@ -76,11 +76,11 @@ def jit_network(
       network.tx, params, mesh, offload=settings.offload_optimizer
     ),
   )
-  out = (shardings(state), sharding.replicated(mesh))
+  out_shardings = (shardings(state), sharding.replicated(mesh))
 
   def jit_update(settings: StepSettings) -> Any:
     step = make_network_step(network, model, settings)
-    return jax.jit(step, donate_argnums=0, out_shardings=out)
+    return jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
 
   row_sharding = sharding.named_sharding(
     mesh, ('batch', 'sequence'), sharding.TRAIN_RULES

@@ -81,9 +81,9 @@ def process_reward_model(
       return exact_sum(rows.weights * values, rows.loss_mask) / total
 
     is_known = jnp.where(jnp.isnan(scores) | jnp.isnan(labels), jnp.nan, 1)
-    right = (scores > 0) == (labels > 0)
+    is_classified_correctly = (scores > 0) == (labels > 0)
     return {
-      'before_update/accuracy': mean(right * is_known),
+      'before_update/accuracy': mean(is_classified_correctly * is_known),
       'before_update/probability': mean(jax.nn.sigmoid(scores)),
       'before_update/label': mean(labels),
     }
@@ -129,21 +129,21 @@ def prime_advantages(config: Config, network: str = PRM) -> Estimator:
 
   def targets(inputs: CreditInputs) -> dict[str, Float[Array, 'S T']]:
     mask = inputs.rows.loss_mask
-    right = mask & (inputs.rewards > CORRECT_ABOVE)[:, None]
-    return {'labels': right.astype(jnp.float32)}
+    is_correct = mask & (inputs.rewards > CORRECT_ABOVE)[:, None]
+    return {'labels': is_correct.astype(jnp.float32)}
 
   def estimate(
     state: tuple[()], inputs: CreditInputs
   ) -> tuple[Credit, tuple[()]]:
     rows, mask = inputs.rows, inputs.rows.loss_mask
-    process = implicit_rewards(
+    process_rewards = implicit_rewards(
       inputs.outputs[network],
       _reference(rows, config),
       mask,
       coefficient=settings.coefficient,
     )
     credit = process_advantages(
-      process,
+      process_rewards,
       inputs.rewards,
       inputs.group_ids,
       mask,
@@ -154,12 +154,12 @@ def prime_advantages(config: Config, network: str = PRM) -> Estimator:
       outcome_coefficient=settings.outcome_coefficient,
     )
     is_scored = jnp.any(mask, axis=1)
-    scores = jnp.sum(process, axis=1)
-    right = is_scored & (inputs.rewards > CORRECT_ABOVE)
+    scores = jnp.sum(process_rewards, axis=1)
+    is_correct = is_scored & (inputs.rewards > CORRECT_ABOVE)
     metrics = {
-      'pair_accuracy': pair_accuracy(scores, right, inputs.group_ids),
+      'pair_accuracy': pair_accuracy(scores, is_correct, inputs.group_ids),
       'calibration_error': calibration_error(
-        jax.nn.sigmoid(scores), right, is_scored
+        jax.nn.sigmoid(scores), is_correct, is_scored
       ),
       'reward': exact_mean(scores, is_scored),
       'scale': credit.scale,
@@ -168,7 +168,7 @@ def prime_advantages(config: Config, network: str = PRM) -> Estimator:
       Credit(
         credit.advantages,
         targets(inputs),
-        {f'{network}/scoring/{name}': each for name, each in metrics.items()},
+        {f'{network}/scoring/{name}': value for name, value in metrics.items()},
       ),
       state,
     )
@@ -181,7 +181,7 @@ def prime_advantages(config: Config, network: str = PRM) -> Estimator:
     credit=('labels',),
     reads_reference=settings.reference == 'frozen',
     targets=targets,
-    settings=('prime',),
+    config_sections=('prime',),
   )
 
 

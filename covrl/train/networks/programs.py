@@ -69,16 +69,16 @@ class Networks:
     self._estimator = estimator
     self._config = config
     self._mesh = mesh
-    self._all = {
+    self._programs = {
       name: jit_network(name, network, policy, config, mesh, settings)
       for name, network in networks.items()
     }
-    self._early = [
-      name for name, each in networks.items() if each.update == 'before'
+    self._updated_before = [
+      name for name, network in networks.items() if network.update == 'before'
     ]
     self._estimate = self._targets = None
     if estimator is not None:
-      if estimator.targets is not None and self._early:
+      if estimator.targets is not None and self._updated_before:
         self._targets = jax.jit(
           checked_targets(estimator), out_shardings=sharding.replicated(mesh)
         )
@@ -90,7 +90,7 @@ class Networks:
   @property
   def names(self) -> tuple[str, ...]:
     """Names of the networks."""
-    return tuple(self._all)
+    return tuple(self._programs)
 
   @property
   def credit(self) -> tuple[str, ...]:
@@ -104,11 +104,11 @@ class Networks:
 
   def model(self, name: str) -> Policy:
     """Returns the model of a network."""
-    return self._all[name].model
+    return self._programs[name].model
 
   def abstract_state(self) -> tuple[dict[str, NetworkState], PyTree]:
     """Returns shapes and shardings of the networks' and estimator's state."""
-    states = {name: each.state for name, each in self._all.items()}
+    states = {name: programs.state for name, programs in self._programs.items()}
     if self._estimator is None:
       return states, ()
     estimator_state = jax.tree.map(
@@ -124,10 +124,10 @@ class Networks:
       params: all parameters of the policy at the start of the run.
     """
     states = {}
-    for index, (name, each) in enumerate(self._all.items()):
+    for index, (name, programs) in enumerate(self._programs.items()):
       network_params = initial_params(
-        each.network.initial,
-        each.model,
+        programs.network.initial,
+        programs.model,
         self._policy,
         params,
         self._config,
@@ -135,7 +135,8 @@ class Networks:
         index,
       )
       init = jax.jit(
-        each.network.tx.init, out_shardings=shardings(each.state.opt_state)
+        programs.network.tx.init,
+        out_shardings=shardings(programs.state.opt_state),
       )
       states[name] = NetworkState(
         params=network_params, opt_state=init(network_params)
@@ -163,29 +164,28 @@ class Networks:
     """
     if self._estimate is None:
       return state, rollout
-    began = time.monotonic()
+    started = time.monotonic()
     if self._targets is not None:
-      state, rollout = self._update_early(state, rollout)
-    plain = dataclasses.replace(rollout.batch, credit={})
-    rows = sharding.shard_batch(plain, self._mesh)
-    count = len(rollout.order)
+      state, rollout = self._update_before_scoring(state, rollout)
+    batch = dataclasses.replace(rollout.batch, credit={})
+    rows, count = sharding.shard_batch(batch, self._mesh), len(rollout.order)
     with self._use_mesh():
       outputs = {
-        name: self._program(('score ' + name, count), each.score)(
+        name: self._program(('score ' + name, count), programs.score)(
           state.networks[name].params, rows
         )
-        for name, each in self._all.items()
+        for name, programs in self._programs.items()
       }
       inputs = self._inputs(rollout, rows, outputs)
       run = self._program(('estimate', count), self._estimate)
       credit: Credit
       credit, estimator_state = run(state.estimator_state, inputs)
-    host: Credit = distributed.fetch(credit)
-    metrics = {name: float(value) for name, value in host.metrics.items()}
+    fetched: Credit = distributed.fetch(credit)
+    metrics = {name: float(value) for name, value in fetched.metrics.items()}
     batch = dataclasses.replace(
-      rollout.batch, advantages=host.advantages, credit=host.credit
+      rollout.batch, advantages=fetched.advantages, credit=fetched.credit
     )
-    metrics['time/credit'] = time.monotonic() - began
+    metrics['time/credit'] = time.monotonic() - started
     return (
       dataclasses.replace(state, estimator_state=estimator_state),
       dataclasses.replace(
@@ -206,11 +206,11 @@ class Networks:
       The new states, and metrics `NAME/METRIC` as device scalars; without those
       of networks that are updated before they are scored, whose states remain.
     """
-    late = [name for name in self._all if name not in self._early]
-    new, network_metrics = self._update(late, states, rows)
-    return {**states, **new}, network_metrics
+    later = [n for n in self._programs if n not in self._updated_before]
+    new_states, network_metrics = self._update(later, states, rows)
+    return {**states, **new_states}, network_metrics
 
-  def _update_early(
+  def _update_before_scoring(
     self, state: TrainState, rollout: RolloutBatch
   ) -> tuple[TrainState, RolloutBatch]:
     """Makes the updates of an iteration that precede its scoring."""
@@ -231,8 +231,10 @@ class Networks:
         update_batch = pack_if_fit(
           update_batch, length=length, count=train.packed_rows
         )
-      new, network_metrics = self._update(self._early, states, update_batch)
-      states = {**states, **new}
+      new_states, network_metrics = self._update(
+        self._updated_before, states, update_batch
+      )
+      states = {**states, **new_states}
       fetched = distributed.fetch(network_metrics)
       update_metrics.append(
         {name: float(value) for name, value in fetched.items()}
@@ -249,21 +251,21 @@ class Networks:
     rows: TokenBatch,
   ) -> tuple[dict[str, NetworkState], Metrics]:
     """Updates networks on some rows."""
-    new: dict[str, NetworkState] = {}
+    new_states: dict[str, NetworkState] = {}
     network_metrics: Metrics = {}
     if not names:
-      return new, network_metrics
+      return new_states, network_metrics
     sharded, count = sharding.shard_batch(rows, self._mesh), len(rows.tokens)
     with self._use_mesh():
       for name in names:
         run = self._program(
           ('update ' + name, count), self._update_of(name, count)
         )
-        new[name], metrics = run(states[name], sharded)
+        new_states[name], metrics = run(states[name], sharded)
         network_metrics |= {
           f'{name}/{metric}': x for metric, x in metrics.items()
         }
-    return new, network_metrics
+    return new_states, network_metrics
 
   def compile(self, batch: TokenBatch, row_counts: set[int]) -> None:
     """Compiles all programs.
@@ -275,10 +277,10 @@ class Networks:
     count = len(batch.tokens)
     traced = {
       ('score ' + name, count): self.trace_score(name, batch)
-      for name in self._all
+      for name in self._programs
     }
     for rows in row_counts:
-      for name in self._all:
+      for name in self._programs:
         traced['update ' + name, rows] = self.trace_update(name, batch, rows)
     if self._estimate is not None:
       traced['estimate', count] = self.trace_estimate(batch)
@@ -287,7 +289,7 @@ class Networks:
       with self._use_mesh():
         traced['targets', count] = self._targets.trace(inputs)
     self._compiled = {
-      key: each.lower().compile() for key, each in traced.items()
+      key: program.lower().compile() for key, program in traced.items()
     }
 
   def trace_update(
@@ -306,16 +308,16 @@ class Networks:
     )
     with self._use_mesh():
       return self._update_of(name, count).trace(
-        self._all[name].state, self._abstract(rows)
+        self._programs[name].state, self._abstract(rows)
       )
 
   def trace_score(self, name: str, batch: TokenBatch) -> jax.stages.Traced:
     """Traces the scoring of an iteration's rows, arrays or shapes."""
     # Rows are scored before they have credit.
     batch = dataclasses.replace(batch, credit={})
-    each = self._all[name]
+    programs = self._programs[name]
     with self._use_mesh():
-      return each.score.trace(each.state.params, self._abstract(batch))
+      return programs.score.trace(programs.state.params, self._abstract(batch))
 
   def trace_estimate(self, batch: TokenBatch) -> jax.stages.Traced:
     """Traces the estimator on an iteration's rows, arrays or shapes.
@@ -329,7 +331,7 @@ class Networks:
         'trace_estimate must be called on networks with an estimator, got None'
       )
     per_token = jax.ShapeDtypeStruct(batch.tokens.shape, np.float32)
-    outputs: dict[str, Any] = dict.fromkeys(self._all, per_token)
+    outputs: dict[str, Any] = dict.fromkeys(self._programs, per_token)
     _, state = self.abstract_state()
     with self._use_mesh():
       return self._estimate.trace(state, self._abstract_inputs(batch, outputs))
@@ -377,8 +379,8 @@ class Networks:
 
   def _update_of(self, name: str, count: int) -> Any:
     """Returns the jitted update of `count` rows."""
-    each, packed = self._all[name], self._config.train.packed_rows
-    return each.update_packed if count == packed else each.update
+    programs, packed = self._programs[name], self._config.train.packed_rows
+    return programs.update_packed if count == packed else programs.update
 
   def _program(self, key: tuple[str, int], jitted: Any) -> Callable[..., Any]:
     """Returns the program compiled for a key, else the jitted function."""
@@ -390,8 +392,8 @@ class Networks:
   def _abstract(self, rows: PyTree) -> PyTree:
     """Returns shapes and shardings of rows."""
     return jax.tree.map(
-      lambda leaf, at: jax.ShapeDtypeStruct(
-        leaf.shape, leaf.dtype, sharding=at
+      lambda leaf, leaf_sharding: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=leaf_sharding
       ),
       rows,
       sharding.batch_shardings(rows, self._mesh),

@@ -25,7 +25,7 @@ from covrl.train.step import StepSettings
 from covrl.types import NetworkState, Scalar, TokenBatch
 
 # Metrics of every network's update.
-_OWN_METRICS = {'loss', 'gradient_norm', 'skipped'}
+_COMMON_METRICS = {'loss', 'gradient_norm', 'skipped'}
 
 NetworkStep = Callable[[NetworkState, TokenBatch], tuple[NetworkState, Metrics]]
 
@@ -94,10 +94,10 @@ def make_network_step(
       network.tx, gradients, opt_state, state.params
     )
     finite = jnp.isfinite(value) & jnp.isfinite(norm) & is_valid
-    kept = NetworkState(params=state.params, opt_state=opt_state)
+    old_state = NetworkState(params=state.params, opt_state=opt_state)
     new = NetworkState(params=params, opt_state=next_opt_state)
     next_state = jax.tree.map(
-      lambda new, old: jnp.where(finite & has_tokens, new, old), new, kept
+      lambda new, old: jnp.where(finite & has_tokens, new, old), new, old_state
     )
     return next_state, {
       'loss': jnp.where(has_tokens, value, jnp.nan),
@@ -132,13 +132,13 @@ def _checked_metrics(
 ) -> dict[str, Scalar]:
   """Computes a network's metrics, and checks their names and types."""
   result: Any = network.metrics(output, batch, per_token)
-  if not isinstance(result, dict) or _OWN_METRICS & set(result):
-    given = (
+  if not isinstance(result, dict) or _COMMON_METRICS & set(result):
+    actual = (
       sorted(result) if isinstance(result, dict) else type(result).__name__
     )
     raise TypeError(
       "a network's metrics must be a dict of scalars by names other than"
-      f' {", ".join(sorted(_OWN_METRICS))}, got {given}'
+      f' {", ".join(sorted(_COMMON_METRICS))}, got {actual}'
     )
   for name, value in result.items():
     check_scalar(f"a network's metric {name!r}", value)

@@ -78,7 +78,7 @@ class AdapterBase:
       # Process 0 decides, since all processes write together.
       if agreement.value_of_first(name, _is_intact(own)):
         return {}
-      self._warm_starts.save(own.position, state.frozen['base'], own.notes)
+      self._warm_starts.save(own.position, state.frozen['base'], own.metadata)
       self._own = self._warm_starts.latest()
       self._warn(
         f'{own.path} was removed or changed while the run used it; it is written'

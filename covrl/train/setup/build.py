@@ -105,6 +105,10 @@ def build(
     ConfigError: the recipe contradicts itself, its data or its devices.
   """
   config = recipe.config
+
+  def warn(text: str) -> None:
+    note(f'warning: {text}')
+
   mesh = sharding.make_mesh(dataclasses.asdict(config.mesh), jax.devices())
   task = make_task(recipe)
   # Functions of the recipe may have changed settings of JAX.
@@ -143,7 +147,7 @@ def build(
     *direction_warnings(policy, **chains),
     *gradient_warnings(algorithm),
   ):
-    note(f'warning: {text}')
+    warn(text)
   engine = make_engine(
     config,
     policy,
@@ -151,7 +155,7 @@ def build(
     mesh,
     record_experts=config.train.routing_replay,
   )
-  scoring = make_scoring(config, task, note)
+  scoring = make_scoring(config, task, warn)
   group_engine = None
   if config.rollout.admission == 'slots':
     group_engine = make_group_engine(config, policy, task.tokenizer, mesh)
@@ -170,7 +174,7 @@ def build(
   collector.check_prompts()
   check_problems_in_memory(task, config)
   evaluator = None
-  if suites := task.evaluation(config.evaluate):
+  if suites := task.evaluation_suites(config.evaluate):
     evaluator = make_evaluator(config, task, engine, scoring, suites)
   # The workers have started in the meantime.
   check_scores(task, scoring)
@@ -274,7 +278,7 @@ def make_group_engine(
 
 
 def make_scoring(
-  config: Config, task: Task, note: Callable[[str], object]
+  config: Config, task: Task, warn: Callable[[str], object]
 ) -> Scoring:
   """Starts a task's scoring workers and grades its reference answers.
 
@@ -283,7 +287,8 @@ def make_scoring(
   Args:
     config: the run's configuration.
     task: provides rewards and reference answers.
-    note: receives a warning for each source with wrong reference answers.
+    warn: receives a sentence for each source with wrong reference answers, and on
+      how programs are isolated.
   """
   scoring = Scoring(
     task.rewards,
@@ -294,12 +299,12 @@ def make_scoring(
     network=config.rewards.network,
   )
   for text in scoring.notes:
-    note(f'warning: {text}')
+    warn(text)
   try:
     for text in check_references(
       task, scoring, programs=config.data.checked_programs
     ):
-      note(f'warning: {text}')
+      warn(text)
   except BaseException:
     scoring.close()
     raise

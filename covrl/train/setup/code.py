@@ -23,7 +23,7 @@ from covrl.rewards import Reward
 from covrl.run.checkpoint import Checkpoint
 from covrl.tasks.task import Task
 
-_OWN = 'covrl'
+_COVRL = 'covrl'
 
 
 def code_fingerprints(recipe: Recipe, task: Task) -> dict[str, str]:
@@ -37,16 +37,20 @@ def code_fingerprints(recipe: Recipe, task: Task) -> dict[str, str]:
     recipe: the recipe.
     task: the task, whose score functions count.
   """
-  names = {_OWN, *_score_modules(task)}
+  names = {_COVRL, *_score_modules(task)}
   for text in recipe.sources.values():
     names |= set(_imported(text))
-  beside = {name.removesuffix('.py') for name in recipe.sources}
-  found, rest = dict[str, str](), {*_packages(names)}
-  while rest := rest - beside - found.keys():
-    name = min(rest)
-    found[name] = _fingerprint(name)
-    rest |= _imports(name)
-  return {f'code of {n}': found[n] for n in sorted(found) if found[n]}
+  recipe_modules = {name.removesuffix('.py') for name in recipe.sources}
+  fingerprints, remaining = dict[str, str](), {*_packages(names)}
+  while remaining := remaining - recipe_modules - fingerprints.keys():
+    name = min(remaining)
+    fingerprints[name] = _fingerprint(name)
+    remaining |= _imports(name)
+  return {
+    f'code of {n}': fingerprints[n]
+    for n in sorted(fingerprints)
+    if fingerprints[n]
+  }
 
 
 def check_code(
@@ -64,9 +68,9 @@ def check_code(
     warn: receives a sentence about the packages that differ.
     effect: what may differ, as the end of that sentence.
   """
-  before = {} if saved is None else saved.notes.get('inputs', {})
+  saved_inputs = {} if saved is None else saved.metadata.get('inputs', {})
   changed = [
-    name for name, text in code.items() if before.get(name, text) != text
+    name for name, text in code.items() if saved_inputs.get(name, text) != text
   ]
   if changed:
     warn(
@@ -107,7 +111,7 @@ def _packages(names: Iterable[str]) -> set[str]:
 def _imports(name: str) -> frozenset[str]:
   """Returns the packages that a package's files import, none if it is installed."""
   files = _files(name)
-  if name == _OWN or _is_installed(files):
+  if name == _COVRL or _is_installed(files):
     return frozenset()
   imported = set[str]()
   for file in files:
@@ -148,7 +152,7 @@ def _fingerprint(name: str) -> str:
   files = _files(name)
   if not files:
     return ''
-  if name != _OWN and _is_installed(files):
+  if name != _COVRL and _is_installed(files):
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
       return importlib.metadata.version(name)
   digest = hashlib.sha256()

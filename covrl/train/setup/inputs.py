@@ -83,13 +83,14 @@ def check_opened_run(
     ConfigError: the tokenizer, the base of the adapters or the shared warm start
       has changed since.
   """
-  before = saved.notes.get('inputs', {})
+  saved_inputs = saved.metadata.get('inputs', {})
 
   def changed(inputs: Mapping[str, str]) -> list[str]:
     return [
       name
       for name, fingerprint in inputs.items()
-      if fingerprint and before.get(name, fingerprint) not in ('', fingerprint)
+      if fingerprint
+      and saved_inputs.get(name, fingerprint) not in ('', fingerprint)
     ]
 
   if names := changed(
@@ -112,7 +113,7 @@ def _evaluation_fingerprints(config: Config, task: Task) -> dict[str, str]:
     f'problems of {suite.name}'
     if suite.name
     else 'held-out problems': problems_fingerprint(suite.problems)
-    for suite in task.evaluation(config.evaluate)
+    for suite in task.evaluation_suites(config.evaluate)
   }
 
 
@@ -159,8 +160,10 @@ def warm_start_fingerprint(
   """
   if policy.config.lora is None or not config.warm_start.steps:
     return {}
-  own = warm_starts.latest()
-  return {} if own is None else {_WARM_START: _files_fingerprint(own)}
+  warm_start = warm_starts.latest()
+  return (
+    {} if warm_start is None else {_WARM_START: _files_fingerprint(warm_start)}
+  )
 
 
 def warm_start_of(
@@ -182,20 +185,27 @@ def warm_start_of(
   """
   if not config.warm_start.steps:
     return None
-  own = warm_starts.latest()
-  if own is None or not is_warm_start_finished(own, config):
-    found = 'none' if own is None else f'{own.path}, which is unfinished'
+  warm_start = warm_starts.latest()
+  if warm_start is None or not is_warm_start_finished(warm_start, config):
+    actual = (
+      'none'
+      if warm_start is None
+      else f'{warm_start.path}, which is unfinished'
+    )
     raise CheckpointError(
       f'warm_start/ of the run must have the base of the adapters in the checkpoint'
-      f' {saved.path}, got {found}'
+      f' {saved.path}, got {actual}'
     )
-  now = _files_fingerprint(own)
-  if saved.notes.get('inputs', {}).get(_WARM_START, now) != now:
+  fingerprint = _files_fingerprint(warm_start)
+  if (
+    saved.metadata.get('inputs', {}).get(_WARM_START, fingerprint)
+    != fingerprint
+  ):
     raise ConfigError(
-      f'the warm start {own.path} must be the one that the adapters of'
+      f'the warm start {warm_start.path} must be the one that the adapters of'
       f' {saved.path} were trained on, got another one'
     )
-  return own
+  return warm_start
 
 
 def _files_fingerprint(saved: Checkpoint) -> str:
@@ -221,9 +231,10 @@ def check_inputs(
     ConfigError: an input has changed, or has no fingerprint and
       `checkpoint.allow_unknown_data` is not set.
   """
-  before = {} if saved is None else saved.notes.get('inputs', {})
+  saved_inputs = {} if saved is None else saved.metadata.get('inputs', {})
   expected = {
-    name: before.get(name, fingerprint) for name, fingerprint in inputs.items()
+    name: saved_inputs.get(name, fingerprint)
+    for name, fingerprint in inputs.items()
   }
   unknown = [
     n for n, fingerprint in inputs.items() if not (fingerprint and expected[n])

@@ -25,8 +25,8 @@ def model_lengths(
   options = dict(
     zip(('--max_prompt_length', '--max_length'), lengths, strict=True)
   )
-  stated = {name: n for name, n in options.items() if n is not None}
-  for name, number in stated.items():
+  requested = {name: n for name, n in options.items() if n is not None}
+  for name, number in requested.items():
     if number < 1:
       raise ValueError(f'{name} must be at least 1, got {number}')
   positions = max_positions(directory) if directory else None
@@ -34,14 +34,16 @@ def model_lengths(
   if positions is None:
     return prompt or defaults[0], response or defaults[1]
   if prompt is None:
-    left = positions // 2 if response is None else positions - response
-    prompt = max(1, min(defaults[0], left))
+    available = positions // 2 if response is None else positions - response
+    prompt = max(1, min(defaults[0], available))
   if response is None:
     response = max(1, min(defaults[1], positions - prompt))
   if prompt + response > positions:
-    limit = f'at most {positions}' if len(stated) > 1 else f'below {positions}'
+    limit = (
+      f'at most {positions}' if len(requested) > 1 else f'below {positions}'
+    )
     raise ValueError(
-      f'{" + ".join(stated)} must be {limit}, the positions of {directory}'
-      f' (max_position_embeddings), got {" + ".join(map(str, stated.values()))}'
+      f'{" + ".join(requested)} must be {limit}, the positions of {directory}'
+      f' (max_position_embeddings), got {" + ".join(map(str, requested.values()))}'
     )
   return prompt, response

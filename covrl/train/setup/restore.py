@@ -51,12 +51,12 @@ _PROMPT_LENGTH = 2048
 _RESPONSE_LENGTH = 8192
 
 
-def _print_warning(text: str) -> None:
+def _print_message(text: str) -> None:
   print(text, file=sys.stderr)
 
 
 def _warn(text: str) -> None:
-  _print_warning(f'covrl: warning: {text}')
+  _print_message(f'covrl: warning: {text}')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ class OpenedRun:
     temperature: float | None = None,
     problems: int | None = None,
     on_progress: OnProgress | None = None,
-    note: Callable[[str], object] = _print_warning,
+    warn: Callable[[str], object] = _warn,
   ) -> Evaluation:
     """Evaluates the policy on held-out problems and evaluation suites.
 
@@ -96,7 +96,7 @@ class OpenedRun:
       temperature: sampling temperature; the configuration's by default.
       problems: problems per suite, at most; the configuration's by default.
       on_progress: called while responses are decoded.
-      note: receives warnings about reference answers.
+      warn: receives warnings about reference answers.
 
     Raises:
       ValueError: an argument is out of range, or the task has no problems to
@@ -116,14 +116,14 @@ class OpenedRun:
       if value == math.inf:
         raise ValueError(f'--{flag} must be finite, got {value:g}')
     settings = _override(self.config.evaluate, samples, temperature, problems)
-    with make_scoring(self.config, self.task, note) as scoring:
+    with make_scoring(self.config, self.task, warn) as scoring:
       scoring.warm_up()
       evaluator = make_evaluator(
         self.config,
         self.task,
         self._engine(),
         scoring,
-        self.task.evaluation(settings),
+        self.task.evaluation_suites(settings),
       )
       return evaluator.evaluate(self.params, on_progress)
 
@@ -218,7 +218,7 @@ def open_run(
   """
   directory = RunDirectory(workdir)
   recipe = directory.recipe(trust=trust)
-  _print_warning(
+  _print_message(
     f'covrl: executed the recipe in {directory.path / "recipe"}'
     f' ({", ".join(sorted(recipe.sources))})'
   )
@@ -254,7 +254,7 @@ def open_run(
   saved, params = store.read_latest(read)
   yield OpenedRun(
     config=config,
-    iteration=saved.notes['iteration'],
+    iteration=saved.metadata['iteration'],
     task=task,
     policy=policy,
     params=params,

@@ -68,7 +68,7 @@ def save_run(
   position: RunPosition,
   state: TrainState,
   rollout: RolloutBatch | None,
-  collected: CollectorState,
+  collector_state: CollectorState,
   metrics: MetricsState,
   inputs: Mapping[str, str],
   records: Mapping[str, Any],
@@ -84,13 +84,13 @@ def save_run(
     position: the position of the run.
     state: the training state.
     rollout: the data of an unfinished iteration.
-    collected: the state of the collector.
+    collector_state: the state of the collector.
     metrics: the metrics so far, see `MetricsWriter.sync`.
     inputs: fingerprints of the inputs by name, see `covrl.train.setup.inputs`.
     records: what to store of the run's files, see `RunDirectory.records`.
   """
   arrays: dict[str, Any] = {'state': without_base(state)}
-  notes = {
+  metadata = {
     'iteration': position.iteration,
     'position': dataclasses.asdict(position),
     'metrics': metrics,
@@ -100,32 +100,32 @@ def save_run(
   }
   if rollout is not None:
     arrays['rollout'] = rollout.arrays()
-    notes['rollout_metrics'] = rollout.metrics
-    notes['update_metrics'] = list(rollout.update_metrics)
+    metadata['rollout_metrics'] = rollout.metrics
+    metadata['update_metrics'] = list(rollout.update_metrics)
   # Responses sampled for the next iteration, and groups carried over to it.
-  sampled = {'ahead': collected.ahead, 'carried': collected.carried}
+  sampled = {'ahead': collector_state.ahead, 'carried': collector_state.carried}
   arrays |= {
     name: groups.arrays()
     for name, groups in sampled.items()
     if groups is not None
   }
-  notes['sampled'] = [*(sampled.keys() & arrays.keys())]
+  metadata['sampled'] = [*(sampled.keys() & arrays.keys())]
   updates = position.updates_made(config)
   # Replacing the arrays of the only checkpoint would risk its loss.
-  if store.position != updates or not store.replace_notes(notes):
-    store.save(updates, arrays, notes)
+  if store.position != updates or not store.replace_metadata(metadata):
+    store.save(updates, arrays, metadata)
 
 
 def is_finished(saved: Checkpoint, config: Config) -> bool:
   """Returns whether a checkpoint is that of the run's end, evaluated."""
-  position = saved.notes.get('position', {})
+  position = saved.metadata.get('position', {})
   return (
-    saved.notes['iteration'] >= config.train.iterations
-    and position.get('evaluated', -1) >= saved.notes['iteration']
+    saved.metadata['iteration'] >= config.train.iterations
+    and position.get('evaluated', -1) >= saved.metadata['iteration']
   )
 
 
-def schedule_note(config: Config) -> str:
+def schedule_warning(config: Config) -> str:
   """Returns a sentence on schedules that end before the run; else nothing."""
   end, iterations = config.train.schedule_iterations, config.train.iterations
   if not 0 < end < iterations:
@@ -136,7 +136,7 @@ def schedule_note(config: Config) -> str:
   )
 
 
-def extension_note(config: Config, saved: Checkpoint | None) -> str:
+def extension_warning(config: Config, saved: Checkpoint | None) -> str:
   """Returns a sentence on a run that is extended and samples ahead; else nothing.
 
   Nothing is sampled ahead in a run's last iteration, so that the policy after it
@@ -148,15 +148,17 @@ def extension_note(config: Config, saved: Checkpoint | None) -> str:
   """
   if saved is None or not config.rollout.pipeline:
     return ''
-  position = saved.notes.get('position', {})
-  following = position.get('iteration', 0) + (position.get('update', 0) > 0)
-  if 'ahead' in saved.notes.get('sampled', ()) or not (
-    0 < following < config.train.iterations
+  position = saved.metadata.get('position', {})
+  iterations_begun = position.get('iteration', 0) + (
+    position.get('update', 0) > 0
+  )
+  if 'ahead' in saved.metadata.get('sampled', ()) or not (
+    0 < iterations_begun < config.train.iterations
   ):
     return ''
   return (
-    f'the run had {following} iterations when its checkpoint was written, and no'
-    f' responses were sampled ahead for iteration {following}'
+    f'the run had {iterations_begun} iterations when its checkpoint was written, and no'
+    f' responses were sampled ahead for iteration {iterations_begun}'
     ' (rollout.pipeline): the resumed run differs from an uninterrupted one of'
     f' {config.train.iterations} iterations'
   )
@@ -170,9 +172,9 @@ def saved_metrics(saved: Checkpoint | None) -> MetricsState | None:
   """
   if saved is None:
     return None
-  if 'metrics' not in saved.notes:
+  if 'metrics' not in saved.metadata:
     raise _version_error(saved)
-  return saved.notes['metrics']
+  return saved.metadata['metrics']
 
 
 def start_or_resume(
@@ -204,16 +206,24 @@ def start_or_resume(
       or it has adapters, and the warm start that is their base is absent.
     ConfigError: the warm start under adapters is another one than before.
   """
-  finished, unfinished = run.shared_warm_start, None
+  finished_warm_start, unfinished_warm_start = run.shared_warm_start, None
   if saved is not None and run.policy.config.lora is not None:
-    finished = finished or warm_start_of(saved, config, warm_starts)
-  elif saved is None and finished is None and (own := warm_starts.latest()):
-    is_finished = is_warm_start_finished(own, config)
-    finished, unfinished = (own, None) if is_finished else (None, own)
+    finished_warm_start = finished_warm_start or warm_start_of(
+      saved, config, warm_starts
+    )
+  elif (
+    saved is None
+    and finished_warm_start is None
+    and (latest := warm_starts.latest())
+  ):
+    is_complete = is_warm_start_finished(latest, config)
+    finished_warm_start, unfinished_warm_start = (
+      (latest, None) if is_complete else (None, latest)
+    )
 
   def base_params() -> PyTree:
     return initial_base_params(
-      config, run.policy, run.mesh, run.init_key, finished
+      config, run.policy, run.mesh, run.init_key, finished_warm_start
     )
 
   if saved is not None:
@@ -225,7 +235,7 @@ def start_or_resume(
       f'resuming at iteration {position.iteration}, update {position.update}'
     )
     return position, state, rollout
-  if finished is None and config.warm_start.steps:
+  if finished_warm_start is None and config.warm_start.steps:
     params = warm_start(
       run.policy.base,
       base_params,
@@ -236,13 +246,13 @@ def start_or_resume(
       writer,
       progress,
       warm_starts,
-      unfinished,
+      unfinished_warm_start,
       stop,
       inputs,
     )
   else:
     params = base_params()
-    if finished is not None:
+    if finished_warm_start is not None:
       progress.note('the warm start is finished')
   params = add_adapter_params(
     config, run.policy, run.mesh, run.init_key, params
@@ -257,16 +267,16 @@ def _restore(
 
   The state lacks the frozen base of adapters, which checkpoints do not store.
   """
-  notes = saved.notes
-  if 'position' not in notes:
+  metadata = saved.metadata
+  if 'position' not in metadata:
     raise _version_error(saved)
-  fields = notes['position']
+  fields = metadata['position']
   health = UpdateHealth(**fields['health'])
   position = RunPosition(**fields | {'health': health})
   like: dict[str, Any] = {'state': without_base(run.programs.abstract_state())}
   if position.update > 0:
     like['rollout'] = run.collector.padding_batch().arrays()
-  sampled = notes.get('sampled', ())
+  sampled = metadata.get('sampled', ())
   if 'ahead' in sampled:
     like['ahead'] = run.collector.padding_rollouts()
   if 'carried' in sampled:
@@ -281,8 +291,8 @@ def _restore(
   if position.update > 0:
     rollout = RolloutBatch(
       **to_host(arrays['rollout']),
-      metrics=notes['rollout_metrics'],
-      update_metrics=notes.get('update_metrics', ()),
+      metrics=metadata['rollout_metrics'],
+      update_metrics=metadata.get('update_metrics', ()),
     )
   return position, arrays['state'], rollout
 

@@ -36,7 +36,7 @@ def make_config(**fields):
 
 def make_filter(groups, **fields):
   group_filter = GroupFilter.from_config(make_config(**fields))
-  return dataclasses.replace(group_filter, groups=groups)
+  return dataclasses.replace(group_filter, num_groups=groups)
 
 
 def test_bounds_are_inclusive_and_faults_counted():
@@ -97,14 +97,14 @@ def test_the_first_groups_that_pass_come_first_and_others_fill_up(fill):
   bounds = {'min_accuracy': 0.2, 'max_accuracy': 0.8, 'fill_groups': fill}
   chosen = make_filter(2, **bounds).choose(five_groups(), 0)
   assert chosen.rows.tolist() == [*range(4, 12)]
-  assert chosen.kept.all()
+  assert chosen.unmasked.all()
   assert chosen.metrics['groups/passed'] == 3
   assert chosen.metrics['groups/masked'] == chosen.metrics['groups/filled'] == 0
   chosen = make_filter(4, **bounds).choose(five_groups(), 0)
   # In the order in which they were drawn.
   assert chosen.rows.tolist() == [*range(12), *range(16, 20)]
-  assert chosen.kept[:SIZE].all() == fill
-  assert chosen.kept[SIZE:].all()
+  assert chosen.unmasked[:SIZE].all() == fill
+  assert chosen.unmasked[SIZE:].all()
   assert chosen.metrics['groups/masked'] == (not fill)
   assert chosen.metrics['groups/filled'] == fill
   assert chosen.metrics['groups/drawn'] == 5
@@ -120,10 +120,10 @@ def test_filters_that_no_group_passes_raise_with_a_count_per_reason():
     group_filter.choose(five_groups(), 7)
   # No error: others fill up, or only unequal rewards are required.
   filled = dataclasses.replace(group_filter, fill=True).choose(five_groups(), 7)
-  assert filled.kept.all()
+  assert filled.unmasked.all()
   assert filled.metrics['groups/filled'] == 2
   equal = rollouts(np.ones(8), np.ones(8, bool))
-  assert not make_filter(2, max_draws=2).choose(equal, 7).kept.any()
+  assert not make_filter(2, max_draws=2).choose(equal, 7).unmasked.any()
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def test_a_warm_start_that_is_removed_is_written_again(tmp_path, part):
   assert changed == warm_start_fingerprint(config, LORA, store)
   own = store.latest()
   assert own is not None
-  assert own.notes == {'inputs': {'a': 'b'}}
+  assert own.metadata == {'inputs': {'a': 'b'}}
   assert own.restore(PARAMS)['w'].tolist() == PARAMS['w'].tolist()
   assert base.keep(STATE) == {}
   assert len(warnings) == 1

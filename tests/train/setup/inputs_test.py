@@ -74,7 +74,7 @@ def saved(fingerprints):
   return Checkpoint(
     path=epath.Path('run/checkpoints/00000001'),
     position=1,
-    notes={'inputs': fingerprints},
+    metadata={'inputs': fingerprints},
     files={},
   )
 
@@ -183,7 +183,7 @@ def test_a_run_is_opened_with_the_tokenizer_and_problems_of_its_training():
   # The training problems do not matter, and may have no fingerprint.
   open_run(before, train=SourceWithoutFingerprint(), solved=None)
   open_run(saved({}))
-  open_run(dataclasses.replace(before, notes={}))
+  open_run(dataclasses.replace(before, metadata={}))
   assert warnings == []
   open_run(before, held_out=SUMS[:2])
   (warning,) = warnings

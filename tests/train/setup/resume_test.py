@@ -90,7 +90,7 @@ def test_killed_and_resumed_run_equals_the_uninterrupted_one(
   saved, actual_arrays = arrays(workdir)
   expected, expected_arrays = arrays(uninterrupted)
   assert saved.position == expected.position == 16
-  assert saved.notes['position'] == expected.notes['position']
+  assert saved.metadata['position'] == expected.metadata['position']
   assert actual_arrays.keys() == expected_arrays.keys()
   for name, leaf in expected_arrays.items():
     assert (
@@ -103,12 +103,12 @@ def test_killed_and_resumed_run_equals_the_uninterrupted_one(
   for part in (trained[:6], trained[6:11], trained[11:]):
     assert any(line['reward'] > 0 for line in part)
     assert any(line['selected'] > 0 for line in part)
-  assert saved.notes['results'] == expected.notes['results']
+  assert saved.metadata['results'] == expected.metadata['results']
   for folder in ('rollouts', 'evaluation'):
     names = sorted(file.name for file in (uninterrupted / folder).iterdir())
     assert names
     for name in names:
-      assert f'{folder}/{name}' in saved.notes['results']
+      assert f'{folder}/{name}' in saved.metadata['results']
       assert (workdir / folder / name).read_bytes() == (
         uninterrupted / folder / name
       ).read_bytes()
