@@ -165,19 +165,21 @@ def train(
       on_exit.callback(resource.close)
     stop.poll()
     warm_starts = warm_start_store(directory)
-    resumed = saved or warm_starts.newest_whole(strict=is_strict, warn=warn)
+    resumed_from = saved or warm_starts.newest_whole(
+      strict=is_strict, warn=warn
+    )
     inputs = input_fingerprints(
       config, run.task, run.policy, run.shared_warm_start
     )
     inputs[RECIPE] = recipe.identity
-    check_inputs(config, inputs, resumed, warn)
-    check_versions(resumed and resumed.metadata, warn, config)
+    check_inputs(config, inputs, resumed_from, warn)
+    check_versions(resumed_from and resumed_from.metadata, warn, config)
     code = code_fingerprints(recipe, run.task)
-    check_code(code, resumed, warn)
+    check_code(code, resumed_from, warn)
     inputs |= code
     directory.write_recipe(recipe, warn)
-    if resumed is not None:
-      directory.check_records(resumed.metadata, warn)
+    if resumed_from is not None:
+      directory.check_records(resumed_from.metadata, warn)
     for warning in (schedule_warning(config), extension_warning(config, saved)):
       if warning:
         warn(warning)
@@ -192,7 +194,7 @@ def train(
       directory.metrics,
       config.logging,
       name=recipe.name,
-      saved=saved_metrics(resumed),
+      saved=saved_metrics(resumed_from),
       warn=warn,
       enabled=directory.writes,
       before_write=directory.check_lock,

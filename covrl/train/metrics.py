@@ -100,7 +100,7 @@ def update_metrics(
 
 
 def diagnostics(
-  batch: TokenBatch, tokens: PerTokenValues, due: bool | Bool[Array, '']
+  batch: TokenBatch, tokens: PerTokenValues, is_due: bool | Bool[Array, '']
 ) -> dict[str, Scalar]:
   """Distribution of the covariances, and predicted changes of the entropy.
 
@@ -109,14 +109,14 @@ def diagnostics(
 
   Args:
     batch: rows of the optimiser batch.
-    tokens: per-token values of the update, with moments where `due`.
-    due: whether to compute them. If false the result is empty, and NaN if traced.
+    tokens: per-token values of the update, with moments where `is_due`.
+    is_due: whether to compute them. If false the result is empty, and NaN if traced.
   """
-  if isinstance(due, bool):
-    return _diagnostics(batch, tokens) if due else {}
+  if isinstance(is_due, bool):
+    return _diagnostics(batch, tokens) if is_due else {}
   compute = functools.partial(_diagnostics, batch, tokens)
   absent = dict.fromkeys(jax.eval_shape(compute), jnp.asarray(jnp.nan))
-  return jax.lax.cond(due, compute, lambda: absent)
+  return jax.lax.cond(is_due, compute, lambda: absent)
 
 
 def without_diagnostics(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -139,17 +139,17 @@ def _diagnostics(
   """Computes `diagnostics`."""
   mask, has_tokens = batch.loss_mask, jnp.any(batch.loss_mask)
   covariance = token_covariance(tokens.stats.logprobs, batch.advantages, mask)
-  state = state_score(tokens.stats, batch.advantages)
-  definition = definition_score(tokens.stats, batch.advantages, mask)
-  exact = exact_score(tokens.stats, tokens.moments, tokens.score_weight)
-  signal = entropy_change(tokens.edited, tokens.stats, tokens.moments)
+  state_scores = state_score(tokens.stats, batch.advantages)
+  definition_scores = definition_score(tokens.stats, batch.advantages, mask)
+  exact_scores = exact_score(tokens.stats, tokens.moments, tokens.score_weight)
+  signal_effects = entropy_change(tokens.edited, tokens.stats, tokens.moments)
   metrics = {
     'predicted_entropy_change/batch': -exact_mean(covariance, mask),
-    'predicted_entropy_change/state': -exact_mean(state, mask),
-    'predicted_entropy_change/definition': -exact_mean(definition, mask),
-    'predicted_entropy_change/exact': -exact_mean(exact, mask),
+    'predicted_entropy_change/state': -exact_mean(state_scores, mask),
+    'predicted_entropy_change/definition': -exact_mean(definition_scores, mask),
+    'predicted_entropy_change/exact': -exact_mean(exact_scores, mask),
     'predicted_entropy_change/signal': jnp.where(
-      has_tokens, exact_sum(signal, mask), jnp.nan
+      has_tokens, exact_sum(signal_effects, mask), jnp.nan
     ),
   }
   for fraction, mean in zip(

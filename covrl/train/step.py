@@ -208,15 +208,15 @@ def make_train_step(
       )
     if current_stats is not None and not settings.has_old_stats:
       batch = with_old_stats(batch, current_stats)
-    statistics = old_stats(batch, settings.truncation)
+    decision_stats = old_stats(batch, settings.truncation)
     if current_stats is not None and selects_on_current:
-      statistics = current_stats
-    shared = _shared_context(state, batch, first, key)
+      decision_stats = current_stats
+    shared_context = _shared_context(state, batch, first, key)
     # At a rollout's first update the current statistics are also the old ones.
     replaces_old = first if selects_on_current else jnp.asarray(False)
-    context = row_context(batch, *statistics, replaces_old) | shared
+    context = row_context(batch, *decision_stats, replaces_old) | shared_context
     decisions, token_state = _decide(
-      loss, token_tx, state.token_state, statistics[0], context
+      loss, token_tx, state.token_state, decision_stats[0], context
     )
 
     def run_micro_batch(
@@ -229,7 +229,9 @@ def make_train_step(
       (stats, balance), pull_back, outputs = whole_batch or differentiate(
         rows, routing_sums
       )
-      context = row_context(rows, stats, outputs.moments, first) | shared
+      context = (
+        row_context(rows, stats, outputs.moments, first) | shared_context
+      )
       (value, aux), signal = jax.value_and_grad(loss, has_aux=True)(
         stats, **context
       )
@@ -290,10 +292,10 @@ def _selects_on_current(
   token_state: PyTree,
   batch: TokenBatch,
   old: PolicyStats,
-  shared: TokenContext,
+  shared_context: TokenContext,
 ) -> bool:
   """Whether a selector of the token chain reads current statistics."""
-  context = row_context(batch, *old, jnp.asarray(False)) | shared
+  context = row_context(batch, *old, jnp.asarray(False)) | shared_context
   # Arrays in place of the loss's: the chain is traced and not computed.
   context['score_weight'] = batch.advantages
   context['clipped'] = batch.loss_mask
@@ -336,18 +338,18 @@ def _shared_context(
 ) -> TokenContext:
   """Context entries that all micro-batches share."""
   measured = state.measured
-  moved = jnp.where(first, 0, measured.entropy_moved)
+  entropy_since_rollout = jnp.where(first, 0, measured.entropy_moved)
   return TokenContext(
     step=state.step,
     key=key,
-    entropy=mean_entropy(batch, batch.old_entropy) + moved,
+    entropy=mean_entropy(batch, batch.old_entropy) + entropy_since_rollout,
     entropy_change=measured.entropy_change,
     log_ratio_noise=measured.log_ratio_noise,
   )
 
 
 def _measure(
-  last: Measurements,
+  previous: Measurements,
   batch: TokenBatch,
   stats: TokenStats,
   first: Bool[Array, ''],
@@ -362,11 +364,13 @@ def _measure(
     batch.loss_mask,
     NOISE_QUANTILE,
   )
-  moved = mean_entropy(batch, stats.entropy - batch.old_entropy)
+  entropy_since_rollout = mean_entropy(batch, stats.entropy - batch.old_entropy)
   return Measurements(
-    log_ratio_noise=jnp.where(first, noise, last.log_ratio_noise),
-    entropy_moved=jnp.where(first, 0, moved),
-    entropy_change=jnp.where(first, jnp.nan, moved - last.entropy_moved),
+    log_ratio_noise=jnp.where(first, noise, previous.log_ratio_noise),
+    entropy_moved=jnp.where(first, 0, entropy_since_rollout),
+    entropy_change=jnp.where(
+      first, jnp.nan, entropy_since_rollout - previous.entropy_moved
+    ),
   )
 
 

@@ -147,9 +147,9 @@ def annealing_conditions(settings: Settings, formula: Formula) -> Evidence:
   """Runs ascent with two actions, and with two tied optima of three actions."""
   run = run_schedules(settings, (1.0, 0.0))
   gaps = dict(zip(BOUNDED_SCHEDULES, run.reward_gap, strict=True))
-  late = run.times > run.times[-1] / 30
+  is_late = run.times > run.times[-1] / 30
   gap_exponent = -categorical.power_law_exponent(
-    run.times[late], gaps['none'][late]
+    run.times[is_late], gaps['none'][is_late]
   )
   # C is the maximum of ‖πf‖ = √2 p (1 − p) ℓ over the log odds ℓ.
   odds = np.linspace(0, 5, 5001)

@@ -201,9 +201,10 @@ BIAS_SCALE = 0.01
 def annealing_rate(settings: Settings, formula: Formula) -> Evidence:
   """Runs ascent on E r + ½ H with a bias of fixed direction."""
   times, squares, direction = _biased_ascent(settings)
-  late = times > times[-1] / 30
+  is_late = times > times[-1] / 30
   slopes = [
-    categorical.power_law_exponent(times[late], row[late]) for row in squares
+    categorical.power_law_exponent(times[is_late], row[is_late])
+    for row in squares
   ]
   ratios = [
     row[-1] / formula(direction * times[-1] ** -p).mean()
@@ -232,8 +233,8 @@ def annealing_rate(settings: Settings, formula: Formula) -> Evidence:
           *(
             Curve(
               f'slope −{2 * p:g}',
-              times[late],
-              2.5 * row[-1] * (times[late] / times[-1]) ** (-2 * p),
+              times[is_late],
+              2.5 * row[-1] * (times[is_late] / times[-1]) ** (-2 * p),
               dashed=True,
             )
             for p, row in zip(POWERS, squares, strict=True)
@@ -293,14 +294,23 @@ def controllers(settings: Settings, formula: Formula) -> Evidence:
   change = -sampled_batch.LEARNING_RATE * sampled_batch.entropy_decrease(batch)
   predicted = formula(sampled_batch.LEARNING_RATE, batch.exact.mean())
   results = controller_study.run_controllers(settings)
-  error = dict(zip(results.controllers, results.error, strict=True))
-  reward = dict(zip(results.controllers, results.reward, strict=True))
-  rewards = ', '.join(f'{name} {value:.2f}' for name, value in reward.items())
+  error_by_controller = dict(
+    zip(results.controllers, results.error, strict=True)
+  )
+  reward_by_controller = dict(
+    zip(results.controllers, results.reward, strict=True)
+  )
+  rewards_text = ', '.join(
+    f'{name} {value:.2f}' for name, value in reward_by_controller.items()
+  )
   return Evidence(
     printed=[
       at_least(
         'least distance of a controlled bonus from its target, divided by the drop',
-        min(error['target_entropy'], error['bonus by c*']),
+        min(
+          error_by_controller['target_entropy'],
+          error_by_controller['bonus by c*'],
+        ),
         0.5,
       )
     ],
@@ -313,15 +323,22 @@ def controllers(settings: Settings, formula: Formula) -> Evidence:
       ),
       at_most(
         'distance from the target, target_entropy',
-        error['target_entropy'],
+        error_by_controller['target_entropy'],
         0.12,
       ),
-      at_most('the same for bonus by c*', error['bonus by c*'], 0.02),
-      at_most('the same for detaching by c*', error['detach by c*'], 0.02),
-      at_least('the same without control', error['none'], 0.5),
+      at_most(
+        'the same for bonus by c*', error_by_controller['bonus by c*'], 0.02
+      ),
+      at_most(
+        'the same for detaching by c*',
+        error_by_controller['detach by c*'],
+        0.02,
+      ),
+      at_least('the same without control', error_by_controller['none'], 0.5),
       at_least(
         'reward of the bonus divided by that of detaching',
-        reward['bonus by c*'] / reward['detach by c*'],
+        reward_by_controller['bonus by c*']
+        / reward_by_controller['detach by c*'],
         1.05,
       ),
     ],
@@ -339,7 +356,7 @@ def controllers(settings: Settings, formula: Formula) -> Evidence:
           ),
           Curve('target', results.steps, results.target, dashed=True),
         ],
-        caption=f'Final reward divided by the best: {rewards}.',
+        caption=f'Final reward divided by the best: {rewards_text}.',
       )
     ],
   )

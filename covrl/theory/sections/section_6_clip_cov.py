@@ -109,7 +109,7 @@ def clip_operator(settings: Settings, formula: Formula) -> Evidence:
     sampled_batch.draw_clip_cov(settings, low, 50.0) for low in (0.0, 2.5)
   )
   quota = int(wide.quota[0])
-  misses = [
+  count_errors = [
     abs(
       selection.mask.sum((1, 2)) - formula(quota, int(selection.eligible[0]))
     ).max()
@@ -117,7 +117,7 @@ def clip_operator(settings: Settings, formula: Formula) -> Evidence:
   ]
   masks = np.asarray(wide.mask)
   zeroed = sampled_batch.updated_logits(batch, 1.0 - masks[0])
-  shares = masks.mean(0)[masks.any(0)]
+  selection_rates = masks.mean(0)[masks.any(0)]
   return Evidence(
     printed=[
       close_to(
@@ -133,19 +133,19 @@ def clip_operator(settings: Settings, formula: Formula) -> Evidence:
       ),
       close_to(
         'fraction of tokens in the band that some draw selects',
-        shares.size / int(wide.eligible[0]),
+        selection_rates.size / int(wide.eligible[0]),
         1,
         0.02,
       ),
       close_to(
         'χ² of the number of draws per token, per degree of freedom',
-        _chi_square(shares, sampled_batch.CLIP_COV_DRAWS),
+        _chi_square(selection_rates, sampled_batch.CLIP_COV_DRAWS),
         1,
         0.4,
       ),
     ],
     corrected=[
-      at_most('selected minus min(⌊r N⌋, eligible)', max(misses), 0),
+      at_most('selected minus min(⌊r N⌋, eligible)', max(count_errors), 0),
       at_most(
         'gradient with zeroed minus with detached tokens',
         abs(zeroed - logits[0]).max() / sampled_batch.LEARNING_RATE,
@@ -155,10 +155,10 @@ def clip_operator(settings: Settings, formula: Formula) -> Evidence:
   )
 
 
-def _chi_square(shares: Float[np.ndarray, ' n'], draws: int) -> float:
+def _chi_square(selection_rates: Float[np.ndarray, ' n'], draws: int) -> float:
   """χ² per degree of freedom of counts; about 1 for equal probabilities."""
-  chance = shares.mean()
-  return float(draws * shares.var(ddof=1) / (chance * (1 - chance)))
+  chance = selection_rates.mean()
+  return float(draws * selection_rates.var(ddof=1) / (chance * (1 - chance)))
 
 
 @claim(

@@ -60,17 +60,17 @@ def estimators(settings: Settings, formula: Formula) -> Evidence:
   """Runs four updates of one rollout with each estimator of the penalty's KL."""
   rewards, logits = _random_bandit(settings)
   plain, *penalised = _entropy_changes(settings)
-  relative = {
+  relative_effects = {
     kind: abs(changes / plain - 1)[:, -1]
     for kind, changes in zip(DIVERGENCES, penalised, strict=True)
   }
   pi = categorical.softmax(logits)
-  after_two = (penalised[0] - plain)[:, 1]
+  effect_after_two = (penalised[0] - plain)[:, 1]
   predicted = (
     formula(pi, pi * categorical.centred(pi, rewards)) * LEARNING_RATES**2
   )
   exponents = {
-    kind: categorical.power_law_exponent(LEARNING_RATES, relative[kind])
+    kind: categorical.power_law_exponent(LEARNING_RATES, relative_effects[kind])
     for kind in DIVERGENCES
   }
   k1_ratio = (penalised[4] - plain)[0, 1] / (penalised[0] - plain)[0, 1]
@@ -96,7 +96,7 @@ def estimators(settings: Settings, formula: Formula) -> Evidence:
       ),
       close_to(
         'β δ divided by its prediction, two updates, η = 1e-3',
-        (after_two / predicted)[4],
+        (effect_after_two / predicted)[4],
         1,
         0.01,
       ),
@@ -125,7 +125,7 @@ def estimators(settings: Settings, formula: Formula) -> Evidence:
           Curve(
             DISPLAY_NAMES.get(kind, kind),
             LEARNING_RATES,
-            relative[kind],
+            relative_effects[kind],
             points=True,
           )
           for kind in DIVERGENCES

@@ -310,37 +310,49 @@ def cost(settings: Settings, formula: Formula) -> Evidence:
     mask = jnp.ones(scores.shape, bool)
     return covrl.select_top(scores, mask, fraction=0.01)
 
-  small, _ = _operations(entropies, (64, 256))
-  large, _ = _operations(entropies, (128, 1024))
-  long, _ = _operations(entropies, (128, 256))
-  wide, _ = _operations(entropies, (64, 512))
-  few, text = _operations(select, (8, 512))
-  many, _ = _operations(select, (8, 1024))
+  small_flops, _ = _operations(entropies, (64, 256))
+  large_flops, _ = _operations(entropies, (128, 1024))
+  long_flops, _ = _operations(entropies, (128, 256))
+  wide_flops, _ = _operations(entropies, (64, 512))
+  selection_flops, program_text = _operations(select, (8, 512))
+  doubled_selection_flops, _ = _operations(select, (8, 1024))
   return Evidence(
     printed=[
       at_most(
         'growth of the cost of the entropy as V doubles',
-        wide / small,
+        wide_flops / small_flops,
         1.05,
       )
     ],
     conditional=[
       close_to(
-        'growth of the cost of the entropy as N doubles', long / small, 2, 0.05
+        'growth of the cost of the entropy as N doubles',
+        long_flops / small_flops,
+        2,
+        0.05,
       ),
       at_most(
-        'growth of the cost of the selection as N doubles', many / few, 2.16
+        'growth of the cost of the selection as N doubles',
+        doubled_selection_flops / selection_flops,
+        2.16,
       ),
     ],
     corrected=[
       close_to(
         'cost for (2N, 4V) divided by its prediction',
-        large / formula(small / (64 * 256), 128, 1024),
+        large_flops / formula(small_flops / (64 * 256), 128, 1024),
         1,
         0.03,
       ),
-      close_to('growth of the cost of the selection', many / few, 2, 0.1),
-      at_most('sorts in the program of the selection', text.count(' sort('), 0),
+      close_to(
+        'growth of the cost of the selection',
+        doubled_selection_flops / selection_flops,
+        2,
+        0.1,
+      ),
+      at_most(
+        'sorts in the program of the selection', program_text.count(' sort('), 0
+      ),
     ],
   )
 

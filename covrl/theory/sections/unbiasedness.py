@@ -80,7 +80,7 @@ def unbiased_parameters(settings: Settings, formula: Formula) -> Evidence:
 def unbiased_value(settings: Settings, formula: Formula) -> Evidence:
   """Checks exact ascent and sampled runs with and without plateaus."""
   run = run_schedules(settings, (1.0, 0.0))
-  end, tenth = (
+  final_gaps, tenth = (
     run.reward_gap[:, -1],
     abs(run.times * 10 - run.times[-1]).argmin(),
   )
@@ -93,12 +93,12 @@ def unbiased_value(settings: Settings, formula: Formula) -> Evidence:
     printed=[
       at_most(
         'largest final reward gap, five schedules of a bonus',
-        end.max(),
-        2.5 * end[0],
+        final_gaps.max(),
+        2.5 * final_gaps[0],
       ),
       at_most(
         'the same divided by that at a tenth of the run',
-        (end / run.reward_gap[:, tenth]).max(),
+        (final_gaps / run.reward_gap[:, tenth]).max(),
         0.2,
       ),
       at_most(
@@ -110,7 +110,7 @@ def unbiased_value(settings: Settings, formula: Formula) -> Evidence:
     corrected=[
       close_to(
         'reward gap of the exponential schedule divided by 1/(2ηt)',
-        end[exponential] / formula(1.0, run.times[-1]),
+        final_gaps[exponential] / formula(1.0, run.times[-1]),
         1,
         0.025,
       ),
@@ -140,7 +140,7 @@ def unbiased_entropy(settings: Settings, formula: Formula) -> Evidence:
     run_schedules(settings, (1.0, 0.0)),
     run_schedules(settings, (1.0, 1.0, 0.0)),
   )
-  end = run.times[-1]
+  last_step = run.times[-1]
   difference = abs(tied.entropy[:, -1] - tied.entropy[0, -1])
   return Evidence(
     printed=[
@@ -158,7 +158,7 @@ def unbiased_entropy(settings: Settings, formula: Formula) -> Evidence:
     corrected=[
       close_to(
         'entropy without bonus divided by h(1/(2ηt))',
-        run.entropy[0, -1] / formula(1 / (2 * end)),
+        run.entropy[0, -1] / formula(1 / (2 * last_step)),
         1,
         0.02,
       ),
@@ -181,9 +181,9 @@ def same_limit(settings: Settings, formula: Formula) -> Evidence:
   results = method_study.run_methods(settings)
   tv = results.distance_from_none[:, 1].mean(-1)
   leaves = results.probabilities[:, 1]
-  computed = formula(leaves, leaves[:1]).mean(-1)
+  computed_tv = formula(leaves, leaves[:1]).mean(-1)
   annealed = METHODS.index('bonus 0.3, annealed')
-  optimal = results.optimal_mass[:, 1].mean((-2, -1))
+  optimal_mass = results.optimal_mass[:, 1].mean((-2, -1))
   return Evidence(
     printed=[
       at_most('TV from ‘none’, annealed bonus, tied optima', tv[annealed], 0.05)
@@ -192,15 +192,15 @@ def same_limit(settings: Settings, formula: Formula) -> Evidence:
       at_least('TV from ‘none’ of ‘none’ with another seed', tv[1], 0.3),
       at_most(
         'TV from ‘none’, KL-Cov with β = 0',
-        computed[METHODS.index('KL-Cov 20 %, β = 0')],
+        computed_tv[METHODS.index('KL-Cov 20 %, β = 0')],
         1e-6,
       ),
       at_most(
-        'TV minus its formula', abs(computed - tv).max(), EXACT_TOLERANCE
+        'TV minus its formula', abs(computed_tv - tv).max(), EXACT_TOLERANCE
       ),
       at_least(
         'least probability of optimal responses, ‘none’ and annealed bonus',
-        min(optimal[0], optimal[annealed]),
+        min(optimal_mass[0], optimal_mass[annealed]),
         0.95,
       ),
     ],

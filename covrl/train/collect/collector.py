@@ -149,16 +149,16 @@ class RolloutCollector:
       ahead: see `PendingRollouts.arrays`; their responses are scored again.
       carried: see `GroupsInFlight.arrays`; finished responses are scored again.
     """
-    pending = None
-    per_draw = self._config.rollout.prompts_per_iteration
+    pending, groups = None, None
+    draw_size = self._config.rollout.prompts_per_iteration
     if ahead is not None:
-      local = distributed.process_slice(len(ahead['group_ids']))
-      problems = problems_of(self._prompts, per_draw, ahead['group_ids'][local])
+      ids = ahead['group_ids']
+      local = distributed.process_slice(len(ids))
+      problems = problems_of(self._prompts, draw_size, ids[local])
       pending = resubmit(ahead, problems, self._scoring, self._tokenizer)
-    groups = None
     if carried is not None:
       ids = carried['group_ids']
-      problems = iter(problems_of(self._prompts, per_draw, ids[ids != FREE]))
+      problems = iter(problems_of(self._prompts, draw_size, ids[ids != FREE]))
       groups = self._partial.restore(
         carried, [None if i == FREE else next(problems) for i in ids]
       )

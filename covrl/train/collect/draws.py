@@ -40,18 +40,16 @@ def prompt_stream(task: Task, config: Config) -> PromptStream:
 
 
 def problems_of(
-  prompts: PromptStream, prompts_per_draw: int, group_ids: Sequence[int]
+  prompts: PromptStream, draw_size: int, group_ids: Sequence[int]
 ) -> list[Problem]:
   """Returns this process's problems by their indices in the global order.
 
   Args:
     prompts: the stream of prompts.
-    prompts_per_draw: prompts of a draw, over all processes.
+    draw_size: prompts of a draw, over all processes.
     group_ids: the indices.
   """
-  batches = map(
-    prompts.draw, sorted({int(i) // prompts_per_draw for i in group_ids})
-  )
+  batches = map(prompts.draw, sorted({int(i) // draw_size for i in group_ids}))
   problem_by_index = {
     int(index): problem
     for batch in batches

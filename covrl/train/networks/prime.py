@@ -61,7 +61,7 @@ def process_reward_model(
   ) -> tuple[Scalar, dict[str, Any]]:
     value, aux = outcome_cross_entropy(
       logprobs,
-      ref_logprobs=_reference(rows, config),
+      ref_logprobs=_reference_logprobs(rows, config),
       labels=rows.credit['labels'],
       mask=rows.loss_mask,
       weights=rows.weights,
@@ -75,10 +75,10 @@ def process_reward_model(
   ) -> dict[str, Scalar]:
     del logprobs
     scores, labels = per_token['scores'], rows.credit['labels']
-    total = exact_sum(rows.weights, rows.loss_mask)
+    total_weight = exact_sum(rows.weights, rows.loss_mask)
 
     def mean(values: Float[Array, 'B T']) -> Scalar:
-      return exact_sum(rows.weights * values, rows.loss_mask) / total
+      return exact_sum(rows.weights * values, rows.loss_mask) / total_weight
 
     is_known = jnp.where(jnp.isnan(scores) | jnp.isnan(labels), jnp.nan, 1)
     is_classified_correctly = (scores > 0) == (labels > 0)
@@ -138,7 +138,7 @@ def prime_advantages(config: Config, network: str = PRM) -> Estimator:
     rows, mask = inputs.rows, inputs.rows.loss_mask
     process_rewards = implicit_rewards(
       inputs.outputs[network],
-      _reference(rows, config),
+      _reference_logprobs(rows, config),
       mask,
       coefficient=settings.coefficient,
     )
@@ -185,7 +185,9 @@ def prime_advantages(config: Config, network: str = PRM) -> Estimator:
   )
 
 
-def _reference(rows: TokenBatch, config: Config) -> Float[Array, 'B T']:
+def _reference_logprobs(
+  rows: TokenBatch, config: Config
+) -> Float[Array, 'B T']:
   """Log-probabilities that process rewards are relative to."""
   if config.prime.reference == 'old':
     return rows.old_logprobs
