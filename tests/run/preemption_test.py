@@ -293,7 +293,7 @@ def test_a_profile_that_has_traced_nothing_is_reported(monkeypatch, tmp_path):
   monkeypatch.setattr(jax.profiler, 'start_trace', lambda directory: None)
   monkeypatch.setattr(jax.profiler, 'stop_trace', lambda: None)
 
-  def remark(steps, updates):
+  def profiler_warning(steps, updates):
     profiler = Profiler(steps, tmp_path)
     for update in updates:
       profiler.before_step(update)
@@ -301,11 +301,11 @@ def test_a_profile_that_has_traced_nothing_is_reported(monkeypatch, tmp_path):
     profiler.close()
     return profiler.warning()
 
-  assert remark('', range(3)) == ''
-  assert remark('1:1', range(3)) == ''
+  assert profiler_warning('', range(3)) == ''
+  assert profiler_warning('1:1', range(3)) == ''
   # Beyond the run's end, and before the update at which it was resumed.
   for steps, updates in (('3:4', range(3)), ('0:1', range(2, 4))):
-    assert remark(steps, updates) == (
+    assert profiler_warning(steps, updates) == (
       f'--profile_steps = {steps} has traced nothing: this process made none of'
       ' these updates'
     )
