@@ -55,7 +55,8 @@ def writing(path: os.PathLike[str] | str) -> Iterator[None]:
   """
   try:
     yield
-  except StorageError:
+  except (StorageError, BrokenPipeError):
+    # A pipe without a reader is not a failing disk.
     raise
   except Exception as error:
     cause = _cause(error, in_bucket=os.fspath(path).startswith('gs://'))

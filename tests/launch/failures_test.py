@@ -34,7 +34,7 @@ def launch(arguments, train_arguments=TRAIN_ARGUMENTS):
 
 
 def test_creates_uses_and_deletes_a_slice(fakes):
-  fakes.plan(ABSENT, ACTIVE, FINISHED)
+  fakes.set_answers(ABSENT, ACTIVE, FINISHED)
   status, _, _ = launch(TPU)
   assert status == 0
   verbs = [call[4] for call in fakes.calls('queued-resources')]
@@ -47,7 +47,9 @@ def test_creates_uses_and_deletes_a_slice(fakes):
 
 def test_retries_while_quota_is_exhausted(fakes):
   quota = {'match': 'create', 'status': 1, 'err': 'Quota limit exceeded'}
-  fakes.plan({**ABSENT, 'times': 3}, {**quota, 'times': 2}, ACTIVE, FINISHED)
+  fakes.set_answers(
+    {**ABSENT, 'times': 3}, {**quota, 'times': 2}, ACTIVE, FINISHED
+  )
   status, output, slept = launch(TPU)
   assert status == 0
   assert len(fakes.calls('create')) == 3
@@ -61,14 +63,14 @@ def test_gives_up_waiting_for_a_slice(fakes):
     'out': 'WAITING_FOR_RESOURCES',
     'times': ALL_CALLS,
   }
-  fakes.plan(waiting)
+  fakes.set_answers(waiting)
   status, _, slept = launch([*TPU, '--max-wait=0.1'])
   assert status == 42
   assert slept == 360
 
 
 def test_reports_other_refusals_at_once(fakes, capsys):
-  fakes.plan(
+  fakes.set_answers(
     ABSENT, {'match': 'create', 'status': 1, 'err': 'PERMISSION_DENIED:\n you'}
   )
   status, _, slept = launch(TPU)
@@ -79,7 +81,7 @@ def test_reports_other_refusals_at_once(fakes, capsys):
 
 
 def test_recreates_a_preempted_slice(fakes):
-  fakes.plan(
+  fakes.set_answers(
     {'match': 'describe', 'out': 'ACTIVE\n'},
     {'match': 'bash kl-cov.host.sh', 'status': 255, 'err': 'Connection closed'},
     {'match': 'describe', 'out': 'SUSPENDED\n'},
@@ -98,7 +100,7 @@ def test_recreates_a_preempted_slice(fakes):
 
 
 def test_restarts_all_workers_on_the_same_slice_if_one_fails(fakes):
-  fakes.plan(
+  fakes.set_answers(
     ACTIVE,
     {
       'match': 'bash kl-cov.host.sh',
@@ -117,7 +119,7 @@ def test_restarts_all_workers_on_the_same_slice_if_one_fails(fakes):
 
 def test_does_not_restart_after_an_error_of_the_program(fakes):
   output = 'covrl-exit=43\ncovrl-exit=43\ncovrl-exit=43\ncovrl-exit=2\n'
-  fakes.plan(
+  fakes.set_answers(
     ACTIVE, {'match': 'bash kl-cov.host.sh', 'out': output, 'status': 1}
   )
   status, output, _ = launch(TPU)
@@ -127,7 +129,7 @@ def test_does_not_restart_after_an_error_of_the_program(fakes):
 
 
 def test_stops_after_the_last_restart(fakes):
-  fakes.plan(
+  fakes.set_answers(
     ACTIVE,
     {
       'match': 'bash kl-cov.host.sh',
@@ -143,7 +145,7 @@ def test_stops_after_the_last_restart(fakes):
 
 
 def test_trains_on_two_slices_as_one_run(fakes):
-  fakes.plan(ACTIVE, FINISHED)
+  fakes.set_answers(ACTIVE, FINISHED)
   status, _, _ = launch([*TPU, '--num-slices=2'])
   assert status == 0
   nodes = {call[5] for call in fakes.calls('ssh')}
@@ -151,7 +153,9 @@ def test_trains_on_two_slices_as_one_run(fakes):
 
 
 def test_reports_a_failed_installation(fakes, capsys):
-  fakes.plan(ACTIVE, {'match': '--command=bash kl-cov.set-up.sh', 'status': 1})
+  fakes.set_answers(
+    ACTIVE, {'match': '--command=bash kl-cov.set-up.sh', 'status': 1}
+  )
   status, _, _ = launch(TPU)
   assert status == 1
   assert 'cannot be installed' in capsys.readouterr().err
@@ -163,7 +167,7 @@ def test_submits_to_kubernetes_and_slurm(fakes):
   (call,) = fakes.calls('apply')
   assert call[2].endswith('kl-cov.yaml')
   slurm = ['slurm', '--name=kl-cov', '--nodes=1', '--gpus-per-node=1']
-  fakes.plan({'match': 'sbatch', 'out': 'Submitted batch job 7\n'})
+  fakes.set_answers({'match': 'sbatch', 'out': 'Submitted batch job 7\n'})
   status, output, _ = launch(slurm)
   assert (status, output) == (0, 'Submitted batch job 7\n')
 
@@ -176,7 +180,9 @@ def test_submits_to_kubernetes_and_slurm(fakes):
   ],
 )
 def test_reports_a_failed_submission(fakes, capsys, program, arguments):
-  fakes.plan({'match': program, 'status': 1, 'err': 'exceeded quota: tpu'})
+  fakes.set_answers(
+    {'match': program, 'status': 1, 'err': 'exceeded quota: tpu'}
+  )
   assert launch(arguments)[0] == 1
   assert 'exceeded quota: tpu' in capsys.readouterr().err
 
@@ -203,7 +209,7 @@ def test_names_a_missing_program(monkeypatch, tmp_path, capsys):
 def test_slurm_requeues_on_the_exit_codes_for_restarting(
   fakes, tmp_path, code, count, requeued, status
 ):
-  fakes.plan({'match': 'srun', 'status': code})
+  fakes.set_answers({'match': 'srun', 'status': code})
   output = io.StringIO()
   slurm = ['slurm', '--name=a', '--nodes=1', '--gpus-per-node=1', '--dry-run']
   assert (

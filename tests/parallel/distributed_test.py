@@ -56,8 +56,8 @@ def test_detects_several_processes_from_the_environment(
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
-    (('h:1', 2, None), 'must be arguments together'),
-    ((None, 2, 0), 'must be arguments together'),
+    (('h:1', 2, None), 'must be given together'),
+    ((None, 2, 0), 'must be given together'),
     (('h:1', 2, 2), r'--process_id must lie in \[0, 2\), got 2'),
     (('h', 2, 0), '--coordinator must be HOST:PORT'),
   ],

@@ -51,7 +51,7 @@ def target_logprobs(params, rows):
 
 
 def test_unfinished_groups_go_on_with_newer_weights():
-  collector, groups, num_mixed = make_partial_collector(), [], 0
+  collector, sequences, num_mixed = make_partial_collector(), [], 0
   for k, current in enumerate(STATES):
     batch = collector.collect(k, current)
     rows, version = batch.batch, batch.policy_step
@@ -68,13 +68,12 @@ def test_unfinished_groups_go_on_with_newer_weights():
     num_mixed += int((oldest < newest).sum())
     assert (k - oldest).max() <= PARTIAL['max_staleness']
     # Groups are whole, and their responses are finished.
-    ids, counts = np.unique(batch.groups, return_counts=True)
-    assert counts.tolist() == [GROUP] * PROMPTS
-    groups += ids.tolist()
+    assert np.bincount(batch.groups).tolist() == [GROUP] * PROMPTS
+    sequences += np.unique(rows.sequence_ids[mask]).tolist()
     lengths = mask.sum(axis=1)
     is_end = np.isin(rows.targets, TASK.tokenizer.end_ids) & mask
     assert (is_end.any(axis=1) | (lengths == 8)).all()
-  assert len(groups) == len(set(groups))
+  assert len(sequences) == len(set(sequences)) == len(STATES) * PROMPTS * GROUP
   assert num_mixed > 0
 
 
