@@ -128,9 +128,11 @@ def _files(name: str) -> list[pathlib.Path]:
     return []
   if spec is None:
     return []
-  folders = [
-    pathlib.Path(each) for each in spec.submodule_search_locations or ()
-  ]
+  # A path that `sys.path` names twice occurs twice in a namespace package.
+  folders = {
+    pathlib.Path(each).resolve(): None
+    for each in spec.submodule_search_locations or ()
+  }
   files = [file for each in folders for file in sorted(each.rglob('*.py'))]
   if not folders and spec.origin and spec.origin.endswith('.py'):
     files = [pathlib.Path(spec.origin)]

@@ -3,6 +3,7 @@
 
 import dataclasses
 import functools
+import sys
 from typing import Any
 
 import numpy as np
@@ -125,3 +126,16 @@ def test_a_run_that_is_resumed_with_other_code_is_reported(tmp_path):
   assert warnings[1] == (
     'code of mine has changed since the checkpoint was written: all differs'
   )
+
+
+def test_a_path_that_is_searched_twice_changes_no_fingerprint(
+  fingerprints, tmp_path, monkeypatch
+):
+  package = tmp_path / 'folder_without_init'
+  package.mkdir()
+  (package / 'part.py').write_text(SCORER)
+  source = 'import folder_without_init.part'
+  before = fingerprints(source=source)
+  assert 'code of folder_without_init' in before
+  monkeypatch.setattr('sys.path', [str(tmp_path), *sys.path])
+  assert fingerprints(source=source) == before
