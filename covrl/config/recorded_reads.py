@@ -10,7 +10,9 @@ from covrl.config.fields import Config
 
 
 @contextlib.contextmanager
-def recorded_reads(config: Config) -> Iterator[set[str]]:
+def recorded_reads(
+  config: Config, *, counts_copies: bool = True
+) -> Iterator[set[str]]:
   """Context in which reads of a configuration's fields are recorded.
 
   The config objects stay the same ones; within the context their classes are
@@ -18,6 +20,7 @@ def recorded_reads(config: Config) -> Iterator[set[str]]:
 
   Args:
     config: the configuration.
+    counts_copies: whether all fields of an object that is copied count as read.
 
   Yields:
     The dotted names of the fields that were read so far.
@@ -37,7 +40,7 @@ def recorded_reads(config: Config) -> Iterator[set[str]]:
   try:
     for section, prefix in sections:
       section.__class__ = _recording_subclass(
-        type(section), prefix, read_fields
+        type(section), section.__class__, prefix, read_fields, counts_copies
       )
     yield read_fields
   finally:
@@ -45,8 +48,22 @@ def recorded_reads(config: Config) -> Iterator[set[str]]:
       section.__class__ = kind
 
 
-def _recording_subclass(kind: type, prefix: str, read_fields: set[str]) -> type:
-  """Returns a subclass whose instances add the fields that are read to a set."""
+def _recording_subclass(
+  kind: Any,
+  original: type,
+  prefix: str,
+  read_fields: set[str],
+  counts_copies: bool,
+) -> type:
+  """Returns a subclass whose instances add the fields that are read to a set.
+
+  Args:
+    kind: the class, which records reads itself within another context.
+    original: the class outside of all contexts.
+    prefix: prefix of the fields' names.
+    read_fields: receives the names.
+    counts_copies: see `recorded_reads`.
+  """
   leaf_fields = frozenset(
     field.name
     for field in dataclasses.fields(kind)
@@ -56,15 +73,18 @@ def _recording_subclass(kind: type, prefix: str, read_fields: set[str]) -> type:
   def get(self: Any, name: str) -> Any:
     """Returns an attribute, and records it if it is a field."""
     if name == '__class__':
-      return kind
+      return original
     if name in leaf_fields:
       read_fields.add(f'{prefix}{name}')
-    return object.__getattribute__(self, name)
+    return kind.__getattribute__(self, name)
 
   def reduce(self: Any, protocol: int) -> tuple[Any, ...]:
     """Pickles an instance of the original class."""
+    known = set(read_fields)
     make, _, *rest = object.__reduce_ex__(self, protocol)
-    return make, (kind,), *rest
+    if not counts_copies:
+      read_fields.intersection_update(known)
+    return make, (original,), *rest
 
   # Copied and pickled objects are of the original class.
   members = {'__getattribute__': get, '__reduce_ex__': reduce}

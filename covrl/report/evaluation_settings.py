@@ -10,9 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from covrl.evaluation.results import HELD_OUT
 from covrl.report.formats import join_words
 from covrl.report.run_data import RunData
 from covrl.report.run_json import finite_number, short_text
+
+# A run's own problems, whose set has no name, in a sentence.
+_OWN = 'held-out problems'
 
 
 def setting_notes(
@@ -26,10 +30,10 @@ def setting_notes(
 
   Args:
     configurations: name and runs of each.
-    sets: names of the sets; a run's own problems, without a name, are left out.
+    sets: names of the sets; that of a run's own problems is empty.
   """
   settings = [
-    (run, {name: _settings_of(run, name) for name in sets if name})
+    (run, {name: _settings_of(run, name) for name in sets})
     for _, runs in configurations
     for run in runs
   ]
@@ -42,15 +46,21 @@ def setting_notes(
     )
   ]
   return notes + [
-    note
-    for name in sets
-    if name and (note := _temperature_note(settings, name))
+    note for name in sets if (note := _temperature_note(settings, name))
   ]
 
 
 def _settings_of(run: RunData, name: str) -> Mapping[str, Any]:
-  """Entry of a set in the summary of a run's evaluations; empty without one."""
-  entry = run.evaluation_summary.get(name)
+  """Entry of a set in the summary of a run's evaluations; empty without one.
+
+  Results on its own problems that the run itself has saved have its settings.
+  """
+  if not name and not run.has_newer_held_out_results:
+    return {
+      field: run.config_value(f'evaluate.{field}')
+      for field in ('samples', 'temperature')
+    }
+  entry = run.evaluation_summary.get(name or HELD_OUT)
   return entry if isinstance(entry, Mapping) else {}
 
 
@@ -63,7 +73,7 @@ def _early_checkpoint_notes(
   for name, entry in entries.items():
     iteration = finite_number(entry.get('iteration'))
     if iteration is not None and iteration < finished:
-      sets_by_iteration.setdefault(int(iteration), []).append(name)
+      sets_by_iteration.setdefault(int(iteration), []).append(name or _OWN)
   return [
     f'{run.path.name}: the results of {join_words(names)} are of iteration'
     f' {iteration:,}, and the run has trained to iteration {finished:,} since.'
@@ -81,7 +91,8 @@ def _policy_notes(
     if isinstance(policy, str):
       # One policy may be named by several paths.
       policy_name = policy.rstrip('/').rpartition('/')[2]
-      sets_by_policy.setdefault(short_text(policy_name, 80), []).append(name)
+      names = sets_by_policy.setdefault(short_text(policy_name, 80), [])
+      names.append(name or _OWN)
   if len(sets_by_policy) < 2:
     return []
   parts = [
@@ -108,5 +119,6 @@ def _temperature_note(
     f'{t:g} ({join_words(names)})' for t, names in runs_by_temperature.items()
   ]
   return (
-    f'The samples of {name} have different temperatures: {join_words(parts)}.'
+    f'The samples of {name or _OWN} have different temperatures:'
+    f' {join_words(parts)}.'
   )

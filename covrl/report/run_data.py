@@ -204,6 +204,15 @@ class RunData:
     return read_results(newer_files or evaluation_files[-1:], self.unreadable)
 
   @functools.cached_property
+  def has_newer_held_out_results(self) -> bool:
+    """Whether `latest_results` on held-out problems are those of `covrl evaluate`."""
+    files = _sorted_files(self.path / 'evaluation', '*.jsonl')
+    own = [file for file in files if file.name.startswith('iteration_')]
+    return any(
+      file.stem == HELD_OUT and not self._is_old(file, own) for file in files
+    )
+
+  @functools.cached_property
   def evaluation_summary(self) -> Mapping[str, Any]:
     """Settings of the results of `covrl evaluate` by evaluation set."""
     name = 'evaluation/summary.json'

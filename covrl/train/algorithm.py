@@ -11,7 +11,12 @@ from typing import Any
 import optax
 
 from covrl.array_checks import check_scalar
-from covrl.config import ConfigError, Recipe
+from covrl.config import (
+  CHANGEABLE_ON_RESUME,
+  ConfigError,
+  Recipe,
+  recorded_reads,
+)
 from covrl.objectives import LossAux
 from covrl.objectives.base import check_aux
 from covrl.train.networks.estimator import Estimator
@@ -58,6 +63,22 @@ class Algorithm:
       networks=recipe.networks(config),
       estimator=recipe.estimator(config),
     )
+
+
+def recorded_algorithm(recipe: Recipe) -> tuple[Algorithm, list[str]]:
+  """Builds the algorithm of a recipe, and lists fields that it may not depend on.
+
+  These are fields that may change when a run is resumed: a schedule over
+  `train.iterations`, for example, is another one when the run is extended.
+
+  Returns:
+    The algorithm, and the fields of that kind that the recipe's functions read.
+  """
+  with recorded_reads(recipe.config, counts_copies=False) as read:
+    algorithm = Algorithm.from_recipe(recipe)
+  return algorithm, sorted(
+    name for name in read if name.startswith(CHANGEABLE_ON_RESUME)
+  )
 
 
 def warm_start_transformation(recipe: Recipe) -> optax.GradientTransformation:

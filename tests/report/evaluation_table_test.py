@@ -227,6 +227,32 @@ def test_results_of_other_settings_are_named(make_results):
   ]
 
 
+def test_held_out_problems_at_other_temperatures_are_named(make_results):
+  sets = {'iteration_000006': results('', [1, 0], samples=4)}
+  one, other = (make_results(name, sets, recipe='x') for name in 'ab')
+  for path in (one, other):
+    settings = {'seed': 0, 'evaluate': {'samples': 4, 'temperature': 1.0}}
+    config = json.dumps({'name': 'x', 'config': settings})
+    (path / 'config.json').write_text(config)
+  assert table_of(one, other).notes == []
+  lines = map(json.dumps, results('', [1, 0], samples=2))
+  (one / 'evaluation' / 'held_out.jsonl').write_text('\n'.join(lines))
+  for iteration, temperature, is_named in (
+    (6, 0.2, True),
+    (6, 1.0, False),
+    # Older than the run's own results, which are compared then.
+    (4, 0.2, False),
+  ):
+    entry = {'iteration': iteration, 'samples': 2, 'temperature': temperature}
+    summary = json.dumps({'held_out': entry})
+    (one / 'evaluation' / 'summary.json').write_text(summary)
+    sentence = (
+      'The samples of held-out problems have different temperatures: 0.2 (a) and'
+      ' 1 (b).'
+    )
+    assert table_of(one, other).notes == [sentence] * is_named
+
+
 def test_summaries_that_are_not_settings_are_left_out(make_results):
   run = make_results('a', {'amc': results('amc', [1, 0], samples=4)})
   file = run / 'evaluation' / 'summary.json'

@@ -15,7 +15,7 @@ import covrl
 from covrl.config import Config, TrainConfig, flatten, load, recorded_reads
 from covrl.models import Policy, tiny
 from covrl.rewards import Reward
-from covrl.train.algorithm import Algorithm
+from covrl.train.algorithm import Algorithm, recorded_algorithm
 from covrl.train.effects import (
   config_warnings,
   direction_warnings,
@@ -213,6 +213,25 @@ def test_a_learning_rate_that_becomes_negative_is_reported():
     )
   cosine = optax.warmup_cosine_decay_schedule(0.0, 1e-2, 5, 40)
   assert not [*direction_warnings(policy, tx=(optax.sgd(cosine), 60))]
+
+
+@pytest.mark.parametrize(
+  ('updates', 'fields'),
+  [('schedule_updates', []), ('total_updates', ['train.iterations'])],
+)
+def test_schedules_that_an_extension_would_change_are_found(updates, fields):
+  def falling(config):
+    assert type(copy.deepcopy(config)) is Config
+    return optax.adam(optax.linear_schedule(1e-2, 0, getattr(config, updates)))
+
+  recipe = load(str(RECIPES / 'toy_kl_cov.py'))
+  assert recorded_algorithm(recipe)[1] == []
+  recipe = dataclasses.replace(recipe, tx=falling)
+  with recorded_reads(recipe.config) as read:
+    assert recorded_algorithm(recipe)[1] == fields
+    # Fields that are read within are read for the outer context, too.
+    assert {'entropy.fraction', 'train.clip_low'} <= read
+    assert copy.deepcopy(recipe.config) == recipe.config
 
 
 def algorithm_of(loss, token_tx=None):

@@ -30,7 +30,10 @@ from covrl.run.consistency import (
 )
 from covrl.tasks.task import Task, make_task
 from covrl.tasks.verify import check_references, check_scores
-from covrl.train.algorithm import Algorithm, warm_start_transformation
+from covrl.train.algorithm import (
+  recorded_algorithm,
+  warm_start_transformation,
+)
 from covrl.train.collect.collector import RolloutCollector
 from covrl.train.compiled import CompiledPrograms
 from covrl.train.effects import (
@@ -126,7 +129,7 @@ def build(
     check_problems('solved examples', task.solved)
   policy = make_policy(recipe, task.tokenizer)
   check_mesh(config, policy.config, mesh)
-  algorithm = Algorithm.from_recipe(recipe)
+  algorithm, changeable = recorded_algorithm(recipe)
   check_settings(trains=True)
   programs = CompiledPrograms(policy, algorithm, config, mesh)
   # A resumed run needs a warm start only as the base of its adapters.
@@ -142,6 +145,13 @@ def build(
   chains = {'tx': (algorithm.tx, config.total_updates)}
   if steps := config.warm_start.steps:
     chains['warm_start_tx'] = warm_start_transformation(recipe), steps
+  if changeable:
+    note(
+      'warning: loss, chains, advantages or networks read'
+      f' {", ".join(changeable)}, which may change when the run is resumed: it may'
+      ' then differ from an uninterrupted one; schedules are to run over'
+      ' train.schedule_iterations (config.schedule_updates)'
+    )
   for text in (
     *config_warnings(config, algorithm, task.rewards),
     *direction_warnings(policy, **chains),
