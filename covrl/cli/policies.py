@@ -116,6 +116,8 @@ def prompt_format(
 ) -> Callable[[str], str]:
   """Returns a function that formats a prompt, as a conversation with `--chat`.
 
+  The conversation begins with the system message of the run, if it has one.
+
   Args:
     arguments: the parsed options `policy`, `chat` and `template_variables`.
     config: configuration of the run, or one that names the pretrained model.
@@ -138,8 +140,12 @@ def prompt_format(
   variables = parse_template_variables(
     arguments.template_variables or config.data.template_variables, template
   )
+  system = config.data.system
+  before = [{'role': 'system', 'content': system}] if system else []
   return lambda prompt: template.render(
-    [{'role': 'user', 'content': prompt}], now=PROMPT_DATE, **variables
+    [*before, {'role': 'user', 'content': prompt}],
+    now=PROMPT_DATE,
+    **variables,
   )
 
 

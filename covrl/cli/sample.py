@@ -11,11 +11,12 @@ of log p over the response's tokens, in nats. Examples:
 A line of --file is a JSON object with a prompt, and may have options that
 replace those of the command: n, max_tokens, temperature, top_p, top_k, min_p,
 seed, stop (texts that end a response), stop_token_ids, and an id that is repeated
-in the output. An interrupted command leaves the first lines in --output. The same
-command with --resume samples the last of them again, refuses to continue if the
-responses differ, and continues after it. Responses have log-probabilities at
-temperature 1, and under the distribution that they were sampled from. The result
-of an invalid line is an error.
+in the output. An option that is null is that of the command. An interrupted
+command leaves the first lines in --output. The same command with --resume samples
+the last of them again, refuses to continue if the responses differ, and continues
+after it. Responses have log-probabilities at temperature 1, and under the
+distribution that they were sampled from. The result of an
+invalid line is an error.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '--chat',
     action='store_true',
     help="format the prompt as a user's message with the chat template of the "
-    'model, or of the model that the run began with',
+    "model, or of the model that the run began with, after the run's system message",
   )
   add_template_variables(parser)
   parser.add_argument(

@@ -45,7 +45,7 @@ def sample_lines(
     engine: an engine without other requests.
     tokenizer: the policy's tokenizer.
     lines: lines of JSON; empty ones are skipped.
-    defaults: options of lines that do not have them.
+    defaults: options of lines that do not have them, or have null.
     seed: seed of the file.
     render: formats a prompt that is text.
     after: number of a line; it and those before it are skipped. The results of
@@ -152,8 +152,9 @@ class _Batch:
     if isinstance(prompt, str):
       fields['prompt'] = self._render(prompt)
     seed = np.random.SeedSequence([self._seed, number]).generate_state(1)[0]
+    given = {name: value for name, value in fields.items() if value is not None}
     completion = parse_completion(
-      {**self._defaults, 'seed': int(seed), **fields}, self._tokenizer
+      {**self._defaults, 'seed': int(seed), **given}, self._tokenizer
     )
     if completion.prompts != 1:
       raise ValueError(f'a line must have one prompt, got {completion.prompts}')

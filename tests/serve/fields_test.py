@@ -1,9 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Completion requests: defaults, prompts, and fields that are refused."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 from serve.conftest import TOKENIZER
 
+from covrl.rollout import NewTokens, Request
+from covrl.rollout.requests import Limits
+from covrl.serve import sample_lines
 from covrl.serve.fields import parse_completion
 
 
@@ -26,6 +32,33 @@ def test_defaults_are_those_of_the_interface():
 def test_null_is_the_default():
   names = ('n', 'seed', 'stop', 'top_k', 'logprobs', 'stream', 'suffix', 'echo')
   assert len(parse(**dict.fromkeys(names)).requests) == 1
+
+
+def test_null_in_a_line_of_a_file_is_the_option_of_the_command():
+  submitted: list[Request] = []
+
+  def submit(request):
+    submitted.append(request)
+    return len(submitted)
+
+  ended = NewTokens([TOKENIZER.end_ids[0]], [0.0], [0.0], 'stop')
+  engine: Any = SimpleNamespace(
+    slots=1,
+    limits=Limits(TOKENIZER.vocab_size, 16, 64, 4),
+    submit=submit,
+    step=lambda: {len(submitted): ended},
+  )
+  options = {'max_tokens': 20, 'temperature': 0.5}
+  for line in (
+    b'{"prompt": "ab"}',
+    b'{"prompt": "ab", "max_tokens": null, "temperature": null, "seed": null}',
+  ):
+    (result,) = sample_lines(
+      engine, TOKENIZER, [line], defaults=options, seed=0
+    )
+    assert len(result['responses']) == 1
+  assert submitted[0] == submitted[1]
+  assert submitted[1].max_tokens == 20
 
 
 @pytest.mark.parametrize(

@@ -92,3 +92,16 @@ def test_prompts_and_samples_have_the_same_date(tmp_path):
   config = Config(pretrained=str(tmp_path / 'model'))
   date = task.train[0].prompt.partition(':')[0]
   assert prompt_format(arguments, config)('q') == f'{date}: q'
+
+
+def test_samples_have_the_system_message_of_the_run(tmp_path):
+  template = '{% for m in messages %}{{ m.role }}: {{ m.content }};{% endfor %}'
+  text_task_of(tmp_path, template)
+  arguments = argparse.Namespace(
+    policy='model', chat=True, template_variables=''
+  )
+  config = Config(pretrained=str(tmp_path / 'model'))
+  assert prompt_format(arguments, config)('q') == 'user: q;'
+  config.data.system = 'Be brief.'
+  prompt = prompt_format(arguments, config)('q')
+  assert prompt == 'system: Be brief.;user: q;'
