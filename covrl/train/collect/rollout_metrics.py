@@ -63,7 +63,7 @@ def rollout_metrics(
 
   Args:
     rollouts: rollouts with rewards; responses without a score are left out of
-      mean rewards.
+      mean rewards and of the mean length.
     policy_stats: the trainer's statistics of the same tokens; without them the update
       measures the sampler, see `covrl.train.metrics.sampler_metrics`.
     sources: names of the data sources, in the order of `source_ids`.
@@ -73,10 +73,12 @@ def rollout_metrics(
   mask = shift_left(rollouts.loss_mask)
   staleness = step - shift_left(rollouts.policy_step)[mask]
   truncated = float(np.mean(rollouts.truncated))
+  # 0 for responses without a score, which are masked.
+  lengths = mask.sum(axis=1)
   return {
     **_reward_metrics(rollouts, sources),
     **({} if policy_stats is None else sampler_metrics(rollouts, policy_stats)),
-    'response_length': float(mask.sum(axis=1).mean()),
+    'response_length': _mean(lengths[lengths > 0]),
     'truncated_fraction': truncated,
     'end_fraction': 1.0 - truncated,
     'staleness': _mean(staleness),

@@ -211,6 +211,7 @@ def test_masked_responses_do_not_count_in_means():
   assert 'reward/other/gsm8k' not in metrics
   # Groups 0 and 1; the masked response of group 1 does not count.
   assert metrics['equal_reward_groups'] == 0.5
+  assert metrics['response_length'] == 1.0
 
 
 def finished_outcomes(*scores: float) -> Future[list[Outcome]]:
