@@ -28,7 +28,8 @@ class ProblemFilter:
   Attributes:
     prompt_length: length of a problem's prompt in tokens.
     max_prompt_length: longest prompt that is kept, in tokens; `None` for any.
-    deduplicate: whether only the first of equal questions is kept.
+    deduplicate: whether only the first of equal questions is kept, of those that
+      meet the other criteria.
     evaluation_ngrams: evaluation sets whose questions are dropped.
     pass_rates: measured pass rates by `Problem.key`; they take precedence over
       `Problem.pass_rate`.
@@ -132,7 +133,7 @@ def _filter_source(
     source: the problems.
     criteria: criteria that problems must meet.
     reference_digests: digest of the reference by question key, of all problems
-      so far; updated.
+      kept so far; updated. A copy of a problem that was dropped is judged itself.
   """
   kept_indices: list[int] = []
   dropped: dict[str, int] = {}
@@ -150,6 +151,8 @@ def _filter_source(
       examples.setdefault(reason, problem.location)
       continue
     kept_indices.append(index)
+    if criteria.deduplicate and problem.key:
+      reference_digests[problem.key] = _digest(reference)
     digest.update(problems_fingerprint([problem]).encode())
   subset = SubsetSource(
     source, np.array(kept_indices, np.int64), digest.hexdigest()
@@ -164,14 +167,16 @@ def _filter_source(
 
 
 def _duplicate_reason(
-  problem: Problem, reference: str, reference_digests: dict[str, str]
+  problem: Problem, reference: str, reference_digests: Mapping[str, str]
 ) -> str | None:
-  """Reason for dropping a duplicate; a new question is added to the digests."""
-  digest = hashlib.blake2b(reference.encode(), digest_size=8).hexdigest()
+  """Reason for dropping a problem whose question is that of a kept one."""
   first_digest = reference_digests.get(problem.key) if problem.key else None
   if first_digest is None:
-    reference_digests[problem.key] = digest
     return None
-  return (
-    'repeated' if first_digest == digest else 'repeated, with another answer'
-  )
+  is_same = first_digest == _digest(reference)
+  return 'repeated' if is_same else 'repeated, with another answer'
+
+
+def _digest(reference: str) -> str:
+  """Digest of a reference's text."""
+  return hashlib.blake2b(reference.encode(), digest_size=8).hexdigest()

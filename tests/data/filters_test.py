@@ -71,6 +71,18 @@ def test_keeps_the_first_of_equal_questions():
   assert len(unfiltered.source) == 3
 
 
+def test_a_copy_of_a_dropped_question_is_judged_itself():
+  unmeasured = ListSource([problem('What is 2?'), problem('a', pass_rate=0.5)])
+  measured = [problem('What is 2?', pass_rate=rate) for rate in (0.0, 0.4, 0.5)]
+  one, two = filter_sources(
+    [unmeasured, ListSource(measured)], ProblemFilter(min_pass_rate=0.1)
+  )
+  assert one.dropped == {'without a measured pass rate': 1}
+  assert prompts(two) == ['What is 2?']
+  assert two.source[0].pass_rate == 0.4
+  assert two.dropped == {'with a pass rate below 0.1': 1, 'repeated': 1}
+
+
 def test_drops_long_prompts():
   (filtered,) = filter_sources(
     [source('abc', 'a', 'abcdef', 'ab')],
