@@ -34,6 +34,7 @@ from covrl.train.algorithm import (
   recorded_algorithm,
   warm_start_transformation,
 )
+from covrl.train.batch_effects import micro_batch_warnings
 from covrl.train.collect.collector import RolloutCollector
 from covrl.train.compiled import CompiledPrograms
 from covrl.train.effects import (
@@ -156,6 +157,7 @@ def build(
     *config_warnings(config, algorithm, task.rewards),
     *direction_warnings(policy, **chains),
     *gradient_warnings(algorithm),
+    *micro_batch_warnings(algorithm, config.train.micro_batches),
   ):
     warn(text)
   engine = make_engine(
