@@ -212,7 +212,7 @@ class TokenBatch:
     sequence_ids: index within the run of each target's sequence.
     ref_logprobs: log-probability of each target under the reference policy, in
       nats; `None` in a run without one.
-    credit: per-token inputs of the losses of second networks, such as a
+    credit: per-token inputs of the losses of networks beside the policy, such as a
       critic's returns, by name; empty in a run without them.
     experts: experts to route each input to, see
       `covrl.models.experts.ExpertRecord`; `None` without routing replay.
@@ -260,7 +260,7 @@ class Measurements(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NetworkState:
-  """State of a second network, all of whose parameters are trained.
+  """State of a network beside the policy, all of whose parameters are trained.
 
   Attributes:
     params: the parameters of the network.
@@ -283,7 +283,7 @@ class TrainState:
     token_state: state of the token chain; scalars only.
     step: optimiser updates attempted, int32; a skipped update counts.
     measured: measurements of the last update.
-    networks: states of second networks, such as a critic, by name.
+    networks: states of networks beside the policy, such as a critic, by name.
     estimator_state: state of the estimator of advantages; scalars only.
   """
 
@@ -297,5 +297,5 @@ class TrainState:
   estimator_state: PyTree = ()
 
   def of_policy(self) -> TrainState:
-    """Returns the state without that of second networks."""
+    """Returns the state without that of networks beside the policy."""
     return dataclasses.replace(self, networks={}, estimator_state=())

@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 
 from covrl.compile.cost import COUNT_ALL, Scopes, cost_of
 from covrl.compile.hlo import Instruction, Module, parse
-from covrl.compile.network import Network
+from covrl.compile.network import Interconnect
 from covrl.compile.report import Memory, Program
 from covrl.config import Recipe
 from covrl.data.packing import prompt_width
@@ -22,7 +22,7 @@ from covrl.models import Policy
 from covrl.parallel.gpus import Gpu
 from covrl.rollout import GroupEngine, SamplingEngine
 from covrl.rollout.programs import TracedPrograms
-from covrl.train.compiled import CompiledPrograms, without_base
+from covrl.train.compiled import CompiledPrograms, without_frozen_base
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Workload:
   programs: CompiledPrograms
   engine: SamplingEngine
   group_engine: GroupEngine | None
-  network: Network
+  network: Interconnect
 
   @functools.cached_property
   def sampler(self) -> TracedPrograms:
@@ -179,7 +179,7 @@ def describe(
 
 def unread_state_bytes(work: Workload) -> int:
   """Returns the bytes per chip of training state other than parameters."""
-  state = without_base(work.programs.abstract_state())
+  state = without_frozen_base(work.programs.abstract_state())
   return bytes_on_chip((state.frozen, state.opt_state, state.networks))
 
 

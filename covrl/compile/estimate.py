@@ -46,7 +46,7 @@ _STAGES = {
 }
 # Fields that determine the compiled programs, and those among them that do not
 # change their size or cost.
-_SIZES = (
+_PROGRAM_FIELDS = (
   'pretrained',
   'mesh.',
   'rollout.',
@@ -54,7 +54,7 @@ _SIZES = (
   'lora.',
   'critic.initial',
 )
-_NOT_SIZES = (
+_FIELDS_WITHOUT_COST = (
   'rollout.min_accuracy',
   'rollout.max_accuracy',
   'rollout.temperature',
@@ -77,7 +77,7 @@ class StateMemory:
     params: trained parameters.
     frozen: parameters that are not trained, such as the reference policy's.
     optimizer: state of the parameter chain.
-    networks: parameters and optimiser state of second networks.
+    networks: parameters and optimiser state of networks beside the policy.
     gradients: float32 gradients of the parameters that an update trains, of the
       network that trains most.
     cache: KV cache of the prompts and, at full length, of the responses that
@@ -158,7 +158,7 @@ def state_memory(recipe: Recipe, policy: Policy) -> StateMemory:
 
 
 def network_models(recipe: Recipe, policy: Policy) -> list[Policy]:
-  """Returns the models of a recipe's second networks."""
+  """Returns the models of a recipe's networks beside the policy."""
   networks = recipe.networks(recipe.config)
   return [
     network_model(name, network, policy) for name, network in networks.items()
@@ -185,8 +185,8 @@ def iteration_time(
     memory: see `state_memory`.
     topology: the chips.
     num_slices: number of slices.
-    networks: models of second networks, each of which scores an iteration's
-      tokens once and is trained on them; see `network_models`.
+    networks: models of networks beside the policy, each of which scores an
+      iteration's tokens once and is trained on them; see `network_models`.
   """
   chips = topology.chips * num_slices
   flops_rate = topology.chip.flops * chips * FLOPS_SHARE
@@ -297,8 +297,8 @@ def read_compiled(
     )
   for name, value in flatten(recipe.config).items():
     if (
-      name.startswith(_SIZES)
-      and name not in _NOT_SIZES
+      name.startswith(_PROGRAM_FIELDS)
+      and name not in _FIELDS_WITHOUT_COST
       and fields.get(name, value) != value
     ):
       raise ConfigError(

@@ -17,7 +17,7 @@ _HIERARCHICAL = ('all-reduce', 'all-gather', 'reduce-scatter')
 
 
 @dataclasses.dataclass(frozen=True)
-class Network:
+class Interconnect:
   """The links between the chips of a program.
 
   Attributes:

@@ -20,7 +20,7 @@ from covrl.compile.compiling import (
   describe,
   unread_state_bytes,
 )
-from covrl.compile.network import Network
+from covrl.compile.network import Interconnect
 from covrl.compile.report import Program, Report
 from covrl.config import Recipe, flatten
 from covrl.models import Policy
@@ -30,7 +30,7 @@ from covrl.pretrained.known_models import known_model_directory
 from covrl.tasks.task import make_task
 from covrl.train.algorithm import Algorithm
 from covrl.train.collect.collector import row_width
-from covrl.train.compiled import CompiledPrograms, without_base
+from covrl.train.compiled import CompiledPrograms, without_frozen_base
 from covrl.train.rollout_batch import abstract_batch
 from covrl.train.setup.build import make_engine, make_group_engine
 from covrl.train.setup.initial_policy import make_policy, make_policy_of_size
@@ -38,7 +38,7 @@ from covrl.train.state_sharding import check_mesh, rollout_mesh
 from covrl.types import TokenBatch
 
 PROGRAM_NAMES = ('train_step', 'score', 'prefill', 'decode')
-"""Programs of every recipe; each second network adds `NAME_step` and `NAME_score`."""
+"""Programs of every recipe; each further network adds `NAME_step` and `NAME_score`."""
 
 
 def compile_recipe(
@@ -85,6 +85,7 @@ def compile_recipe(
     mesh,
     record_experts=config.train.routing_replay,
   )
+  # With admission by slots, whole groups of responses are added as slots are free.
   group_engine = None
   if config.rollout.admission == 'slots':
     group_engine = make_group_engine(config, policy, special_tokens, mesh)
@@ -94,7 +95,7 @@ def compile_recipe(
     programs=CompiledPrograms(policy, algorithm, config, mesh),
     engine=engine,
     group_engine=group_engine,
-    network=Network(topology, devices=list(mesh.devices.flat)),
+    network=Interconnect(topology, devices=list(mesh.devices.flat)),
   )
   report = Report(
     recipe=recipe.name,
@@ -172,8 +173,8 @@ def _train_step(work: Workload) -> dict[str, Program]:
   compiled = compile_program(
     work, work.programs.trace_update(_abstract_batch(work))
   )
-  # The reference policy and second networks stay in memory meanwhile.
-  state = without_base(work.programs.abstract_state())
+  # The reference policy and further networks, such as a critic, stay in memory.
+  state = without_frozen_base(work.programs.abstract_state())
   unread_bytes = bytes_on_chip((state.frozen, state.networks))
   model_flops = model_cost.update_flops(work.policy.config, rows, width)
   calls = config.updates_per_iteration
@@ -212,7 +213,7 @@ _PROGRAM_GROUPS = (
 
 
 def _network_groups(names: Iterable[str]) -> list[_ProgramGroup]:
-  """Returns the groups of programs of second networks."""
+  """Returns the groups of programs of networks beside the policy."""
   return [
     _ProgramGroup(
       (f'{name}_step', f'{name}_score'),
@@ -223,7 +224,7 @@ def _network_groups(names: Iterable[str]) -> list[_ProgramGroup]:
 
 
 def _network_programs(work: Workload, name: str) -> dict[str, Program]:
-  """Compiles the update and the scoring of a second network."""
+  """Compiles the update and the scoring of a network beside the policy."""
   config, networks = work.recipe.config, work.programs.networks
   rows, width = config.train.sequences_per_update, row_width(config)
   model, batch = networks.model(name).config, _abstract_batch(work)

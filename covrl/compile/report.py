@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from covrl.compile import accuracy
 from covrl.compile.cost import Cost
-from covrl.compile.network import Network
+from covrl.compile.network import Interconnect
 from covrl.compile.sampling_time import DecodingTime
 from covrl.compile.units import bytes_text, time_text, traffic_text
 from covrl.parallel.gpus import GpuTopology
@@ -71,7 +71,7 @@ class Program:
   model_flops: float
   ideal_bytes: float | None = None
   decoding: tuple[DecodingTime, ...] = ()
-  network: Network
+  network: Interconnect
   calls: int = 1
 
   @property

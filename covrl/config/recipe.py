@@ -44,7 +44,7 @@ class Recipe:
     token_tx: config -> token chain, such as `covrl.kl_cov`.
     tx: config -> parameter chain, any optax transformation.
     warm_start_tx: config -> parameter chain of the supervised warm start.
-    networks: config -> second networks by name, such as a critic; see
+    networks: config -> networks beside the policy by name, such as a critic; see
       `covrl.train.networks`.
     estimator: config -> `covrl.train.networks.Estimator` of advantages per
       token from rewards and the networks' outputs, in place of `advantages`;

@@ -85,7 +85,7 @@ def abstract_on_mesh(
 def _placement_program(
   policy: Policy, params: PyTree, mesh: Mesh | None
 ) -> jax.stages.Wrapped:
-  """The program that places parameters with the shardings of `params`.
+  """The program that moves parameters which are sharded like `params`.
 
   Its results' shardings are stated: with parameters of another mesh, XLA would
   read the sampler's constraints as that mesh's.

@@ -133,7 +133,7 @@ class RequestEngine:
 
   @property
   def running(self) -> int:
-    """Requests with a row on the device that are not cancelled."""
+    """Requests on the device, decoded or waiting there for a slot, not cancelled."""
     return len(self._rows) - len(self._cancelled)
 
   def submit(self, request: Request) -> int:
@@ -182,21 +182,21 @@ class RequestEngine:
           self._params, self._state, admission
         )
         admitted.append((admission, first_step))
-      decoded_step: Step | None = None
+      decoded_segment: Step | None = None
       if self._rows and self.limits.response_length > 1:
-        self._state, decoded_step = self._programs.run(
+        self._state, decoded_segment = self._programs.run(
           self._params, self._state
         )
-      first_steps, decoded_step = jax.device_get(
-        ([x for _, x in admitted], decoded_step)
+      first_steps, decoded_segment = jax.device_get(
+        ([x for _, x in admitted], decoded_segment)
       )
     new_tokens: dict[int, NewTokens] = {}
     for (admission, _), first_step in zip(admitted, first_steps, strict=True):
       for index, shard, row in self._rows.admitted(admission):
         self._append(new_tokens, shard, row, first_step, index)
-    if decoded_step is not None:
-      for index, shard, row in self._token_indices(decoded_step):
-        self._append(new_tokens, shard, row, decoded_step, index)
+    if decoded_segment is not None:
+      for index, shard, row in self._token_indices(decoded_segment):
+        self._append(new_tokens, shard, row, decoded_segment, index)
     return new_tokens
 
   def _token_indices(

@@ -55,12 +55,13 @@ def writing(path: os.PathLike[str] | str) -> Iterator[None]:
   """
   try:
     yield
-  except (StorageError, BrokenPipeError):
-    # A pipe without a reader is not a failing disk.
+  except StorageError:
     raise
   except Exception as error:
     cause = _cause(error, in_bucket=os.fspath(path).startswith('gs://'))
-    if cause is None:
+    # A pipe without a reader is not a failing disk.
+    is_pipe = isinstance(error, OSError) and error.errno == errno.EPIPE
+    if cause is None or is_pipe:
       raise
     raise StorageError(
       f'{os.fspath(path)} cannot be written: {cause}'

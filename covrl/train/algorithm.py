@@ -35,7 +35,7 @@ class Algorithm:
     token_tx: the token chain.
     tx: the parameter chain.
     advantages: see `covrl.train.rollout_batch.Advantages`.
-    networks: second networks by name.
+    networks: networks beside the policy by name.
     estimator: estimates advantages per token, in place of `advantages`; `None`
       without one.
   """

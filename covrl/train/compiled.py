@@ -40,7 +40,7 @@ def abstract_key() -> Key[Array, '']:
   return jax.eval_shape(lambda: jax.random.key(0))
 
 
-def without_base(state: TrainState) -> TrainState:
+def without_frozen_base(state: TrainState) -> TrainState:
   """Removes the frozen base of adapters, which checkpoints do not store."""
   frozen = {k: v for k, v in state.frozen.items() if k != 'base'}
   return dataclasses.replace(state, frozen=frozen)
@@ -156,7 +156,7 @@ class CompiledPrograms:
   def init_state(self, params: PyTree) -> TrainState:
     """Returns the initial training state for all parameters of the policy."""
     trainable, base = self._policy.split(params)
-    out_shardings = without_base(self._state_shardings)
+    out_shardings = without_frozen_base(self._state_shardings)
     init = jax.jit(
       policy_state(self._algorithm, self._config), out_shardings=out_shardings
     )
@@ -245,7 +245,7 @@ class CompiledPrograms:
   ) -> tuple[TrainState, dict[str, Any]]:
     """Makes one optimiser update; donates the buffers of `state`.
 
-    First the second networks are updated, then the policy, which is fixed while
+    First the other networks are updated, then the policy, which is fixed while
     a critic warms up.
 
     Args:
@@ -394,6 +394,6 @@ class CompiledPrograms:
     return dataclasses.replace(rows, old_moments=moments)
 
   def _shard(self, batch: TokenBatch) -> TokenBatch:
-    """Shards rows, without the inputs of second networks."""
+    """Shards rows, without the inputs of networks beside the policy."""
     batch = dataclasses.replace(batch, credit={})
     return sharding.shard_batch(batch, self._mesh)

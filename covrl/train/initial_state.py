@@ -56,7 +56,7 @@ def abstract_state(
     algorithm: gradient transformations of policy and tokens.
     config: the run's configuration.
     mesh: the mesh of the training state.
-    networks: the second networks.
+    networks: the networks beside the policy.
   """
   params = policy.abstract_params(mesh)
   trainable, base = policy.split(params)

@@ -301,7 +301,7 @@ def padding_batch(
   )
 
 
-def padding_rollouts(
+def zero_rollouts(
   count: int, width: int, experts: ExpertRecord | None = None
 ) -> dict[str, np.ndarray]:
   """Returns arrays of zeros like those of `PendingRollouts.arrays`.

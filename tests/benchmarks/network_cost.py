@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time that a second network adds to the training part of an iteration.
+"""Time that a network beside the policy adds to the training part of an iteration.
 
     python tests/benchmarks/network_cost.py
 
@@ -83,7 +83,7 @@ class Training:
     self.state = jax.block_until_ready(state)
 
   def network_programs(self) -> Callable[[], None]:
-    """Returns a function that runs the bare programs of the second networks."""
+    """Returns a function that runs the programs of networks beside the policy."""
     networks, batch = self.programs.networks, self.rollout.batch
     size = self.config.train.sequences_per_update
     full_batch = sharding.shard_batch(

@@ -12,7 +12,7 @@ import pytest
 
 from covrl.cli import main
 from covrl.compile.compiling import compile_program
-from covrl.compile.network import Network
+from covrl.compile.network import Interconnect
 from covrl.parallel import gpus, topologies
 from covrl.parallel.gpus import find_gpus
 from covrl.parallel.xla_flags import GPU_ENVIRONMENT
@@ -105,6 +105,8 @@ def test_refuses_products_in_8_bit_floats_on_a_gpu_without_them():
   traced = jax.jit(
     lambda a, b: jnp.dot(a, b, preferred_element_type=jnp.float32)
   ).trace(x, x)
-  work: Any = types.SimpleNamespace(network=Network(find_gpus('a100:8'), []))
+  work: Any = types.SimpleNamespace(
+    network=Interconnect(find_gpus('a100:8'), [])
+  )
   with pytest.raises(ValueError, match='a100 has none of 8-bit floats, got f8'):
     compile_program(work, traced)

@@ -54,7 +54,7 @@ SCHEDULED = {
 
 @pytest.fixture(scope='module')
 def batch():
-  """Statistics, context and signal of a small batch."""
+  """Cotangent of the statistics (`signal`), statistics and context of a batch."""
   rng = np.random.default_rng(0)
 
   def normal(scale=1.0):
@@ -116,8 +116,8 @@ def run(chains, batch):
 
 
 @pytest.fixture(scope='module')
-def edits_of_numbers(batch):
-  """The edits with each step's value passed as a number."""
+def signals_with_constants(batch):
+  """The updated signals, each step's value passed as a constant."""
   signal, stats, context = batch
 
   @jax.jit
@@ -164,7 +164,7 @@ def check_equal(edits, expected):
 
 
 def test_every_coefficient_and_fraction_takes_a_schedule(
-  batch, edits_of_numbers
+  batch, signals_with_constants
 ):
   edits, _ = run(
     {
@@ -173,11 +173,11 @@ def test_every_coefficient_and_fraction_takes_a_schedule(
     },
     batch,
   )
-  check_equal(edits, edits_of_numbers)
+  check_equal(edits, signals_with_constants)
 
 
 def test_every_coefficient_and_fraction_is_a_hyperparameter(
-  batch, edits_of_numbers
+  batch, signals_with_constants
 ):
   edits, states = run(
     {
@@ -185,7 +185,7 @@ def test_every_coefficient_and_fraction_is_a_hyperparameter(
     },
     batch,
   )
-  check_equal(edits, edits_of_numbers)
+  check_equal(edits, signals_with_constants)
   for name, (_, values) in SCHEDULED.items():
     read = states[name].hyperparams['value']
     np.testing.assert_allclose(read, values[-1], rtol=1e-6)
@@ -231,7 +231,7 @@ def test_chains_in_any_nesting_apply_their_transforms_in_order(batch):
   assert int(states['named_chain']['kl_cov'].updates) == STEPS
 
 
-def test_values_are_read_from_the_state(batch):
+def test_optax_tree_gets_and_sets_values_of_the_state(batch):
   """optax.tree.get finds coefficients, summaries and snapshots."""
   tx = optax.named_chain(
     ('kl_cov', covrl.kl_cov(0.05, table_schedule((1.0, 0.5, 0.25)))),

@@ -6,7 +6,7 @@ import types
 import pytest
 
 from covrl.compile.collectives import Collective
-from covrl.compile.network import Network
+from covrl.compile.network import Interconnect
 from covrl.parallel import gpus, sharding, topologies
 from covrl.parallel.gpus import GPUS, GpuTopology, check_compiler, find_gpus
 from covrl.parallel.topologies import compile_only_devices, find_topology
@@ -152,7 +152,7 @@ def collective(kind, *groups, sent_bytes=1e9):
 
 def test_collectives_use_nvlink_within_a_host_and_the_network_between():
   topology = find_gpus('h100:2x8')
-  network = Network(topology, fake_devices(16, 8))
+  network = Interconnect(topology, fake_devices(16, 8))
   chip = topology.chip
   within_hosts = collective('all-gather', tuple(range(8)), tuple(range(8, 16)))
   assert network.link(within_hosts) == 'nvlink'
@@ -183,7 +183,7 @@ def test_collectives_use_nvlink_within_a_host_and_the_network_between():
 def test_tpu_slices_use_ici_within_and_dcn_between():
   slice_ = find_topology('v5p:2x2x1')
   devices = [types.SimpleNamespace(coords=(i % 2, i // 2, 0)) for i in range(4)]
-  network = Network(slice_, devices)
+  network = Interconnect(slice_, devices)
   gather = collective('all-gather', tuple(range(4)), sent_bytes=90e9)
   assert network.busy_seconds(gather) == {'ici': pytest.approx(1 / 2)}
   between_slices = gather._replace(network='dcn')

@@ -9,7 +9,7 @@ from typing import Literal
 import pytest
 
 from covrl.compile.collectives import Collective
-from covrl.compile.network import Network
+from covrl.compile.network import Interconnect
 from covrl.parallel import topologies
 from covrl.parallel.topologies import TOPOLOGIES, find_topology
 
@@ -100,7 +100,7 @@ def collective(
 @needs_libtpu
 def test_counts_links_of_a_group():
   cube = find_topology('v5p:4x4x4')
-  network = Network(cube, topologies.compile_only_devices(cube))
+  network = Interconnect(cube, topologies.compile_only_devices(cube))
   coordinates = [tuple(device.coords) for device in network.devices]
   line = tuple(i for i, xyz in enumerate(coordinates) if xyz[1:] == (0, 0))
   plane = tuple(i for i, xyz in enumerate(coordinates) if xyz[2] == 0)
@@ -112,7 +112,7 @@ def test_counts_links_of_a_group():
   assert network.seconds(collective('collective-permute', (line[:2],))) == 1
   # An axis of length two, or a part of a pod, does not form a ring.
   flat = find_topology('v5p:2x2x1')
-  flat_network = Network(flat, topologies.compile_only_devices(flat))
+  flat_network = Interconnect(flat, topologies.compile_only_devices(flat))
   gather = collective('all-gather', (tuple(range(4)),))
   assert flat_network.seconds(gather) == pytest.approx(1 / 2)
 
@@ -120,7 +120,7 @@ def test_counts_links_of_a_group():
 @needs_libtpu
 def test_groups_across_slices_use_the_slow_network():
   square = find_topology('v5p:2x2x1')
-  network = Network(square, topologies.compile_only_devices(square, 2))
+  network = Interconnect(square, topologies.compile_only_devices(square, 2))
   assert len(network.devices) == 8
   across_slices = collective('all-reduce', ((1, 2),), 6.25e9, 'dcn')
   assert network.seconds(across_slices) == 1

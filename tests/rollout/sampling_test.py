@@ -100,15 +100,17 @@ def test_log_probabilities_equal_those_of_sorting_with_and_without_truncation(
 ):
   keys = jax.random.split(jax.random.key(seed), 4)
   sampling = Sampling.make(temperature, top_p, top_k)
-  token, sampler, behaviour = DRAW(jnp.asarray(logits), keys, sampling)
+  token, policy_logprob, behaviour_logprob = DRAW(
+    jnp.asarray(logits), keys, sampling
+  )
   log_pi = log_softmax(logits.astype(np.float64) / temperature)
   kept = oracle_mask(log_pi.astype(np.float32), top_p, top_k)
   rows = np.arange(4)
   assert kept[rows, token].all()
   kept_mass = np.where(kept, np.exp(log_pi), 0).sum(axis=-1)
-  np.testing.assert_allclose(sampler, log_pi[rows, token], atol=1e-5)
+  np.testing.assert_allclose(policy_logprob, log_pi[rows, token], atol=1e-5)
   np.testing.assert_allclose(
-    behaviour, log_pi[rows, token] - np.log(kept_mass), atol=1e-5
+    behaviour_logprob, log_pi[rows, token] - np.log(kept_mass), atol=1e-5
   )
 
 
@@ -144,26 +146,30 @@ def test_temperature_zero_is_greedy(top_p, top_k):
   logits = np.random.default_rng(0).normal(size=(32, 9)).astype(np.float32)
   keys = jax.random.split(jax.random.key(0), 32)
   sampling = Sampling.make(0.0, top_p, top_k)
-  token, sampler, behaviour = DRAW(jnp.asarray(logits), keys, sampling)
+  token, policy_logprob, behaviour_logprob = DRAW(
+    jnp.asarray(logits), keys, sampling
+  )
   np.testing.assert_array_equal(token, logits.argmax(axis=-1))
   log_pi = log_softmax(logits)
-  np.testing.assert_allclose(sampler, log_pi.max(axis=-1), atol=1e-6)
+  np.testing.assert_allclose(policy_logprob, log_pi.max(axis=-1), atol=1e-6)
   kept = oracle_mask(log_pi, top_p, top_k)
   share = np.where(kept, np.exp(log_pi), 0).sum(axis=-1)
   np.testing.assert_allclose(
-    behaviour, log_pi.max(axis=-1) - np.log(share), atol=1e-5
+    behaviour_logprob, log_pi.max(axis=-1) - np.log(share), atol=1e-5
   )
 
 
 @pytest.mark.parametrize('setting', [{}, {'top_p': 0.9}, {'top_k': 4}])
 def test_masked_tokens_are_never_sampled(setting):
   logits = np.array([-np.inf, 0.0, -np.inf, 1.0])
-  token, sampler, behaviour = draw_many(logits, 500, Sampling.make(**setting))
+  token, policy_logprob, behaviour_logprob = draw_many(
+    logits, 500, Sampling.make(**setting)
+  )
   assert set(np.asarray(token).tolist()) == {1, 3}
-  assert np.isfinite(sampler).all()
-  assert np.isfinite(behaviour).all()
+  assert np.isfinite(policy_logprob).all()
+  assert np.isfinite(behaviour_logprob).all()
   expected = np.log(1 / (1 + np.exp(-1.0)))
-  np.testing.assert_allclose(sampler[token == 3], expected, atol=1e-6)
+  np.testing.assert_allclose(policy_logprob[token == 3], expected, atol=1e-6)
 
 
 def chi_square(counts, probs, count):
@@ -239,7 +245,7 @@ def test_large_vocabulary_is_not_padded_in_a_copy():
   assert 'f32[4,152064]' not in program
 
 
-def test_large_logits_are_truncated_in_groups_of_rows(monkeypatch):
+def test_many_logits_are_truncated_in_groups_of_rows(monkeypatch):
   """The result is that of one group to the bit, and takes little memory."""
   logits = 4 * jax.random.normal(jax.random.key(0), (24, 300))
   keys = jax.random.split(jax.random.key(1), 24)

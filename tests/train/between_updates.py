@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kills the process between the updates of a second network and the policy."""
+"""Kills the process between the updates of a critic or reward model and the policy."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ KILL_AT = 'TOY_KILL_AT'
 def kill_if_requested() -> None:
   """Makes the process kill itself at step `KILL_AT` of the environment, if set.
 
-  The second network is updated then, and the policy is not.
+  The network beside the policy is updated then, and the policy is not.
   """
   if KILL_AT not in os.environ:
     return

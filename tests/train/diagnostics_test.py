@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Diagnostics of updates at their interval, and moments only where they are read."""
+"""Diagnostics at their interval; moments of token distributions only where read."""
 
 import functools
 from unittest import mock
@@ -24,6 +24,7 @@ TX = optax.adam(1e-2)
 DIAGNOSTICS = (
   *(f'covariance_top/{share}' for share in ('0.02', '0.2', '0.5')),
   *(f'covariance_quantile/{share}' for share in ('0.01', '0.5', '0.99')),
+  # The scores of tokens that the prediction averages; see `covrl.entropy`.
   *(
     f'predicted_entropy_change/{name}'
     for name in ('batch', 'state', 'definition', 'exact', 'signal')
@@ -152,7 +153,7 @@ def test_moments_are_computed_only_where_they_are_read(
   assert list(dict.fromkeys(moments_options)) == computes_moments
 
 
-def test_a_traced_choice_of_moments_is_not_differentiated():
+def test_a_traced_moments_flag_changes_neither_value_nor_gradient():
   @functools.partial(jax.jit, compiler_options=QUICK)
   def entropy_and_moments(params, rows, moments):
     def run(params):

@@ -17,7 +17,7 @@ from train.processes_test import (
   start,
   wait_for_end,
   wait_for_step,
-  with_small_files,
+  with_file_size_limit,
 )
 from train.runs import SMALL, without_clock
 
@@ -37,7 +37,7 @@ def run(workdir, *options, disk_is_full=False):
   """
   command = [*process.arguments('toy_kl_cov', workdir, **SMALL), *options]
   completed = subprocess.run(
-    with_small_files(command) if disk_is_full else command,
+    with_file_size_limit(command) if disk_is_full else command,
     env=process.ENVIRONMENT,
     capture_output=True,
     text=True,
@@ -156,9 +156,9 @@ def test_a_run_keeps_what_is_left_of_its_metrics(tmp_path, tmp_path_factory):
   assert all(line in expected for line in actual)
 
 
-@pytest.mark.parametrize('content', ['truncated', 'noise', 'a file'])
+@pytest.mark.parametrize('damage', ['truncated', 'noise', 'not_a_directory'])
 def test_a_damaged_cache_of_programs_costs_only_time(
-  content, tmp_path, tmp_path_factory
+  damage, tmp_path, tmp_path_factory
 ):
   """Programs that cannot be read are compiled again, with a warning."""
   uninterrupted = runs.finished_run(tmp_path_factory, 'toy_kl_cov', **SMALL)
@@ -177,17 +177,17 @@ def test_a_damaged_cache_of_programs_costs_only_time(
       timeout=800,
     )
 
-  if content == 'a file':
+  if damage == 'not_a_directory':
     cache.touch()
   else:
     assert train(tmp_path / 'before').returncode == 0
     for file in cache.glob('*-cache'):
       data = file.read_bytes()[:1000]
-      file.write_bytes(data if content == 'truncated' else data[::-1])
+      file.write_bytes(data if damage == 'truncated' else data[::-1])
   workdir = tmp_path / 'run'
   completed = train(workdir)
   assert completed.returncode == 0, completed.stderr
-  if content == 'a file':
+  if damage == 'not_a_directory':
     (message,) = error_messages(completed.stderr)
     assert message == (
       f'covrl: compiled programs are not kept: {cache} cannot be written: file'

@@ -20,7 +20,7 @@ from covrl.exit_codes import Exit
 from covrl.train import CheckpointStore
 
 
-def with_small_files(command):
+def with_file_size_limit(command):
   """Returns a command whose files are limited to a size below a checkpoint's."""
   return ['sh', '-c', 'ulimit -f 80; exec "$0" "$@"', *command]
 
@@ -66,7 +66,7 @@ def start(
   ]
   return [
     subprocess.Popen(
-      with_small_files(command) if i in full_disk_processes else command,
+      with_file_size_limit(command) if i in full_disk_processes else command,
       env=ENVIRONMENT | dict(variables).get(i, {}),
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,

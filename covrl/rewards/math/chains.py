@@ -67,10 +67,10 @@ def read_chain(
     signs = signs[1:]
   elif len(parts) == 2 and parts[1].kind == 'symbol' and is_name(parts[1]):
     return Chain(parts[1], parts[0])
-  # Decimals with dots are rounded, even after an equals sign.
+  # Decimals followed by an ellipsis are rounded, even after an equals sign.
   exact_count = 1
   while exact_count < len(parts) and signs[exact_count - 1] == '=':
-    if _has_dots(parts[exact_count]):
+    if _has_ellipsis(parts[exact_count]):
       break
     exact_count += 1
   exact, rounded = parts[:exact_count], parts[exact_count:]
@@ -156,7 +156,7 @@ def _is_rounding(decimal: Node, exact: Node) -> bool:
       decimal_unit = ''
     if decimal_unit == exact_unit or (not is_symbol and not exact_unit):
       decimal, exact = decimal_value, exact_value
-  if _has_dots(decimal):
+  if _has_ellipsis(decimal):
     decimal = decimal.parts[0]
   try:
     rounded, value = numeric.constant(decimal), numeric.constant(exact)
@@ -174,8 +174,8 @@ def _is_rounding(decimal: Node, exact: Node) -> bool:
   )
 
 
-def _has_dots(node: Node) -> bool:
-  """Returns whether a node is a decimal that is followed by dots."""
+def _has_ellipsis(node: Node) -> bool:
+  """Returns whether a node is a decimal that is followed by an ellipsis."""
   return node.kind == 'product' and node.parts[1].value == '\\ldots'
 
 

@@ -56,10 +56,10 @@ from covrl.train.rollout_batch import (
   baseline_groups,
   make_rollout_batch,
   padding_batch,
-  padding_rollouts,
   row_width,
   shift_left,
   zero_lone_advantages,
+  zero_rollouts,
 )
 from covrl.types import TrainState
 
@@ -338,9 +338,9 @@ class RolloutCollector:
     """Returns arrays in the shapes of carried groups."""
     return self._partial.empty().arrays()
 
-  def padding_rollouts(self) -> dict[str, np.ndarray]:
+  def zero_rollouts(self) -> dict[str, np.ndarray]:
     """Returns arrays in the shapes of responses that are sampled ahead."""
-    return padding_rollouts(
+    return zero_rollouts(
       self._config.sequences_per_iteration,
       row_width(self._config),
       self._engine.experts,

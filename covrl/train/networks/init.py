@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models of second networks, and their parameters at the start of a run."""
+"""Models of networks beside the policy, and their initial parameters."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model of a second network and its jitted programs."""
+"""The model of a network beside the policy and its jitted programs."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiled programs of a run's second networks on the policy's mesh."""
+"""Compiled programs of a run's networks beside the policy on the policy's mesh."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from covrl.types import NetworkState, TokenBatch, TrainState
 
 
 class Networks:
-  """The second networks of a run, and the estimator that reads them."""
+  """A run's networks beside the policy, and the estimator that reads them."""
 
   def __init__(
     self,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Update and scoring of a second network, as pure functions."""
+"""Update and scoring of a network beside the policy, as pure functions."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from covrl.run.metrics_writer import MetricsState, MetricsWriter
 from covrl.run.preemption import StopSignal
 from covrl.run.progress import Progress
 from covrl.train.collect.collector import CollectorState
-from covrl.train.compiled import without_base
+from covrl.train.compiled import without_frozen_base
 from covrl.train.health import UpdateHealth
 from covrl.train.rollout_batch import RolloutBatch
 from covrl.train.setup.build import Components
@@ -89,7 +89,7 @@ def save_run(
     inputs: fingerprints of the inputs by name, see `covrl.train.setup.inputs`.
     records: what to store of the run's files, see `RunDirectory.records`.
   """
-  arrays: dict[str, Any] = {'state': without_base(state)}
+  arrays: dict[str, Any] = {'state': without_frozen_base(state)}
   metadata = {
     'iteration': position.iteration,
     'position': dataclasses.asdict(position),
@@ -273,12 +273,14 @@ def _restore(
   fields = metadata['position']
   health = UpdateHealth(**fields['health'])
   position = RunPosition(**fields | {'health': health})
-  like: dict[str, Any] = {'state': without_base(run.programs.abstract_state())}
+  like: dict[str, Any] = {
+    'state': without_frozen_base(run.programs.abstract_state())
+  }
   if position.update > 0:
     like['rollout'] = run.collector.padding_batch().arrays()
   sampled = metadata.get('sampled', ())
   if 'ahead' in sampled:
-    like['ahead'] = run.collector.padding_rollouts()
+    like['ahead'] = run.collector.zero_rollouts()
   if 'carried' in sampled:
     like['carried'] = run.collector.padding_groups()
   arrays = saved.restore(like)

@@ -14,7 +14,7 @@ class SuiteChoice:
   """Evaluation suites that replace those of a run's configuration.
 
   Attributes:
-    names: names of the suites; see `covrl.data.load_suites`.
+    names: names of the suites, separated by commas; see `covrl.data.load_suites`.
     directory: directory of the suites; the configuration's by default.
   """
 

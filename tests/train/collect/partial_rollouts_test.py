@@ -139,7 +139,7 @@ def test_recorded_experts_are_carried_and_restored():
   assert ahead['experts'].any()
   assert carried['samples']['experts'].any()
   for actual, zeros in (
-    (ahead, interrupted.padding_rollouts()),
+    (ahead, interrupted.zero_rollouts()),
     (carried, interrupted.padding_groups()),
   ):
     shapes = [

@@ -72,7 +72,7 @@ def test_a_collector_is_restored_with_the_rollout_that_is_sampled_ahead():
   saved = interrupted.state
   assert saved.ahead is not None
   arrays = saved.ahead.arrays()
-  zeros = interrupted.padding_rollouts()
+  zeros = interrupted.zero_rollouts()
   assert arrays.keys() == zeros.keys()
   for name, leaf in arrays.items():
     assert (leaf.shape, leaf.dtype) == (zeros[name].shape, zeros[name].dtype)
