@@ -30,9 +30,9 @@ def micro_batch_warnings(
   """Yields a sentence if a gradient depends on the number of micro-batches.
 
   Loss and token chain are computed on four random sequences, together and in two
-  micro-batches with the decisions of the whole. An algorithm that cannot be
-  computed there yields none, nor does a chain that decides in each micro-batch
-  where its `scope` says so.
+  micro-batches with the decisions of the whole. A sentence also says that an algorithm
+  cannot be computed there. A chain that decides in each micro-batch where its `scope`
+  says so yields none.
 
   Args:
     algorithm: the loss and the transformations of the run.
@@ -43,7 +43,13 @@ def micro_batch_warnings(
   compute = jax.jit(lambda rows: _gradients(algorithm, rows))
   try:
     whole, parts = jax.device_get(compute(_random_rows()))
-  except Exception:
+  except Exception as error:
+    # Functions of a recipe raise errors of any type.
+    reason = ' '.join(str(error).split())[:200] or type(error).__name__
+    yield (
+      'whether the gradient depends on the number of micro-batches'
+      f' (train.micro_batches = {micro_batches}) cannot be checked: {reason}'
+    )
     return
   for part, text in (
     (

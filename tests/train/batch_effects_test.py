@@ -43,3 +43,14 @@ def test_gradients_that_depend_on_micro_batches_are_reported(
   assert len(warnings) == bool(subject)
   assert all(f"the recipe's {subject} has another" in x for x in warnings)
   assert not list(micro_batch_warnings(algorithm, 1))
+
+
+def test_an_algorithm_that_cannot_be_computed_on_the_example_is_reported():
+  def loss_of_pairs(stats, **context):
+    raise ValueError('the batch must have 64 rows, got 4')
+
+  algorithm = algorithm_of(loss_of_pairs, optax.identity())
+  (warning,) = micro_batch_warnings(algorithm, 4)
+  assert warning.endswith(
+    'cannot be checked: the batch must have 64 rows, got 4'
+  )

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from train import process, processes_test, runs, toy
+from train import collectors, process, processes_test, runs, toy
+from train.collectors import GROUP, PROMPTS
 
 from covrl.config import Config, ConfigError
 from covrl.config.validation import check
@@ -30,7 +31,7 @@ from covrl.rollout import GroupEngine, SamplingEngine
 from covrl.train.collect.collector import RolloutCollector
 from covrl.types import TokenMoments, TokenStats
 
-PROMPTS, GROUP, DRAWS = 4, 2, 4
+DRAWS = 4
 REWARD = Reward(name='odd', score='a:b')
 
 
@@ -81,13 +82,8 @@ class OddLengthScoring(Scoring):
     return ScoringCall(scores, references, parts, cancel)
 
 
-class Programs:
+class Programs(collectors.Programs):
   """Replaces the compiled programs: statistics are 0, advantages the rewards."""
-
-  networks = types.SimpleNamespace(estimates_advantages=False)
-
-  def params(self, state):
-    return state.params
 
   def score(self, params, batch):
     del params
@@ -97,23 +93,16 @@ class Programs:
     )
     return TokenStats(logprobs=zeros, entropy=zeros), moments
 
-  def advantages(self, rewards, groups, mask):
-    del groups
-    return rewards[:, None] * mask
-
 
 def make_config(**rollout: Any) -> Config:
-  config = toy.get_config()
-  config.rollout.prompts_per_iteration = PROMPTS
-  config.rollout.responses_per_prompt = GROUP
-  config.rollout.max_draws = DRAWS
-  config.rollout.max_response_length = 8
-  config.rollout.segment = 2
-  config.rollout.slots = 6
-  config.train.sequences_per_update = PROMPTS * GROUP
-  for name, value in rollout.items():
-    setattr(config.rollout, name, value)
-  return config
+  """The toy configuration with draws, segments and slots, and these fields."""
+  fields = {
+    'max_draws': DRAWS,
+    'max_response_length': 8,
+    'segment': 2,
+    'slots': 6,
+  }
+  return collectors.make_config(**fields | rollout)
 
 
 TASK = toy.make_task(make_config())
