@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluates a policy: greedy accuracy, mean@k, pass@k and maj@k.
 
-Each number has a 95 % confidence interval over problems. A run is evaluated on
-its held-out problems, or like a pretrained model on evaluation suites.
+Each number has a 95 % confidence interval over problems; a single problem has
+none. A run is evaluated on its held-out problems, or like a pretrained model on
+evaluation suites.
 Examples:
 
   covrl evaluate runs/kl_cov
@@ -224,7 +225,9 @@ def _print_metrics(evaluation: Evaluation) -> int:
   estimates = evaluation.estimates()
   width = max(map(len, estimates))
   for name, estimate in estimates.items():
-    interval = f'[{estimate.low:.4f}, {estimate.high:.4f}]'
+    interval = f'({estimate.kind})'
+    if estimate.low is not None and estimate.high is not None:
+      interval = f'[{estimate.low:.4f}, {estimate.high:.4f}]'
     print(f'{name:{width}} {estimate.value:.4f} {interval}')
   count = sum(len(result.greedy) for result in evaluation.results)
   print(f'{"problems":{width}} {count}')

@@ -56,7 +56,7 @@ def bootstrap_mean(
   On differences per problem it is the paired bootstrap.
 
   Args:
-    values: one value per problem.
+    values: one value per problem; a single one has no interval.
     resamples: number of resamples.
     seed: seed of the resampling.
 
@@ -73,6 +73,8 @@ def bootstrap_mean(
   values = _checked(values)
   check_integer('resamples', resamples, 1)
   check_integer('seed', seed, 0)
+  if values.size == 1:
+    return Estimate(float(values[0]), kind='one problem, no interval')
   generator = np.random.default_rng(seed)
   chunk = max(1, 1_000_000 // values.size)
   means = [
@@ -97,7 +99,8 @@ def bootstrap_sets(
   makes few distinct values fast. On differences it is the paired bootstrap.
 
   Args:
-    sets: for each set one value per problem.
+    sets: for each set one value per problem. A set with a single one has no
+      interval, nor has a mean over sets of which one is such a set.
     resamples: number of resamples.
     seed: seed of the resampling.
 
@@ -113,6 +116,10 @@ def bootstrap_sets(
     raise ValueError('sets of an estimate must not be empty, got none')
   check_integer('resamples', resamples, 1)
   check_integer('seed', seed, 0)
+  value = float(np.mean([values.mean() for values in sets]))
+  if any(values.size == 1 for values in sets):
+    subject = 'one problem' if len(sets) == 1 else 'a set of one problem'
+    return Estimate(value, kind=f'{subject}, no interval')
   generator = np.random.default_rng(seed)
   means = np.zeros(resamples)
   for values in sets:
@@ -122,7 +129,6 @@ def bootstrap_sets(
     )
     means += drawn @ levels / values.size
   low, high = np.quantile(means / len(sets), [0.025, 0.975])
-  value = float(np.mean([values.mean() for values in sets]))
   kind = f'over {sum(values.size for values in sets):,} problems'
   if len(sets) > 1:
     kind += f' of {len(sets)} sets'

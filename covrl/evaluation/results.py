@@ -201,7 +201,8 @@ class Evaluation:
   def summary(self) -> dict[str, float]:
     """Returns means, standard errors and intervals under flat names.
 
-    A metric that no problem has is NaN, without an interval.
+    A metric that no problem has is NaN, without an interval. The standard error
+    of a set of one problem is NaN, too.
     """
     summary: dict[str, float] = {
       'problems': sum(len(result.greedy) for result in self.results),
@@ -254,7 +255,12 @@ def _estimate(suites: Sequence[Float[np.ndarray, ' N']]) -> Estimate:
 
 
 def _widened(estimate: Estimate, low: Estimate, high: Estimate) -> Estimate:
-  """Returns the estimate with an interval that includes those of all three."""
+  """Returns the estimate with an interval that includes those of all three.
+
+  If the extremes have no interval, as for one problem, neither has the result.
+  """
+  if low.low is None:
+    return Estimate(estimate.value, kind=low.kind)
   ends = [
     end
     for source in (estimate, low, high)
@@ -266,9 +272,12 @@ def _widened(estimate: Estimate, low: Estimate, high: Estimate) -> Estimate:
 
 
 def _stderr(suites: Sequence[Float[np.ndarray, ' N']]) -> float:
-  """Returns the standard error of the mean over suites, from their problems."""
+  """Returns the standard error of the mean over suites, from their problems.
+
+  NaN if a suite has fewer than two values.
+  """
   present = [values[~np.isnan(values)] for values in suites]
-  if not all(values.size for values in present):
+  if any(values.size < 2 for values in present):
     return math.nan
   variances = [values.var() / values.size for values in present]
   return float(np.sqrt(np.sum(variances)) / len(suites))

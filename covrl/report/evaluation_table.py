@@ -246,10 +246,11 @@ def _unmatched(column: _Column, baseline: _Column, name: str) -> str:
 def _estimate_text(
   estimate: Estimate, number_format: Callable[[float, int], str]
 ) -> str:
-  """An estimate in percent with its 95 % interval."""
+  """An estimate in percent with its 95 % interval, a dash without one."""
+  text = number_format(100 * estimate.value, 1)
+  if estimate.low is None or estimate.high is None:
+    return f'{text} (–)'
   low, high = (
-    formats.fixed(100 * end, 1)
-    for end in (estimate.low, estimate.high)
-    if end is not None
+    formats.fixed(100 * end, 1) for end in (estimate.low, estimate.high)
   )
-  return f'{number_format(100 * estimate.value, 1)} ({low} to {high})'
+  return f'{text} ({low} to {high})'

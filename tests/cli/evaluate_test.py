@@ -62,6 +62,19 @@ def test_results_are_written_and_no_lock_is_left(evaluations, tmp_path, capsys):
   assert evaluations == [1.0]
 
 
+def test_one_problem_is_printed_without_an_interval(
+  evaluations, tmp_path, capsys
+):
+  run(tmp_path)
+  line = capsys.readouterr().out.splitlines()[0]
+  assert line.split(maxsplit=1) == [
+    'greedy',
+    '1.0000 (one problem, no interval)',
+  ]
+  summary = json.loads((tmp_path / 'evaluation/summary.json').read_text())
+  assert summary['held_out']['metrics']['greedy'] == [1.0, None, None]
+
+
 def test_samples_at_temperature_0_are_noted(monkeypatch, tmp_path, capsys):
   problems = [Problem(prompt='1', reference='1', source='s', key='k')]
   for temperature in (0.0, 0.5):

@@ -86,6 +86,17 @@ def test_a_single_value_has_no_interval_and_no_values_are_an_error():
     student_quantile(0)
 
 
+def test_a_single_problem_has_no_interval():
+  one, many = np.array([0.3]), np.array([0.0, 1.0])
+  kind = 'one problem, no interval'
+  assert bootstrap_mean(one) == Estimate(0.3, kind=kind)
+  assert bootstrap_sets([one]) == Estimate(0.3, kind=kind)
+  # The variance of the set of one is not known.
+  mean = bootstrap_sets([many, one])
+  assert (mean.value, mean.low, mean.high) == (0.4, None, None)
+  assert bootstrap_sets([many, many]).low == 0.0
+
+
 @pytest.mark.usefixtures('no_annotation_checks')
 def test_rows_of_values_are_refused():
   for mean in (student_mean, bootstrap_mean):

@@ -182,8 +182,29 @@ def test_a_metric_without_any_scored_problem_is_missing(tmp_path):
   assert summary['aime24/greedy'] == 0.5
   file = write_results(evaluation, tmp_path, {})
   written = json.loads(file.read_text(), parse_constant=pytest.fail)
-  assert written['a']['metrics']['greedy'] == [None, 0.0, 1.0]
+  assert written['a']['metrics']['greedy'] == [None, None, None]
   assert written['a']['unscored'] == 2
+
+
+@pytest.mark.parametrize('greedy', [[1], [1, UNSCORED]])
+def test_a_single_problem_has_neither_interval_nor_standard_error(
+  tmp_path, greedy
+):
+  only = dataclasses.replace(
+    result('a', [1] * len(greedy), [[]] * len(greedy)), greedy=np.array(greedy)
+  )
+  evaluation = Evaluation(results=(only,), entropy=0.0)
+  summary = evaluation.summary()
+  assert summary['a/greedy'] == 1.0
+  assert np.isnan(summary['a/greedy_stderr'])
+  file = write_results(evaluation, tmp_path, {})
+  written = json.loads(file.read_text(), parse_constant=pytest.fail)
+  if len(greedy) == 1:
+    assert 'a/greedy_low' not in summary
+    assert written['a']['metrics']['greedy'] == [1.0, None, None]
+  else:
+    # Both problems bound what the one without a score allows.
+    assert written['a']['metrics']['greedy'] == [1.0, 0.0, 1.0]
 
 
 def test_a_suite_has_the_metrics_of_its_samples_and_answers():

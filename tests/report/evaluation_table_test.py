@@ -133,6 +133,15 @@ def test_cells_are_accuracies_and_paired_differences_with_intervals(
   assert not table.notes
 
 
+def test_one_problem_has_no_interval(make_results):
+  table = table_of(
+    make_results('a', {'amc': results('amc', [1])}),
+    make_results('b', {'amc': results('amc', [0])}),
+  )
+  ((_, cells),) = table.rows
+  assert cells[2:] == ['100.0 (–)', '0.0 (–)', '−100.0 (–)']
+
+
 def test_mean_weights_sets_equally(make_results):
   sets = {
     'math500': results('math500', [1, 1, 1, 0, 0, 0, 0, 0]),

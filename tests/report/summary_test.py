@@ -91,6 +91,14 @@ def test_gain_is_paired_by_problem(make_run):
   )
 
 
+def test_the_gain_on_one_problem_has_no_interval(make_run):
+  run = load_run(make_run(problems=1))
+  estimate = accuracy_gain(run)
+  assert estimate is not None
+  assert (estimate.low, estimate.high, estimate.sign) == (None, None, 0)
+  assert 'One problem, no interval, ' in summarize(run).headline
+
+
 def test_gain_does_not_depend_on_the_order_of_problems(make_run):
   path = make_run(problems=50)
   first = accuracy_gain(load_run(path))
