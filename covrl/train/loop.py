@@ -39,6 +39,7 @@ from covrl.train.setup.inputs import (
   input_fingerprints,
 )
 from covrl.train.setup.resume import (
+  describe_end,
   extension_warning,
   is_finished,
   save_run,
@@ -144,10 +145,7 @@ def train(
       # The run may have ended before its last report was written.
       if write_report is not None and directory.writes:
         write_report(directory.path)
-      progress.note(
-        f'{workdir} is finished: {saved.metadata["iteration"]} of {iterations} '
-        'iterations; raise train.iterations to go on'
-      )
+      progress.note(f'{workdir} {describe_end(saved, config)}')
       return
     check_wandb(config.logging)
     profiler = Profiler(options.profile_steps, _trace_directory(directory))

@@ -176,6 +176,35 @@ def test_the_last_evaluation_is_repeated_where_it_failed(
   assert 'is finished' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('evaluate_every', [1, 3])
+def test_a_run_that_is_shortened_below_its_checkpoint_states_both(
+  tmp_path, capsys, evaluate_every
+):
+  settings = {'evaluate__every': evaluate_every}
+  workdir = tmp_path / 'run'
+  with pytest.raises(Stopped):
+    run(workdir, send_signals_at('update', 5, signal.SIGINT), **settings)
+  saved = outcome(workdir)
+  assert (saved[0]['iteration'], saved[0]['update']) == (2, 1)
+  for iterations in (2, 1):
+    capsys.readouterr()
+    run(workdir, train__iterations=iterations, **settings)
+    assert (
+      f'has trained more than train.iterations={iterations}: its checkpoint has 2'
+      ' iterations and 1 of the 2 updates of the next; raise train.iterations to'
+      ' go on' in capsys.readouterr().err
+    )
+    assert outcome(workdir) == saved
+  for iterations, sentence in (
+    (3, 'finished; see'),
+    (3, 'is finished: 3 of 3 iterations'),
+    (1, 'train.iterations=1: its checkpoint has 3 iterations; raise'),
+  ):
+    run(workdir, train__iterations=iterations, **settings)
+    assert sentence in capsys.readouterr().err
+  assert outcome(workdir)[0]['iteration'] == 3
+
+
 def test_a_run_that_is_extended_keeps_its_schedules(tmp_path, capsys):
   schedule = {'train__schedule_iterations': 1}
   run(tmp_path / 'run', train__iterations=1, **schedule)

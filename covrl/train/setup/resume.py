@@ -117,11 +117,35 @@ def save_run(
 
 
 def is_finished(saved: Checkpoint, config: Config) -> bool:
-  """Returns whether a checkpoint is that of the run's end, evaluated."""
+  """Returns whether a run has nothing to train and nothing to evaluate.
+
+  Its checkpoint is that of the end, evaluated, or one in the middle of an iteration
+  after the last one, where `train.iterations` is less than it was.
+  """
   position = saved.metadata.get('position', {})
+  return saved.metadata['iteration'] >= config.train.iterations and (
+    position.get('update', 0) > 0
+    or position.get('evaluated', -1) >= saved.metadata['iteration']
+  )
+
+
+def describe_end(saved: Checkpoint, config: Config) -> str:
+  """Returns the position of a finished run's checkpoint as a predicate.
+
+  Args:
+    saved: the checkpoint, see `is_finished`.
+    config: the run's configuration.
+  """
+  done, asked = saved.metadata['iteration'], config.train.iterations
+  updates = saved.metadata.get('position', {}).get('update', 0)
+  if done == asked and not updates:
+    return f'is finished: {done} of {asked} iterations; raise train.iterations to go on'
+  position = f'{done} iterations'
+  if updates:
+    position += f' and {updates} of the {config.updates_per_iteration} updates of the next'
   return (
-    saved.metadata['iteration'] >= config.train.iterations
-    and position.get('evaluated', -1) >= saved.metadata['iteration']
+    f'has trained more than train.iterations={asked}: its checkpoint has {position};'
+    ' raise train.iterations to go on'
   )
 
 
