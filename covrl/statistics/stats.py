@@ -124,8 +124,8 @@ def token_stats(
       autodiff.
     soft_cap: bound of |z|; `None` does not bound it.
     moments: whether to return Σ π², Σ π² log π and Σ π² log² π as well.
-    mask: true where statistics are wanted; elsewhere they are 0. `None` is
-      everywhere. The wanted positions of a device are gathered, and the cost
+    mask: true where statistics are wanted; elsewhere they and their derivatives
+      are 0, whatever the other arguments hold there. `None` is everywhere. The wanted positions of a device are gathered, and the cost
       grows with their number: in XLA in steps of an eighth of all positions, at
       least 512; in kernels in steps of a block. Truncated policies process every
       position.
@@ -193,8 +193,9 @@ def token_stats(
   if chunk_size and not implementation:
     implementation = 'chunked'
   is_small = targets.size * unembedding.shape[-1] <= MAX_WHOLE_LOGITS
+  masked_operands = operands if mask is None else _masked(operands)
   if is_small and implementation is None:
-    stats, token_moments = _whole_stats(operands, soft_cap, moments)
+    stats, token_moments = _whole_stats(masked_operands, soft_cap, moments)
   else:
     partition = partition_of(unembedding, targets)
     gathers = mask is not None and not partition.by_xla
@@ -212,11 +213,13 @@ def token_stats(
       or _default_implementation(operands, partition),
       partition=partition,
     )
-    stats, token_moments = fused_stats(operands, options)
+    stats, token_moments = fused_stats(
+      operands if gathers else masked_operands, options
+    )
   stats = nan_outside_vocabulary(stats, targets, unembedding.shape[-1])
   if any(number is not None for number in truncation):
     stats, token_moments = _with_truncated(
-      stats, token_moments, operands, soft_cap, truncation
+      stats, token_moments, masked_operands, soft_cap, truncation
     )
   if mask is not None:
     stats, token_moments = jax.tree.map(
@@ -235,6 +238,18 @@ def _check_arrays(hidden: object, unembedding: object, targets: object) -> None:
       f'got {shape}'
     )
   check_targets(targets, shape[:-1], vocabulary)
+
+
+def _masked(operands: Operands) -> Operands:
+  """Replaces what is not wanted by numbers of which the derivatives are finite.
+
+  A cotangent of 0 times a NaN is NaN.
+  """
+  wanted = operands.wanted[..., None]
+  return operands._replace(
+    hidden=jnp.where(wanted, operands.hidden, 0),
+    temperatures=jnp.where(wanted, operands.temperatures, 1),
+  )
 
 
 def _whole_stats(

@@ -3,6 +3,7 @@
 
 import contextlib
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -112,17 +113,62 @@ def test_equals_statistics_of_all_positions(implementation):
       assert not np.asarray(leaf)[~mask].any(), name
 
 
-@pytest.mark.parametrize('implementation', ['chunked', 'pallas'])
+@pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
 def test_positions_off_the_mask_are_not_read(implementation):
   """Hidden states that are not finite have no effect there."""
   hidden, unembedding, targets, signal = problem()
-  for mask in masks().values():
-    bad = jnp.where(mask[..., None], hidden, jnp.nan)
+  for (name, mask), bad in itertools.product(
+    masks().items(), (jnp.nan, jnp.inf)
+  ):
+    bad_hidden = jnp.where(mask[..., None], hidden, bad)
     with interpreted(implementation):
       results = statistics_and_cotangents(
-        bad, unembedding, targets, signal, mask, implementation
+        bad_hidden, unembedding, targets, signal, mask, implementation
       )
     assert_agree(results, expected(mask))
+    assert not np.asarray(results[2][0])[~mask].any(), name
+
+
+def test_truncated_policies_do_not_read_positions_off_the_mask():
+  hidden, unembedding, targets, signal = problem()
+  mask = masks()['some']
+
+  @jax.jit
+  def gradients(hidden):
+    def total_top_entropy(hidden, unembedding):
+      stats = token_stats(
+        hidden,
+        unembedding,
+        targets,
+        mask=jnp.asarray(mask),
+        truncation=Truncation(removed=0.2),
+        implementation='chunked',
+      )
+      top_entropy = jnp.asarray(stats.top_entropy)
+      return jnp.sum(top_entropy * signal.entropy)
+
+    return jax.grad(total_top_entropy, argnums=(0, 1))(hidden, unembedding)
+
+  bad = jnp.where(mask[..., None], hidden, jnp.nan)
+  assert_agree(gradients(bad), gradients(hidden))
+
+
+def test_temperatures_off_the_mask_are_not_read():
+  hidden, unembedding, targets, _ = problem()
+  mask = jnp.asarray(masks()['some'])
+
+  @jax.jit
+  def gradient(temperature):
+    def total(hidden):
+      stats = token_stats(
+        hidden, unembedding, targets, temperature=temperature, mask=mask
+      )
+      return jnp.sum(stats.logprobs)
+
+    return jax.grad(total)(hidden)
+
+  bad = jnp.where(mask, 1.0, 0.0)
+  assert_agree(gradient(bad), gradient(jnp.ones(SHAPE)))
 
 
 def test_meshes_give_the_same_statistics_without_more_collectives():
