@@ -287,7 +287,8 @@ class LoggingConfig:
       moments of the policy are computed only for a loss or token chain that
       reads them.
     tensorboard: whether to write TensorBoard events.
-    wandb_project: Weights & Biases project; empty for none.
+    wandb_project: Weights & Biases project; empty for none. A resumed run goes on
+      in its run there.
   """
 
   samples_every: Positive = 10

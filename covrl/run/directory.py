@@ -6,6 +6,7 @@ recipe/          a copy of the recipe file
 task.json        description of the problems and notes on them
 notices.jsonl    warnings that concern the results, such as damaged files
 metrics.jsonl    one JSON object per line; in a bucket in parts, metrics/
+wandb_id.txt     id of the run in Weights & Biases
 rollouts/        logged samples
 evaluation/      results per problem, of the run's evaluations and of suites
 checkpoints/     see `covrl.run.checkpoint`
@@ -40,10 +41,9 @@ _CONFIG = 'config.json'
 _FOLDERS = (
   *('checkpoints', 'warm_start', 'rollouts', 'evaluation', 'recipe', 'tb'),
 )
-_FILES = (
-  *(_CONFIG, notices.FILE_NAME, 'metrics.jsonl', 'report.html', 'task.json'),
-  'tokenizer.model',
-)
+# Files that a run leaves which has made no progress.
+_LEFTOVERS = (notices.FILE_NAME, 'report.html', 'task.json', 'wandb_id.txt')
+_FILES = (_CONFIG, 'metrics.jsonl', 'tokenizer.model', *_LEFTOVERS)
 _RESULTS = ('rollouts/', 'evaluation/')
 RECIPE = 'recipe'
 """Name of the recipe's identity among the inputs recorded in checkpoints."""
@@ -256,7 +256,7 @@ class RunDirectory:
       # The leftovers of a run without progress; metrics are overwritten.
       for name in ('checkpoints', 'warm_start', 'recipe', 'tb'):
         storage.remove(self.path / name)
-      for name in (notices.FILE_NAME, 'report.html', 'task.json'):
+      for name in _LEFTOVERS:
         with storage.writing(self.path / name):
           (self.path / name).unlink(missing_ok=True)
     # First the file by which a directory is recognised as a run directory.

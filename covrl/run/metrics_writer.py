@@ -2,7 +2,8 @@
 """Writes metrics to `metrics.jsonl`, TensorBoard and Weights & Biases.
 
 In a bucket the lines are stored in numbered parts (`covrl.storage.append_log`);
-TensorBoard's events are uploaded whenever the run is saved.
+TensorBoard's events are uploaded whenever the run is saved. All starts of a run send
+to one run of Weights & Biases, whose id is in `wandb_id.txt` beside the metrics.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import importlib
 import importlib.util
 import json
 import math
+import re
+import uuid
 from collections.abc import Callable, Mapping
 from typing import Any, TypedDict
 
@@ -21,6 +24,8 @@ from covrl import storage
 from covrl.config import ConfigError, LoggingConfig
 from covrl.run.event_files import EventFiles, check_event_files
 from covrl.storage.append_log import AppendLog, LogPosition, open_log
+
+_WANDB_ID = 'wandb_id.txt'  # file with the id of the run in Weights & Biases
 
 
 class MetricsState(TypedDict):
@@ -67,6 +72,7 @@ class MetricsWriter:
 
     Raises:
       RuntimeError: Weights & Biases refuses the run, or cannot be reached.
+      StorageError: the id of the run there cannot be read or written.
     """
     self._before_write = before_write
     self._sinks: list[Any] = []
@@ -90,8 +96,11 @@ class MetricsWriter:
       self._sinks.append(self._events)
     if logging.wandb_project:
       try:
-        sink = _WeightsAndBiases(logging.wandb_project, name, warn)
-      except RuntimeError:
+        run_id, is_new = _wandb_run_id(file.parent / _WANDB_ID)
+        sink = _WeightsAndBiases(
+          logging.wandb_project, name, run_id, warn, is_new=is_new
+        )
+      except (RuntimeError, OSError):
         self.close()
         raise
       self._sinks.append(sink)
@@ -156,26 +165,63 @@ def check_wandb(logging: LoggingConfig) -> None:
     )
 
 
+def _wandb_run_id(file: epath.Path) -> tuple[str, bool]:
+  """Returns the id of a run in Weights & Biases, and whether it is a new one.
+
+  It is read from a file, or drawn and written to it. A file that has no id is
+  written again.
+
+  Raises:
+    StorageError: the file cannot be read or written.
+  """
+  if storage.is_regular_file(file):
+    run_id = storage.read_bytes(file).decode(errors='replace').strip()
+    if re.fullmatch(r'[0-9A-Za-z_-]{1,64}', run_id):
+      return run_id, False
+  # The generators that `seed` seeds would give equal ids to runs of one recipe.
+  run_id = uuid.uuid4().hex[:16]
+  storage.write_atomically(file, f'{run_id}\n')
+  return run_id, True
+
+
 class _WeightsAndBiases:
   """Weights & Biases scalars, named `PHASE/METRIC`.
 
   Errors after the start end the sending of metrics and not the run.
+
+  Args:
+    project: the project.
+    name: the displayed name of the run.
+    run_id: id of the run in the project; one that exists is continued.
+    warn: receives a sentence if the service fails after the start.
+    is_new: whether no earlier start has used the id.
 
   Raises:
     RuntimeError: the service refuses the run, or cannot be reached.
   """
 
   def __init__(
-    self, project: str, name: str, warn: Callable[[str], object]
+    self,
+    project: str,
+    name: str,
+    run_id: str,
+    warn: Callable[[str], object],
+    *,
+    is_new: bool,
   ) -> None:
     wandb = importlib.import_module('wandb')
     self._warn = warn
     try:
-      self._run: Any = wandb.init(project=project, name=name)
+      self._run: Any = wandb.init(
+        project=project, name=name, id=run_id, resume='allow'
+      )
     except Exception as error:
+      # An id whose run has been deleted there is refused for ever.
+      advice = f'; without {_WANDB_ID} a new run is opened there'
       raise RuntimeError(
         f'Weights & Biases must accept the project {project!r} of'
         f' logging.wandb_project, got: {_one_line(error)}'
+        f'{"" if is_new else advice}'
       ) from error
 
   def write(self, step: int, phase: str, line: Mapping[str, Any]) -> None:

@@ -75,6 +75,21 @@ def test_a_file_left_by_a_killed_write_does_not_block_a_directory(
     RunDirectory(workdir).check(recipe)
 
 
+def test_another_recipe_takes_over_no_file_of_a_run_without_progress(
+  directory, recipe
+):
+  names = ('notices.jsonl', 'report.html', 'task.json', 'wandb_id.txt')
+  for each, expected in (
+    (recipe, True),
+    (dataclasses.replace(recipe, name='recipe:other'), False),
+  ):
+    for name in names:
+      pathlib.Path(directory.path / name).write_text('')
+    directory.write_recipe(each)
+    for name in names:
+      assert (directory.path / name).exists() == expected
+
+
 @pytest.mark.parametrize('name', ['checkpoints', 'warm_start', 'rollouts'])
 def test_refuses_a_file_with_the_name_of_a_directory(directory, recipe, name):
   pathlib.Path(directory.path / name).write_text('')

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Failures of Weights & Biases do not end a run; a missing package is refused before it."""
+"""Weights & Biases: one run for all starts; failures do not end a run."""
 
 import importlib.util
 import json
+import random
 import sys
 import types
 
@@ -43,7 +44,7 @@ def write(monkeypatch, tmp_path, init, steps=3):
 @pytest.mark.parametrize('calls', [0, 2, 3])
 def test_a_service_that_fails_does_not_end_a_run(monkeypatch, tmp_path, calls):
   service = Service(calls)
-  notes, lines = write(monkeypatch, tmp_path, lambda project, name: service)
+  notes, lines = write(monkeypatch, tmp_path, lambda **options: service)
   assert [line['step'] for line in lines] == [0, 1, 2]
   assert [values['train/step'] for values in service.logged] == list(
     range(calls)
@@ -58,11 +59,41 @@ def test_a_service_that_fails_does_not_end_a_run(monkeypatch, tmp_path, calls):
 def test_a_service_that_refuses_the_run_raises_an_error_with_the_project(
   monkeypatch, tmp_path
 ):
-  def init(project, name):
+  def init(**options):
     raise PermissionError('log in')
 
-  with pytest.raises(RuntimeError, match=r"the project 'p' of .*, got: log in"):
-    write(monkeypatch, tmp_path, init)
+  refusal = r"the project 'p' of .*, got: log in"
+  for advice in ('', '; without wandb_id.txt a new run is opened there'):
+    with pytest.raises(RuntimeError, match=f'{refusal}{advice}$'):
+      write(monkeypatch, tmp_path, init)
+
+
+def test_all_starts_of_a_run_send_to_one_run(monkeypatch, tmp_path):
+  calls = []
+
+  def init(**options):
+    calls.append(options)
+    return Service(9)
+
+  (tmp_path / 'a').mkdir()
+  (tmp_path / 'b').mkdir()
+  random.seed(0)
+  write(monkeypatch, tmp_path / 'a', init)
+  write(monkeypatch, tmp_path / 'a', init)
+  random.seed(0)
+  write(monkeypatch, tmp_path / 'b', init)
+  first, second, other = calls
+  assert first == second
+  assert first | {'id': ''} == {
+    **{'project': 'p', 'name': 'toy', 'id': '', 'resume': 'allow'}
+  }
+  assert first['id']
+  assert first['id'] != other['id']
+  # A file without an id, as after a full disk, is written again.
+  (tmp_path / 'a' / 'wandb_id.txt').write_text('a/b')
+  write(monkeypatch, tmp_path / 'a', init)
+  write(monkeypatch, tmp_path / 'a', init)
+  assert calls[3]['id'] == calls[4]['id'] not in (first['id'], 'a/b')
 
 
 def test_a_missing_package_is_refused_before_the_run(monkeypatch):
