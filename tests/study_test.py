@@ -32,7 +32,7 @@ from benchmarks.study.writing import _comparison_clause, merge_results
 
 import covrl
 from covrl.report.advice import Advice
-from covrl.report.sections_page import PageSection
+from covrl.report.pages.sections import PageSection
 from covrl.types import TokenMoments, TokenStats
 
 TASKS = {

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
   """Prints the recommendation and its reasons."""
   from covrl.report import advice
-  from covrl.report.run_data import load_run
+  from covrl.report.inputs.run_data import load_run
 
   data = load_run(arguments.workdir)
   result = advice.advise(advice.read_inputs(data))

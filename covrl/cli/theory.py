@@ -33,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
   """Checks the claims and prints the table."""
   from covrl import storage
-  from covrl.report.run_data import holds_run
-  from covrl.report.theory_page import write_theory_page
+  from covrl.report.inputs.run_data import holds_run
+  from covrl.report.pages.theory import write_theory_page
   from covrl.run.progress import Progress
   from covrl.theory import runner
 

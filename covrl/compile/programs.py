@@ -26,7 +26,7 @@ from covrl.config import Recipe, flatten
 from covrl.models import Policy
 from covrl.parallel import sharding, topologies
 from covrl.parallel.topologies import AnyTopology
-from covrl.pretrained.known_models import known_model_directory
+from covrl.pretrained.families.known_models import known_model_directory
 from covrl.tasks.task import make_task
 from covrl.train.algorithm import Algorithm
 from covrl.train.collect.collector import row_width

@@ -24,7 +24,7 @@ from covrl.compile.hlo import Instruction, Module
 from covrl.compile.report import Program
 from covrl.compile.sampling_time import DecodingTime, StepCost, decoding_times
 from covrl.data.packing import prompt_width
-from covrl.models.decode_attention import RESPONSES_SCOPE, uses_kernel
+from covrl.models.attention.decode import RESPONSES_SCOPE, uses_kernel
 from covrl.parallel import sharding
 from covrl.rollout.sampling import TRUNCATION_SCOPE
 

@@ -10,7 +10,7 @@ from covrl.config.errors import ConfigError
 
 @dataclasses.dataclass(kw_only=True, slots=True)
 class ArithmeticConfig:
-  """Sums and differences of integers; see `covrl.data.arithmetic`.
+  """Sums and differences of integers; see `covrl.data.generated.arithmetic`.
 
   Attributes:
     seed: seed of the training problems; the held-out problems do not depend on

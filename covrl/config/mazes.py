@@ -10,7 +10,7 @@ from covrl.config.errors import ConfigError
 
 @dataclasses.dataclass(kw_only=True, slots=True)
 class MazeConfig:
-  """Mazes on a square grid; see `covrl.data.mazes`.
+  """Mazes on a square grid; see `covrl.data.generated.mazes`.
 
   Attributes:
     seed: seed of the training mazes; the held-out mazes do not depend on it, so

@@ -17,7 +17,7 @@ from covrl.config.errors import ConfigError
 
 @dataclasses.dataclass(kw_only=True, slots=True)
 class CountdownConfig:
-  """Countdown problems; see `covrl.data.countdown`.
+  """Countdown problems; see `covrl.data.generated.countdown`.
 
   Attributes:
     seed: seed of the training problems; the held-out problems do not depend on

@@ -1,36 +1,47 @@
 # SPDX-License-Identifier: Apache-2.0
 """Problem sources, tokenizers, prompt formats and the Grain pipeline."""
 
-from covrl.data.arithmetic import ArithmeticSource as ArithmeticSource
-from covrl.data.arithmetic import (
-  SolvedArithmeticSource as SolvedArithmeticSource,
-)
-from covrl.data.arithmetic import held_out_arithmetic as held_out_arithmetic
 from covrl.data.chat import ChatTemplate as ChatTemplate
 from covrl.data.columns import Row as Row
-from covrl.data.countdown import CountdownConfig as CountdownConfig
-from covrl.data.countdown import CountdownSource as CountdownSource
-from covrl.data.countdown import SolvedCountdownSource as SolvedCountdownSource
-from covrl.data.countdown import countdown_tokenizer as countdown_tokenizer
-from covrl.data.countdown import held_out_countdown as held_out_countdown
-from covrl.data.countdown_steps import (
-  CountdownStepsSource as CountdownStepsSource,
-)
-from covrl.data.countdown_steps import (
-  SolvedCountdownStepsSource as SolvedCountdownStepsSource,
-)
-from covrl.data.countdown_steps import held_out_steps as held_out_steps
-from covrl.data.countdown_steps import steps_tokenizer as steps_tokenizer
 from covrl.data.decontamination import NgramIndex as NgramIndex
 from covrl.data.filters import FilteredSource as FilteredSource
 from covrl.data.filters import ProblemFilter as ProblemFilter
 from covrl.data.filters import filter_sources as filter_sources
-from covrl.data.json_tokenizer import JsonTokenizer as JsonTokenizer
-from covrl.data.mazes import ExploredMazeSource as ExploredMazeSource
-from covrl.data.mazes import MazeSource as MazeSource
-from covrl.data.mazes import held_out_mazes as held_out_mazes
-from covrl.data.mazes import maze_tokenizer as maze_tokenizer
-from covrl.data.mazes import solve_maze as solve_maze
+from covrl.data.generated.arithmetic import ArithmeticSource as ArithmeticSource
+from covrl.data.generated.arithmetic import (
+  SolvedArithmeticSource as SolvedArithmeticSource,
+)
+from covrl.data.generated.arithmetic import (
+  held_out_arithmetic as held_out_arithmetic,
+)
+from covrl.data.generated.countdown import CountdownConfig as CountdownConfig
+from covrl.data.generated.countdown import CountdownSource as CountdownSource
+from covrl.data.generated.countdown import (
+  SolvedCountdownSource as SolvedCountdownSource,
+)
+from covrl.data.generated.countdown import (
+  countdown_tokenizer as countdown_tokenizer,
+)
+from covrl.data.generated.countdown import (
+  held_out_countdown as held_out_countdown,
+)
+from covrl.data.generated.countdown_steps import (
+  CountdownStepsSource as CountdownStepsSource,
+)
+from covrl.data.generated.countdown_steps import (
+  SolvedCountdownStepsSource as SolvedCountdownStepsSource,
+)
+from covrl.data.generated.countdown_steps import (
+  held_out_steps as held_out_steps,
+)
+from covrl.data.generated.countdown_steps import (
+  steps_tokenizer as steps_tokenizer,
+)
+from covrl.data.generated.mazes import ExploredMazeSource as ExploredMazeSource
+from covrl.data.generated.mazes import MazeSource as MazeSource
+from covrl.data.generated.mazes import held_out_mazes as held_out_mazes
+from covrl.data.generated.mazes import maze_tokenizer as maze_tokenizer
+from covrl.data.generated.mazes import solve_maze as solve_maze
 from covrl.data.packing import TokenRows as TokenRows
 from covrl.data.packing import pack_if_fit as pack_if_fit
 from covrl.data.packing import pack_rows as pack_rows
@@ -55,12 +66,6 @@ from covrl.data.readers import open_records as open_records
 from covrl.data.schemas import SCHEMAS as SCHEMAS
 from covrl.data.schemas import Schema as Schema
 from covrl.data.schemas import custom_schema as custom_schema
-from covrl.data.sentencepiece_tokenizer import (
-  SentencePieceTokenizer as SentencePieceTokenizer,
-)
-from covrl.data.sentencepiece_tokenizer import (
-  train_sentencepiece as train_sentencepiece,
-)
 from covrl.data.sources import ConcatenatedSource as ConcatenatedSource
 from covrl.data.sources import FileSource as FileSource
 from covrl.data.sources import ListSource as ListSource
@@ -70,5 +75,12 @@ from covrl.data.suites import SUITES as SUITES
 from covrl.data.suites import Suite as Suite
 from covrl.data.suites import check_suite_names as check_suite_names
 from covrl.data.suites import load_suites as load_suites
-from covrl.data.tokenizer import Tokenizer as Tokenizer
-from covrl.data.tokenizer import check_tokenizer as check_tokenizer
+from covrl.data.tokenizers.json_tokenizer import JsonTokenizer as JsonTokenizer
+from covrl.data.tokenizers.sentencepiece_tokenizer import (
+  SentencePieceTokenizer as SentencePieceTokenizer,
+)
+from covrl.data.tokenizers.sentencepiece_tokenizer import (
+  train_sentencepiece as train_sentencepiece,
+)
+from covrl.data.tokenizers.tokenizer import Tokenizer as Tokenizer
+from covrl.data.tokenizers.tokenizer import check_tokenizer as check_tokenizer

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from covrl.data.problems import Problem, check_unicode
-from covrl.data.tokenizer import Tokenizer, check_token_ids
+from covrl.data.tokenizers.tokenizer import Tokenizer, check_token_ids
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

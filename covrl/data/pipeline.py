@@ -27,7 +27,7 @@ from covrl.data.sampler import (
   process_rows,
 )
 from covrl.data.sources import ListSource
-from covrl.data.tokenizer import Tokenizer
+from covrl.data.tokenizers.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
   import grain

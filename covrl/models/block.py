@@ -10,7 +10,11 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, UInt
 
-from covrl.models.attention import Attention, AttentionMask, KeyValues
+from covrl.models.attention.grouped_query import (
+  Attention,
+  AttentionMask,
+  KeyValues,
+)
 from covrl.models.config import ModelConfig
 from covrl.models.experts import RoutedMLP, Routing
 from covrl.models.layers import GatedMLP, RMSNorm, constrain

@@ -15,14 +15,19 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt
 
-from covrl.models import flash, remat
-from covrl.models.attention import AttentionMask, KeyValues, kv_head_copies
+from covrl.models import remat
+from covrl.models.attention import flash
+from covrl.models.attention.chunk import ChunkContext
+from covrl.models.attention.cudnn import uses_attend_sequences
+from covrl.models.attention.grouped_query import (
+  AttentionMask,
+  KeyValues,
+  kv_head_copies,
+)
 from covrl.models.block import Block, LayerOptions
 from covrl.models.cache import DecodeCache, LayerIndices, PromptCache
 from covrl.models.cached_tokens import CachedTokens, list_prompts
-from covrl.models.chunk_attention import ChunkContext
 from covrl.models.config import ModelConfig
-from covrl.models.cudnn import uses_attend_sequences
 from covrl.models.experts import ExpertRecord, Routing
 from covrl.models.layers import RMSNorm, constrain, normal_param
 from covrl.models.roll import roll_rows

@@ -19,17 +19,24 @@ from covrl.models import Lora, Policy
 from covrl.models.input_checks import check_params, param_shapes
 from covrl.models.lora import split_adapters
 from covrl.pretrained.atomic_dir import atomic_directory
-from covrl.pretrained.config_values import check_values
-from covrl.pretrained.families import Family, config_fields, find_family
-from covrl.pretrained.finite import check_finite
+from covrl.pretrained.families.config_json import (
+  Family,
+  config_fields,
+  find_family,
+)
+from covrl.pretrained.families.config_values import check_values
+from covrl.pretrained.families.tensor_names import (
+  StoredTensor,
+  adapter_tensor_names,
+)
 from covrl.pretrained.json_files import read_json
-from covrl.pretrained.load_sharded import load_arrays
-from covrl.pretrained.param_mapping import map_params
 from covrl.pretrained.policy import PretrainedPolicy
 from covrl.pretrained.resolve import resolve
 from covrl.pretrained.save import write_tensors
-from covrl.pretrained.tensor_names import StoredTensor, adapter_tensor_names
-from covrl.pretrained.tensors import SafetensorsFiles
+from covrl.pretrained.weights.finite import check_finite
+from covrl.pretrained.weights.load_sharded import load_arrays
+from covrl.pretrained.weights.param_mapping import map_params
+from covrl.pretrained.weights.tensors import SafetensorsFiles
 
 _CONFIG_FILE = 'adapter_config.json'
 _WEIGHTS_NAME = 'adapter_model'

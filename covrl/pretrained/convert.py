@@ -18,17 +18,17 @@ from covrl.data import JsonTokenizer, Tokenizer
 from covrl.models import Policy
 from covrl.models.lora import join_adapters, split_adapters
 from covrl.pretrained.adapters import base_model_directory, save_adapters
-from covrl.pretrained.finite import check_finite
 from covrl.pretrained.load import (
   dtype_name,
   load_params,
   load_policy,
   model_origin,
 )
-from covrl.pretrained.orbax_cache import save_orbax
 from covrl.pretrained.policy import PretrainedPolicy
 from covrl.pretrained.resolve import read_config_files
 from covrl.pretrained.save import model_files, save_pretrained
+from covrl.pretrained.weights.finite import check_finite
+from covrl.pretrained.weights.orbax_cache import save_orbax
 
 OutputFormat = Literal['model', 'adapter', 'orbax']
 

@@ -21,14 +21,17 @@ from covrl.pretrained.adapters import (
   load_adapters,
   lora_config,
 )
-from covrl.pretrained.families import find_family, model_config
+from covrl.pretrained.families.config_json import find_family, model_config
 from covrl.pretrained.json_files import read_json
-from covrl.pretrained.load_sharded import load_arrays
-from covrl.pretrained.orbax_cache import has_orbax, load_orbax
 from covrl.pretrained.policy import PretrainedPolicy
-from covrl.pretrained.redundant import has_own_unembedding, redundant_tensors
 from covrl.pretrained.resolve import read_config_files, resolve
-from covrl.pretrained.weight_files import has_tensors, open_tensors
+from covrl.pretrained.weights.load_sharded import load_arrays
+from covrl.pretrained.weights.orbax_cache import has_orbax, load_orbax
+from covrl.pretrained.weights.redundant import (
+  has_own_unembedding,
+  redundant_tensors,
+)
+from covrl.pretrained.weights.weight_files import has_tensors, open_tensors
 
 
 def load_pretrained(

@@ -7,7 +7,7 @@ from etils import epath
 
 from covrl.models import LinearScaling, YarnScaling
 from covrl.pretrained.adapters import base_model_directory
-from covrl.pretrained.families import model_config
+from covrl.pretrained.families.config_json import model_config
 from covrl.pretrained.json_files import read_json
 
 

@@ -18,14 +18,14 @@ from jaxtyping import Array, PyTree, Shaped
 from covrl.models import ModelConfig, Policy
 from covrl.models.input_checks import check_params, param_shapes
 from covrl.pretrained.atomic_dir import atomic_directory
-from covrl.pretrained.families import (
+from covrl.pretrained.families.config_json import (
   config_fields,
   find_family,
   model_config,
 )
-from covrl.pretrained.finite import check_finite
-from covrl.pretrained.param_mapping import MappedParam, map_params
 from covrl.pretrained.policy import PretrainedPolicy
+from covrl.pretrained.weights.finite import check_finite
+from covrl.pretrained.weights.param_mapping import MappedParam, map_params
 
 SHARD_BYTES = 4 * 2**30
 

@@ -21,8 +21,8 @@ from jaxtyping import Float
 
 from covrl.report import formats
 from covrl.report.advice_inputs import WIDEST_TAIL, AdviceInputs
-from covrl.report.phase_metrics import PhaseMetrics, check_possible
-from covrl.report.run_data import RunData
+from covrl.report.inputs.phase_metrics import PhaseMetrics, check_possible
+from covrl.report.inputs.run_data import RunData
 
 Method = Literal['none', 'controlled_bonus', 'kl_cov', 'clip_cov']
 

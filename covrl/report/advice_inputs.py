@@ -7,7 +7,7 @@ import dataclasses
 import math
 
 from covrl.array_checks import check_integer, check_number
-from covrl.report.metric_ranges import possible_range
+from covrl.report.inputs.metric_ranges import possible_range
 
 WIDEST_TAIL = 0.02
 """Largest share of the tokens of highest covariance that is called the tail."""

@@ -19,9 +19,9 @@ from etils import epath
 
 from covrl.evaluation import intervals
 from covrl.evaluation.intervals import Estimate
-from covrl.report.phase_metrics import Curve
-from covrl.report.run_data import RunData, load_run
-from covrl.report.run_json import flatten_config
+from covrl.report.inputs.phase_metrics import Curve
+from covrl.report.inputs.run_data import RunData, load_run
+from covrl.report.inputs.run_json import flatten_config
 
 # Prefixes of fields in which the runs of one configuration may differ: the
 # seed, and fields that do not change results.

@@ -12,8 +12,8 @@ from typing import Any
 
 from covrl.evaluation.results import HELD_OUT
 from covrl.report.formats import join_words
-from covrl.report.run_data import RunData
-from covrl.report.run_json import finite_number, short_text
+from covrl.report.inputs.run_data import RunData
+from covrl.report.inputs.run_json import finite_number, short_text
 
 # A run's own problems, whose set has no name, in a sentence.
 _OWN = 'held-out problems'

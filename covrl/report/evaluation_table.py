@@ -16,9 +16,9 @@ from jaxtyping import Float
 from covrl.evaluation.intervals import Estimate, bootstrap_sets
 from covrl.report import formats
 from covrl.report.evaluation_settings import setting_notes
-from covrl.report.problem_results import ProblemId, problem_score
-from covrl.report.published_results import PUBLISHED_ROWS
-from covrl.report.run_data import RunData
+from covrl.report.inputs.problem_results import ProblemId, problem_score
+from covrl.report.inputs.published_results import PUBLISHED_ROWS
+from covrl.report.inputs.run_data import RunData
 
 OWN_PROBLEMS = 'held out'
 """Displayed name of a run's own problems, which have no set name."""

@@ -7,8 +7,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from covrl.report.run_data import RunData
-from covrl.report.run_json import finite_number, short_text
+from covrl.report.inputs.run_data import RunData
+from covrl.report.inputs.run_json import finite_number, short_text
 
 _MAX_EXAMPLES = 8
 _MAX_CHARACTERS = 600

@@ -8,8 +8,8 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float
 
-from covrl.report.run_data import RunData
-from covrl.report.run_json import short_text
+from covrl.report.inputs.run_data import RunData
+from covrl.report.inputs.run_json import short_text
 
 _FIELD_PREFIX = 'predicted_entropy_change/'
 _MIN_MEASUREMENTS = 5

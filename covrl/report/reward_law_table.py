@@ -10,7 +10,7 @@ import numpy as np
 from covrl.evaluation.reward_law import Interval, RewardLaw, reward_law
 from covrl.report import formats
 from covrl.report.comparison import Comparison
-from covrl.report.run_data import RunData
+from covrl.report.inputs.run_data import RunData
 
 REWARD_LAW_COLUMNS = (
   'configuration',

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from covrl.report import formats
-from covrl.report.run_data import RunData
-from covrl.report.run_json import finite_number, short_text
+from covrl.report.inputs.run_data import RunData
+from covrl.report.inputs.run_json import finite_number, short_text
 
 NUM_SHADES = 9  # shades of positive, and of negative, covariances
 _MAX_RESPONSES = 12  # per table

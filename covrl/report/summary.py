@@ -16,8 +16,8 @@ from markupsafe import Markup
 from covrl.evaluation import intervals
 from covrl.evaluation.intervals import Estimate
 from covrl.report import formats
-from covrl.report.problem_results import problem_score
-from covrl.report.run_data import RunData
+from covrl.report.inputs.problem_results import problem_score
+from covrl.report.inputs.run_data import RunData
 
 TOKEN_KINDS = {
   'positive_likely': 'likely tokens in right answers',

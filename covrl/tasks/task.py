@@ -296,7 +296,7 @@ def maze_task(config: MazeConfig) -> Task:
     maze_tokenizer,
     solve_maze,
   )
-  from covrl.data.mazes import column_name
+  from covrl.data.generated.mazes import column_name
   from covrl.rewards import MAZE_EXAMPLE, Reward, score_maze
 
   return Task(

@@ -16,8 +16,8 @@ import argparse
 import pathlib
 
 from covrl import config
+from covrl.report.inputs.run_data import load_run
 from covrl.report.predictors import predictors
-from covrl.report.run_data import load_run
 from covrl.train import train
 
 RECIPES = ('grpo', 'entropy_bonus', 'kl_cov')

@@ -29,9 +29,9 @@ import jax.numpy as jnp
 from covrl.compile.cost import cost_of
 from covrl.compile.hlo import parse
 from covrl.models import tiny
+from covrl.models.attention.decode import attend_token
 from covrl.models.cache import DecodeCache, PromptCache
 from covrl.models.cached_tokens import CachedTokens, list_prompts
-from covrl.models.decode_attention import attend_token
 from covrl.models.int8 import Int8Vectors
 from covrl.parallel import sharding, topologies
 

@@ -19,7 +19,7 @@ from recipe_runs import ROOT, evaluations, study_parser, train, write_section
 
 from covrl.config import MazeConfig
 from covrl.data import held_out_mazes
-from covrl.data.mazes import explorer_walk, maze_of
+from covrl.data.generated.mazes import explorer_walk, maze_of
 from covrl.evaluation.intervals import student_mean
 
 PROBLEMS = 512  # held-out mazes of an evaluation

@@ -25,7 +25,7 @@ import optax
 from small_control import UPDATES, Curves, train
 
 import covrl
-from covrl.entropy.controller_base import Controller
+from covrl.entropy.controllers.base import Controller
 
 # START and END are the targets of the entropy, in nats.
 ITERATIONS, START, END = 80, 2.2, 1.8

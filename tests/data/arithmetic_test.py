@@ -12,7 +12,7 @@ from covrl.data import (
   SolvedArithmeticSource,
   held_out_arithmetic,
 )
-from covrl.data.arithmetic import arithmetic_problem, problem_terms
+from covrl.data.generated.arithmetic import arithmetic_problem, problem_terms
 
 CONFIG = ArithmeticConfig(max_value=30, held_out=50, size=1000)
 # So few problems that most of the random ones are held out.

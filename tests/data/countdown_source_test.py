@@ -17,7 +17,7 @@ from covrl.data import (
   held_out_steps,
   steps_tokenizer,
 )
-from covrl.data.countdown_problem import problem_key
+from covrl.data.generated.countdown_problem import problem_key
 
 SMALL = CountdownConfig(held_out=24, size=1000)
 STEPS = CountdownConfig(

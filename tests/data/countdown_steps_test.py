@@ -11,7 +11,7 @@ from covrl.data import (
   SolvedCountdownStepsSource,
   held_out_steps,
 )
-from covrl.data.countdown_steps import random_steps
+from covrl.data.generated.countdown_steps import random_steps
 
 CONFIG = CountdownConfig(
   min_numbers=4, max_numbers=5, max_value=15, max_target=60, held_out=50

@@ -40,7 +40,7 @@ def test_narrow_bounds_are_redrawn_where_the_generator_fails(monkeypatch):
   source = CountdownSource(config)
   problems = [*held_out_countdown(config), *(source[n] for n in range(8))]
   assert {problem.reference['target'] for problem in problems} == {24}
-  monkeypatch.setattr('covrl.data.countdown.MAX_REDRAWS', 2)
+  monkeypatch.setattr('covrl.data.generated.countdown.MAX_REDRAWS', 2)
   impossible = dataclasses.replace(config, min_target=10**5, max_target=10**5)
   with pytest.raises(ValueError, match='must allow more distinct problems'):
     held_out_countdown(impossible)

@@ -19,7 +19,7 @@ from covrl.data import (
   maze_tokenizer,
   solve_maze,
 )
-from covrl.data.mazes import (
+from covrl.data.generated.mazes import (
   Maze,
   cell_at,
   cell_name,

@@ -16,7 +16,7 @@ from covrl.data import (
   countdown_tokenizer,
   train_sentencepiece,
 )
-from covrl.data.countdown_problem import vocabulary
+from covrl.data.generated.countdown_problem import vocabulary
 
 CONFIG = CountdownConfig(max_value=20, max_target=30)
 COUNTDOWN = countdown_tokenizer(CONFIG)

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import covrl
 from covrl.entropy import DecisionCache
-from covrl.entropy.detachment import prefix_share
+from covrl.entropy.methods.detachment import prefix_share
 from covrl.types import TokenMoments, TokenStats
 
 share = jax.jit(prefix_share)

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from covrl.models import attention, rope, tiny
+from covrl.models import rope, tiny
+from covrl.models.attention import grouped_query as attention
 from covrl.models.rope import Rotation
 
 attend = jax.jit(attention.attend)

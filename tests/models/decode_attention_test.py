@@ -17,18 +17,20 @@ from hypothesis import strategies as st
 from jax.experimental.pallas import tpu as pltpu
 from models.packed_rows import CONFIG, HEADS, KV_HEADS, WIDTH, draw
 
-from covrl.models import (
-  cached_tokens,
-  decode_attention,
-  decode_kernel,
+from covrl.models import cached_tokens
+from covrl.models.attention import decode as decode_attention
+from covrl.models.attention import decode_kernel
+from covrl.models.attention.decode import attend_token
+from covrl.models.attention.decode_kernel import (
+  SlotRange,
+  block_size,
+  blocks_to_read,
 )
-from covrl.models.attention import attend
+from covrl.models.attention.grouped_query import attend
+from covrl.models.attention.online_softmax import OnlineSoftmax
 from covrl.models.cache import DecodeCache, PromptCache
 from covrl.models.cached_tokens import CachedTokens, list_prompts
-from covrl.models.decode_attention import attend_token
-from covrl.models.decode_kernel import SlotRange, block_size, blocks_to_read
 from covrl.models.int8 import Int8Vectors
-from covrl.models.online_softmax import OnlineSoftmax
 from covrl.parallel import sharding
 
 

@@ -21,8 +21,10 @@ from models.packed_rows import (
   rows,
 )
 
-from covrl.models import Policy, decode_attention, flash, tiny
-from covrl.models.attention import attend
+from covrl.models import Policy, tiny
+from covrl.models.attention import decode as decode_attention
+from covrl.models.attention import flash
+from covrl.models.attention.grouped_query import attend
 from covrl.models.cache import DecodeCache
 from covrl.parallel import sharding
 
@@ -159,7 +161,9 @@ def test_policy_with_kernels_equals_policy_without(monkeypatch):
   ):
     interpret = True if module is flash else pltpu.InterpretParams()
     kernel = functools.partial(getattr(module, name), interpret=interpret)
-    monkeypatch.setattr(f'covrl.models.attention.{name}', kernel, raising=False)
+    monkeypatch.setattr(
+      f'covrl.models.attention.grouped_query.{name}', kernel, raising=False
+    )
     monkeypatch.setattr(module, name, kernel)
     monkeypatch.setattr(module, 'uses_kernel', lambda *_: True)
   actual = packed_output(), decoded_output()

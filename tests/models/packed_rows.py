@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from covrl.models import tiny
-from covrl.models.attention import attend
+from covrl.models.attention.grouped_query import attend
 
 CONFIG = dataclasses.replace(tiny(16), head_dim=16)
 HEADS, KV_HEADS, WIDTH = CONFIG.num_heads, CONFIG.num_kv_heads, CONFIG.head_dim

@@ -12,8 +12,10 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from covrl.models import Policy, attention, cudnn, tiny, transformer
-from covrl.models.attention import AttentionMask
+from covrl.models import Policy, tiny, transformer
+from covrl.models.attention import cudnn
+from covrl.models.attention import grouped_query as attention
+from covrl.models.attention.grouped_query import AttentionMask
 from covrl.models.cache import DecodeCache
 from covrl.models.remat import REMAT_POLICIES
 from covrl.models.rope import Rotation

@@ -27,7 +27,7 @@ from covrl.pretrained import (
   load_pretrained,
   save_pretrained,
 )
-from covrl.pretrained.tensors import Tensors
+from covrl.pretrained.weights.tensors import Tensors
 
 GATE = 'model.layers.1.mlp.gate_proj.weight'
 

@@ -5,7 +5,10 @@ import pytest
 
 from covrl import config
 from covrl.pretrained import load_policy
-from covrl.pretrained.known_models import KNOWN_MODELS, known_model_directory
+from covrl.pretrained.families.known_models import (
+  KNOWN_MODELS,
+  known_model_directory,
+)
 
 
 @pytest.mark.parametrize(

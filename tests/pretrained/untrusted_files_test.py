@@ -20,10 +20,10 @@ from covrl.pretrained import (
   load_policy,
   load_pretrained,
   save_pretrained,
-  tensors,
 )
-from covrl.pretrained.orbax_cache import save_orbax
 from covrl.pretrained.save import model_files
+from covrl.pretrained.weights import tensors
+from covrl.pretrained.weights.orbax_cache import save_orbax
 
 GATE = 'model.layers.1.mlp.gate_proj.weight'
 HEAD, EMBEDDING = 'lm_head.weight', 'model.embed_tokens.weight'

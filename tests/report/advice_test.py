@@ -18,7 +18,7 @@ from covrl.report.advice import (
   advise,
   read_inputs,
 )
-from covrl.report.run_data import load_run
+from covrl.report.inputs.run_data import load_run
 
 COLLAPSE = AdviceInputs(
   iterations=100,

@@ -12,8 +12,8 @@ from report.run_page_test import read
 
 from covrl.cli import main
 from covrl.report import write_comparison, write_report
-from covrl.report.metric_ranges import is_possible
-from covrl.report.run_data import load_run
+from covrl.report.inputs.metric_ranges import is_possible
+from covrl.report.inputs.run_data import load_run
 
 ODD_VALUES = [
   *(None, True, 'x', '9' * 50, [], [1], {}, {'a': {'b': 1}}, -1, 0, -5.5),

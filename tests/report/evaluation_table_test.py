@@ -10,9 +10,9 @@ import pytest
 
 from covrl.report import write_comparison, write_report
 from covrl.report.evaluation_table import evaluation_table
-from covrl.report.problem_results import problem_score
-from covrl.report.published_results import PUBLISHED_ROWS
-from covrl.report.run_data import load_run
+from covrl.report.inputs.problem_results import problem_score
+from covrl.report.inputs.published_results import PUBLISHED_ROWS
+from covrl.report.inputs.run_data import load_run
 
 
 def results(name, scores, *, samples=0, first=0):

@@ -7,7 +7,7 @@ from report.run_page_test import read
 
 from covrl.report import write_report
 from covrl.report.examples import example_table
-from covrl.report.run_data import load_run
+from covrl.report.inputs.run_data import load_run
 
 HEADING = 'The same problems before and after'
 

@@ -6,9 +6,9 @@ import json
 import numpy as np
 import pytest
 
+from covrl.report.inputs.run_data import load_run
+from covrl.report.pages.run import write_report
 from covrl.report.predictors import predictors
-from covrl.report.run_data import load_run
-from covrl.report.run_page import write_report
 
 
 def write(workdir, realised, predicted):

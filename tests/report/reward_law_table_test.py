@@ -5,9 +5,9 @@ import json
 
 import numpy as np
 
-from covrl.report.comparison_page import write_comparison
+from covrl.report.inputs.run_data import load_run
+from covrl.report.pages.comparison import write_comparison
 from covrl.report.reward_law_table import fit_run
-from covrl.report.run_data import load_run
 
 
 def write(workdir, seed, iterations=30, constant=0):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from covrl.report import write_report
-from covrl.report.run_data import load_run
+from covrl.report.inputs.run_data import load_run
 from covrl.report.summary import (
   accuracy_gain,
   describe_kinds,

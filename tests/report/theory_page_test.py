@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 from theory_checks import QUICK
 
-from covrl.report.theory_page import HIGHLIGHTS, write_theory_page
+from covrl.report.pages.theory import HIGHLIGHTS, write_theory_page
 from covrl.theory.runner import CheckedClaims
 from covrl.theory.sections import CLAIMS, find_claims
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from serve.conftest import GOLDEN, TOKENIZER
 
 from covrl.data import train_sentencepiece
-from covrl.data.countdown import CountdownConfig, countdown_tokenizer
+from covrl.data.generated.countdown import CountdownConfig, countdown_tokenizer
 from covrl.pretrained import load_tokenizer
 from covrl.rollout import NewTokens
 from covrl.serve.text import IncrementalText, ResponseText, check_stop_string

@@ -13,7 +13,7 @@ from etils import epath
 
 from covrl.models import Llama3Scaling
 from covrl.models.rope import base_frequencies
-from covrl.pretrained.config_values import check_values
+from covrl.pretrained.families.config_values import check_values
 from covrl.pretrained.gguf.header import GgufTensor
 from covrl.pretrained.gguf.metadata import Metadata
 from covrl.pretrained.gguf.tensors import ROPE_FACTORS, read_vector

@@ -14,7 +14,7 @@ import pathlib
 from etils import epath
 
 from covrl import storage
-from covrl.pretrained.families import model_config
+from covrl.pretrained.families.config_json import model_config
 from covrl.pretrained.gguf.config import config_fields
 from covrl.pretrained.gguf.header import read_header
 from covrl.pretrained.gguf.tokenizer import tokenizer_files

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from covrl import storage
 from covrl.pretrained.gguf.header import GgufTensor, read_header
 from covrl.pretrained.gguf.metadata import Metadata
-from covrl.pretrained.tensors import Tensors
+from covrl.pretrained.weights.tensors import Tensors
 
 # Names of parts of layers, in transformers.
 _LAYER_PARTS: Mapping[str, str] = {

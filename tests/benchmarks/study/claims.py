@@ -9,7 +9,7 @@ import numpy as np
 
 from covrl.evaluation.intervals import Estimate, student_mean
 from covrl.report import formats
-from covrl.report.sections_page import PageSection
+from covrl.report.pages.sections import PageSection
 
 from .driver import Lines, Study, by_iteration, fit_law, primary_metric
 from .figures import RunsByVariant

@@ -19,7 +19,7 @@ import numpy as np
 
 from covrl.evaluation.reward_law import Fit, reward_law
 from covrl.report.advice import Advice, advise, read_inputs
-from covrl.report.run_data import load_run
+from covrl.report.inputs.run_data import load_run
 
 from . import runner
 from .runner import Setting

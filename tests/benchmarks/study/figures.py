@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from covrl.report.chart import Figure, Series
+from covrl.report.figures.chart import Figure, Series
 
 from .driver import Lines, evaluations, updates
 from .tasks import StudyTask

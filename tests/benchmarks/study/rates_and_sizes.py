@@ -12,7 +12,7 @@ import numpy as np
 from covrl.evaluation.intervals import Estimate, student_mean
 from covrl.evaluation.reward_law import Fit
 from covrl.report import formats
-from covrl.report.sections_page import PageSection
+from covrl.report.pages.sections import PageSection
 
 from .driver import (
   PASSES,

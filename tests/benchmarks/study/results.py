@@ -10,7 +10,7 @@ import numpy as np
 
 from covrl.evaluation.intervals import Estimate, student_mean
 from covrl.report import formats
-from covrl.report.sections_page import PageSection
+from covrl.report.pages.sections import PageSection
 
 from . import tabular
 from .driver import (

@@ -7,9 +7,9 @@ import dataclasses
 import json
 import pathlib
 
-from covrl.report.chart import Figure
+from covrl.report.figures.chart import Figure
 from covrl.report.formats import join_words
-from covrl.report.sections_page import (
+from covrl.report.pages.sections import (
   PageSection,
   panels_svg,
   write_sections,

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tokenizers: their interface, tokenizer.json and sentencepiece models."""

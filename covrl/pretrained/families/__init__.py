@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Model families: their fields of config.json and names of tensors."""

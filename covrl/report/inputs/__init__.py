@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Inputs of reports: metrics, results and samples of run directories."""

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Results of evaluations by problem, as a run and `covrl evaluate` save them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from etils import epath
+
+from covrl.report.inputs.run_json import (
+  Unreadable,
+  finite_number,
+  read_objects,
+  short_text,
+)
+
+ProblemId: TypeAlias = tuple[str, str]
+"""Evaluation set (empty for the run's own problems), and a key within it."""
+
+ResultsByProblem: TypeAlias = dict[ProblemId, list[dict[str, Any]]]
+"""Results by problem; several if a set contains a question twice."""
+
+
+def read_results(
+  files: Sequence[epath.Path], unreadable: Unreadable
+) -> ResultsByProblem:
+  """Reads the results in files by problem, without unreadable lines.
+
+  Args:
+    files: files of the directory `evaluation` of a run.
+    unreadable: receives the counts of unreadable lines and results.
+  """
+  results: ResultsByProblem = {}
+  for file in files:
+    name = f'evaluation/{file.name}'
+    failures = 0
+    for _, record in read_objects(file, name, unreadable):
+      result = _result(record)
+      if result is None:
+        failures += 1
+        continue
+      suite = short_text(record.get('suite') or '', 80)
+      key = short_text(record.get('key') or record.get('prompt'), 10_000)
+      results.setdefault((suite, key), []).append(result)
+    unreadable.set_count(name, 'result', failures)
+  return results
+
+
+def problem_score(problem: Mapping[str, Any], metric: str) -> float | None:
+  """One problem's contribution to an accuracy; `None` if it has no score."""
+  if metric == 'greedy':
+    return problem['greedy']
+  correct = [score for score in problem['correct'] if score is not None]
+  if metric.startswith('mean'):
+    return float(np.mean(correct)) if correct else None
+  # Whether one of k responses is correct is unknown where one is not scored.
+  all_scored = len(correct) == len(problem['correct'])
+  return float(max(correct)) if correct and all_scored else None
+
+
+def _result(record: Mapping[str, Any]) -> dict[str, Any] | None:
+  """Scores of a problem; `None` if the record has invalid ones."""
+  if 'greedy' not in record:
+    return None
+  correct = record.get('correct')
+  if not isinstance(correct, list | None):
+    return None
+  values = [record['greedy'], *(correct or ())]
+  greedy, *scores = map(_score, values)
+  # A response without a score is null, anything else is invalid.
+  if any(
+    score is None and value is not None
+    for score, value in zip((greedy, *scores), values, strict=True)
+  ):
+    return None
+  return {'greedy': greedy, 'correct': scores}
+
+
+def _score(value: Any) -> float | None:
+  """A score in [0, 1] as a float; also of true and false."""
+  score = float(value) if isinstance(value, bool) else finite_number(value)
+  return score if score is not None and 0 <= score <= 1 else None

@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads the metrics, configuration and results in a run directory.
+
+Everything may be missing or incomplete, because the run may just have started
+or may have been killed during a write, and files may be damaged. A missing file
+reads as empty. What is unreadable is skipped and counted, see `run_json`; the
+page states the counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from covrl import storage
+from covrl.evaluation.results import HELD_OUT
+from covrl.report.inputs.phase_metrics import PhaseMetrics, read_metrics
+from covrl.report.inputs.problem_results import ResultsByProblem, read_results
+from covrl.report.inputs.run_json import (
+  MISSING_SEED,
+  Unreadable,
+  is_count,
+  read_json,
+  read_objects,
+  short_text,
+)
+
+# Suffix with the seed in the name of a run directory.
+_SEED_SUFFIX = re.compile(r'(^|[-_.])(seed|s)?[-_=]?\d+$')
+
+
+# Files and directories by which a run directory is recognised. A pretrained
+# model also has a config.json, with other fields.
+_RUN_FILES = ('recipe', 'metrics.jsonl', 'metrics', 'rollouts', 'evaluation')
+_MODEL_FIELDS = ('model_type', 'architectures')
+
+
+@dataclasses.dataclass(frozen=True)
+class RunData:
+  """The contents of a run directory.
+
+  Attributes:
+    path: the directory.
+    settings: contents of `config.json`, empty if it is missing.
+    warm_start: metrics of the warm start.
+    train: metrics of training iterations.
+    evals: metrics of evaluations after the warm start.
+    unreadable: counts of unreadable parts of the files read so far.
+  """
+
+  path: epath.Path
+  settings: Mapping[str, Any]
+  warm_start: PhaseMetrics
+  train: PhaseMetrics
+  evals: PhaseMetrics
+  unreadable: Unreadable
+
+  @property
+  def config(self) -> Mapping[str, Any]:
+    """The configuration as nested mappings."""
+    config = self.settings.get('config')
+    return config if isinstance(config, Mapping) else {}
+
+  def config_value(self, name: str) -> Any:
+    """A configuration value by its dotted name, `None` if it is missing."""
+    value: Any = self.config
+    for part in name.split('.'):
+      value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+  @property
+  def name(self) -> str:
+    """Name of the run's configuration.
+
+    The name in `config.json`; else the stem of the configuration file; else the
+    name of the directory without a seed, or of its parent if nothing is left.
+    """
+    name = self.settings.get('name')
+    if name:
+      return short_text(name, 80)
+    source = self.settings.get('source')
+    source = source if isinstance(source, str) else ''
+    if source.endswith('.py') and '\n' not in source:
+      return epath.Path(source).stem
+    stem = _SEED_SUFFIX.sub('', self.path.name)
+    return stem or self.path.parent.name
+
+  @property
+  def accuracies(self) -> tuple[str, str, str]:
+    """Names of the accuracies: greedy, mean@k and pass@k with the run's k."""
+    for field in self.evals.names('mean@'):
+      if re.fullmatch(r'mean@\d{1,6}', field, re.ASCII):
+        return 'greedy', field, f'pass@{field.removeprefix("mean@")}'
+    return 'greedy', 'mean@8', 'pass@8'
+
+  @property
+  def finished_iterations(self) -> int:
+    """Number of finished iterations."""
+    numbers = [
+      number
+      for lines in (self.train, self.evals)
+      for number in lines.column('iteration')
+      if math.isfinite(number)
+    ]
+    return int(max(numbers, default=0))
+
+  @property
+  def planned_iterations(self) -> int | None:
+    """The configured number of iterations; `None` if it is missing or invalid."""
+    planned = self.config_value('train.iterations')
+    return int(planned) if is_count(planned) else None
+
+  @property
+  def finished(self) -> bool:
+    """Whether all configured iterations are finished."""
+    planned = self.planned_iterations
+    return planned is None or self.finished_iterations >= planned
+
+  @property
+  def seed(self) -> int:
+    """The configured seed; 0 if it is missing or not an integer."""
+    seed = self.config_value('seed')
+    return int(seed) if is_count(seed) else 0
+
+  @functools.cached_property
+  def rollout_files(self) -> list[epath.Path]:
+    """Files of saved samples, oldest first."""
+    return _sorted_files(self.path / 'rollouts', 'iteration_*.json')
+
+  @functools.cached_property
+  def recipe_files(self) -> tuple[tuple[str, bytes], ...]:
+    """Names and contents of the recipe's files, sorted, without unreadable ones."""
+    files = []
+    for file in _sorted_files(self.path / 'recipe', '*.py'):
+      with contextlib.suppress(OSError):
+        files.append((file.name, file.read_bytes()))
+    return tuple(files)
+
+  @functools.cached_property
+  def notices(self) -> list[str]:
+    """Warnings of the run about damaged files, oldest first; at most 20."""
+    name = 'notices.jsonl'
+    lines = list(read_objects(self.path / name, name, self.unreadable))
+    return [short_text(line.get('text') or '', 500) for _, line in lines[-20:]]
+
+  @functools.cached_property
+  def task_description(self) -> str:
+    """Description of the task; empty if the run has none."""
+    content = read_json(self.path / 'task.json', 'task.json', self.unreadable)
+    return short_text(content.get('description') or '', 2_000)
+
+  def examples_at(self, iteration: float | None) -> dict[str, dict[str, Any]]:
+    """Results of one evaluation that have a greedy response, by prompt.
+
+    Unreadable lines are counted by `results_at`.
+    """
+    if iteration is None:
+      return {}
+    name = f'iteration_{int(iteration):06d}.jsonl'
+    path = self.path / 'evaluation' / name
+    records = {}
+    for _, record in read_objects(path, f'evaluation/{name}', self.unreadable):
+      prompt, response = record.get('prompt'), record.get('response')
+      if isinstance(prompt, str) and isinstance(response, str):
+        records.setdefault(prompt, record)
+    return records
+
+  def samples(self, file: epath.Path) -> dict[str, Any]:
+    """Content of a file of saved samples, without unreadable samples."""
+    name = f'rollouts/{file.name}'
+    content = read_json(file, name, self.unreadable)
+    entries = content.get('samples')
+    entries = entries if isinstance(entries, list) else []
+    samples = [sample for sample in entries if _is_sample(sample)]
+    self.unreadable.set_count(name, 'response', len(entries) - len(samples))
+    return {**content, 'samples': samples}
+
+  def results_at(self, iteration: float | None) -> ResultsByProblem:
+    """Results of one evaluation by problem; empty if they were not saved."""
+    if iteration is None:
+      return {}
+    name = f'iteration_{int(iteration):06d}.jsonl'
+    return read_results([self.path / 'evaluation' / name], self.unreadable)
+
+  @functools.cached_property
+  def latest_results(self) -> ResultsByProblem:
+    """Latest results by problem, of `covrl evaluate` or else of the run."""
+    files = _sorted_files(self.path / 'evaluation', '*.jsonl')
+    evaluation_files = [
+      file for file in files if file.name.startswith('iteration_')
+    ]
+    newer_files = [
+      f
+      for f in files
+      if f not in evaluation_files and not self._is_old(f, evaluation_files)
+    ]
+    return read_results(newer_files or evaluation_files[-1:], self.unreadable)
+
+  @functools.cached_property
+  def has_newer_held_out_results(self) -> bool:
+    """Whether `latest_results` on held-out problems are those of `covrl evaluate`."""
+    files = _sorted_files(self.path / 'evaluation', '*.jsonl')
+    own = [file for file in files if file.name.startswith('iteration_')]
+    return any(
+      file.stem == HELD_OUT and not self._is_old(file, own) for file in files
+    )
+
+  @functools.cached_property
+  def evaluation_summary(self) -> Mapping[str, Any]:
+    """Settings of the results of `covrl evaluate` by evaluation set."""
+    name = 'evaluation/summary.json'
+    return read_json(self.path / name, name, self.unreadable)
+
+  def _is_old(
+    self, file: epath.Path, evaluation_files: Sequence[epath.Path]
+  ) -> bool:
+    """Whether a file's results on held-out problems are older than the run's own."""
+    if not evaluation_files or file.stem != HELD_OUT:
+      return False
+    held_out = self.evaluation_summary.get(HELD_OUT)
+    iteration = (
+      held_out.get('iteration') if isinstance(held_out, dict) else None
+    )
+    latest = evaluation_files[-1].stem.removeprefix('iteration_')
+    return not isinstance(iteration, int) or (
+      latest.isdecimal() and iteration < int(latest)
+    )
+
+
+def load_run(workdir: epath.PathLike) -> RunData:
+  """Reads a run directory.
+
+  Args:
+    workdir: the run directory.
+
+  Raises:
+    FileNotFoundError: the path is not a directory, or no run's directory.
+  """
+  path = storage.as_path(workdir)
+  unreadable = Unreadable()
+  settings: dict[str, Any] = {}
+  if path.is_dir():
+    settings = read_json(path / 'config.json', 'config.json', unreadable)
+  if not _holds_run(path, settings):
+    reason = (
+      'which holds none of the files of a run'
+      if path.is_dir()
+      else 'which is a file'
+      if path.exists()
+      else 'which does not exist'
+    )
+    raise FileNotFoundError(
+      f'DIRECTORY must be a run directory, got {str(workdir)!r}, {reason}'
+    )
+  records = read_metrics(path / 'metrics.jsonl', unreadable)
+  run_config = settings.get('config')
+  has_seed = isinstance(run_config, dict) and is_count(run_config.get('seed'))
+  if records and not has_seed:
+    unreadable.set_count('config.json', MISSING_SEED)
+  phases = [record.get('phase') for record in records]
+  warm_start = [i for i, phase in enumerate(phases) if phase == 'warm_start']
+  warm_end = warm_start[-1] if warm_start else -1
+  return RunData(
+    path=path,
+    settings=settings,
+    warm_start=PhaseMetrics([records[i] for i in warm_start]),
+    train=PhaseMetrics([r for r in records if r.get('phase') == 'train']),
+    evals=PhaseMetrics(
+      [r for r in records[warm_end + 1 :] if r.get('phase') == 'eval']
+    ),
+    unreadable=unreadable,
+  )
+
+
+def holds_run(workdir: epath.PathLike) -> bool:
+  """Whether a directory holds files of a run."""
+  path = storage.as_path(workdir)
+  settings = {}
+  if path.is_dir():
+    settings = read_json(path / 'config.json', 'config.json', Unreadable())
+  return _holds_run(path, settings)
+
+
+def _holds_run(path: epath.Path, settings: Mapping[str, Any]) -> bool:
+  """Whether a directory holds a run, given the contents of its `config.json`."""
+  if not path.is_dir():
+    return False
+  has_config = (path / 'config.json').is_file() and not any(
+    field in settings for field in _MODEL_FIELDS
+  )
+  return has_config or any((path / name).exists() for name in _RUN_FILES)
+
+
+def _is_sample(sample: Any) -> bool:
+  """Whether a saved sample has tokens."""
+  tokens = sample.get('tokens') if isinstance(sample, Mapping) else None
+  return isinstance(tokens, list) and bool(tokens)
+
+
+def _sorted_files(folder: epath.Path, pattern: str) -> list[epath.Path]:
+  """Sorted files of a folder whose names match a pattern."""
+  if not folder.is_dir():
+    return []
+  return sorted(folder.glob(pattern), key=lambda path: path.name)
