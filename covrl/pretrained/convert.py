@@ -16,6 +16,7 @@ from jaxtyping import PyTree
 
 from covrl.data import JsonTokenizer, Tokenizer
 from covrl.models import Policy
+from covrl.models.input_checks import check_params, param_shapes
 from covrl.models.lora import join_adapters, split_adapters
 from covrl.pretrained.adapters import base_model_directory, save_adapters
 from covrl.pretrained.load import (
@@ -23,6 +24,7 @@ from covrl.pretrained.load import (
   load_params,
   load_policy,
   model_origin,
+  untied_files,
 )
 from covrl.pretrained.policy import PretrainedPolicy
 from covrl.pretrained.resolve import read_config_files
@@ -62,6 +64,7 @@ def convert(
       finite, in its dtype or in `dtype`.
   """
   if output_format != 'adapter':
+    check_params(params, param_shapes(policy.abstract_params()))
     policy, params = policy.base, policy.merge(params)
   if dtype is not None:
     name = dtype_name(dtype)
@@ -90,9 +93,11 @@ def as_pretrained(
     ValueError: the tokenizer adds a BOS token, or none, unlike its file.
   """
   if pretrained:
+    files = read_config_files(base_model_directory(pretrained))
     return PretrainedPolicy(
       policy.config,
-      files=read_config_files(base_model_directory(pretrained)),
+      # See `has_own_unembedding`.
+      files=files if policy.config.tied_embeddings else untied_files(files),
       origin=model_origin(pretrained),
     )
   is_json = isinstance(tokenizer, JsonTokenizer)

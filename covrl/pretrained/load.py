@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import warnings
+from collections.abc import Mapping
 
 import jax.numpy as jnp
 from etils import epath
@@ -93,10 +94,24 @@ def load_policy(
     model_directory, find_family(fields, file)
   ):
     config = dataclasses.replace(config, tied_embeddings=False)
-    untied_fields = {**fields, 'tie_word_embeddings': False}
-    files['config.json'] = f'{json.dumps(untied_fields, indent=2)}\n'.encode()
+    files = untied_files(files)
   config = dataclasses.replace(config, lora=lora_config(directory))
   return PretrainedPolicy(config, files=files, origin=model_origin(directory))
+
+
+def untied_files(files: Mapping[str, bytes]) -> dict[str, bytes]:
+  """Files of a model whose unembedding is not its embedding.
+
+  Args:
+    files: configuration and tokenizer files by name; a `config.json` that ties
+      both is replaced.
+  """
+  fields = json.loads(files['config.json'])
+  if not model_config(fields, 'float32', 'config.json').tied_embeddings:
+    return dict(files)
+  untied_fields = fields | {'tie_word_embeddings': False}
+  text = f'{json.dumps(untied_fields, indent=2)}\n'
+  return {**files, 'config.json': text.encode()}
 
 
 def dtype_name(dtype: DTypeLike) -> str:
