@@ -141,6 +141,8 @@ class SuiteResult:
         'greedy': _to_integer(self.greedy[index]),
         'correct': list(map(_to_integer, self.correct[index])),
       }
+      if self.suite.samples:
+        line['temperature'] = self.suite.temperature
       if self.answers is not None:
         line['answers'] = list(self.answers[index])
       if responses:

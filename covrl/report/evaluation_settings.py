@@ -2,7 +2,8 @@
 """Notes on results of evaluation sets that are not of one policy and setting.
 
 `covrl evaluate` adds the results of a set to those of earlier commands, which may
-have had an earlier checkpoint, another temperature or another policy.
+have had an earlier checkpoint, another temperature or another policy. So may a run's
+own evaluations of the set.
 """
 
 from __future__ import annotations
@@ -53,8 +54,24 @@ def setting_notes(
 def _settings_of(run: RunData, name: str) -> Mapping[str, Any]:
   """Entry of a set in the summary of a run's evaluations; empty without one.
 
-  Results on its own problems that the run itself has saved have its settings.
+  Results on its own problems that the run itself has saved have its settings. The
+  temperature of samples is that of the results, where they have it.
   """
+  entry = _summarized_settings(run, name)
+  temperatures = {
+    record['temperature']
+    for (set_name, _), records in run.latest_results.items()
+    if set_name == name
+    for record in records
+  } - {None}
+  if not temperatures:
+    return entry
+  # The results of a set are of one file, and so of one temperature.
+  return {**entry, 'samples': 1, 'temperature': min(temperatures)}
+
+
+def _summarized_settings(run: RunData, name: str) -> Mapping[str, Any]:
+  """Settings of a set, from the run's configuration or its summary."""
   if not name and not run.has_newer_held_out_results:
     return {
       field: run.config_value(f'evaluate.{field}')

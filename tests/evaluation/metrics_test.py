@@ -269,6 +269,7 @@ def test_a_line_has_all_results_of_a_problem():
     'reference': '1',
     'greedy': 1,
     'correct': [1, 0],
+    'temperature': 1.0,
     'answers': ['1', None],
     'responses': ['r', 'r', 'r'],
   }

@@ -262,6 +262,29 @@ def test_held_out_problems_at_other_temperatures_are_named(make_results):
     assert table_of(one, other).notes == [sentence] * is_named
 
 
+def test_a_suite_of_the_run_itself_at_another_temperature_is_named(
+  make_results,
+):
+  lines = results('amc', [1, 0], samples=4)
+  own, other = (
+    [line | {'temperature': temperature} for line in lines]
+    for temperature in (1.0, 0.6)
+  )
+  run = make_results('a', {'iteration_000006': own}, recipe='x')
+  evaluated = make_results('b', {'amc': other})
+  entry = {'iteration': 6, 'samples': 4, 'temperature': 0.6}
+  file = evaluated / 'evaluation' / 'summary.json'
+  file.write_text(json.dumps({'amc': entry}))
+  assert table_of(run, evaluated).notes == [
+    'The samples of amc have different temperatures: 1 (a) and 0.6 (b).'
+  ]
+  same = make_results('c', {'iteration_000006': other}, recipe='x')
+  assert table_of(same, evaluated).notes == []
+  # Greedy responses have none.
+  greedy = make_results('d', {'iteration_000006': results('amc', [1, 0])})
+  assert table_of(greedy, evaluated).notes == []
+
+
 def test_summaries_that_are_not_settings_are_left_out(make_results):
   run = make_results('a', {'amc': results('amc', [1, 0], samples=4)})
   file = run / 'evaluation' / 'summary.json'

@@ -61,7 +61,10 @@ def problem_score(problem: Mapping[str, Any], metric: str) -> float | None:
 
 
 def _result(record: Mapping[str, Any]) -> dict[str, Any] | None:
-  """Scores of a problem; `None` if the record has invalid ones."""
+  """Scores of a problem and the temperature of its samples, `None` if not recorded.
+
+  Returns `None` if the record has invalid scores.
+  """
   if 'greedy' not in record:
     return None
   correct = record.get('correct')
@@ -75,7 +78,8 @@ def _result(record: Mapping[str, Any]) -> dict[str, Any] | None:
     for score, value in zip((greedy, *scores), values, strict=True)
   ):
     return None
-  return {'greedy': greedy, 'correct': scores}
+  temperature = finite_number(record.get('temperature')) if scores else None
+  return {'greedy': greedy, 'correct': scores, 'temperature': temperature}
 
 
 def _score(value: Any) -> float | None:
