@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -74,8 +75,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--output',
     metavar='DIRECTORY',
-    help="directory for the results (default: the run's; a pretrained model's "
-    'results are only printed)',
+    help="directory for the results, not of another run (default: the run's; a "
+    "pretrained model's results are only printed)",
   )
   add_trust(parser)
   pretrained = parser.add_argument_group('pretrained models')
@@ -111,6 +112,7 @@ def run(arguments: argparse.Namespace) -> None:
   from covrl.run.progress import Progress
 
   check_numbers(arguments)
+  _refuse_another_run(arguments.policy, arguments.output)
   devices.prepare_to_run()
   devices.use_compilation_cache()
   output = arguments.output
@@ -147,6 +149,33 @@ def run(arguments: argparse.Namespace) -> None:
     if output is not None:
       result_text = write_results(evaluation, output, policy_fields)
     print(f'{"results":{width}} {result_text}')
+
+
+def _refuse_another_run(policy: str, output: str | None) -> None:
+  """Refuses to write results into the directory of a run other than the policy.
+
+  Reports would show them as results of that run.
+
+  Raises:
+    ValueError: `output` is such a directory.
+  """
+  if output is None:
+    return
+  from covrl import storage
+
+  directory, source = storage.as_path(output), storage.as_path(policy)
+  is_another = storage.absolute(directory) != storage.absolute(source)
+  if not storage.is_bucket(directory) and not storage.is_bucket(source):
+    is_another = os.path.realpath(directory) != os.path.realpath(source)
+  holds_run = any(
+    storage.is_directory(directory / name) for name in ('recipe', 'checkpoints')
+  )
+  if is_another and holds_run:
+    raise ValueError(
+      '--output must be a directory without a run, or POLICY itself, got'
+      f' {output}, a run other than {policy}, as whose results reports would show'
+      ' them'
+    )
 
 
 @contextlib.contextmanager

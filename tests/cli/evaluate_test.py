@@ -122,6 +122,27 @@ def test_two_evaluations_into_one_directory_are_refused(
   assert evaluations
 
 
+@pytest.mark.parametrize('name', ['recipe', 'checkpoints'])
+def test_the_directory_of_another_run_is_refused(
+  evaluations, tmp_path, capsys, name
+):
+  workdir = tmp_path / 'run'
+  (workdir / name).mkdir(parents=True)
+  with pytest.raises(SystemExit) as ended:
+    run(workdir)
+  assert ended.value.code == Exit.REFUSED
+  assert (
+    f'--output must be a directory without a run, or POLICY itself, got {workdir},'
+    ' a run other than model' in capsys.readouterr().err
+  )
+  assert not evaluations
+  assert not (workdir / 'evaluation').exists()
+  # The run itself, by another path.
+  (tmp_path / 'link').symlink_to(workdir)
+  main(['evaluate', str(tmp_path / 'link'), f'--output={workdir}/.'])
+  assert (workdir / 'evaluation' / 'summary.json').exists()
+
+
 def test_a_directory_that_cannot_be_written_is_refused_before_evaluating(
   evaluations, tmp_path, capsys, monkeypatch
 ):
