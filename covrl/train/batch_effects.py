@@ -1,22 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses and token chains whose gradient depends on the number of micro-batches."""
+"""Losses and token chains whose gradients depend on the number of micro-batches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree
 
 from covrl.entropy import DecisionCache
 from covrl.entropy.base import update_signal
 from covrl.statistics import token_stats_from_logits
 from covrl.train.algorithm import Algorithm
+from covrl.train.forward import apply_token_weights
 from covrl.train.microbatch import join_rows, split_rows
-from covrl.types import TokenStats
+from covrl.train.networks.network import Network
+from covrl.train.networks.step import checked_loss
+from covrl.types import TokenBatch, TokenStats
+
+# Statistics of the policy at some sequences, and the context of a loss.
+Rows: TypeAlias = tuple[TokenStats, dict[str, Any]]
+# Cotangents by name, of all rows together and of two micro-batches.
+Gradients: TypeAlias = tuple[dict[str, PyTree], dict[str, PyTree]]
 
 # Lengths of the sequences that are tried, and the vocabulary of their policy.
 _LENGTHS, _VOCABULARY = (6, 3, 5, 2), 8
@@ -27,54 +37,73 @@ _TOLERANCE = 1e-3
 def micro_batch_warnings(
   algorithm: Algorithm, micro_batches: int
 ) -> Iterator[str]:
-  """Yields a sentence if a gradient depends on the number of micro-batches.
+  """Yields a sentence for each gradient that depends on the number of micro-batches.
 
-  Loss and token chain are computed on four random sequences, together and in two
-  micro-batches with the decisions of the whole. A sentence also says that an algorithm
-  cannot be computed there. A chain that decides in each micro-batch where its `scope`
-  says so yields none.
+  Loss and token chain, and the losses of networks beside the policy, are computed on
+  four random sequences, together and in two micro-batches with the decisions of the
+  whole. A sentence also says what cannot be computed there. A chain that decides in
+  each micro-batch where its `scope` says so yields none.
 
   Args:
-    algorithm: the loss and the transformations of the run.
+    algorithm: the functions and transformations of the run.
     micro_batches: number of micro-batches of an update.
   """
   if micro_batches == 1:
     return
-  compute = jax.jit(lambda rows: _gradients(algorithm, rows))
-  try:
-    whole, parts = jax.device_get(compute(_random_rows()))
-  except Exception as error:
-    # Functions of a recipe raise errors of any type.
-    reason = ' '.join(str(error).split())[:200] or type(error).__name__
+  setting = f'train.micro_batches = {micro_batches}'
+  pair, reason = _computed(functools.partial(_gradients, algorithm))
+  if pair is None:
     yield (
       'whether the gradient depends on the number of micro-batches'
-      f' (train.micro_batches = {micro_batches}) cannot be checked: {reason}'
+      f' ({setting}) cannot be checked: {reason}'
     )
-    return
-  for part, text in (
-    (
-      'signal',
-      "the recipe's loss has another gradient with"
-      f' train.micro_batches = {micro_batches} than with 1: it is called on each'
-      ' micro-batch, and the results are added. A loss must multiply by weights'
-      ' and add, and not average over the tokens that it gets',
-    ),
-    (
-      'edited',
+  elif _differ(pair, 'signal'):
+    yield f"the recipe's loss {_other_gradient(setting)}"
+  elif _differ(pair, 'edited'):
+    yield (
       "the recipe's token chain has another result with"
-      f' train.micro_batches = {micro_batches} than with 1: it has a transform of'
-      ' all tokens together, such as optax.clip_by_global_norm, which sees one'
-      ' micro-batch at a time',
-    ),
-  ):
-    if part in whole and _differ(whole[part], parts[part]):
-      yield text
-      return
+      f' {setting} than with 1: it has a transform of all tokens together, such as'
+      ' optax.clip_by_global_norm, which sees one micro-batch at a time'
+    )
+  credit = () if algorithm.estimator is None else algorithm.estimator.credit
+  for name, network in algorithm.networks.items():
+    pair, reason = _computed(
+      functools.partial(_network_gradients, network, credit)
+    )
+    if pair is None:
+      yield (
+        f'whether the gradient of the network {name!r} depends on the number of'
+        f' micro-batches ({setting}) cannot be checked: {reason}'
+      )
+    elif _differ(pair, 'output'):
+      yield f'the loss of the network {name!r} {_other_gradient(setting)}'
 
 
-def _gradients(
-  algorithm: Algorithm, rows: PyTree
-) -> tuple[dict[str, TokenStats], dict[str, TokenStats]]:
+def _other_gradient(setting: str) -> str:
+  """The end of the sentence about a loss."""
+  return (
+    f'has another gradient with {setting} than with 1: it is called on each'
+    ' micro-batch, and the results are added. A loss must multiply by weights and'
+    ' add, and not average over the tokens that it gets'
+  )
+
+
+def _computed(compute: Callable[[Rows], Gradients]) -> tuple[Any, str]:
+  """Computes gradients on random sequences.
+
+  Returns:
+    Those of all rows together and of two micro-batches, or `None`; and the reason
+    if they cannot be computed.
+  """
+  try:
+    return jax.device_get(jax.jit(compute)(_random_rows())), ''
+  except Exception as error:
+    # Functions of a recipe raise errors of any type.
+    reason = ' '.join(str(error).split())[:200]
+    return None, reason or type(error).__name__
+
+
+def _gradients(algorithm: Algorithm, rows: Rows) -> Gradients:
   """Cotangents after the loss and after the token chain.
 
   Returns:
@@ -90,7 +119,7 @@ def _gradients(
   }
   state = algorithm.token_tx.init(TokenStats.template())
 
-  def run(rows: PyTree, cache: DecisionCache) -> dict[str, TokenStats]:
+  def run(rows: Rows, cache: DecisionCache) -> dict[str, TokenStats]:
     stats, of_rows = rows
     context: Any = of_rows | shared
     (_, aux), signal = jax.value_and_grad(algorithm.loss, has_aux=True)(
@@ -114,11 +143,51 @@ def _gradients(
   ]
   parts = join_rows(jax.tree.map(lambda *each: jnp.stack(each), *results))
   if cache.micro_batch_decisions:
-    del whole['edited']
+    del whole['edited'], parts['edited']
   return whole, parts
 
 
-def _random_rows() -> tuple[TokenStats, dict[str, Any]]:
+def _network_gradients(
+  network: Network, credit: Sequence[str], rows: Rows
+) -> Gradients:
+  """Cotangents of a network's output.
+
+  Args:
+    network: a network beside the policy.
+    credit: names of the entries of `TokenBatch.credit`.
+    rows: random sequences.
+  """
+  stats, context = rows
+  values = jax.random.uniform(
+    jax.random.key(0), (1 + len(credit), *stats.logprobs.shape)
+  )
+  batch = TokenBatch(
+    tokens=context['positions'],
+    targets=context['positions'],
+    loss_mask=context['mask'],
+    credit=dict(zip(credit, values[1:], strict=True)),
+    **{
+      name: context[name]
+      for name in TokenBatch.__dataclass_fields__
+      if name in context
+    },
+  )
+  batch = dataclasses.replace(batch, weights=jnp.ones_like(batch.weights))
+  batch = apply_token_weights(batch, network.weights, max(_LENGTHS))
+  output = stats.logprobs if network.output == 'logprobs' else values[0]
+
+  def gradient(
+    rows: tuple[Float[Array, 'B T'], TokenBatch],
+  ) -> Float[Array, 'B T']:
+    return jax.grad(lambda output: checked_loss(network, output, rows[1])[0])(
+      rows[0]
+    )
+
+  parts = jax.lax.map(gradient, split_rows((output, batch), 2))
+  return {'output': gradient((output, batch))}, {'output': join_rows(parts)}
+
+
+def _random_rows() -> Rows:
   """Statistics and context of random sequences of different lengths."""
   rng = np.random.default_rng(0)
   rows, width = len(_LENGTHS), max(_LENGTHS)
@@ -150,10 +219,10 @@ def _random_rows() -> tuple[TokenStats, dict[str, Any]]:
   }
 
 
-def _differ(whole: TokenStats, parts: TokenStats) -> bool:
-  """Whether cotangents differ by more than rounding."""
-  pairs = zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True)
+def _differ(pair: Gradients, name: str) -> bool:
+  """Whether cotangents of a name, if they are there, differ by more than rounding."""
+  whole, parts = (jax.tree.leaves(each.get(name)) for each in pair)
   return any(
     bool(np.max(np.abs(a - b)) > _TOLERANCE * np.max(np.abs(a)))
-    for a, b in pairs
+    for a, b in zip(whole, parts, strict=True)
   )

@@ -63,7 +63,7 @@ def make_network_step(
         settings.temperature,
         settings.first_column,
       )
-      value, per_token = _checked_loss(network, output, rows)
+      value, per_token = checked_loss(network, output, rows)
       return value, jax.lax.stop_gradient((output, per_token))
 
     def run_micro_batch(
@@ -109,7 +109,7 @@ def make_network_step(
   return update
 
 
-def _checked_loss(
+def checked_loss(
   network: Network, output: Float[Array, 'B T'], rows: TokenBatch
 ) -> tuple[Scalar, dict[str, Any]]:
   """Computes a network's loss, and checks the types of the results."""
