@@ -212,8 +212,8 @@ class TokenBatch:
     sequence_ids: index within the run of each target's sequence.
     ref_logprobs: log-probability of each target under the reference policy, in
       nats; `None` in a run without one.
-    credit: per-token inputs of the losses of networks beside the policy, such as a
-      critic's returns, by name; empty in a run without them.
+    network_targets: per-token inputs of the losses of networks beside the
+      policy, such as a critic's returns, by name; empty in a run without them.
     experts: experts to route each input to, see
       `covrl.models.experts.ExpertRecord`; `None` without routing replay.
   """
@@ -231,28 +231,28 @@ class TokenBatch:
   sampler_logprobs: Float[Array, 'B T']
   sequence_ids: Int[Array, 'B T']
   ref_logprobs: Float[Array, 'B T'] | None = None
-  credit: dict[str, Float[Array, 'B T']] = dataclasses.field(
+  network_targets: dict[str, Float[Array, 'B T']] = dataclasses.field(
     default_factory=dict
   )
   experts: UInt[Array, 'B T L k'] | None = None
 
 
-class Measurements(NamedTuple):
+class UpdateMeasurements(NamedTuple):
   """Measurements of an update that the next update reads, in nats.
 
   Attributes:
     log_ratio_noise: see `TokenContext`.
-    entropy_moved: entropy of the last update's tokens, minus their entropy at
-      the rollout.
+    entropy_change_since_rollout: entropy of the last update's tokens, minus
+      their entropy at the rollout.
     entropy_change: see `TokenContext`.
   """
 
   log_ratio_noise: Scalar
-  entropy_moved: Scalar
+  entropy_change_since_rollout: Scalar
   entropy_change: Scalar
 
   @classmethod
-  def initial(cls) -> Measurements:
+  def initial(cls) -> UpdateMeasurements:
     """Values before the first update."""
     return cls(jnp.zeros(()), jnp.zeros(()), jnp.asarray(jnp.nan))
 
@@ -282,7 +282,7 @@ class TrainState:
     opt_state: state of the parameter chain.
     token_state: state of the token chain; scalars only.
     step: optimiser updates attempted, int32; a skipped update counts.
-    measured: measurements of the last update.
+    last_update: measurements of the last update.
     networks: states of networks beside the policy, such as a critic, by name.
     estimator_state: state of the estimator of advantages; scalars only.
   """
@@ -292,7 +292,7 @@ class TrainState:
   opt_state: PyTree
   token_state: PyTree
   step: Int[Array, '']
-  measured: Measurements
+  last_update: UpdateMeasurements
   networks: dict[str, NetworkState] = dataclasses.field(default_factory=dict)
   estimator_state: PyTree = ()
 

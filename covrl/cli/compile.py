@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from covrl.cli import devices, options
+from covrl.cli import jax_settings, options
 from covrl.exit_codes import Exit
 
 
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
   from covrl.run.progress import Progress
 
   topology = topologies.find_topology(arguments.topology)
-  devices.set_compiler_flags(topology.platform)
+  jax_settings.set_compiler_flags(topology.platform)
   recipe = config.load(arguments.config, arguments.overrides)
   names = arguments.programs
   with Progress() as progress:

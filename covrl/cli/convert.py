@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 
-from covrl.cli import devices
+from covrl.cli import jax_settings
 from covrl.cli.policies import add_policy, add_trust, is_run
 
 
@@ -53,8 +53,8 @@ def run(arguments: argparse.Namespace) -> None:
   from covrl.run.progress import Progress
   from covrl.train.setup.restore import open_run
 
-  devices.set_xla_flags()
-  devices.use_compilation_cache()
+  jax_settings.set_xla_flags()
+  jax_settings.use_compilation_cache()
   with Progress() as progress:
     progress.stage('loading the weights')
     if is_run(arguments.policy):

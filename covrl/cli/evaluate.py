@@ -24,7 +24,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from covrl.cli import devices
+from covrl.cli import jax_settings
 from covrl.cli.policies import (
   add_policy,
   add_template_variables,
@@ -113,8 +113,8 @@ def run(arguments: argparse.Namespace) -> None:
 
   check_numbers(arguments)
   _refuse_another_run(arguments.policy, arguments.output)
-  devices.prepare_to_run()
-  devices.use_compilation_cache()
+  jax_settings.prepare_to_run()
+  jax_settings.use_compilation_cache()
   output = arguments.output
   if output is None and is_run(arguments.policy):
     output = arguments.policy

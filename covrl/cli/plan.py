@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 
-from covrl.cli import devices, options
+from covrl.cli import jax_settings, options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,8 +41,8 @@ def run(arguments: argparse.Namespace) -> None:
     )
   if arguments.compiled is not None:
     compiled = storage.as_path(arguments.compiled)
-  devices.set_xla_flags()
-  devices.use_compilation_cache()
+  jax_settings.set_xla_flags()
+  jax_settings.use_compilation_cache()
   recipe = config.load(arguments.config, arguments.overrides)
   for line in plan(recipe, topology, arguments.num_slices, compiled):
     print(line)

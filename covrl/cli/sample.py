@@ -24,7 +24,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from covrl.cli import devices, sample_file
+from covrl.cli import jax_settings, sample_file
 from covrl.cli.policies import (
   add_caching,
   add_policy,
@@ -150,10 +150,10 @@ def run(arguments: argparse.Namespace) -> None:
   check_numbers(arguments)
   if not arguments.chat:
     refuse_unused(arguments, ['template_variables'], '--chat')
-  devices.prepare_to_run()
+  jax_settings.prepare_to_run()
   if not SEED.contains(arguments.seed):
     raise ValueError(f'--seed {SEED.requirement}, got {arguments.seed}')
-  devices.use_compilation_cache()
+  jax_settings.use_compilation_cache()
   if arguments.file is not None:
     sample_file.run(arguments)
     return

@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 
-from covrl.cli import devices
+from covrl.cli import jax_settings
 from covrl.cli.policies import (
   add_caching,
   add_policy,
@@ -101,8 +101,8 @@ def run(arguments: argparse.Namespace) -> None:
         f'covrl serve needs {package}, which is not installed: pip install'
         " 'covrl[serve]'"
       )
-  devices.prepare_to_run()
-  devices.use_compilation_cache()
+  jax_settings.prepare_to_run()
+  jax_settings.use_compilation_cache()
   from covrl.data.problems import check_unicode
   from covrl.run.progress import Progress
   from covrl.serve import load_model, load_run

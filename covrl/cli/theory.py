@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 
-from covrl.cli import devices
+from covrl.cli import jax_settings
 from covrl.exit_codes import Exit
 
 
@@ -38,8 +38,8 @@ def run(arguments: argparse.Namespace) -> None:
   from covrl.run.progress import Progress
   from covrl.theory import runner
 
-  devices.set_xla_flags()
-  devices.use_compilation_cache()
+  jax_settings.set_xla_flags()
+  jax_settings.use_compilation_cache()
   if arguments.workdir is not None:
     # Before the minutes that the claims take.
     workdir = storage.as_path(arguments.workdir)

@@ -20,7 +20,7 @@ import sys
 import traceback
 from typing import TYPE_CHECKING
 
-from covrl.cli import devices, options
+from covrl.cli import jax_settings, options
 from covrl.cli.errors import refuse_exit, report_error
 from covrl.exit_codes import Exit
 
@@ -89,7 +89,7 @@ def run(arguments: argparse.Namespace) -> None:
 
   # Recipes may print to standard output; no result of the command is written there.
   sys.stdout = streams.without_write_errors(sys.stdout)
-  devices.prepare_to_run(trains=True)
+  jax_settings.prepare_to_run(trains=True)
   recipe = config.load(arguments.config, arguments.overrides)
   if arguments.coordinator or distributed.in_cluster():
     if not supervisor.is_supervised():
@@ -104,7 +104,7 @@ def run(arguments: argparse.Namespace) -> None:
     arguments.process_id,
     heartbeat=arguments.heartbeat,
   )
-  devices.use_compilation_cache()
+  jax_settings.use_compilation_cache()
   if distributed.process_count() == 1:
     status = _train(recipe, arguments)
   else:

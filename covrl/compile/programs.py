@@ -257,7 +257,7 @@ def _abstract_batch(work: Workload) -> TokenBatch:
     config.sequences_per_iteration,
     row_width(config),
     reference=config.train.keep_reference,
-    credit=work.programs.networks.credit,
-    filtered=work.programs.has_filtered_logprobs,
+    target_names=work.programs.networks.target_names,
+    has_filtered_logprobs=work.programs.has_filtered_logprobs,
     experts=work.engine.experts,
   )

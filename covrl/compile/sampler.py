@@ -155,7 +155,7 @@ def _decoding_estimates(
     response_bytes=program.cost.bytes - cost_without_responses.bytes,
     bandwidth=work.network.topology.chip.bandwidth,
     seconds=max(time for unit, time in unit_seconds.items() if unit != 'hbm'),
-    limit=config.rollout.max_response_length - 1,
+    max_response_tokens=config.rollout.max_response_length - 1,
     by_row=by_row,
   )
   return decoding_times(

@@ -25,7 +25,7 @@ class StepCost(NamedTuple):
     bandwidth: bytes per second.
     seconds: lower bound of the time of a step: that of the busiest unit other
       than memory.
-    limit: tokens of a response in a full cache.
+    max_response_tokens: tokens of a response in a full cache.
     by_row: whether each row is read up to its own length; otherwise all rows are
       read up to the length of the longest.
   """
@@ -34,7 +34,7 @@ class StepCost(NamedTuple):
   response_bytes: float
   bandwidth: float
   seconds: float
-  limit: int
+  max_response_tokens: int
   by_row: bool
 
 
@@ -81,7 +81,9 @@ def decoding_times(
     num_responses: number of responses.
   """
   times: list[DecodingTime] = []
-  for name, lengths in typical_lengths(step.limit + 1, num_responses).items():
+  for name, lengths in typical_lengths(
+    step.max_response_tokens + 1, num_responses
+  ).items():
     seconds = step_seconds(step, layout, occupancy(lengths, layout))
     times.append(
       DecodingTime(
@@ -173,6 +175,6 @@ def step_seconds(
     )
   fixed_bytes = step.bytes - step.response_bytes
   moved_bytes = fixed_bytes + step.response_bytes * read_tokens / (
-    all_slots * step.limit
+    all_slots * step.max_response_tokens
   )
   return np.maximum(moved_bytes / step.bandwidth, step.seconds)

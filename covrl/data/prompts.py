@@ -28,15 +28,15 @@ class PromptFormat:
   """Formats the question or conversation of a problem as a prompt.
 
   Attributes:
-    template: the model's chat template; `None` to format with `text` instead.
+    template: the model's chat template; `None` to use `plain_template` instead.
     variables: variables of the chat template, such as `enable_thinking`.
-    text: prompt with `{question}` in place of the messages.
+    plain_template: prompt with `{question}` in place of the messages.
     system: system message; empty for none.
     instructions: text after a bare question, by kind of problem.
     question_only: whether to replace conversations by their last question.
 
   >>> prompts = PromptFormat(
-  ...   text='Q: {question}', instructions={'math': 'Use a box.'}
+  ...   plain_template='Q: {question}', instructions={'math': 'Use a box.'}
   ... )
   >>> sums = Problem(prompt='1 + 1?', reference='2', source='', kind='math')
   >>> prompts(sums).prompt
@@ -45,15 +45,16 @@ class PromptFormat:
 
   template: ChatTemplate | None = None
   variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  text: str = QUESTION
+  plain_template: str = QUESTION
   system: str = ''
   instructions: Mapping[str, str] = dataclasses.field(default_factory=dict)
   question_only: bool = False
 
   def __post_init__(self) -> None:
-    if QUESTION not in self.text:
+    if QUESTION not in self.plain_template:
       raise ValueError(
-        f'a template of prompts must have {QUESTION} in it, got {self.text!r}'
+        f'a template of prompts must have {QUESTION} in it,'
+        f' got {self.plain_template!r}'
       )
 
   @property
@@ -73,7 +74,7 @@ class PromptFormat:
     messages = self._messages(problem)
     if self.template is None:
       content = '\n\n'.join(message['content'] for message in messages)
-      prompt = self.text.replace(QUESTION, content)
+      prompt = self.plain_template.replace(QUESTION, content)
       return dataclasses.replace(problem, prompt=prompt)
     try:
       prompt = self.template.render(messages, now=PROMPT_DATE, **self.variables)

@@ -315,16 +315,16 @@ class Policy:
     )
     return self.project(params, hidden)
 
-  def compute_params(self, params: PyTree) -> PyTree:
+  def cast_params(self, params: PyTree) -> PyTree:
     """Casts matrices to `config.dtype`, once before a loop that reads them often.
 
     All functions give the same results with the cast parameters.
     """
-    dtypes = self.compute_dtypes(params)
+    dtypes = self.cast_dtypes(params)
     return jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), params, dtypes)
 
-  def compute_dtypes(self, params: PyTree) -> PyTree:
-    """Dtypes of `compute_params`, of arrays or of their shapes and dtypes."""
+  def cast_dtypes(self, params: PyTree) -> PyTree:
+    """Dtypes of `cast_params`, of arrays or of their shapes and dtypes."""
 
     def dtype(leaf: Any, axes: tuple[str | None, ...]) -> Any:
       is_matrix = len(axes) - ('layers' in axes) > 1

@@ -96,6 +96,6 @@ class Caching:
     return DecodeCache.empty(prompts, prompt, size, policy.config.windows)
 
 
-EXACT = Caching()
+EXACT_CACHING = Caching()
 """The default: log-probabilities of the sampler are those of the trainer."""
 """Keys and values in the model's type, and prefill of whole prompts."""

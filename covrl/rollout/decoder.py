@@ -20,11 +20,11 @@ from covrl.models.cache import (
 from covrl.models.experts import ExpertRecord
 from covrl.models.policy import Policy
 from covrl.rollout.admission import Admission, Sizes
-from covrl.rollout.caching import EXACT, Caching
+from covrl.rollout.caching import EXACT_CACHING, Caching
 from covrl.rollout.carried import fill_slots, insert_carried
 from covrl.rollout.samples import (
+  SampledTokens,
   Samples,
-  Step,
   empty_samples,
   record,
 )
@@ -51,7 +51,7 @@ class SlotDecoder:
     end_ids: tokens that end a response.
     pad_id: token that fills the rest of a row.
     max_length: maximum number of tokens of a response.
-    policy_logprobs: whether to compute `Step.policy_logprob`.
+    policy_logprobs: whether to compute `SampledTokens.policy_logprob`.
     experts: shape and dtype of the record of experts, for routing replay; `None`
       records none.
     caching: options of the KV cache and of prefill.
@@ -63,7 +63,7 @@ class SlotDecoder:
   max_length: int
   policy_logprobs: bool = False
   experts: ExpertRecord | None = None
-  caching: Caching = EXACT
+  caching: Caching = EXACT_CACHING
 
   def __post_init__(self) -> None:
     vocab_size = self.policy.config.vocab_size
@@ -213,7 +213,7 @@ class SlotDecoder:
     state: State,
     admission: Admission,
     key: Key[Array, ''] | None = None,
-  ) -> tuple[State, Step]:
+  ) -> tuple[State, SampledTokens]:
     """Processes new prompts, samples first tokens, and fills idle slots.
 
     Args:
@@ -277,14 +277,14 @@ class SlotDecoder:
 
   def run(
     self, params: PyTree, state: State, *, steps: int
-  ) -> tuple[State, Step]:
+  ) -> tuple[State, SampledTokens]:
     """Decodes `steps` tokens in every slot, and refills slots that end.
 
     Returns:
       The state, in which the tokens are not recorded yet, and the tokens.
     """
 
-    def step(carry: State, _: None) -> tuple[State, Step]:
+    def step(carry: State, _: None) -> tuple[State, SampledTokens]:
       return self._step(params, carry)
 
     return jax.lax.scan(step, state, length=steps)
@@ -295,7 +295,7 @@ class SlotDecoder:
     hidden: Float[Array, 'P D'],
     keys: Key[Array, ' R'],
     options: RequestOptions,
-  ) -> Step:
+  ) -> SampledTokens:
     """Samples the first tokens of all requests, one of each prompt at a time."""
     logits = self.policy.project(params, hidden)
     position = jnp.zeros(hidden.shape[0], jnp.int32)
@@ -308,7 +308,7 @@ class SlotDecoder:
     first_tokens = jax.lax.map(sample, keys_by_member)
     token, *logprobs = (x.T.reshape(-1) for x in first_tokens)
     index = jnp.zeros_like(token)
-    return Step(
+    return SampledTokens(
       request=index,
       position=index,
       token=token,
@@ -318,7 +318,7 @@ class SlotDecoder:
       truncated=self._is_truncated(token, index, options),
     )
 
-  def _step(self, params: PyTree, state: State) -> tuple[State, Step]:
+  def _step(self, params: PyTree, state: State) -> tuple[State, SampledTokens]:
     """Decodes one token in every slot, and refills slots that end."""
     live, options = state.live, state.slot_options()
     hidden, cache = self.policy.decode(
@@ -352,11 +352,11 @@ class SlotDecoder:
     position: Int[Array, ' S'],
     request: Int[Array, ' S'],
     options: RequestOptions,
-  ) -> Step:
+  ) -> SampledTokens:
     """Samples the tokens of some positions of requests."""
     keys = jax.vmap(jax.random.fold_in)(keys, position)
     token, *logprobs = sample_token(logits, keys, options.sampling)
-    step = Step(
+    step = SampledTokens(
       request=request,
       position=position,
       token=token,
@@ -379,7 +379,9 @@ class SlotDecoder:
       return is_end
     return is_end | jnp.any(token[:, None] == options.stop_ids, axis=1)
 
-  def _is_done(self, step: Step, options: RequestOptions) -> Bool[Array, ' S']:
+  def _is_done(
+    self, step: SampledTokens, options: RequestOptions
+  ) -> Bool[Array, ' S']:
     """Whether responses end with the tokens of a step."""
     is_last = step.position + 1 >= options.limit
     return self._is_end(step.token, options) | is_last

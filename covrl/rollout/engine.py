@@ -26,7 +26,7 @@ from covrl.array_checks import check_array
 from covrl.models.experts import ExpertRecord
 from covrl.models.policy import Policy
 from covrl.parallel import distributed, sharding
-from covrl.rollout.caching import EXACT, Caching
+from covrl.rollout.caching import EXACT_CACHING, Caching
 from covrl.rollout.carried import check_carried
 from covrl.rollout.decoder import SlotDecoder, check_at_least
 from covrl.rollout.finished import FinishedResponses, OnResponse
@@ -83,7 +83,7 @@ class SamplingEngine:
     slots: int = 0,
     segment: int = 16,
     record_experts: bool = False,
-    caching: Caching = EXACT,
+    caching: Caching = EXACT_CACHING,
   ) -> None:
     """Checks the arguments; see the attributes.
 

@@ -21,7 +21,7 @@ from covrl.array_checks import check_array, check_integer
 from covrl.models.policy import Policy
 from covrl.parallel import distributed
 from covrl.rollout.admission import Admission, Sizes
-from covrl.rollout.caching import EXACT, Caching
+from covrl.rollout.caching import EXACT_CACHING, Caching
 from covrl.rollout.decoder import SlotDecoder, check_at_least
 from covrl.rollout.group_rows import GroupResponse, GroupRows
 from covrl.rollout.layout import Layout, count_shards, state_specs
@@ -32,7 +32,11 @@ from covrl.rollout.placement import (
   trace_placement,
 )
 from covrl.rollout.programs import TracedPrograms
-from covrl.rollout.samples import Step, check_prompts, check_sequence_ids
+from covrl.rollout.samples import (
+  SampledTokens,
+  check_prompts,
+  check_sequence_ids,
+)
 from covrl.rollout.sampling import Sampling
 from covrl.rollout.slot_programs import SlotPrograms
 from covrl.rollout.slots import RequestOptions, State
@@ -84,7 +88,7 @@ class GroupEngine:
     group_size: int,
     slots: int = 0,
     segment: int = 16,
-    caching: Caching = EXACT,
+    caching: Caching = EXACT_CACHING,
   ) -> None:
     """Jits the programs.
 
@@ -269,7 +273,7 @@ class GroupEngine:
       return
     decodes = self._decoder.max_length > 1
 
-    def start() -> list[Step]:
+    def start() -> list[SampledTokens]:
       return self._dispatch(admissions, decodes=decodes)
 
     if distributed.process_count() == 1:
@@ -290,7 +294,7 @@ class GroupEngine:
 
   def _dispatch(
     self, admissions: Sequence[Admission], *, decodes: bool
-  ) -> list[Step]:
+  ) -> list[SampledTokens]:
     """Runs programs on the device; returns their tokens."""
     if self._arguments is None or self._state is None:
       raise RuntimeError('begin must be called before run')

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from covrl.rollout.admission import Sizes
-from covrl.rollout.samples import Samples, Step
+from covrl.rollout.samples import SampledTokens, Samples
 
 
 class GroupResponse(NamedTuple):
@@ -158,7 +158,7 @@ class GroupRows:
         admission.member[rows] = group.sequence_ids
     return admission
 
-  def record(self, step: Step) -> Iterator[GroupResponse]:
+  def record(self, step: SampledTokens) -> Iterator[GroupResponse]:
     """Records new tokens; yields the responses that they end."""
     request = np.atleast_2d(step.request)
     slots_per_shard = request.shape[1] // len(self._free_prompt_rows)

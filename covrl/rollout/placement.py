@@ -29,7 +29,7 @@ def place_params(
   """
   return jax.tree.map(
     _shard_by_layer if reshard_by_layer else _shard,
-    policy.compute_params(params),
+    policy.cast_params(params),
     policy.axes,
   )
 
@@ -66,7 +66,7 @@ def abstract_placed(
   policy: Policy, params: PyTree, mesh: Mesh | None
 ) -> PyTree:
   """Returns shapes and shardings of parameters as `placer` returns them."""
-  cast_params = jax.eval_shape(policy.compute_params, params)
+  cast_params = jax.eval_shape(policy.cast_params, params)
   return abstract_on_mesh(mesh, cast_params, param_specs(policy, params, mesh))
 
 
@@ -104,7 +104,7 @@ def _placement_program(
 
 def is_placed(policy: Policy, params: PyTree, mesh: Mesh | None) -> bool:
   """Whether parameters are already as the function of `placer` returns them."""
-  dtypes = policy.compute_dtypes(params)
+  dtypes = policy.cast_dtypes(params)
   specs = param_specs(policy, params, mesh)
 
   def is_leaf_placed(leaf: Any, dtype: Any, spec: P) -> bool:

@@ -19,12 +19,12 @@ from jaxtyping import Array, Bool, PyTree
 from covrl.array_checks import check_integer
 from covrl.models.policy import Policy
 from covrl.rollout.admission import Admission, Rows, Sizes, WaitingRequests
-from covrl.rollout.caching import EXACT, Caching
+from covrl.rollout.caching import EXACT_CACHING, Caching
 from covrl.rollout.decoder import SlotDecoder, check_at_least
 from covrl.rollout.layout import count_shards
 from covrl.rollout.placement import placer
 from covrl.rollout.requests import Limits, NewTokens, Request
-from covrl.rollout.samples import Step
+from covrl.rollout.samples import SampledTokens
 from covrl.rollout.slot_programs import SlotPrograms
 from covrl.rollout.slots import State, cancel
 
@@ -61,7 +61,7 @@ class RequestEngine:
     slots: int = 16,
     segment: int = 16,
     max_stop_ids: int = 8,
-    caching: Caching = EXACT,
+    caching: Caching = EXACT_CACHING,
   ) -> None:
     """Creates the caches, and compiles all programs.
 
@@ -127,13 +127,13 @@ class RequestEngine:
       self._warm_up()
 
   @property
-  def waiting(self) -> int:
-    """Requests that have no row on the device yet."""
+  def num_waiting(self) -> int:
+    """Number of requests that have no row on the device yet."""
     return len(self._waiting)
 
   @property
-  def running(self) -> int:
-    """Requests on the device, decoded or waiting there for a slot, not cancelled."""
+  def num_running(self) -> int:
+    """Number of requests on the device that are not cancelled."""
     return len(self._rows) - len(self._cancelled)
 
   def submit(self, request: Request) -> int:
@@ -176,13 +176,13 @@ class RequestEngine:
     """
     with self._programs.use_mesh():
       self._remove_cancelled()
-      admitted: list[tuple[Admission, Step]] = []
+      admitted: list[tuple[Admission, SampledTokens]] = []
       while (admission := self._rows.admit(self._waiting)) is not None:
         self._state, first_step = self._programs.admit(
           self._params, self._state, admission
         )
         admitted.append((admission, first_step))
-      decoded_segment: Step | None = None
+      decoded_segment: SampledTokens | None = None
       if self._rows and self.limits.response_length > 1:
         self._state, decoded_segment = self._programs.run(
           self._params, self._state
@@ -200,7 +200,7 @@ class RequestEngine:
     return new_tokens
 
   def _token_indices(
-    self, step: Step
+    self, step: SampledTokens
   ) -> Iterator[tuple[tuple[int, int], int, int]]:
     """Yields index, shard and row of each token of a segment, in order."""
     slots_per_shard = self.slots // self._shards
@@ -214,7 +214,7 @@ class RequestEngine:
     new_tokens: dict[int, NewTokens],
     shard: int,
     row_index: int,
-    step: Step,
+    step: SampledTokens,
     index: int | tuple[int, int],
   ) -> None:
     """Adds one token to those of a step; frees the row of a finished request."""

@@ -40,7 +40,7 @@ class Samples(NamedTuple):
   experts: UInt[Array, 'S T L k'] | None = None
 
 
-class Step(NamedTuple):
+class SampledTokens(NamedTuple):
   """Tokens that a step has sampled, one per slot.
 
   Attributes:
@@ -90,7 +90,7 @@ def empty_samples(
   )
 
 
-def record(samples: Samples, step: Step, shards: int) -> Samples:
+def record(samples: Samples, step: SampledTokens, shards: int) -> Samples:
   """Writes sampled tokens into the responses of their requests."""
 
   def by_shard(x: Shaped[Array, '...']) -> Array:

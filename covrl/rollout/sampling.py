@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from covrl.array_checks import check_array, concrete, concrete_number
 from covrl.parallel import sharding
-from covrl.rollout.truncation import Columns, Threshold, find_threshold
+from covrl.rollout.truncation import Threshold, VocabShard, find_threshold
 
 # Tokens per block: a vector register's width, and about √V of most vocabularies.
 BLOCK = 128
@@ -165,7 +165,7 @@ def sample_token(
   uniform = jax.vmap(_uniform)(keys).astype(logits.dtype)
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.are_all_axes_manual:
-    return _sample_columns(logits, uniform, sampling, Columns(0, vocab_size))
+    return _sample_columns(logits, uniform, sampling, VocabShard(0, vocab_size))
   spec = sharding.fitted_spec(
     mesh, ('batch', 'vocab'), logits.shape, sharding.current_rules()
   )
@@ -177,8 +177,8 @@ def sample_token(
     sampling: Sampling,
   ) -> tuple[Array, Array, Array]:
     first = jax.lax.axis_index(axes) * logits.shape[1] if axes else 0
-    columns = Columns(first, vocab_size, axes)
-    return _sample_columns(logits, uniform, sampling, columns)
+    vocab_shard = VocabShard(first, vocab_size, axes)
+    return _sample_columns(logits, uniform, sampling, vocab_shard)
 
   row_spec = P(spec[0])
   return jax.shard_map(
@@ -220,7 +220,7 @@ def _sample_columns(
   logits: Float[Array, 'S V'],
   uniform: Float[Array, ' S'],
   sampling: Sampling,
-  columns: Columns,
+  vocab_shard: VocabShard,
 ) -> tuple[Int[Array, ' S'], Float[Array, ' S'], Float[Array, ' S']]:
   """`sample_token` on one device, which may hold a part of the columns."""
   is_greedy = sampling.temperature == 0
@@ -229,7 +229,7 @@ def _sample_columns(
   blocks = _to_blocks(logits)
   # Barriers keep XLA from reducing the large array again for sums of sums.
   block_peaks = jax.lax.optimization_barrier(jnp.max(blocks, axis=2))
-  all_peaks = _gather(block_peaks, columns) * scale
+  all_peaks = _gather(block_peaks, vocab_shard) * scale
   peak = jnp.max(all_peaks, axis=1)
   weights = jnp.exp(blocks * scale[:, None] - peak[:, None, None])
   block_sums = jax.lax.optimization_barrier(jnp.sum(weights, axis=2))
@@ -243,16 +243,16 @@ def _sample_columns(
     )
 
     def truncate_group(group: Any) -> tuple[Threshold, Float[Array, 'S N']]:
-      return _truncate(*group, columns=columns)
+      return _truncate(*group, vocab_shard=vocab_shard)
 
     group_results = jax.lax.map(truncate_group, rows)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), group_results)
 
   # Rows that do not truncate are the same to the bit with and without others.
-  truncates = sampling.truncates(columns.vocab_size)
+  truncates = sampling.truncates(vocab_shard.vocab_size)
   keep_all = Threshold(
     jnp.full_like(peak, -jnp.inf),
-    jnp.full(peak.shape, columns.vocab_size, jnp.int32),
+    jnp.full(peak.shape, vocab_shard.vocab_size, jnp.int32),
   )
   with jax.named_scope(TRUNCATION_SCOPE):
     threshold, kept_sums = jax.lax.cond(
@@ -265,19 +265,24 @@ def _sample_columns(
       )
     )
     kept_sums = jnp.where(truncates[:, None], kept_sums, block_sums)
-  all_sums, all_kept = _gather(block_sums, columns), _gather(kept_sums, columns)
+  all_sums, all_kept = (
+    _gather(block_sums, vocab_shard),
+    _gather(kept_sums, vocab_shard),
+  )
 
   # The block that has the likeliest token or where the cumulative sum passes u.
   mass = jnp.where(is_greedy[:, None], all_peaks == peak[:, None], all_kept)
   uniform = jnp.where(is_greedy, 0, uniform)
   block, remaining = _invert_cdf(mass, uniform * jnp.sum(mass, axis=1))
   local_blocks = blocks.shape[1]
-  is_on_shard = block // local_blocks == _shard_index(columns)
+  is_on_shard = block // local_blocks == _shard_index(vocab_shard)
   local_block = block % local_blocks
   block_logits = jnp.take_along_axis(blocks, local_block[:, None, None], axis=1)
   block_logits = block_logits[:, 0] * scale
-  if columns.axes:
-    block_logits = columns.sum(jnp.where(is_on_shard[:, None], block_logits, 0))
+  if vocab_shard.axes:
+    block_logits = vocab_shard.sum(
+      jnp.where(is_on_shard[:, None], block_logits, 0)
+    )
 
   # The token within it.
   columns_per_shard = logits.shape[1]
@@ -310,7 +315,7 @@ def _truncate(
   scale: Float[Array, 'S 1'],
   peak: Float[Array, ' S'],
   sampling: Sampling,
-  columns: Columns,
+  vocab_shard: VocabShard,
 ) -> tuple[Threshold, Float[Array, 'S N']]:
   """Threshold of each row, and the sum of the kept weights of each block.
 
@@ -319,7 +324,7 @@ def _truncate(
     scale: inverse temperature.
     peak: the largest scaled logit.
     sampling: truncation.
-    columns: the columns that `logits` has.
+    vocab_shard: the part of the vocabulary that `logits` has.
   """
   scaled = logits * scale
   threshold = find_threshold(
@@ -328,9 +333,9 @@ def _truncate(
     top_p=sampling.top_p.astype(logits.dtype),
     top_k=sampling.top_k,
     min_p=sampling.min_p.astype(logits.dtype),
-    columns=columns,
+    vocab_shard=vocab_shard,
   )
-  kept = threshold.keeps(scaled, columns.ids(scaled.shape[1]))
+  kept = threshold.keeps(scaled, vocab_shard.ids(scaled.shape[1]))
   weights = jnp.where(kept, jnp.exp(scaled - peak[:, None]), 0)
   return threshold, jnp.sum(_to_blocks(weights, 0), axis=2)
 
@@ -381,16 +386,18 @@ def block_width(columns: int) -> int:
   return next((width for width in widths if columns % width == 0), BLOCK)
 
 
-def _gather(x: Float[Array, 'S N'], columns: Columns) -> Float[Array, 'S M']:
+def _gather(
+  x: Float[Array, 'S N'], vocab_shard: VocabShard
+) -> Float[Array, 'S M']:
   """Joins the sums of all devices' blocks, in the order of the vocabulary."""
-  if not columns.axes:
+  if not vocab_shard.axes:
     return x
-  return jax.lax.all_gather(x, columns.axes, axis=1, tiled=True)
+  return jax.lax.all_gather(x, vocab_shard.axes, axis=1, tiled=True)
 
 
-def _shard_index(columns: Columns) -> Int[Array, ''] | int:
+def _shard_index(vocab_shard: VocabShard) -> Int[Array, ''] | int:
   """Index of this device among those that split the vocabulary."""
-  return jax.lax.axis_index(columns.axes) if columns.axes else 0
+  return jax.lax.axis_index(vocab_shard.axes) if vocab_shard.axes else 0
 
 
 def _uniform(key: Key[Array, '']) -> Float[Array, '']:

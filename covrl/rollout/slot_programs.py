@@ -14,7 +14,7 @@ from covrl.parallel import sharding
 from covrl.rollout.admission import Admission
 from covrl.rollout.decoder import SlotDecoder
 from covrl.rollout.layout import constrain_state, count_shards
-from covrl.rollout.samples import Step
+from covrl.rollout.samples import SampledTokens
 from covrl.rollout.slots import State
 
 
@@ -55,15 +55,15 @@ class SlotPrograms:
     state: State,
     admission: Admission,
     key: Key[Array, ''] | None = None,
-  ) -> tuple[State, Step]:
+  ) -> tuple[State, SampledTokens]:
     state, step = self._decoder.admit(params, state, admission, key)
     return self.constrained(state), self._replicated(step)
 
-  def _run(self, params: PyTree, state: State) -> tuple[State, Step]:
+  def _run(self, params: PyTree, state: State) -> tuple[State, SampledTokens]:
     state, step = self._decoder.run(params, state, steps=self._segment)
     return self.constrained(state), self._replicated(step)
 
-  def _replicated(self, step: Step) -> Step:
+  def _replicated(self, step: SampledTokens) -> SampledTokens:
     if self._mesh is None:
       return step
     return jax.lax.with_sharding_constraint(step, P())

@@ -14,7 +14,7 @@ from covrl.models import Policy
 from covrl.parallel import sharding
 from covrl.pretrained import load_pretrained, load_tokenizer
 from covrl.rollout import Caching, RequestEngine
-from covrl.rollout.caching import EXACT
+from covrl.rollout.caching import EXACT_CACHING
 from covrl.train.setup.model_lengths import model_lengths
 from covrl.train.setup.restore import open_run
 from covrl.train.state_sharding import rollout_mesh
@@ -49,7 +49,7 @@ class ServedPolicy:
   max_response_length: int
 
   def engine(
-    self, *, slots: int, segment: int, caching: Caching = EXACT
+    self, *, slots: int, segment: int, caching: Caching = EXACT_CACHING
   ) -> RequestEngine:
     """Creates the engine, and compiles its programs; see `RequestEngine`."""
     return RequestEngine(

@@ -231,8 +231,8 @@ class Worker:
 
   def _set_gauges(self) -> None:
     """Sets the metrics of running and waiting responses."""
-    self._metrics.set('waiting', self.engine.waiting)
-    self._metrics.set('running', self.engine.running)
+    self._metrics.set('waiting', self.engine.num_waiting)
+    self._metrics.set('running', self.engine.num_running)
 
   def _deliver(self, number: int, new: NewTokens) -> None:
     """Passes new tokens of a response to its submission."""

@@ -128,7 +128,7 @@ def prompt_format(config: Config) -> PromptFormat:
         f' {data.template!r}'
       )
     return PromptFormat(
-      text=data.template,
+      plain_template=data.template,
       system=data.system,
       instructions=instructions,
       question_only=data.bare_questions,

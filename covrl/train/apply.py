@@ -12,7 +12,7 @@ import optax
 from jaxtyping import Array, Bool, PyTree
 
 from covrl.chain_checks import check_pair, check_state
-from covrl.types import Measurements, Scalar, TrainState
+from covrl.types import Scalar, TrainState, UpdateMeasurements
 
 
 def apply_gradients(
@@ -20,7 +20,7 @@ def apply_gradients(
   state: TrainState,
   gradients: PyTree,
   token_state: PyTree,
-  measured: Measurements,
+  measurements: UpdateMeasurements,
   has_tokens: Bool[Array, ''],
   loss: Scalar,
 ) -> tuple[TrainState, Scalar]:
@@ -36,7 +36,7 @@ def apply_gradients(
     state: the training state before the update.
     gradients: gradients of the trainable parameters.
     token_state: state of the token chain after the update.
-    measured: measurements of the update, for the next one.
+    measurements: measurements of the update, for the next one.
     has_tokens: whether the batch has a token to train on.
     loss: the loss.
 
@@ -56,15 +56,15 @@ def apply_gradients(
     trainable,
     opt_state,
     token_state,
-    measured,
+    measurements,
   )
   unchanged = (
     state.trainable,
     state.opt_state,
     state.token_state,
-    state.measured,
+    state.last_update,
   )
-  trainable, opt_state, token_state, measured = jax.tree.map(
+  trainable, opt_state, token_state, last_update = jax.tree.map(
     lambda new, old: jnp.where(applied, new, old), updated, unchanged
   )
   return (
@@ -74,7 +74,7 @@ def apply_gradients(
       opt_state=opt_state,
       token_state=token_state,
       step=state.step + 1,
-      measured=measured,
+      last_update=last_update,
     ),
     finite.astype(jnp.float32),
   )

@@ -65,10 +65,12 @@ def micro_batch_warnings(
       f' {setting} than with 1: it has a transform of all tokens together, such as'
       ' optax.clip_by_global_norm, which sees one micro-batch at a time'
     )
-  credit = () if algorithm.estimator is None else algorithm.estimator.credit
+  target_names = (
+    () if algorithm.estimator is None else algorithm.estimator.target_names
+  )
   for name, network in algorithm.networks.items():
     pair, reason = _computed(
-      functools.partial(_network_gradients, network, credit)
+      functools.partial(_network_gradients, network, target_names)
     )
     if pair is None:
       yield (
@@ -148,24 +150,24 @@ def _gradients(algorithm: Algorithm, rows: Rows) -> Gradients:
 
 
 def _network_gradients(
-  network: Network, credit: Sequence[str], rows: Rows
+  network: Network, target_names: Sequence[str], rows: Rows
 ) -> Gradients:
   """Cotangents of a network's output.
 
   Args:
     network: a network beside the policy.
-    credit: names of the entries of `TokenBatch.credit`.
+    target_names: names of the entries of `TokenBatch.network_targets`.
     rows: random sequences.
   """
   stats, context = rows
   values = jax.random.uniform(
-    jax.random.key(0), (1 + len(credit), *stats.logprobs.shape)
+    jax.random.key(0), (1 + len(target_names), *stats.logprobs.shape)
   )
   batch = TokenBatch(
     tokens=context['positions'],
     targets=context['positions'],
     loss_mask=context['mask'],
-    credit=dict(zip(credit, values[1:], strict=True)),
+    network_targets=dict(zip(target_names, values[1:], strict=True)),
     **{
       name: context[name]
       for name in TokenBatch.__dataclass_fields__

@@ -370,7 +370,7 @@ class CompiledPrograms:
 
   def _abstract(self, batch: TokenBatch) -> TokenBatch:
     """Returns shapes and shardings of rows, as arguments of the programs."""
-    batch = dataclasses.replace(batch, credit={})
+    batch = dataclasses.replace(batch, network_targets={})
     return jax.tree.map(
       lambda leaf, leaf_sharding: jax.ShapeDtypeStruct(
         leaf.shape, leaf.dtype, sharding=leaf_sharding
@@ -395,5 +395,5 @@ class CompiledPrograms:
 
   def _shard(self, batch: TokenBatch) -> TokenBatch:
     """Shards rows, without the inputs of networks beside the policy."""
-    batch = dataclasses.replace(batch, credit={})
+    batch = dataclasses.replace(batch, network_targets={})
     return sharding.shard_batch(batch, self._mesh)

@@ -16,7 +16,7 @@ from covrl.models import Policy
 from covrl.train.algorithm import Algorithm
 from covrl.train.networks.programs import Networks
 from covrl.train.state_sharding import abstract_opt_state, replicated_like
-from covrl.types import Measurements, TokenStats, TrainState
+from covrl.types import TokenStats, TrainState, UpdateMeasurements
 
 
 def policy_state(
@@ -36,7 +36,7 @@ def policy_state(
       opt_state=algorithm.tx.init(trainable),
       token_state=algorithm.token_tx.init(TokenStats.template()),
       step=jnp.zeros((), jnp.int32),
-      measured=Measurements.initial(),
+      last_update=UpdateMeasurements.initial(),
     )
 
   return initial

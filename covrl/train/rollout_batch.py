@@ -269,8 +269,8 @@ def padding_batch(
   width: int,
   *,
   reference: bool,
-  credit: Sequence[str] = (),
-  filtered: bool = False,
+  target_names: Sequence[str] = (),
+  has_filtered_logprobs: bool = False,
   experts: ExpertRecord | None = None,
 ) -> RolloutBatch:
   """Returns a batch of zeros with the shapes of an iteration's data.
@@ -279,16 +279,17 @@ def padding_batch(
     count: number of sequences.
     width: tokens per row.
     reference: whether it has log-probabilities of a reference policy.
-    credit: names of the entries of `TokenBatch.credit`.
-    filtered: whether it has log-probabilities of the policy filtered by min-p.
+    target_names: names of the entries of `TokenBatch.network_targets`.
+    has_filtered_logprobs: whether it has log-probabilities of the policy filtered
+      by min-p.
     experts: shape and dtype of the record of experts, if there is one.
   """
   shapes = abstract_batch(
     count,
     width,
     reference=reference,
-    credit=credit,
-    filtered=filtered,
+    target_names=target_names,
+    has_filtered_logprobs=has_filtered_logprobs,
     experts=experts,
   )
   return RolloutBatch(
@@ -335,8 +336,8 @@ def abstract_batch(
   width: int,
   *,
   reference: bool,
-  credit: Sequence[str] = (),
-  filtered: bool = False,
+  target_names: Sequence[str] = (),
+  has_filtered_logprobs: bool = False,
   experts: ExpertRecord | None = None,
 ) -> TokenBatch:
   """Returns the shapes of an iteration's rows; see `padding_batch`."""
@@ -345,7 +346,7 @@ def abstract_batch(
     return jax.ShapeDtypeStruct((count, width), dtype)
 
   integers, floats, flags = rows(np.int32), rows(np.float32), rows(bool)
-  credit_shapes: dict[str, Any] = dict.fromkeys(credit, floats)
+  target_shapes: dict[str, Any] = dict.fromkeys(target_names, floats)
   recorded: Any = None
   if experts is not None:
     recorded = jax.ShapeDtypeStruct(experts.shape(count, width), experts.dtype)
@@ -360,12 +361,13 @@ def abstract_batch(
     old_logprobs=floats,
     old_entropy=floats,
     old_moments=dataclasses.replace(
-      _equal_moments(floats), filtered_logprobs=floats if filtered else None
+      _equal_moments(floats),
+      filtered_logprobs=floats if has_filtered_logprobs else None,
     ),
     sampler_logprobs=floats,
     sequence_ids=integers,
     ref_logprobs=floats if reference else None,
-    credit=credit_shapes,
+    network_targets=target_shapes,
     experts=recorded,
   )
 

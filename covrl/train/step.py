@@ -49,12 +49,12 @@ from covrl.train.forward import (
 )
 from covrl.train.microbatch import over_micro_batches
 from covrl.types import (
-  Measurements,
   Scalar,
   TokenBatch,
   TokenContext,
   TokenStats,
   TrainState,
+  UpdateMeasurements,
 )
 
 Loss = Callable[..., tuple[Scalar, Any]]
@@ -260,12 +260,12 @@ def make_train_step(
     (gradients, value, routing), tokens = over_micro_batches(
       run_micro_batch, (batch, decisions), settings.micro_batches
     )
-    measured = _measure(state.measured, batch, tokens.stats, first)
+    measurements = _measure(state.last_update, batch, tokens.stats, first)
     has_tokens = jnp.any(batch.loss_mask)
     if settings.offload_optimizer:
       state = dataclasses.replace(state, opt_state=to_device(state.opt_state))
     new_state, finite = apply_gradients(
-      tx, state, gradients, token_state, measured, has_tokens, value
+      tx, state, gradients, token_state, measurements, has_tokens, value
     )
     step_metrics = metrics.update_metrics(batch, tokens, decisions, token_state)
     step_metrics |= metrics.diagnostics(batch, tokens, has_diagnostics)
@@ -275,8 +275,8 @@ def make_train_step(
         has_tokens, optax.tree.norm(gradients), jnp.nan
       ),
       'skipped': 1.0 - finite,
-      'log_ratio_noise': new_state.measured.log_ratio_noise,
-      'entropy_moved': measured.entropy_moved,
+      'log_ratio_noise': new_state.last_update.log_ratio_noise,
+      'entropy_change_since_rollout': measurements.entropy_change_since_rollout,
     }
     if not settings.has_old_stats:
       step_metrics |= metrics.sampler_metrics(batch)
@@ -337,23 +337,25 @@ def _shared_context(
   key: Key[Array, ''],
 ) -> TokenContext:
   """Context entries that all micro-batches share."""
-  measured = state.measured
-  entropy_since_rollout = jnp.where(first, 0, measured.entropy_moved)
+  last_update = state.last_update
+  entropy_since_rollout = jnp.where(
+    first, 0, last_update.entropy_change_since_rollout
+  )
   return TokenContext(
     step=state.step,
     key=key,
     entropy=mean_entropy(batch, batch.old_entropy) + entropy_since_rollout,
-    entropy_change=measured.entropy_change,
-    log_ratio_noise=measured.log_ratio_noise,
+    entropy_change=last_update.entropy_change,
+    log_ratio_noise=last_update.log_ratio_noise,
   )
 
 
 def _measure(
-  previous: Measurements,
+  previous: UpdateMeasurements,
   batch: TokenBatch,
   stats: TokenStats,
   first: Bool[Array, ''],
-) -> Measurements:
+) -> UpdateMeasurements:
   """Measures the effect of the earlier updates on this rollout.
 
   A rollout's first update has no earlier ones: differences to the old statistics
@@ -365,11 +367,13 @@ def _measure(
     NOISE_QUANTILE,
   )
   entropy_since_rollout = mean_entropy(batch, stats.entropy - batch.old_entropy)
-  return Measurements(
+  return UpdateMeasurements(
     log_ratio_noise=jnp.where(first, noise, previous.log_ratio_noise),
-    entropy_moved=jnp.where(first, 0, entropy_since_rollout),
+    entropy_change_since_rollout=jnp.where(first, 0, entropy_since_rollout),
     entropy_change=jnp.where(
-      first, jnp.nan, entropy_since_rollout - previous.entropy_moved
+      first,
+      jnp.nan,
+      entropy_since_rollout - previous.entropy_change_since_rollout,
     ),
   )
 

@@ -35,11 +35,11 @@ from covrl.parallel import sharding
 from covrl.train import Loss, StepSettings, make_train_step
 from covrl.train.state_sharding import abstract_opt_state, shardings
 from covrl.types import (
-  Measurements,
   SelectionSource,
   TokenBatch,
   TokenMoments,
   TrainState,
+  UpdateMeasurements,
 )
 
 # Values of wall-clock and CPU time.
@@ -234,7 +234,7 @@ def compiled_step(
       )(params),
       token_state=tx.init(covrl.TokenStats.template()),
       step=jnp.zeros((), jnp.int32),
-      measured=Measurements.initial()._replace(
+      last_update=UpdateMeasurements.initial()._replace(
         log_ratio_noise=jnp.asarray(1e-6, jnp.float32)
       ),
     )

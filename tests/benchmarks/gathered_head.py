@@ -36,7 +36,7 @@ from covrl.models import Policy
 from covrl.parallel import sharding
 from covrl.statistics import token_stats
 from covrl.train import StepSettings, forward, make_train_step
-from covrl.types import Measurements, TokenBatch, TokenMoments, TrainState
+from covrl.types import TokenBatch, TokenMoments, TrainState, UpdateMeasurements
 
 SHAPES = {
   1024: Shape(prompts=8, group=8, prompt=64, response=256),
@@ -132,7 +132,7 @@ def compiled_update(
       opt_state=tx.init(params),
       token_state=token_tx.init(covrl.TokenStats.template()),
       step=jnp.asarray(step, jnp.int32),
-      measured=Measurements.initial(),
+      last_update=UpdateMeasurements.initial(),
     )
     is_first, key = np.asarray(True), jax.random.key(1)
     rows = batch(shape, 'full')

@@ -63,7 +63,7 @@ class Training:
     """Scores, assigns credit and makes all updates of one iteration."""
     programs, state = self.programs, self.state
     # Rows are sampled without credit, and scored before there is a reference.
-    batch = dataclasses.replace(self.rollout.batch, credit={})
+    batch = dataclasses.replace(self.rollout.batch, network_targets={})
     batch_without_reference = dataclasses.replace(batch, ref_logprobs=None)
     if self.config.scores_rollouts:
       scored = programs.score(programs.params(state), batch_without_reference)
@@ -87,7 +87,7 @@ class Training:
     networks, batch = self.programs.networks, self.rollout.batch
     size = self.config.train.sequences_per_update
     full_batch = sharding.shard_batch(
-      dataclasses.replace(batch, credit={}), self.mesh
+      dataclasses.replace(batch, network_targets={}), self.mesh
     )
     update_batches = [
       sharding.shard_batch(self.rollout.update_rows(update, size), self.mesh)
@@ -119,8 +119,8 @@ class Training:
       count,
       width,
       reference=config.train.keep_reference,
-      credit=self.programs.networks.credit,
-      filtered=self.programs.has_filtered_logprobs,
+      target_names=self.programs.networks.target_names,
+      has_filtered_logprobs=self.programs.has_filtered_logprobs,
     )
     shape, first_response_column = (
       (count, width),

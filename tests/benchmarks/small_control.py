@@ -22,7 +22,7 @@ import covrl
 from covrl.models import Policy, tiny
 from covrl.train import StepSettings, make_train_step
 from covrl.train.forward import policy_stats, with_old_stats
-from covrl.types import Measurements, TokenBatch, TokenMoments, TrainState
+from covrl.types import TokenBatch, TokenMoments, TrainState, UpdateMeasurements
 
 # Numbers of tokens: of the vocabulary, of a prompt and of a response.
 VOCABULARY, PROMPT, RESPONSE = 16, 2, 6
@@ -161,7 +161,7 @@ def train(
       opt_state=TX.init(params),
       token_state=token_tx.init(covrl.TokenStats.template()),
       step=jnp.zeros((), jnp.int32),
-      measured=Measurements.initial(),
+      last_update=UpdateMeasurements.initial(),
     )
     return jax.lax.scan(
       lambda state, index: iteration(state, index, key),

@@ -21,7 +21,7 @@ STEP = StepCost(
   response_bytes=400,
   bandwidth=100,
   seconds=0,
-  limit=10,
+  max_response_tokens=10,
   by_row=True,
 )
 

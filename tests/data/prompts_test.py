@@ -97,13 +97,13 @@ def test_prompts_do_not_depend_on_the_date():
 
 def test_text_formats_insert_system_message_and_question():
   prompt_format = PromptFormat(
-    text='Question: {question}\nAnswer:', system='Be {brief}.'
+    plain_template='Question: {question}\nAnswer:', system='Be {brief}.'
   )
   assert (
     prompt_format(QUESTION).prompt == 'Question: Be {brief}.\n\n1 + 1?\nAnswer:'
   )
   with pytest.raises(ValueError, match=r"\{question\} in it, got 'Answer:'"):
-    PromptFormat(text='Answer:')
+    PromptFormat(plain_template='Answer:')
 
 
 def test_template_errors_name_the_row(template):
@@ -123,7 +123,7 @@ def test_template_errors_name_the_row(template):
 
 def test_formatted_sources_keep_names_and_keys():
   source = FileSource(GOLDEN / 'data' / 'dapo_math_17k.parquet')
-  formatted = FormattedSource(source, PromptFormat(text='{question}'))
+  formatted = FormattedSource(source, PromptFormat(plain_template='{question}'))
   assert (len(formatted), formatted.names) == (len(source), source.names)
   assert formatted[0].key == source[0].key
   assert formatted[0].prompt == source[0].messages[-1]['content']

@@ -111,7 +111,7 @@ def test_bfloat16_activations_give_float32_logits():
   logits = score(PARAMS, tokens)
   assert logits.dtype == jnp.float32
   np.testing.assert_allclose(logits, LOGITS(PARAMS, tokens), atol=0.2)
-  once = policy.compute_params(PARAMS)
+  once = policy.cast_params(PARAMS)
   assert once['layers']['mlp']['gate'].dtype == jnp.bfloat16
   assert once['final_norm']['scale'].dtype == jnp.float32
   np.testing.assert_array_equal(score(once, tokens), logits)

@@ -71,7 +71,7 @@ def finish(engine, requests, cancel=()):
   numbers = [engine.submit(request) for request in requests]
   index = {number: i for i, number in enumerate(numbers)}
   outputs, finished = {i: [] for i in range(len(requests))}, set()
-  while engine.waiting or engine.running:
+  while engine.num_waiting or engine.num_running:
     for number, step_output in engine.step().items():
       i = index[number]
       assert i not in finished
@@ -186,11 +186,11 @@ def test_waiting_requests_are_cancelled(engine):
   numbers = [engine.submit(request) for request in requests]
   engine.cancel(numbers[19])
   engine.cancel(numbers[19])
-  assert engine.waiting == 19
+  assert engine.num_waiting == 19
   for number in numbers:
     engine.cancel(number)
   assert engine.step() == {}
-  assert engine.waiting == engine.running == 0
+  assert engine.num_waiting == engine.num_running == 0
 
 
 @pytest.mark.parametrize(
@@ -287,7 +287,7 @@ VALID: dict[str, Any] = {'prompt': (1, 2), 'max_tokens': 3, 'seed': 0}
 def test_refuses_invalid_requests(engine, changes, sentence):
   with pytest.raises((TypeError, ValueError), match=sentence):
     engine.submit(Request(**{**VALID, **changes}))
-  assert engine.waiting == 0
+  assert engine.num_waiting == 0
 
 
 @pytest.mark.usefixtures('no_annotation_checks')

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from covrl.parallel.sharding import ROLLOUT_RULES, make_mesh, use_mesh
 from covrl.rollout import sampling as sampling_module
 from covrl.rollout.sampling import BLOCK, Sampling, sample_token
-from covrl.rollout.truncation import Columns, find_threshold
+from covrl.rollout.truncation import VocabShard, find_threshold
 
 DRAW = jax.jit(sample_token)
 
@@ -20,16 +20,16 @@ DRAW = jax.jit(sample_token)
 @jax.jit
 def kept_mask(logits, top_p, top_k, min_p):
   rows, size = logits.shape
-  columns = Columns(0, size)
+  vocab_shard = VocabShard(0, size)
   threshold = find_threshold(
     logits,
     logits.max(axis=1),
     top_p=jnp.full(rows, top_p, jnp.float32),
     top_k=jnp.full(rows, top_k, jnp.int32),
     min_p=jnp.full(rows, min_p, jnp.float32),
-    columns=columns,
+    vocab_shard=vocab_shard,
   )
-  return threshold.keeps(logits, columns.ids(size))
+  return threshold.keeps(logits, vocab_shard.ids(size))
 
 
 def log_softmax(x):

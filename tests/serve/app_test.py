@@ -51,7 +51,7 @@ def serve(engine, scenario, **settings):
     async with running(server.app):
       await scenario(server)
       assert server.failures or await server.becomes_idle()
-    assert server.failures or not engine.running + engine.waiting
+    assert server.failures or not engine.num_running + engine.num_waiting
 
   asyncio.run(run())
 

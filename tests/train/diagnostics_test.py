@@ -18,7 +18,7 @@ from covrl.statistics import token_stats
 from covrl.train import forward
 from covrl.train.metrics import without_diagnostics
 from covrl.train.step import StepSettings, make_train_step
-from covrl.types import Measurements, TrainState
+from covrl.types import TrainState, UpdateMeasurements
 
 TX = optax.adam(1e-2)
 DIAGNOSTICS = (
@@ -39,7 +39,7 @@ def initial_state(token_tx):
     opt_state=TX.init(parameters()),
     token_state=token_tx.init(covrl.TokenStats.template()),
     step=jnp.zeros((), jnp.int32),
-    measured=Measurements.initial(),
+    last_update=UpdateMeasurements.initial(),
   )
 
 

@@ -15,7 +15,7 @@ import covrl
 from covrl.models import ExpertRecord, Experts, Policy, load_balance, tiny
 from covrl.parallel import sharding
 from covrl.train.step import StepSettings, make_train_step
-from covrl.types import Measurements, TrainState
+from covrl.types import TrainState, UpdateMeasurements
 
 BALANCE = 0.5  # coefficient of the load-balancing loss
 POLICY = Policy(
@@ -54,7 +54,7 @@ def update(shape, micro_batches, balance):
     opt_state=TX.init(params),
     token_state=CHAIN.init(covrl.TokenStats.template()),
     step=jnp.zeros((), jnp.int32),
-    measured=Measurements.initial(),
+    last_update=UpdateMeasurements.initial(),
   )
   run = jax.jit(step, compiler_options=QUICK)
   with jax.set_mesh(mesh):

@@ -26,7 +26,7 @@ from covrl.rewards import Outcome, PendingScores, Reward, Status
 from covrl.rollout.score import PendingRollouts
 from covrl.train.apply import apply_gradients
 from covrl.train.collect.rollout_metrics import rollout_metrics
-from covrl.types import Measurements, Rollouts, TrainState
+from covrl.types import Rollouts, TrainState, UpdateMeasurements
 
 
 def scored_rollouts(*scores, weight=1.0):
@@ -119,7 +119,7 @@ def test_an_update_without_tokens_changes_nothing_and_has_no_metrics():
   }
   state_before, _ = run((8,), 1, rows, **options)
   state, metrics = update((8,), 1, empty, state_before)
-  for name in ('trainable', 'opt_state', 'token_state', 'measured'):
+  for name in ('trainable', 'opt_state', 'token_state', 'last_update'):
     jax.tree.map(
       np.testing.assert_array_equal,
       getattr(state, name),
@@ -145,7 +145,7 @@ def test_an_update_without_tokens_changes_nothing_and_has_no_metrics():
     update((8,), 1, rows, initial_state)
     for initial_state in (state, state_before)
   )
-  for name in ('entropy', 'loss', 'entropy_moved'):
+  for name in ('entropy', 'loss', 'entropy_change_since_rollout'):
     assert actual[1][name] == expected[1][name], name
 
 
@@ -167,14 +167,14 @@ def apply_update(tx, gradient, params=None):
     opt_state=tx.init(params),
     token_state=(),
     step=jnp.zeros((), jnp.int32),
-    measured=Measurements.initial(),
+    last_update=UpdateMeasurements.initial(),
   )
   return apply_gradients(
     tx,
     state,
     {'w': jnp.full(3, gradient)},
     (),
-    Measurements.initial(),
+    UpdateMeasurements.initial(),
     jnp.asarray(True),
     jnp.asarray(0.5),
   )

@@ -34,7 +34,7 @@ def test_skips_updates_that_are_not_finite(micro_batches, bad, location):
   after, metrics = update((8,), micro_batches, batch, before)
   assert metrics['skipped'] == 1.0
   assert after.step == before.step + 1
-  for name in ('trainable', 'opt_state', 'token_state', 'measured'):
+  for name in ('trainable', 'opt_state', 'token_state', 'last_update'):
     assert_same_bits(getattr(after, name), getattr(before, name))
   if location == 'advantages':
     # The next update starts from the same state.

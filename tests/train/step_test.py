@@ -279,11 +279,11 @@ def test_first_update_has_ratio_one_and_no_penalty(micro_batches):
   assert metrics['penalty_share'] == 0.0
   assert_same_bits(gradients(state), gradients(without_penalty[0]))
   # The first update measures the error of the scoring program, for the dead zone.
-  assert state.measured.log_ratio_noise > 0.1
+  assert state.last_update.log_ratio_noise > 0.1
   later = run((8,), micro_batches, padded(), **METHODS['kl_cov'])
   assert later[1]['log_ratio_abs'] > 0.01
   assert later[1]['penalty_share'] > 0.01
-  assert later[0].measured.log_ratio_noise == np.float32(1e-6)
+  assert later[0].last_update.log_ratio_noise == np.float32(1e-6)
 
 
 @pytest.mark.parametrize('micro_batches', [1, 2])
@@ -347,10 +347,13 @@ def test_logs_entropy_change_by_earlier_updates():
   _, metrics = run((8,), 1, rows, **METHODS['kl_cov'])
   raised = dataclasses.replace(rows, old_entropy=rows.old_entropy + 0.1)
   _, raised_metrics = run((8,), 1, raised, **METHODS['kl_cov'])
-  change = metrics['entropy_moved'] - raised_metrics['entropy_moved']
+  change = (
+    metrics['entropy_change_since_rollout']
+    - raised_metrics['entropy_change_since_rollout']
+  )
   assert change == pytest.approx(0.1, rel=1e-4)
   _, first_metrics = run((8,), 1, raised, first=True, **METHODS['kl_cov'])
-  assert first_metrics['entropy_moved'] == 0
+  assert first_metrics['entropy_change_since_rollout'] == 0
 
 
 @pytest.mark.parametrize('micro_batches', [1, 8])

@@ -24,7 +24,7 @@ from covrl.train.state_sharding import (
   shardings,
 )
 from covrl.train.step import StepSettings, make_train_step
-from covrl.types import Measurements, TokenBatch, TokenMoments, TrainState
+from covrl.types import TokenBatch, TokenMoments, TrainState, UpdateMeasurements
 
 POLICY = Policy(tiny(vocab_size=16))
 SEQUENCES, PROMPT, RESPONSE = 64, 4, 8
@@ -202,7 +202,7 @@ def fresh_state(chain='everything', **hyperparameters) -> TrainState:
     opt_state=TX.init(parameters()),
     token_state=token_state._replace(hyperparams=all_hyperparameters),
     step=jnp.asarray(5, jnp.int32),
-    measured=Measurements.initial()._replace(
+    last_update=UpdateMeasurements.initial()._replace(
       log_ratio_noise=jnp.asarray(1e-6, jnp.float32)
     ),
   )

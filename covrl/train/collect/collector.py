@@ -329,8 +329,8 @@ class RolloutCollector:
       self._config.sequences_per_iteration,
       row_width(self._config),
       reference=self._config.train.keep_reference,
-      credit=self._programs.networks.credit,
-      filtered=self._programs.has_filtered_logprobs,
+      target_names=self._programs.networks.target_names,
+      has_filtered_logprobs=self._programs.has_filtered_logprobs,
       experts=self._engine.experts,
     )
 

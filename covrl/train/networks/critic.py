@@ -52,8 +52,8 @@ def critic(
   ) -> tuple[Scalar, dict[str, Any]]:
     value, aux = clipped_value_loss(
       values,
-      old_values=rows.credit['old_values'],
-      returns=rows.credit['returns'],
+      old_values=rows.network_targets['old_values'],
+      returns=rows.network_targets['returns'],
       weights=rows.weights,
       clip=settings.clip or None,
     )
@@ -62,7 +62,7 @@ def critic(
   def metrics(
     values: Float[Array, 'B T'], rows: TokenBatch, per_token: dict[str, Any]
   ) -> dict[str, Scalar]:
-    mask, returns = rows.loss_mask, rows.credit['returns']
+    mask, returns = rows.loss_mask, rows.network_targets['returns']
     return {
       'explained_variance': explained_variance(values, returns, mask),
       'clip_fraction': count(per_token['clipped'] & mask) / count(mask),
@@ -150,15 +150,15 @@ def critic_advantages(config: Config, network: str = CRITIC) -> Estimator:
             sequences=float(mask.shape[0]),
           )
         }
-    credit = {'old_values': jnp.where(mask, values, 0), 'returns': returns}
-    return Credit(advantages, credit, metrics), state
+    targets = {'old_values': jnp.where(mask, values, 0), 'returns': returns}
+    return Credit(advantages, targets, metrics), state
 
   return Estimator(
     init=init,
     estimate=estimate,
     networks=(network,),
     output='values',
-    credit=('old_values', 'returns'),
+    target_names=('old_values', 'returns'),
     reads_reference=has_penalty,
     config_sections=('critic',),
   )

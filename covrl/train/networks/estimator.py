@@ -41,12 +41,12 @@ class Credit(NamedTuple):
 
   Attributes:
     advantages: advantage of each token, for the policy.
-    credit: `TokenBatch.credit`, for the losses of networks.
+    network_targets: `TokenBatch.network_targets`, for the losses of networks.
     metrics: scalars, logged with every update of the iteration.
   """
 
   advantages: Float[Array, 'S T']
-  credit: dict[str, Float[Array, 'S T']]
+  network_targets: dict[str, Float[Array, 'S T']]
   metrics: dict[str, Scalar]
 
 
@@ -72,13 +72,17 @@ def checked_estimate(
           f' {type(result).__name__}'
         )
     _check_state(state, next_state)
-    credit = _checked_credit(estimator, result[0].credit, inputs)
+    network_targets = _checked_targets(
+      estimator, result[0].network_targets, inputs
+    )
     advantages = _per_token(
       'advantages', result[0].advantages, inputs.rows.loss_mask.shape
     )
     for name, value in result[0].metrics.items():
       check_scalar(f"the estimator's metric {name!r}", value)
-    return result[0]._replace(advantages=advantages, credit=credit), next_state
+    return result[0]._replace(
+      advantages=advantages, network_targets=network_targets
+    ), next_state
 
   return estimate
 
@@ -90,28 +94,30 @@ def checked_targets(
 
   def targets(inputs: CreditInputs) -> dict[str, Float[Array, 'S T']]:
     assert estimator.targets is not None
-    return _checked_credit(estimator, estimator.targets(inputs), inputs)
+    return _checked_targets(estimator, estimator.targets(inputs), inputs)
 
   return targets
 
 
-def _checked_credit(
-  estimator: Estimator, credit: Any, inputs: CreditInputs
+def _checked_targets(
+  estimator: Estimator, targets: Any, inputs: CreditInputs
 ) -> dict[str, Float[Array, 'S T']]:
-  """Checks entries of `TokenBatch.credit`; returns them in float32.
+  """Checks entries of `TokenBatch.network_targets`; returns them in float32.
 
   Raises:
     TypeError: an entry is not of real numbers.
     ValueError: the names or shapes of the entries are not those required.
   """
-  if not isinstance(credit, dict) or set(credit) != set(estimator.credit):
-    names = sorted(credit) if isinstance(credit, dict) else type(credit)
+  if not isinstance(targets, dict) or set(targets) != set(
+    estimator.target_names
+  ):
+    names = sorted(targets) if isinstance(targets, dict) else type(targets)
     raise ValueError(
-      f"an estimator's credit must have the entries {sorted(estimator.credit)},"
-      f' got {names}'
+      "an estimator's network_targets must have the entries"
+      f' {sorted(estimator.target_names)}, got {names}'
     )
   shape = inputs.rows.loss_mask.shape
-  return {name: _per_token(name, x, shape) for name, x in credit.items()}
+  return {name: _per_token(name, x, shape) for name, x in targets.items()}
 
 
 def _per_token(
@@ -147,10 +153,10 @@ class Estimator:
     estimate: `(state, inputs) -> (credit, next state)`, a pure function.
     networks: names of the networks whose outputs it reads.
     output: the output that these must have; see `Network.output`.
-    credit: names of the entries of `Credit.credit`.
+    target_names: names of the entries of `Credit.network_targets`.
     reads_reference: whether it, or a network's loss, reads the reference
       policy's log-probabilities and the policy's own.
-    targets: `inputs -> credit`, all entries of `credit` without any output, for
+    targets: `inputs -> network targets`, all of them without any output, for
       networks that are updated before they are scored; `None` without such.
     config_sections: names of the config sections that it and its networks read.
   """
@@ -159,7 +165,7 @@ class Estimator:
   estimate: Callable[[PyTree, CreditInputs], tuple[Credit, PyTree]]
   networks: tuple[str, ...] = ()
   output: Literal['values', 'logprobs'] | None = None
-  credit: tuple[str, ...] = ()
+  target_names: tuple[str, ...] = ()
   reads_reference: bool = False
   targets: Callable[[CreditInputs], dict[str, Float[Array, 'S T']]] | None = (
     None

@@ -35,7 +35,7 @@ class Network:
     output: the number: 'values', a scalar from the hidden state before the
       token, or 'logprobs', the log-probability of the token, in nats.
     loss: `(output [B, T], rows) -> (Σ weights · loss, per-token results)`, with
-      the rows' `weights` and the estimator's `credit`.
+      the rows' `weights` and the estimator's `network_targets`.
     metrics: `(output, rows, per-token results) -> scalars`, over all rows of an
       update.
     tx: the parameter chain.
@@ -44,8 +44,8 @@ class Network:
       hub.
     weights: aggregation of the loss; see `covrl.token_weights`.
     update: 'before' makes an iteration's updates of the network before its rows
-      are scored, with the estimator's `targets` as `credit`; 'after' makes each
-      with the policy's update on the same rows.
+      are scored, with the estimator's `targets` as `network_targets`; 'after'
+      makes each with the policy's update on the same rows.
 
   Raises:
     ValueError: an option is unknown, `initial` is not a name, `loss` or `metrics`

@@ -62,7 +62,7 @@ def process_reward_model(
     value, aux = outcome_cross_entropy(
       logprobs,
       ref_logprobs=_reference_logprobs(rows, config),
-      labels=rows.credit['labels'],
+      labels=rows.network_targets['labels'],
       mask=rows.loss_mask,
       weights=rows.weights,
       segment_ids=rows.segment_ids,
@@ -74,7 +74,7 @@ def process_reward_model(
     logprobs: Float[Array, 'B T'], rows: TokenBatch, per_token: dict[str, Any]
   ) -> dict[str, Scalar]:
     del logprobs
-    scores, labels = per_token['scores'], rows.credit['labels']
+    scores, labels = per_token['scores'], rows.network_targets['labels']
     total_weight = exact_sum(rows.weights, rows.loss_mask)
 
     def mean(values: Float[Array, 'B T']) -> Scalar:
@@ -178,7 +178,7 @@ def prime_advantages(config: Config, network: str = PRM) -> Estimator:
     estimate=estimate,
     networks=(network,),
     output='logprobs',
-    credit=('labels',),
+    target_names=('labels',),
     reads_reference=settings.reference == 'frozen',
     targets=targets,
     config_sections=('prime',),

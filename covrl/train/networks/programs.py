@@ -93,9 +93,9 @@ class Networks:
     return tuple(self._programs)
 
   @property
-  def credit(self) -> tuple[str, ...]:
-    """Names of the entries of `TokenBatch.credit`."""
-    return () if self._estimator is None else self._estimator.credit
+  def target_names(self) -> tuple[str, ...]:
+    """Names of the entries of `TokenBatch.network_targets`."""
+    return () if self._estimator is None else self._estimator.target_names
 
   @property
   def estimates_advantages(self) -> bool:
@@ -160,14 +160,14 @@ class Networks:
 
     Returns:
       The state with the estimator's next state, and the data with advantages,
-      `credit` and metrics; both unchanged without an estimator.
+      `network_targets` and metrics; both unchanged without an estimator.
     """
     if self._estimate is None:
       return state, rollout
     started = time.monotonic()
     if self._targets is not None:
       state, rollout = self._update_before_scoring(state, rollout)
-    batch = dataclasses.replace(rollout.batch, credit={})
+    batch = dataclasses.replace(rollout.batch, network_targets={})
     rows, count = sharding.shard_batch(batch, self._mesh), len(rollout.order)
     with self._use_mesh():
       outputs = {
@@ -183,7 +183,9 @@ class Networks:
     fetched: Credit = distributed.fetch(credit)
     metrics = {name: float(value) for name, value in fetched.metrics.items()}
     batch = dataclasses.replace(
-      rollout.batch, advantages=fetched.advantages, credit=fetched.credit
+      rollout.batch,
+      advantages=fetched.advantages,
+      network_targets=fetched.network_targets,
     )
     metrics['time/credit'] = time.monotonic() - started
     return (
@@ -218,9 +220,9 @@ class Networks:
     inputs, count = self._inputs(rollout, rows, {}), len(rollout.order)
     run = self._program(('targets', count), self._targets)
     with self._use_mesh():
-      credit: Any = distributed.fetch(run(inputs))
+      targets: Any = distributed.fetch(run(inputs))
     rollout = dataclasses.replace(
-      rollout, batch=dataclasses.replace(rollout.batch, credit=credit)
+      rollout, batch=dataclasses.replace(rollout.batch, network_targets=targets)
     )
     train, states = self._config.train, state.networks
     update_metrics: list[dict[str, float]] = []
@@ -314,7 +316,7 @@ class Networks:
   def trace_score(self, name: str, batch: TokenBatch) -> jax.stages.Traced:
     """Traces the scoring of an iteration's rows, arrays or shapes."""
     # Rows are scored before they have credit.
-    batch = dataclasses.replace(batch, credit={})
+    batch = dataclasses.replace(batch, network_targets={})
     programs = self._programs[name]
     with self._use_mesh():
       return programs.score.trace(programs.state.params, self._abstract(batch))
@@ -346,7 +348,7 @@ class Networks:
       return jax.ShapeDtypeStruct((count,), dtype)
 
     inputs = CreditInputs(
-      rows=dataclasses.replace(batch, credit={}),
+      rows=dataclasses.replace(batch, network_targets={}),
       rewards=per_sequence(np.float32),
       group_ids=per_sequence(np.int32),
       update_ids=per_sequence(np.int32),

@@ -7,7 +7,7 @@ import argparse
 import pathlib
 from collections.abc import Iterator
 
-from covrl.cli import devices
+from covrl.cli import jax_settings
 
 from .driver import (
   RATES_AND_PASSES,
@@ -58,8 +58,8 @@ def main() -> None:
     quick=arguments.quick,
   )
   if not arguments.only_write:
-    devices.set_xla_flags()
-    devices.use_compilation_cache()
+    jax_settings.set_xla_flags()
+    jax_settings.use_compilation_cache()
     for run in planned(study, arguments):
       study.train_if_missing(run)
   if arguments.quick:

@@ -24,11 +24,11 @@ from covrl.statistics import token_stats
 from covrl.train.forward import make_score_step, mean_entropy, with_old_stats
 from covrl.train.step import StepSettings, make_train_step
 from covrl.types import (
-  Measurements,
   TokenBatch,
   TokenMoments,
   TokenStats,
   TrainState,
+  UpdateMeasurements,
 )
 
 from .tasks import StudyTask
@@ -286,7 +286,7 @@ def train(
     ),
     token_state=_token_state(options),
     step=jnp.zeros((), jnp.int32),
-    measured=Measurements.initial(),
+    last_update=UpdateMeasurements.initial(),
   )
   rng, key = np.random.default_rng([seed, 2]), jax.random.key(seed)
   lines: list[dict[str, Any]] = []

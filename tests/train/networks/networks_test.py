@@ -44,7 +44,7 @@ def with_targets(batch):
   labels = np.repeat(rng.random((SEQUENCES, 1)) < 0.5, WIDTH, axis=1)
   credit = {'old_values': old, 'returns': returns, 'labels': labels}
   return dataclasses.replace(
-    batch, credit={k: np.float32(v) for k, v in credit.items()}
+    batch, network_targets={k: np.float32(v) for k, v in credit.items()}
   )
 
 
@@ -128,7 +128,7 @@ def test_updates_of_networks_do_not_depend_on_meshes_micro_batches_or_packing(
 
 def test_critic_metrics_equal_those_of_numpy():
   batch = with_targets(padded())
-  mask, credit = batch.loss_mask, batch.credit
+  mask, credit = batch.loss_mask, batch.network_targets
   _, _, metrics = update('critic', batch)
   values = np.asarray(
     jax.jit(
@@ -154,7 +154,7 @@ def test_critic_metrics_equal_those_of_numpy():
 
 def test_reward_model_metrics_equal_those_of_numpy():
   batch = with_targets(padded())
-  mask, labels = batch.loss_mask, batch.credit['labels']
+  mask, labels = batch.loss_mask, batch.network_targets['labels']
   _, _, metrics = update('reward_model', batch)
   logprobs = scored(initial_params('reward_model')).logprobs
   log_ratio = np.where(mask, logprobs - batch.old_logprobs, 0)
@@ -187,7 +187,7 @@ def test_a_reward_model_with_nan_parameters_skips_its_update():
 def test_a_reward_model_with_nan_labels_skips_its_update():
   batch = with_targets(padded())
   row, column = np.argwhere(batch.loss_mask)[7]
-  batch.credit['labels'][row, column] = np.nan
+  batch.network_targets['labels'][row, column] = np.nan
   before, after, metrics = update('reward_model', batch)
   assert metrics['skipped'] == 1
   for name in ('loss', 'before_update/accuracy', 'before_update/label'):
@@ -199,7 +199,7 @@ def test_a_reward_model_with_nan_labels_skips_its_update():
 def test_a_critic_with_targets_that_are_not_finite_skips_its_update(bad):
   batch = with_targets(padded())
   row, column = np.argwhere(batch.loss_mask)[7]
-  batch.credit['returns'][row, column] = bad
+  batch.network_targets['returns'][row, column] = bad
   before, after, metrics = update('critic', batch)
   assert metrics['skipped'] == 1
   assert not np.isfinite(metrics['loss'])

@@ -226,12 +226,14 @@ def test_results_of_losses_of_another_form_are_refused(change, message):
       r"estimator's advantages must be \[S, T\]",
     ),
     (
-      lambda c, s: (c._replace(credit={}), s),
+      lambda c, s: (c._replace(network_targets={}), s),
       r"must have the entries \['old_values', 'returns'\], got \[\]",
     ),
     (
       lambda c, s: (
-        c._replace(credit={**c.credit, 'returns': c.advantages.T}),
+        c._replace(
+          network_targets={**c.network_targets, 'returns': c.advantages.T}
+        ),
         s,
       ),
       r"estimator's returns must be \[S, T\]",

@@ -12,7 +12,7 @@ import jax
 import pytest
 
 import covrl
-from covrl.cli import devices
+from covrl.cli import jax_settings
 from covrl.cli.errors import is_refusal, report_error
 from covrl.exit_codes import Exit
 
@@ -47,7 +47,7 @@ def reads_and_writes():
 
 def test_a_writable_directory_is_used_silently(monkeypatch, tmp_path, capsys):
   monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path / 'a' / 'b'))
-  devices.use_compilation_cache()
+  jax_settings.use_compilation_cache()
   assert reads_and_writes() == (True, True)
   assert list((tmp_path / 'a' / 'b').iterdir()) == []
   assert capsys.readouterr().err == ''
@@ -69,7 +69,7 @@ def test_a_directory_that_cannot_be_written_is_read_only(
 
   monkeypatch.setattr(tempfile, 'TemporaryFile', fail)
   monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path))
-  devices.use_compilation_cache()
+  jax_settings.use_compilation_cache()
   assert reads_and_writes() == (True, False)
   assert capsys.readouterr().err == (
     f'covrl: compiled programs are not kept: {tmp_path} cannot be written:'
@@ -82,7 +82,7 @@ def test_an_unusable_cache_directory_is_reported_and_not_used(
 ):
   (tmp_path / 'file').touch()
   monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path / 'file'))
-  devices.use_compilation_cache()
+  jax_settings.use_compilation_cache()
   assert reads_and_writes() == (False, False)
   assert 'file cannot be written: file exists\n' in capsys.readouterr().err
 
@@ -91,7 +91,7 @@ def test_an_unusable_cache_directory_is_reported_and_not_used(
 
   monkeypatch.setattr(pathlib.Path, 'home', no_home)
   monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
-  devices.use_compilation_cache()
+  jax_settings.use_compilation_cache()
   assert reads_and_writes()[0] is False
   assert capsys.readouterr().err == (
     'covrl: compiled programs are not kept: there is no home directory\n'
@@ -118,7 +118,7 @@ def test_missing_devices_are_reported_in_one_sentence(
   monkeypatch.setattr(jax, 'device_count', fail)
   monkeypatch.setenv('JAX_PLATFORMS', 'cuda')
   with pytest.raises(RuntimeError) as caught:
-    devices.use_compilation_cache()
+    jax_settings.use_compilation_cache()
   assert str(caught.value) == f'JAX must find its devices, got: {cause}'
   assert is_refusal(caught.value)
 
@@ -185,14 +185,14 @@ def test_invalid_settings_of_jax_are_reported_in_one_sentence(
   ],
 )
 def test_settings_that_programs_do_not_run_with_are_refused(setting, sentence):
-  devices.check_settings(trains=True)
+  jax_settings.check_settings(trains=True)
   with setting(), pytest.raises(ValueError, match=sentence) as caught:
-    devices.prepare_to_run(trains=True)
+    jax_settings.prepare_to_run(trains=True)
   assert report_error(caught.value) == Exit.REFUSED
 
 
 def test_floats_of_64_bits_are_refused_in_training_only():
   with jax.enable_x64(True):
-    devices.check_settings()
+    jax_settings.check_settings()
     with pytest.raises(ValueError, match='JAX_ENABLE_X64 must be False'):
-      devices.check_settings(trains=True)
+      jax_settings.check_settings(trains=True)
