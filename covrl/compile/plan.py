@@ -45,6 +45,7 @@ from covrl.train.effects import (
 )
 from covrl.train.setup.initial_policy import make_policy
 from covrl.train.state_sharding import check_mesh
+from covrl.train.token_schedules import schedule_warnings
 from covrl.types import TokenStats
 
 # Number of prompts that are shown.
@@ -91,6 +92,7 @@ def plan(
     *config_warnings(config, algorithm, task.rewards),
     *direction_warnings(policy, tx=(algorithm.tx, config.total_updates)),
     *gradient_warnings(algorithm),
+    *schedule_warnings(algorithm.token_tx, config.total_updates),
   ):
     yield f'warning: {text}'
   yield from _example_lines(config, task)

@@ -6,7 +6,7 @@ and whose `updates` are the loss's cotangent of them.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Unpack, cast
+from typing import Any, NamedTuple, TypeGuard, Unpack, cast
 
 import jax
 import jax.numpy as jnp
@@ -134,12 +134,17 @@ def check_minimum(value: ArrayLike) -> None:
 def check_coefficient(value: Coefficient, name: str = 'coefficient') -> None:
   """Refuses a negative or non-finite coefficient; schedules are checked at step 0."""
   number = concrete_number(value, name)
-  if callable(value) and not isinstance(
-    value, optax.schedules.StatefulSchedule
-  ):
+  if is_step_schedule(value):
     number = concrete_number(value(jnp.zeros((), jnp.int32)), name)
   if number is not None and not 0 <= number < float('inf'):
     raise ValueError(f'{name} must be finite and at least 0, got {number:g}')
+
+
+def is_step_schedule(value: Coefficient) -> TypeGuard[optax.Schedule]:
+  """Whether a coefficient is a schedule of the update count alone."""
+  return callable(value) and not isinstance(
+    value, optax.schedules.StatefulSchedule
+  )
 
 
 class _Constant(NamedTuple):
@@ -313,6 +318,7 @@ def with_coefficient(
   state_type: Callable[..., Any] = ScheduledState,
   *,
   is_predictable: bool = True,
+  is_signed: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
   """A token transform with one coefficient, scheduled or controlled.
 
@@ -323,6 +329,7 @@ def with_coefficient(
     state_type: type of its state, made of the schedule's state and the value.
     is_predictable: whether a controller may predict the coefficient's effect;
       the edit must then be affine in the coefficient.
+    is_signed: whether the coefficient may be negative.
   """
   schedule = as_schedule(coefficient)
 
@@ -350,6 +357,8 @@ def with_coefficient(
     schedule_context = {**context, 'entropy_prediction': prediction}
     value = schedule(state.schedule, **schedule_context)
     check_array(f'the coefficient of {name}', value, 'real', '')
+    if is_step_schedule(coefficient) and not is_signed:
+      DecisionCache.of(context).record_scheduled('coefficient', value)
     new_state = state_type(
       schedule.update(state.schedule, **schedule_context),
       jnp.asarray(value, jnp.float32),

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar, cast, get_args
 
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from covrl.statistics import Truncation
@@ -77,6 +79,8 @@ class DecisionCache:
       each micro-batch; to report on the optimiser batch, add them up.
     sources: statistics that the chain's selectors read.
     truncations: truncated policies whose statistics the chain reads.
+    scheduled: values of schedules of the step and their largest allowed values, by
+      transform and argument; the smallest is 0.
 
   >>> recorded = DecisionCache()
   >>> with recorded.transform('kl_cov'):
@@ -95,6 +99,7 @@ class DecisionCache:
     self.micro_batch_decisions: dict[str, Any] = {}
     self.sources: set[SelectionSource] = set()
     self.truncations: set[Truncation] = set()
+    self.scheduled: dict[str, tuple[ArrayLike, float]] = {}
     self._is_replay = recorded is not None
     self._selections: dict[str, Selection] = {}
     self._path: tuple[str, ...] = ()
@@ -153,6 +158,13 @@ class DecisionCache:
     if isinstance(decision, Selection):
       self._selections[key] = decision
     return decision
+
+  def record_scheduled(
+    self, argument: str, value: ArrayLike, largest: float = math.inf
+  ) -> None:
+    """Records the value of a schedule, an argument of the current transform."""
+    key = '/'.join((*self._path, argument))
+    self.scheduled[key] = (value, largest)
 
   def selections(self) -> tuple[Selection, ...]:
     """The selections of either scope, in the order of the chain."""

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from covrl.array_checks import check_array, concrete_number
+from covrl.array_checks import check_array, concrete, concrete_number
 from covrl.entropy.base import (
   MAX_FRACTION,
   Fraction,
@@ -333,7 +333,10 @@ def _fraction_now(
   else:
     value = fraction
   share = jnp.asarray(value, jnp.result_type(float))
-  clamped = jnp.minimum(share, 1 if allow_large else MAX_FRACTION)
+  largest = 1 if allow_large else MAX_FRACTION
+  if callable(fraction) or concrete(fraction) is None:
+    DecisionCache.of(context).record_scheduled('fraction', share, largest)
+  clamped = jnp.minimum(share, largest)
   clamped = jnp.where(clamped > 0, clamped, 0)  # NaN becomes 0.
   return clamped, (clamped != share).astype(jnp.int32)
 

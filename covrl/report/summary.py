@@ -65,7 +65,7 @@ def summarize(run: RunData) -> Summary:
 
 
 def health_warnings(run: RunData) -> list[str]:
-  """Sentences about updates that were skipped, had no token to train on, or a gradient of 0."""
+  """Sentences about updates that were skipped, changed nothing or had a clamped fraction."""
   total = len(run.train)
   skipped = int(np.sum(run.train.column('skipped') > 0))
   without_tokens = int(np.sum(run.train.column('tokens') == 0))
@@ -85,6 +85,12 @@ def health_warnings(run: RunData) -> list[str]:
     sentences.append(
       f'{without_gradient:,} of {total:,} updates had a gradient of 0, as where '
       'the rewards of every group are equal.'
+    )
+  clamped = int(np.sum(run.train.column('clamped') > 0))
+  if clamped:
+    sentences.append(
+      f'{clamped:,} of {total:,} updates selected tokens by a fraction outside '
+      'its range, which was clamped.'
     )
   return sentences
 

@@ -35,6 +35,7 @@ _METRICS: Mapping[str, tuple[str, str]] = {
   'skipped_updates': ('', '{:,.0f} updates skipped'),
   'updates_without_tokens': ('', '{:,.0f} updates without tokens'),
   'updates_without_gradient': ('', '{:,.0f} updates with a gradient of 0'),
+  'clamped_updates': ('', '{:,.0f} updates with a clamped fraction'),
 }
 
 

@@ -248,7 +248,7 @@ def _first_ascent(
 
     def at(count: jax.Array) -> jax.Array:
       counted = jax.tree.map(
-        lambda leaf: count if _is_count(leaf) else leaf, state
+        lambda leaf: count if is_update_count(leaf) else leaf, state
       )
       return is_along(update(gradients, counted, zeros)[0])
 
@@ -264,7 +264,7 @@ def _first_ascent(
   return int(found[0]) if found.size else None
 
 
-def _is_count(leaf: Any) -> bool:
+def is_update_count(leaf: Any) -> bool:
   """Whether an array of a chain's state counts updates."""
   return jnp.shape(leaf) == () and jnp.result_type(leaf) == jnp.int32
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counts of updates that are skipped, have no token to train on, or a gradient of 0."""
+"""Counts of updates that are skipped, change nothing, or have a clamped fraction."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class DivergedError(RuntimeError):
 
 @dataclasses.dataclass
 class UpdateHealth:
-  """Counts of the updates of a run that changed nothing; saved with it.
+  """Counts of updates that changed nothing or had a clamped fraction; saved with a run.
 
   Attributes:
     made: number of updates so far.
@@ -28,6 +28,8 @@ class UpdateHealth:
     without_tokens: updates without a token to train on.
     without_gradient: updates whose gradient is 0, as where the rewards of every
       group are equal.
+    clamped: updates whose token chain selects by a fraction outside its range,
+      which is clamped.
   """
 
   made: int = 0
@@ -35,6 +37,7 @@ class UpdateHealth:
   skipped_in_a_row: int = 0
   without_tokens: int = 0
   without_gradient: int = 0
+  clamped: int = 0
 
   def count(
     self,
@@ -59,6 +62,13 @@ class UpdateHealth:
         warn(
           f'{description} has a gradient of 0, as where the rewards of every group are'
           ' equal; further ones are counted only'
+        )
+    if metrics.get('clamped', 0) > 0:
+      self.clamped += 1
+      if self.clamped == 1:
+        warn(
+          f'{description} selects tokens by a fraction outside its range, which is'
+          ' clamped; further ones are counted only'
         )
     skipping_networks = _skipping_networks(metrics)
     if not skipping_networks:
@@ -97,6 +107,7 @@ class UpdateHealth:
       'skipped_updates': self.skipped,
       'updates_without_tokens': self.without_tokens,
       'updates_without_gradient': self.without_gradient,
+      'clamped_updates': self.clamped,
     }
     return {name: float(count) for name, count in counts.items() if count}
 

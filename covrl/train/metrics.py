@@ -244,7 +244,7 @@ def _coefficients(token_state: PyTree) -> dict[str, Scalar]:
 def _selection_metrics(
   mask: Bool[Array, 'B T'], decisions: Mapping[str, Any]
 ) -> dict[str, Scalar]:
-  """Metrics of the chain's first selection."""
+  """Metrics of the chain's first selection, and all clamped fractions."""
   summaries = [
     decision
     for decision in decisions.values()
@@ -254,6 +254,7 @@ def _selection_metrics(
   if not summaries:
     return {'selected_fraction': jnp.where(total > 0, 0.0, jnp.nan)}
   summary = summaries[0]
+  clamped = sum(summary.clamped for summary in summaries)
   metrics = {
     name: getattr(summary, name).astype(jnp.float32)
     for name in ('threshold', 'quota', 'eligible', 'selected', 'nonfinite')
@@ -265,6 +266,7 @@ def _selection_metrics(
     'negative_rare',
   ):
     metrics[f'quadrant/{name}'] = getattr(summary, name).astype(jnp.float32)
+  metrics['clamped'] = jnp.asarray(clamped, jnp.float32)
   metrics['selected_fraction'] = metrics['selected'] / total
   metrics['threshold'] = jnp.where(
     metrics['selected'] > 0, metrics['threshold'], jnp.nan

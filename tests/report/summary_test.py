@@ -50,13 +50,15 @@ def test_updates_that_changed_nothing_are_reported_at_the_top(make_run):
   updates[5] |= {'tokens': 0.0, 'entropy': None, 'loss': None}
   for record in updates[6:8]:
     record |= {'gradient_norm': 0.0}
+  updates[9] |= {'clamped': 1.0}
   rewrite(path, records)
   page = write_report(path).read_text()
   total = len(updates)
   skipped = page.index(f'3 of {total} updates were skipped, because gradients')
   empty = page.index(f'1 of {total} updates had no token to train on')
   still = page.index(f'2 of {total} updates had a gradient of 0')
-  assert skipped < empty < still < page.index('class="headline"')
+  clamped = page.index(f'1 of {total} updates selected tokens by a fraction')
+  assert skipped < empty < still < clamped < page.index('class="headline"')
 
 
 def test_warnings_of_the_run_are_at_the_top(make_run):

@@ -134,6 +134,7 @@ def test_an_update_without_tokens_changes_nothing_and_has_no_metrics():
     'eligible',
     'selected',
     'nonfinite',
+    'clamped',
   )
   carried_over = ('log_ratio_noise', 'coefficient')
   for name, value in metrics.items():

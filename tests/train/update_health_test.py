@@ -73,6 +73,17 @@ def test_updates_with_a_gradient_of_zero_are_counted_and_reported_once():
   assert (health.made, health.skipped) == (4, 0)
 
 
+def test_clamped_fractions_are_counted_and_reported_once():
+  health, warnings = UpdateHealth(), []
+  for number, clamped in enumerate((0.0, 1.0, 2.0)):
+    health.count(
+      update_metrics(clamped=clamped), f'update {number}', warnings.append
+    )
+  (warning,) = warnings
+  assert warning.startswith('update 1 selects tokens by a fraction outside')
+  assert health.displayed_counts() == {'clamped_updates': 2.0}
+
+
 def test_divergence_has_an_exit_status_of_its_own():
   assert DivergedError.exit_status == Exit.DIVERGED == 46
   assert not means_restart(Exit.DIVERGED)

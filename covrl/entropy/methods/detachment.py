@@ -13,6 +13,7 @@ from covrl.entropy.base import (
   Coefficient,
   as_schedule,
   check_coefficient,
+  is_step_schedule,
   require,
   token_transform,
 )
@@ -114,6 +115,8 @@ def detach_drain(amount: Coefficient) -> TokenTransformation:
     )
     schedule_context = {**context, 'entropy_prediction': lambda: prediction}
     amount_now = schedule(state.schedule, **schedule_context)
+    if is_step_schedule(amount):
+      decisions.record_scheduled('amount', amount_now)
     check_array('the amount of detach_drain', amount_now, 'real', '')
     share = decisions.decide('share', lambda: prefix_share(drain, amount_now))
     selection = decisions.decide(

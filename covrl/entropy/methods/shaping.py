@@ -179,7 +179,7 @@ def repo(scale: Coefficient = 0.01) -> TokenTransformation:
     )
     return jnp.maximum(1 - reduction, 0)
 
-  return _scale_by('repo', scale, factor)
+  return _scale_by('repo', scale, factor, is_signed=True)
 
 
 def entropy_shaped(
@@ -248,6 +248,8 @@ def _scale_by(
   name: str,
   coefficient: Coefficient,
   factor: Callable[[_FactorInputs, ArrayLike], Float[Array, 'B T']],
+  *,
+  is_signed: bool = False,
 ) -> TokenTransformation:
   """Multiplies both cotangents by a factor with a coefficient in it."""
 
@@ -267,7 +269,7 @@ def _scale_by(
     factors = jnp.where(mask, factor(inputs, value), 1)
     return jax.tree.map(lambda u: (u * factors).astype(u.dtype), updates)
 
-  return with_coefficient(name, coefficient, edit)
+  return with_coefficient(name, coefficient, edit, is_signed=is_signed)
 
 
 def _masked_constant(

@@ -29,7 +29,7 @@ _PATTERNS = {
   'amount': (
     r'(.+/)?(greedy|accuracy|(mean|pass|maj)@\d+)_stderr'
     r'|quadrant/.+|time/.+|seconds|tokens|tokens_per_second|response_length'
-    r'|selected|eligible|quota|nonfinite|problems|unscored|gradient_norm'
+    r'|selected|eligible|quota|nonfinite|clamped|problems|unscored|gradient_norm'
     r'|log_ratio_abs|sampler_gap|sampler_gap_max'
   ),
 }

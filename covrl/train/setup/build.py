@@ -53,6 +53,7 @@ from covrl.train.setup.initial_policy import make_policy
 from covrl.train.setup.inputs import input_fingerprints, pretrained_fingerprint
 from covrl.train.sft import shared_warm_start
 from covrl.train.state_sharding import check_mesh, rollout_mesh
+from covrl.train.token_schedules import schedule_warnings
 from covrl.types import TrainState
 
 
@@ -157,6 +158,7 @@ def build(
     *config_warnings(config, algorithm, task.rewards),
     *direction_warnings(policy, **chains),
     *gradient_warnings(algorithm),
+    *schedule_warnings(algorithm.token_tx, config.total_updates),
     *micro_batch_warnings(algorithm, config.train.micro_batches),
   ):
     warn(text)
