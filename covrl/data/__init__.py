@@ -5,6 +5,7 @@ from covrl.data.chat import ChatTemplate as ChatTemplate
 from covrl.data.columns import Row as Row
 from covrl.data.decontamination import NgramIndex as NgramIndex
 from covrl.data.filters import FilteredSource as FilteredSource
+from covrl.data.filters import NoneAnswers as NoneAnswers
 from covrl.data.filters import ProblemFilter as ProblemFilter
 from covrl.data.filters import filter_sources as filter_sources
 from covrl.data.generated.arithmetic import ArithmeticSource as ArithmeticSource

@@ -75,6 +75,41 @@ class ProblemFilter:
     return None
 
 
+@dataclasses.dataclass
+class NoneAnswers:
+  """Counts answers that are the text 'None', Python's name of a missing value.
+
+  It may also be an answer, unlike the names that `SCHEMAS` refuse, such as 'nan'.
+
+  Attributes:
+    count: number of problems with that answer.
+    total: number of problems.
+    first: column and location of the first one.
+  """
+
+  count: int = 0
+  total: int = 0
+  first: str = ''
+
+  def add(self, problem: Problem) -> None:
+    """Counts a problem."""
+    self.total += 1
+    if problem.reference == 'None':
+      self.count += 1
+      self.first = (
+        self.first or f'column {problem.column!r} of {problem.location}'
+      )
+
+  def warnings(self) -> list[str]:
+    """A sentence if there are any."""
+    if not self.count:
+      return []
+    return [
+      f"{self.count:,} of {self.total:,} answers are the text 'None', as which Python"
+      f' writes a missing value; they are taken as answers (first: {self.first})'
+    ]
+
+
 @dataclasses.dataclass(frozen=True)
 class FilteredSource:
   """The kept problems of a source, and counts of the dropped ones.
@@ -84,12 +119,14 @@ class FilteredSource:
     total: number of problems before filtering.
     dropped: number of dropped problems by reason.
     examples: location of the first dropped problem by reason.
+    none_answers: kept problems with the answer 'None'.
   """
 
   source: SubsetSource
   total: int
   dropped: Mapping[str, int]
   examples: Mapping[str, str]
+  none_answers: NoneAnswers
 
   def __str__(self) -> str:
     """Summary of the counts."""
@@ -138,6 +175,7 @@ def _filter_source(
   kept_indices: list[int] = []
   dropped: dict[str, int] = {}
   examples: dict[str, str] = {}
+  none_answers = NoneAnswers()
   digest = hashlib.sha256()
   for index in range(len(source)):
     problem = source[index]
@@ -151,13 +189,16 @@ def _filter_source(
       examples.setdefault(reason, problem.location)
       continue
     kept_indices.append(index)
+    none_answers.add(problem)
     if criteria.deduplicate and problem.key:
       reference_digests[problem.key] = _digest(reference)
     digest.update(problems_fingerprint([problem]).encode())
   subset = SubsetSource(
     source, np.array(kept_indices, np.int64), digest.hexdigest()
   )
-  filtered = FilteredSource(subset, len(source), dropped, examples)
+  filtered = FilteredSource(
+    subset, len(source), dropped, examples, none_answers
+  )
   if not kept_indices:
     raise ValueError(
       'a source must have at least one problem to use, got'

@@ -21,6 +21,7 @@ from covrl.data import (
   ListSource,
   MixtureSource,
   NgramIndex,
+  NoneAnswers,
   ProblemFilter,
   ProblemSource,
   PromptFormat,
@@ -82,6 +83,10 @@ def text_task(config: Config) -> Task:
     notes.append(
       f'{suite.name}: {len(suite.problems):,} problems (schema {suite.schema})'
     )
+    none_answers = NoneAnswers()
+    for problem in suite.problems:
+      none_answers.add(problem)
+    notes += [f'warning: {text}' for text in none_answers.warnings()]
   rewards, sandbox_notes = make_rewards(kinds, config.rewards)
   if format_prompt.template is not None and (
     turn_end := unused_turn_end(config.pretrained, tokenizer)
@@ -243,6 +248,11 @@ def _training_problems(
   notes = [
     f'{source.file}: {summary} (schema {source.schema.name})'
     for source, summary in zip(sources, filtered, strict=True)
+  ]
+  notes += [
+    f'warning: {text}'
+    for filtered_source in filtered
+    for text in filtered_source.none_answers.warnings()
   ]
   kinds: dict[str, str] = {}
   for source in sources:

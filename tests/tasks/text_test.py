@@ -225,3 +225,25 @@ def test_a_task_for_evaluation_needs_no_training_files():
   (suite,) = task.evaluation_suites(changed)
   assert (suite.samples, suite.temperature, len(suite.problems)) == (0, 1.0, 2)
   assert np.all([p.prompt.endswith('assistant\n') for p in suite.problems])
+
+
+def test_answers_that_may_be_missing_values_are_noted(tmp_path):
+  """'None' is Python's name of a missing value, and an answer."""
+
+  def notes(*answers):
+    file = tmp_path / 'a.jsonl'
+    rows = [
+      json.dumps({'question': f'Question {number}?', 'answer': answer})
+      for number, answer in enumerate(answers)
+    ]
+    file.write_text('\n'.join(rows))
+    settings = config(suites=str(file), overlap_words=0)
+    settings.data.train = str(file)
+    return [n for n in text_task(settings).notes if n.startswith('warning')]
+
+  assert notes('none', '3', 'None of these') == []
+  warnings = notes('3', 'None', '4', 'None')
+  assert len(warnings) == 2  # of the training problems and of the suite
+  for warning in warnings:
+    assert "2 of 4 answers are the text 'None'" in warning
+    assert "(first: column 'answer' of row 2 of " in warning
