@@ -207,8 +207,7 @@ def versions(config: Config | None = None) -> dict[str, str]:
   # A checkout of covrl need not be installed.
   with contextlib.suppress(importlib.metadata.PackageNotFoundError):
     result['covrl'] = importlib.metadata.version('covrl')
-  result |= {n: importlib.metadata.version(n) for n in _LIBRARIES}
-  result |= {n: str(getattr(jax.config, n, '')) for n in _SETTINGS}
+  result |= library_versions()
   device = jax.devices()[0]
   result['devices'] = f'{jax.device_count()} × {device.device_kind}'
   if device.platform == 'cpu':
@@ -217,6 +216,13 @@ def versions(config: Config | None = None) -> dict[str, str]:
     fields = flatten(config)
     result |= {name: str(fields[name]) for name in _ROUNDING_FIELDS}
   return result | {'xla_flags': xla_flags.user_flags()}
+
+
+def library_versions() -> dict[str, str]:
+  """Returns the versions of numerical libraries, and settings of JAX."""
+  return {n: importlib.metadata.version(n) for n in _LIBRARIES} | {
+    n: str(getattr(jax.config, n, '')) for n in _SETTINGS
+  }
 
 
 def _processor() -> str:

@@ -33,7 +33,8 @@ from covrl.train.effects import unused_override_warnings
 from covrl.train.rollout_batch import RolloutBatch
 from covrl.train.setup.adapter_base import AdapterBase
 from covrl.train.setup.build import build
-from covrl.train.setup.code import check_code, code_fingerprints
+from covrl.train.setup.code import check_code
+from covrl.train.setup.functions import check_functions
 from covrl.train.setup.inputs import (
   check_inputs,
   input_fingerprints,
@@ -172,9 +173,9 @@ def train(
     inputs[RECIPE] = recipe.identity
     check_inputs(config, inputs, resumed_from, warn)
     check_versions(resumed_from and resumed_from.metadata, warn, config)
-    code = code_fingerprints(recipe, run.task)
-    check_code(code, resumed_from, warn)
-    inputs |= code
+    check_code(run.code, resumed_from, warn)
+    check_functions(run.functions, resumed_from, warn)
+    inputs |= {**run.code, **run.functions}
     directory.write_recipe(recipe, warn)
     if resumed_from is not None:
       directory.check_records(resumed_from.metadata, warn)

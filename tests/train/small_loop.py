@@ -31,6 +31,7 @@ from covrl.run.checkpoint import CheckpointStore
 from covrl.tasks.task import Task
 from covrl.train import loop, train
 from covrl.train.collect.collector import CollectorState
+from covrl.train.setup.code import code_fingerprints
 
 SETTINGS = {
   'train.iterations': 3,
@@ -71,6 +72,8 @@ def wait():
 
 
 PARAMS = {'w': jnp.zeros(2)}
+# Fingerprints of the recipe's functions.
+FUNCTIONS = {'loss of the recipe': 'jax a', 'tx of the recipe': 'jax b'}
 
 
 def abstract_array(array):
@@ -177,7 +180,7 @@ def run(workdir, on_stage=lambda stage: None, **overrides):
   )
 
   def build(recipe, saved, note):
-    del recipe, saved, note
+    del saved, note
     on_stage('set-up')
     params = types.SimpleNamespace(init=lambda key, mesh: PARAMS)
     return types.SimpleNamespace(
@@ -189,6 +192,8 @@ def run(workdir, on_stage=lambda stage: None, **overrides):
       scoring=types.SimpleNamespace(close=lambda: None),
       evaluator=Evaluator(on_stage),
       shared_warm_start=None,
+      code=code_fingerprints(recipe, TASK),
+      functions=FUNCTIONS,
       init_key=None,
       train_key=None,
       compile=lambda state: on_stage('compiling'),

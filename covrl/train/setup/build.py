@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import jax
@@ -49,6 +49,7 @@ from covrl.train.rollout_batch import (
   TRAIN_STREAM,
 )
 from covrl.train.setup.code import code_fingerprints
+from covrl.train.setup.functions import function_fingerprints
 from covrl.train.setup.initial_policy import make_policy
 from covrl.train.setup.inputs import input_fingerprints, pretrained_fingerprint
 from covrl.train.sft import shared_warm_start
@@ -71,6 +72,8 @@ class Components:
     evaluator: evaluates the policy; `None` without evaluation problems.
     warm_start_tx: the parameter chain of the warm start.
     shared_warm_start: another run's warm start that this run takes, if any.
+    code: see `covrl.train.setup.code.code_fingerprints`.
+    functions: see `covrl.train.setup.functions.function_fingerprints`.
     init_key: PRNG key of random parameters.
     train_key: PRNG key of the updates.
   """
@@ -84,6 +87,8 @@ class Components:
   evaluator: Evaluator | None
   warm_start_tx: optax.GradientTransformation
   shared_warm_start: Checkpoint | None
+  code: Mapping[str, str]
+  functions: Mapping[str, str]
   init_key: Key[Array, '']
   train_key: Key[Array, '']
 
@@ -138,15 +143,17 @@ def build(
   warm_start = None
   if saved is None or policy.config.lora is not None:
     warm_start = shared_warm_start(config, task)
+  code = code_fingerprints(recipe, task)
   if distributed.process_count() > 1:
     check_inputs_of_processes(
       input_fingerprints(config, task, policy, warm_start)
       | pretrained_fingerprint(config)
-      | code_fingerprints(recipe, task)
+      | code
     )
+  warm_start_tx = warm_start_transformation(recipe)
   chains = {'tx': (algorithm.tx, config.total_updates)}
   if steps := config.warm_start.steps:
-    chains['warm_start_tx'] = warm_start_transformation(recipe), steps
+    chains['warm_start_tx'] = warm_start_tx, steps
   if changeable:
     note(
       'warning: loss, chains, advantages or networks read'
@@ -200,8 +207,18 @@ def build(
     collector=collector,
     scoring=scoring,
     evaluator=evaluator,
-    warm_start_tx=warm_start_transformation(recipe),
+    warm_start_tx=warm_start_tx,
     shared_warm_start=warm_start,
+    code=code,
+    functions=function_fingerprints(
+      algorithm,
+      # That of a finished warm start has no effect any more.
+      warm_start_tx if saved is None and config.warm_start.steps else None,
+      task.rewards,
+      collector.padding_batch().batch,
+      policy.split(policy.abstract_params())[0],
+      code,
+    ),
     init_key=stream_key(config, INIT_STREAM),
     train_key=stream_key(config, TRAIN_STREAM),
   )

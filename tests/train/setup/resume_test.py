@@ -97,6 +97,16 @@ def test_killed_and_resumed_run_equals_the_uninterrupted_one(
       np.asarray(actual_arrays[name]).tobytes() == np.asarray(leaf).tobytes()
     ), name
 
+  # The functions of the recipe are known to be the same ones at each start.
+  inputs = saved.metadata['inputs']
+  assert all(
+    inputs[f'{name} of the recipe']
+    == expected.metadata['inputs'][f'{name} of the recipe']
+    != ''
+    for name in ('loss', 'token_tx', 'tx', 'advantages', 'rewards')
+  )
+  assert not (workdir / 'notices.jsonl').exists()
+
   runs.assert_same_metrics(workdir, uninterrupted)
   # There are rewards and selected tokens before and after every kill.
   trained = metric_lines(workdir, 'train')

@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Functions of a recipe that return something else on resume are reported."""
+
+import dataclasses
+import functools
+import math
+import subprocess
+import threading
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from train import process, small_loop, toy
+
+import covrl
+from covrl.config import load
+from covrl.models import Policy, tiny
+from covrl.rewards import Overlong, Reward
+from covrl.run.checkpoint import CheckpointStore
+from covrl.train.algorithm import Algorithm
+from covrl.train.setup import functions
+from covrl.train.setup.functions import check_functions, function_fingerprints
+from covrl.types import TokenBatch, TokenMoments
+
+NAMES = (
+  *('loss', 'token_tx', 'tx', 'advantages', 'networks', 'estimator'),
+  'rewards',
+)
+
+
+def rows():
+  """Rows of an iteration of the toy task."""
+  floats: Any = np.zeros((32, 10), np.float32)
+  integers: Any = np.zeros((32, 10), np.int32)
+  bools: Any = np.zeros((32, 10), bool)
+  return TokenBatch(
+    tokens=integers,
+    targets=integers,
+    positions=integers,
+    segment_ids=integers,
+    loss_mask=bools,
+    weights=floats,
+    advantages=floats,
+    old_logprobs=floats,
+    old_entropy=floats,
+    old_moments=TokenMoments(
+      square=floats, square_log=floats, square_log_square=floats
+    ),
+    sampler_logprobs=floats,
+    sequence_ids=integers,
+    ref_logprobs=floats,
+  )
+
+
+def fingerprints(recipe, *rewards, code=None, warm_start_tx=None):
+  policy = Policy(tiny(16))
+  return function_fingerprints(
+    Algorithm.from_recipe(recipe),
+    warm_start_tx,
+    rewards or (Reward(name='a', score='module:score'),),
+    rows(),
+    policy.split(policy.abstract_params())[0],
+    code or {},
+  )
+
+
+def differing(before, after):
+  assert before.keys() == after.keys()
+  return [
+    name.removesuffix(' of the recipe')
+    for name in before
+    if before[name] != after[name]
+  ]
+
+
+@pytest.fixture(scope='module')
+def original():
+  return fingerprints(toy.recipe())
+
+
+def test_functions_that_depend_on_fields_only_are_the_same_at_each_start(
+  original,
+):
+  assert [*original] == [f'{name} of the recipe' for name in NAMES]
+  assert all(original.values())
+  jax.jit(lambda x: x + 1)(1.0)
+  assert fingerprints(toy.recipe()) == original
+  # Fields that a resume may change.
+  changes = {
+    'train.iterations': 9,
+    'train.max_skipped_updates': 2,
+    'checkpoint.every': 3,
+    'logging.diagnostics_every': 0,
+    'logging.entropy_change_every': 0,
+    'rewards.max_failures': 0.5,
+  }
+  overrides = [f'--config.{n}={value}' for n, value in changes.items()]
+  file = str(process.RECIPES / 'toy_kl_cov.py')
+  assert fingerprints(load(file, overrides)) == original
+
+
+@pytest.mark.parametrize(
+  ('name', 'function'),
+  [
+    ('loss', lambda c: functools.partial(covrl.clipped_surrogate, low=0.1)),
+    ('token_tx', lambda c: covrl.entropy_bonus(coefficient=0.002)),
+    ('tx', lambda c: optax.adam(0.0123)),
+    ('tx', lambda c: optax.adam(optax.linear_schedule(3e-3, 0, 123))),
+    # An array of a closure, not a number of the program.
+    ('tx', lambda c: optax.scale_by_schedule(lambda n: jnp.arange(9.0)[n])),
+    ('advantages', lambda c: lambda rewards, groups: 0.7 * rewards),
+  ],
+)
+def test_a_function_with_other_numbers_has_another_fingerprint(
+  original, name, function
+):
+  changed = fingerprints(toy.recipe(**{name: function}))
+  assert differing(original, changed) == [name]
+  assert changed[f'{name} of the recipe']
+
+
+@pytest.mark.parametrize(
+  ('recipe', 'name', 'change'),
+  [
+    ('toy_ppo.py:ppo', 'networks', 'critic.learning_rate=0.5'),
+    ('toy_ppo.py:ppo', 'networks', 'critic.clip=0.1'),
+    ('toy_ppo.py:ppo', 'estimator', 'critic.trace_decay=0.5'),
+    ('toy_prime.py:prime', 'networks', 'prime.learning_rate=0.5'),
+  ],
+)
+def test_a_network_with_other_numbers_has_another_fingerprint(
+  recipe, name, change
+):
+  before, same, after = (
+    fingerprints(load(str(process.RECIPES / recipe), overrides))
+    for overrides in ([], [], [f'--config.{change}'])
+  )
+  assert before == same
+  assert all(before.values())
+  assert differing(before, after) == [name]
+
+
+def test_rewards_with_other_options_have_another_fingerprint(monkeypatch):
+  monkeypatch.setattr(functions, '_lowered', lambda *arguments: 'program')
+  score = functools.partial(str.count, 'a')
+  parts = (
+    Reward(name='a', score=score, sources=('x', 'y')),
+    Overlong(max_length=8, buffer=2),
+  )
+  recipe = toy.recipe()
+  before = fingerprints(recipe, *parts)
+  example = dataclasses.replace(parts[0], example=('a', 'b'))
+  assert fingerprints(recipe, example, parts[1]) == before
+  for change in (
+    {'weight': 0.5},
+    {'score': functools.partial(math.pow, np.float32(2))},
+    {'name': 'b'},
+    {'sources': ('x',)},
+    {'score': functools.partial(str.count, 'b')},
+    {'score': str.find},
+    {'timeout': 1.0},
+  ):
+    changed = dataclasses.replace(parts[0], **change)
+    after = fingerprints(recipe, changed, parts[1])
+    assert differing(before, after) == ['rewards']
+  after = fingerprints(recipe, parts[0], Overlong(max_length=8, buffer=3))
+  assert differing(before, after) == ['rewards']
+
+
+def test_options_in_a_set_have_one_order(monkeypatch):
+  monkeypatch.setattr(functions, '_lowered', lambda *arguments: 'program')
+
+  class Part:
+    """A reward of a recipe's own, with a state that starts differ in."""
+
+    def __init__(self, names):
+      self.lock, self._calls = threading.Lock(), {id(self): 1}
+      self.names, self.weights = names, dict.fromkeys(names, 1.0)
+
+  names = [f'name {n}' for n in range(40)]
+  first, second = (
+    fingerprints(toy.recipe(), Part(frozenset(x)))
+    for x in (names, reversed(names))
+  )
+  assert first == second
+
+
+def test_functions_that_call_python_are_not_compared(original):
+  def loss(stats, **context):
+    value, aux = covrl.clipped_surrogate(stats, **context)
+    return value + jax.pure_callback(lambda: np.float32(0), value), aux
+
+  def untraceable(rewards, groups):
+    return np.asarray(rewards)
+
+  changed = fingerprints(
+    toy.recipe(loss=lambda c: loss, advantages=lambda c: untraceable)
+  )
+  assert differing(original, changed) == ['loss', 'advantages']
+  assert changed['loss of the recipe'] == ''
+  assert changed['advantages of the recipe'] == ''
+
+
+def test_a_run_that_is_resumed_with_other_functions_is_reported(
+  tmp_path, original
+):
+  store, warnings = CheckpointStore(tmp_path / 'checkpoints', keep=1), []
+  unknown = {'advantages of the recipe': ''}
+  store.save(0, {'x': np.ones(3)}, {'inputs': original | unknown})
+  saved = store.latest()
+  for each, checkpoint in (
+    (original, None),
+    (original, saved),
+    (original | {'loss of the recipe': ''}, saved),
+    (original | {'warm_start_tx of the recipe': 'a b'}, saved),
+    # Another version of covrl or jax, which is reported as such.
+    (fingerprints(toy.recipe(), code={'code of covrl': 'x'}), saved),
+  ):
+    check_functions(each, checkpoint, warnings.append)
+  assert warnings == []
+  loss = functools.partial(covrl.clipped_surrogate, low=0.1)
+  other = fingerprints(toy.recipe(loss=lambda config: loss))
+  check_functions(other, saved, warnings.append)
+  assert warnings == [
+    'loss of the recipe has changed since the checkpoint was written, and the'
+    " recipe's files and the fields that a resume may not change have not; it"
+    ' reads another field, or something else such as an environment variable: the'
+    ' resumed run may differ from an uninterrupted one'
+  ]
+
+
+def test_the_loop_reports_other_functions_on_resume(
+  tmp_path, capsys, monkeypatch
+):
+  workdir = tmp_path / 'run'
+  for iterations, text, is_reported in ((1, 'a', False), (2, 'c', True)):
+    monkeypatch.setitem(
+      small_loop.FUNCTIONS, 'loss of the recipe', f'jax {text}'
+    )
+    small_loop.run(workdir, train__iterations=iterations)
+    sentence = 'loss of the recipe has changed since the checkpoint was written'
+    assert (sentence in capsys.readouterr().err) == is_reported
+  assert sentence in (workdir / 'notices.jsonl').read_text()
+
+
+@pytest.mark.slow
+def test_a_recipe_that_reads_the_environment_is_reported_on_resume(tmp_path):
+  workdir = tmp_path / 'run'
+  settings = {'warm_start__steps': 2, 'evaluate__problems': 4}
+
+  def train(iterations, **environment):
+    return subprocess.run(
+      process.arguments(
+        'toy_host', workdir, train__iterations=iterations, **settings
+      ),
+      env=process.ENVIRONMENT | environment,
+      check=True,
+      capture_output=True,
+      text=True,
+    ).stderr
+
+  sentence = 'loss of the recipe has changed since the checkpoint was written'
+  assert sentence not in train(1)
+  assert sentence not in train(2)
+  assert sentence in train(3, TOY_HOST='loss')
+  assert sentence in (workdir / 'notices.jsonl').read_text()
