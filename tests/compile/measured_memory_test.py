@@ -90,6 +90,7 @@ def test_memory_estimates_are_within_the_stated_range_of_measurements(name):
     env={
       **os.environ,
       'JAX_PLATFORMS': 'cpu',
+      'PJRT_NPROC': '1',  # Each thread allocates in an arena of its own.
       'PYTHONPATH': path,
       'XLA_FLAGS': '--xla_backend_optimization_level=0',
     },
