@@ -123,7 +123,7 @@ def check_scalar(name: str, value: object) -> None:
     )
 
 
-def concrete(value: Any) -> np.ndarray | None:
+def concrete_array(value: Any) -> np.ndarray | None:
   """Returns a value as a NumPy array, `None` if it is traced or on other hosts."""
   if isinstance(value, Tracer):
     return None

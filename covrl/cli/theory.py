@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
   """Checks the claims and prints the table."""
   from covrl import storage
-  from covrl.report.inputs.run_data import holds_run
+  from covrl.report.inputs.run_data import is_run_directory
   from covrl.report.pages.theory import write_theory_page
   from covrl.run.progress import Progress
   from covrl.theory import runner
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
   if arguments.workdir is not None:
     # Before the minutes that the claims take.
     workdir = storage.as_path(arguments.workdir)
-    if holds_run(workdir):
+    if is_run_directory(workdir):
       raise ValueError(
         f'--workdir must not hold a run, whose report.html would be replaced, got'
         f' {workdir}'

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 from jaxtyping import PyTree
 
-from covrl.compile.cost import COUNT_ALL, Scopes, cost_of
+from covrl.compile.cost import ALL_SCOPES, Scopes, cost_of
 from covrl.compile.hlo import Instruction, Module, parse
 from covrl.compile.network import Interconnect
 from covrl.compile.report import Memory, Program
@@ -148,7 +148,7 @@ def describe(
   *,
   calls: int,
   loop: Instruction | None = None,
-  scopes: Scopes = COUNT_ALL,
+  scopes: Scopes = ALL_SCOPES,
 ) -> Program:
   """Describes the memory and cost of a program, or of one trip of a loop in it.
 

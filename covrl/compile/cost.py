@@ -41,7 +41,7 @@ class Scopes(NamedTuple):
   omitted: frozenset[str] = frozenset()
 
 
-COUNT_ALL = Scopes()
+ALL_SCOPES = Scopes()
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -91,7 +91,7 @@ def cost_of(
   module: Module,
   computation: Computation | None = None,
   *,
-  scopes: Scopes = COUNT_ALL,
+  scopes: Scopes = ALL_SCOPES,
 ) -> Cost:
   """Returns the cost of a computation, including all that it calls.
 

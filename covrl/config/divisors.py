@@ -40,10 +40,10 @@ def multiples(divisor: int, target: int) -> list[int]:
   return [size for size in (below, below + divisor) if size > 0]
 
 
-def hint(name: str, values: Sequence[int]) -> str:
+def divisor_hint(name: str, values: Sequence[int]) -> str:
   """Returns the end of an error: the values of `name` that would work.
 
-  >>> hint('micro_batches', [2, 4]), hint('rows', [])
+  >>> divisor_hint('micro_batches', [2, 4]), divisor_hint('rows', [])
   ('; nearest possible: micro_batches = 2 or 4', '')
   """
   if not values:
@@ -60,5 +60,5 @@ def check_divides(total: int, divisor: int, total_name: str, name: str) -> None:
   if total % divisor:
     raise ConfigError(
       f'{total_name} must be a multiple of {name}, got {total} and {divisor}'
-      f'{hint(name, nearest(divisors(total), divisor))}'
+      f'{divisor_hint(name, nearest(divisors(total), divisor))}'
     )

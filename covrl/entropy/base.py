@@ -88,7 +88,7 @@ def _check_token_state(token_state: PyTree, function_name: str) -> None:
     )
 
 
-def require(context: TokenContext, entry: str, transform: str) -> Any:
+def require_entry(context: TokenContext, entry: str, transform: str) -> Any:
   """Returns an entry of the context; the error names the entry and its reader."""
   value = context.get(entry)
   if value is None:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from covrl.array_checks import check_array
 from covrl.context_checks import check_stats
-from covrl.statistics.exact import count
+from covrl.statistics.exact import count_true
 from covrl.types import TokenStats
 
 
@@ -77,7 +77,7 @@ def jvp_score(
 
   def mean_entropy(params: PyTree) -> Float[Array, '']:
     total = jnp.sum(checked_statistics(params).entropy, where=mask)
-    return total / jnp.maximum(count(mask), 1)
+    return total / jnp.maximum(count_true(mask), 1)
 
   direction = precondition(jax.grad(mean_entropy)(params))
   _, change = jax.jvp(

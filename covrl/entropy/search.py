@@ -43,7 +43,7 @@ Candidates = Callable[[PyTree], tuple[Array, Array]]
 
 # Jitted, so that outside a jit it is compiled once and not at every call.
 @functools.partial(jax.jit, static_argnums=0, inline=True)
-def largest(
+def select_largest(
   rank: RankFunction,
   tokens: PyTree,
   k: Int[Array, ''],

@@ -21,9 +21,9 @@ from covrl.entropy.search import (
   RankedTokens,
   full_interval,
   kth_largest,
-  largest,
+  select_largest,
 )
-from covrl.statistics.exact import check_mask, count, float_key, sum_each
+from covrl.statistics.exact import check_mask, count_true, float_key, sum_each
 from covrl.types import Scalar
 
 OptionalIds = Int[Array, 'B T'] | None
@@ -70,7 +70,7 @@ def select_top(
   tokens = _ScoredTokens(scores, mask, sequence_ids, positions)
   num_masked, num_eligible = sum_each(mask, _rank_by_score(tokens).eligible)
   k = _quota_of(num_masked, fraction, minimum)
-  return largest(_rank_by_score, tokens, k, num_eligible)
+  return select_largest(_rank_by_score, tokens, k, num_eligible)
 
 
 def select_random(
@@ -126,7 +126,7 @@ def select_random(
     eligible if mask is None else mask, eligible
   )
   k = _quota_of(num_masked, fraction, minimum)
-  return largest(_rank_by_hash, tokens, k, num_eligible)
+  return select_largest(_rank_by_hash, tokens, k, num_eligible)
 
 
 def quota(
@@ -138,7 +138,7 @@ def quota(
     ValueError: if the fraction is a number outside [0, 1], or the minimum is
       negative. A traced fraction is clamped, NaN to 0.
   """
-  return _quota_of(count(mask), fraction, minimum)
+  return _quota_of(count_true(mask), fraction, minimum)
 
 
 # Jitted, so that outside a jit it is compiled once and not at every call.

@@ -15,13 +15,13 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from covrl.array_checks import check_array, concrete, concrete_number
+from covrl.array_checks import check_array, concrete_array, concrete_number
 from covrl.entropy.base import (
   MAX_FRACTION,
   Fraction,
   check_fraction,
   check_minimum,
-  require,
+  require_entry,
 )
 from covrl.entropy.decisions import DecisionCache, Selection
 from covrl.entropy.scores import (
@@ -31,7 +31,7 @@ from covrl.entropy.scores import (
   token_covariance,
 )
 from covrl.entropy.selection import quota, select_random, select_top
-from covrl.statistics.exact import count
+from covrl.statistics.exact import count_true
 from covrl.types import (
   Score,
   SelectionSource,
@@ -122,7 +122,7 @@ def all_but(
 
   def select(stats: TokenStats, **context: Unpack[TokenContext]) -> Selection:
     excluded = selector(stats, **context)
-    mask = require(context, 'mask', 'all_but')
+    mask = require_entry(context, 'mask', 'all_but')
     return excluded._replace(mask=mask & ~excluded.mask)
 
   return select
@@ -224,8 +224,10 @@ def rarest_negative(
     inputs = _inputs(stats, context, 'batch', selection_source)
     logprobs = stats.logprobs
     if selection_source == 'old':
-      logprobs = require(context, 'old_logprobs', 'selection_source="old"')
-    is_negative = require(context, 'advantages', 'selection') < 0
+      logprobs = require_entry(
+        context, 'old_logprobs', 'selection_source="old"'
+      )
+    is_negative = require_entry(context, 'advantages', 'selection') < 0
     valid = inputs.valid & is_negative
     scores = jnp.where(valid, -logprobs, 0)
     inputs = inputs._replace(valid=valid, scores=scores)
@@ -277,15 +279,15 @@ def _inputs(
 ) -> _SelectorInputs:
   """Scores from the statistics of the given source."""
   DecisionCache.of(context).sources.add(source)
-  advantages = require(context, 'advantages', 'selection')
-  mask = require(context, 'mask', 'selection')
+  advantages = require_entry(context, 'advantages', 'selection')
+  mask = require_entry(context, 'mask', 'selection')
   clipped = None
   if source == 'old':
     stats = TokenStats(
-      logprobs=require(context, 'old_logprobs', 'selection_source="old"'),
+      logprobs=require_entry(context, 'old_logprobs', 'selection_source="old"'),
       entropy=stats.entropy
       if score == 'batch'
-      else require(context, 'old_entropy', f'score={score!r} at "old"'),
+      else require_entry(context, 'old_entropy', f'score={score!r} at "old"'),
     )
   else:
     clipped = context.get('clipped')
@@ -294,7 +296,7 @@ def _inputs(
   # An entropy or moment that is not finite shows in the score alone.
   valid = valid & jnp.isfinite(scores)
   scores = jnp.where(valid, scores, 0)
-  return _SelectorInputs(scores, valid, count(mask & ~valid), clipped)
+  return _SelectorInputs(scores, valid, count_true(mask & ~valid), clipped)
 
 
 def _score(
@@ -316,10 +318,10 @@ def _score(
     return stats.entropy
   reader = f'score="exact" at "{source}"'
   if source == 'old':
-    moments, weight = require(context, 'old_moments', reader), advantages
+    moments, weight = require_entry(context, 'old_moments', reader), advantages
   else:
-    moments = require(context, 'moments', reader)
-    weight = require(context, 'score_weight', reader)
+    moments = require_entry(context, 'moments', reader)
+    weight = require_entry(context, 'score_weight', reader)
   return exact_score(stats, cast(TokenMoments, moments), weight)
 
 
@@ -328,13 +330,13 @@ def _fraction_now(
 ) -> tuple[Array, Int[Array, '']]:
   """The fraction at this step, clamped to its range, and 1 if it was clamped."""
   if callable(fraction):
-    value = fraction(require(context, 'step', 'a scheduled fraction'))
+    value = fraction(require_entry(context, 'step', 'a scheduled fraction'))
     check_array('a scheduled fraction', value, 'real', '')
   else:
     value = fraction
   share = jnp.asarray(value, jnp.result_type(float))
   largest = 1 if allow_large else MAX_FRACTION
-  if callable(fraction) or concrete(fraction) is None:
+  if callable(fraction) or concrete_array(fraction) is None:
     DecisionCache.of(context).record_scheduled('fraction', share, largest)
   clamped = jnp.minimum(share, largest)
   clamped = jnp.where(clamped > 0, clamped, 0)  # NaN becomes 0.
@@ -352,8 +354,8 @@ def _draw(
   return select_random(
     eligible,
     fraction=fraction,
-    key=require(context, 'key', 'random selection'),
-    step=require(context, 'step', 'random selection'),
+    key=require_entry(context, 'key', 'random selection'),
+    step=require_entry(context, 'step', 'random selection'),
     sequence_ids=context.get('sequence_ids'),
     positions=context.get('positions'),
     mask=counted,
@@ -378,7 +380,7 @@ def _selection(
       scores=scores,
       threshold=jnp.where(jnp.isfinite(lowest), lowest, 0),
       quota=quota(inputs.valid, fraction, minimum),
-      eligible=count(eligible),
+      eligible=count_true(eligible),
       nonfinite=inputs.nonfinite,
       clamped=clamped,
     )

@@ -22,7 +22,7 @@ from covrl.entropy.base import (
   check_coefficient,
   check_form,
   check_token_chain,
-  require,
+  require_entry,
   token_transform,
   where_selected,
   with_coefficient,
@@ -30,7 +30,7 @@ from covrl.entropy.base import (
 from covrl.entropy.decisions import DecisionCache, Selection, check_scope
 from covrl.entropy.selection import exact_quantile
 from covrl.objectives import divergence_gradient
-from covrl.statistics.exact import count
+from covrl.statistics.exact import count_true
 from covrl.types import (
   Divergence,
   Scalar,
@@ -206,7 +206,7 @@ def add_entropy_bonus(
     context: TokenContext,
   ) -> TokenStats:
     del stats
-    weights = require(context, 'weights', 'add_entropy_bonus')
+    weights = require_entry(context, 'weights', 'add_entropy_bonus')
     return dataclasses.replace(
       updates,
       entropy=_add(updates.entropy, -jnp.asarray(value) * weights),
@@ -262,11 +262,13 @@ def add_divergence_penalty(
     value: ArrayLike,
     context: TokenContext,
   ) -> TokenStats:
-    weights = require(context, 'weights', 'add_divergence_penalty')
+    weights = require_entry(context, 'weights', 'add_divergence_penalty')
     scale = jnp.asarray(value) * weights
     if divergence == 'full':
       return _add_full_divergence(updates, stats, scale)
-    reference_logprobs = require(context, reference, 'add_divergence_penalty')
+    reference_logprobs = require_entry(
+      context, reference, 'add_divergence_penalty'
+    )
     default_zone = context.get('log_ratio_noise', DEAD_ZONE)
     gradient = divergence_gradient(
       jnp.where(weights != 0, stats.logprobs - reference_logprobs, 0),
@@ -372,11 +374,11 @@ def summarize(
     threshold=selection.threshold.astype(jnp.float32),
     quota=selection.quota,
     eligible=selection.eligible,
-    selected=count(chosen),
+    selected=count_true(chosen),
     nonfinite=selection.nonfinite,
     clamped=selection.clamped,
-    positive_likely=count(chosen & (sign > 0) & likely),
-    positive_rare=count(chosen & (sign > 0) & ~likely),
-    negative_likely=count(chosen & (sign < 0) & likely),
-    negative_rare=count(chosen & (sign < 0) & ~likely),
+    positive_likely=count_true(chosen & (sign > 0) & likely),
+    positive_rare=count_true(chosen & (sign > 0) & ~likely),
+    negative_likely=count_true(chosen & (sign < 0) & likely),
+    negative_rare=count_true(chosen & (sign < 0) & ~likely),
   )

@@ -30,7 +30,7 @@ from covrl.evaluation.voting import checked_extractor, merge_equal_answers
 from covrl.parallel import distributed
 from covrl.rewards import PendingScores, Scoring
 from covrl.rollout import Sampling, SamplingEngine
-from covrl.rollout.score import decode
+from covrl.rollout.score import decode_responses
 from covrl.tasks.task import AnswerExtractor
 
 
@@ -215,7 +215,7 @@ class Evaluator:
         f'the logits of all responses must be finite, got nan in {has_nan.sum()} of'
         f' {count}'
       )
-    texts = decode(self._tokenizer, samples)[:count]
+    texts = decode_responses(self._tokenizer, samples)[:count]
     problems = [self._problem(group) for group in groups for _ in range(size)]
     lengths = samples.response_mask.sum(axis=1)[:count]
     scores = self._score(texts, problems, lengths=lengths.tolist())

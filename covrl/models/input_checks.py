@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from covrl.array_checks import check_array, concrete
+from covrl.array_checks import check_array, concrete_array
 from covrl.models.config import ModelConfig
 from covrl.models.experts import ExpertRecord
 
@@ -110,7 +110,7 @@ def check_recorded_experts(
   _check_range(
     'recorded_experts', recorded_experts, 0, config.experts.count + 1
   )
-  values = concrete(recorded_experts)
+  values = concrete_array(recorded_experts)
   if values is None:
     return
   sorted_values = np.sort(values, axis=-1)
@@ -129,7 +129,7 @@ def _check_range(
   name: str, values: object, low: int, end: int | None = None
 ) -> None:
   """Refuses an integer outside [low, end), if the values are known."""
-  array = concrete(values)
+  array = concrete_array(values)
   if array is None or not array.size:
     return
   least, most = int(array.min()), int(array.max())

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from covrl.array_checks import check_array, concrete, concrete_number
+from covrl.array_checks import check_array, concrete_array, concrete_number
 from covrl.context_checks import check_context, check_stats
 from covrl.types import Scalar, TokenContext, TokenStats
 
@@ -131,7 +131,7 @@ def _consistent_weights(
   if mask is None:
     return weights
   contradicts_mask = (weights != 0) & ~mask
-  values = concrete(contradicts_mask)
+  values = concrete_array(contradicts_mask)
   if values is not None and values.any():
     raise ValueError(
       f'weights must be 0 off the mask, got others at {values.sum()} tokens'

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from covrl.array_checks import check_array, check_number, concrete
+from covrl.array_checks import check_array, check_number, concrete_array
 from covrl.objectives import returns as returns_module
 from covrl.objectives.base import Number
 from covrl.objectives.returns import check_tokens
@@ -160,7 +160,7 @@ def _check_decay(
     check_number(name, decay, 0, 1)
     return
   check_array(name, decay, 'real', 'S', (sequences,))
-  value = concrete(decay)
+  value = concrete_array(decay)
   if value is not None and not np.all((value >= 0) & (value <= 1)):
     raise ValueError(
       f'{name} must lie in [0, 1] for every sequence, got {value.min():g} to '

@@ -13,7 +13,7 @@ from covrl.array_checks import check_array, check_number
 from covrl.objectives.advantages import same_group
 from covrl.objectives.base import Number
 from covrl.objectives.segments import sequence_sums
-from covrl.statistics.exact import count, exact_sum
+from covrl.statistics.exact import count_true, exact_sum
 from covrl.types import Scalar
 
 
@@ -131,10 +131,10 @@ def pair_accuracy(
   is_above = scores[:, None] > scores[None, :]
   is_tie = scores[:, None] == scores[None, :]
   num_pairs, num_ordered = (
-    count(pairs),
-    count(pairs & (is_above | is_tie | is_above.T)),
+    count_true(pairs),
+    count_true(pairs & (is_above | is_tie | is_above.T)),
   )
-  twice_correct = 2 * count(pairs & is_above) + count(pairs & is_tie)
+  twice_correct = 2 * count_true(pairs & is_above) + count_true(pairs & is_tie)
   accuracy = twice_correct / (2 * jnp.maximum(num_pairs, 1))
   return jnp.where(
     (num_pairs > 0) & (num_ordered == num_pairs), accuracy, jnp.nan
@@ -186,4 +186,4 @@ def calibration_error(
   errors = jax.vmap(
     lambda index: jnp.abs(exact_sum(gaps, mask & (indices == index)))
   )(jnp.arange(bins))
-  return jnp.sum(errors) / count(mask)
+  return jnp.sum(errors) / count_true(mask)

@@ -15,7 +15,7 @@ from covrl.array_checks import check_array, check_number
 from covrl.objectives.advantages import centre
 from covrl.objectives.base import Number
 from covrl.objectives.segments import COUNT_EPSILON
-from covrl.statistics.exact import count, exact_sum
+from covrl.statistics.exact import count_true, exact_sum
 
 # Added to the variance when whitening, as in published code.
 VARIANCE_EPSILON = 1e-8
@@ -165,7 +165,7 @@ def whiten(
   check_tokens('values', values, mask)
   dtype = jnp.promote_types(values.dtype, jnp.float32)
   values = jnp.where(mask, values.astype(dtype), 0)
-  tokens = count(mask).astype(dtype)
+  tokens = count_true(mask).astype(dtype)
   mean = exact_sum(values, mask) / (tokens + COUNT_EPSILON)
   centred = jnp.where(mask, values - mean, 0)
   variance = exact_sum(centred**2, mask) / (tokens + COUNT_EPSILON)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from covrl.array_checks import check_array, check_number
 from covrl.objectives.base import Number
-from covrl.statistics.exact import count, exact_mean
+from covrl.statistics.exact import count_true, exact_mean
 from covrl.types import Scalar
 
 
@@ -124,7 +124,7 @@ def explained_variance(
   check_array('returns', returns, 'real', 'B T', shape)
   total = _variance(returns, mask)
   unexplained = _variance(returns - values, mask)
-  is_defined = (total > 0) & (count(mask) > 0)
+  is_defined = (total > 0) & (count_true(mask) > 0)
   return jnp.where(
     is_defined, 1 - unexplained / jnp.where(is_defined, total, 1), jnp.nan
   )

@@ -28,7 +28,7 @@ from jax.sharding import (
 from jaxtyping import PyTree
 
 from covrl.array_checks import check_integer
-from covrl.config.divisors import divisors, hint, multiples, nearest
+from covrl.config.divisors import divisor_hint, divisors, multiples, nearest
 from covrl.parallel import distributed
 
 MESH_AXES = ('data', 'fsdp', 'tensor', 'expert', 'context')
@@ -163,7 +163,7 @@ def arrange(sizes: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
   if sizes[0] % len(slices):
     raise ValueError(
       f'data must be a multiple of the {len(slices)} slices, got {sizes[0]}'
-      f'{hint("data", multiples(len(slices), sizes[0]))}'
+      f'{divisor_hint("data", multiples(len(slices), sizes[0]))}'
     )
   sizes_within_slice = (sizes[0] // len(slices), *sizes[1:])
   return mesh_utils.create_hybrid_device_mesh(
@@ -212,7 +212,7 @@ def _axis_sizes(
     possible = nearest(divisors(count), fixed) if -1 in sizes else ()
     raise ValueError(
       f'a mesh must multiply to the {count} devices there are, got {size_by_axis}'
-      f'{hint("product of the axes other than -1", possible)}'
+      f'{divisor_hint("product of the axes other than -1", possible)}'
     )
   return tuple(sizes)
 
@@ -358,7 +358,7 @@ def batch_shardings(batch: PyTree, mesh: Mesh) -> PyTree:
         raise ValueError(
           f'{unit} must divide over the {count} shards of the {axis}, '
           f'got {size} {unit}{_location_text(path)}'
-          f'{hint(unit, multiples(count, size))}'
+          f'{divisor_hint(unit, multiples(count, size))}'
         )
     if leaf.ndim < 2 or mesh.shape['context'] == 1:
       return batch_sharding(mesh) if leaf.ndim else replicated(mesh)

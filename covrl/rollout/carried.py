@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, PyTree
 
-from covrl.array_checks import Kind, check_array, concrete
+from covrl.array_checks import Kind, check_array, concrete_array
 from covrl.models.policy import Policy
 from covrl.rollout.caching import Caching
 from covrl.rollout.layout import Layout
 from covrl.rollout.samples import Samples
-from covrl.rollout.slots import State, take
+from covrl.rollout.slots import State, take_by_shard
 
 _DTYPE_KINDS: dict[str, Kind] = {
   'response_tokens': 'int',
@@ -67,8 +67,8 @@ def check_carried(
       axes = ' '.join('RTLk'[: expected.ndim])
       check_array(f'carried.{name}', value, kind, axes, expected.shape)
   tokens, mask = (
-    concrete(carried.response_tokens),
-    concrete(carried.response_mask),
+    concrete_array(carried.response_tokens),
+    concrete_array(carried.response_mask),
   )
   if tokens is None or mask is None:
     return
@@ -78,7 +78,7 @@ def check_carried(
       f'carried responses must have token ids in [0, {vocab_size}), got {invalid_tokens[0]}'
     )
   for name in ('sampler_logprobs', 'behaviour_logprobs'):
-    logprobs = concrete(getattr(carried, name))
+    logprobs = concrete_array(getattr(carried, name))
     if logprobs is None:
       continue
     invalid_logprobs = logprobs[mask & ~(logprobs <= 0)]
@@ -95,7 +95,7 @@ def check_carried(
     raise ValueError(
       'carried responses must have a prompt, got tokens in a row without one'
     )
-  truncated = concrete(carried.truncated)
+  truncated = concrete_array(carried.truncated)
   if truncated is not None and (truncated & (length < mask.shape[1])).any():
     raise ValueError(
       f'carried responses that are truncated must have {mask.shape[1]} tokens, got'
@@ -176,14 +176,20 @@ def fill_slots(
   prompts, prompt_mask = rows
   shards, request = state.shards, state.request
   size = state.samples.response_tokens.shape[1] - 1
-  response = take(state.samples.response_tokens, request, shards)
-  length = jnp.sum(take(state.samples.response_mask, request, shards), axis=1)
-  is_started = state.live & take(started, request, shards)
+  response = take_by_shard(state.samples.response_tokens, request, shards)
+  length = jnp.sum(
+    take_by_shard(state.samples.response_mask, request, shards), axis=1
+  )
+  is_started = state.live & take_by_shard(started, request, shards)
   # The last token is not in the cache yet.
   cached_length = jnp.where(is_started, length - 1, 0).astype(jnp.int32)
   tokens, mask = (
     jnp.concatenate(
-      (take(prompt_part, state.cache.prompt_index, shards), response_part), 1
+      (
+        take_by_shard(prompt_part, state.cache.prompt_index, shards),
+        response_part,
+      ),
+      1,
     )
     for prompt_part, response_part in (
       (prompts, response[:, :size]),

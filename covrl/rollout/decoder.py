@@ -38,7 +38,7 @@ from covrl.rollout.slots import (
   replace_prompts,
   set_rows,
   stable_partition_of_three,
-  take,
+  take_by_shard,
 )
 
 
@@ -236,7 +236,7 @@ class SlotDecoder:
       )
     )(admission.seed, admission.member)
     logits = self.policy.project(
-      params, take(hidden, admission.prompt_index, shards)
+      params, take_by_shard(hidden, admission.prompt_index, shards)
     )
     step = self._sample(
       logits,
@@ -253,7 +253,7 @@ class SlotDecoder:
       keys=write(old_requests.keys, keys),
       prompt=write(
         old_requests.prompt,
-        take(admission.prompt_row, admission.prompt_index, shards),
+        take_by_shard(admission.prompt_row, admission.prompt_index, shards),
       ),
       options=jax.tree.map(
         lambda rows, values: write(rows, values) if rows.ndim else rows,
@@ -330,7 +330,7 @@ class SlotDecoder:
     )
     experts, cache = cache.experts, cache._replace(experts=None)
     logits = self.policy.project(params, hidden)
-    keys = take(state.requests.keys, state.request, state.shards)
+    keys = take_by_shard(state.requests.keys, state.request, state.shards)
     step = self._sample(
       logits,
       keys,
@@ -340,10 +340,8 @@ class SlotDecoder:
     )
     step = step._replace(truncated=live & step.truncated, experts=experts)
     ended = ~live | self._is_done(step, options)
-    state = state._replace(
-      cache=cache, token=jnp.where(live, step.token, state.token)
-    )
-    return refill(state, ended), step
+    token = jnp.where(live, step.token, state.token)
+    return refill(state._replace(cache=cache, token=token), ended), step
 
   def _sample(
     self,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt
 
-from covrl.array_checks import check_array, concrete
+from covrl.array_checks import check_array, concrete_array
 
 AnyArray: TypeAlias = Array | np.ndarray
 """An array of JAX, on devices, or of NumPy, on the host."""
@@ -199,7 +199,7 @@ def check_prompts(
   check_array('prompt_mask', prompt_mask, 'bool', 'P T', shape)
   if not all(shape):
     raise ValueError(f'prompts must not be an empty array, got {shape}')
-  ids, mask = concrete(prompts), concrete(prompt_mask)
+  ids, mask = concrete_array(prompts), concrete_array(prompt_mask)
   if ids is None or mask is None:
     return
   invalid_ids = ids[mask & ((ids < 0) | (ids >= vocab_size))]
@@ -233,7 +233,7 @@ def check_sequence_ids(
   """
   count = len(prompt_mask) * group_size
   check_array('sequence_ids', sequence_ids, 'int', 'S', (count,))
-  ids, mask = concrete(sequence_ids), concrete(prompt_mask)
+  ids, mask = concrete_array(sequence_ids), concrete_array(prompt_mask)
   if ids is None or mask is None:
     return
   ids_by_group = np.sort(ids.reshape(-1, group_size)[mask.any(axis=1)], axis=1)

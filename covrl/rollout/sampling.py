@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import P
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from covrl.array_checks import check_array, concrete, concrete_number
+from covrl.array_checks import check_array, concrete_array, concrete_number
 from covrl.parallel import sharding
 from covrl.rollout.truncation import Threshold, VocabShard, find_threshold
 
@@ -88,7 +88,7 @@ class Sampling(NamedTuple):
     """
     for name, value in self._asdict().items():
       check_array(name, value, 'int' if name == 'top_k' else 'real', '')
-    numbers = [concrete(value) for value in self]
+    numbers = [concrete_array(value) for value in self]
     values = [number.item() for number in numbers if number is not None]
     if len(values) == len(numbers):
       check_sampling(*values)
@@ -177,8 +177,8 @@ def sample_token(
     sampling: Sampling,
   ) -> tuple[Array, Array, Array]:
     first = jax.lax.axis_index(axes) * logits.shape[1] if axes else 0
-    vocab_shard = VocabShard(first, vocab_size, axes)
-    return _sample_columns(logits, uniform, sampling, vocab_shard)
+    shard = VocabShard(first, vocab_size, axes)
+    return _sample_columns(logits, uniform, sampling, shard)
 
   row_spec = P(spec[0])
   return jax.shard_map(
@@ -220,7 +220,7 @@ def _sample_columns(
   logits: Float[Array, 'S V'],
   uniform: Float[Array, ' S'],
   sampling: Sampling,
-  vocab_shard: VocabShard,
+  shard: VocabShard,
 ) -> tuple[Int[Array, ' S'], Float[Array, ' S'], Float[Array, ' S']]:
   """`sample_token` on one device, which may hold a part of the columns."""
   is_greedy = sampling.temperature == 0
@@ -229,7 +229,7 @@ def _sample_columns(
   blocks = _to_blocks(logits)
   # Barriers keep XLA from reducing the large array again for sums of sums.
   block_peaks = jax.lax.optimization_barrier(jnp.max(blocks, axis=2))
-  all_peaks = _gather(block_peaks, vocab_shard) * scale
+  all_peaks = _gather(block_peaks, shard) * scale
   peak = jnp.max(all_peaks, axis=1)
   weights = jnp.exp(blocks * scale[:, None] - peak[:, None, None])
   block_sums = jax.lax.optimization_barrier(jnp.sum(weights, axis=2))
@@ -243,16 +243,16 @@ def _sample_columns(
     )
 
     def truncate_group(group: Any) -> tuple[Threshold, Float[Array, 'S N']]:
-      return _truncate(*group, vocab_shard=vocab_shard)
+      return _truncate(*group, shard=shard)
 
     group_results = jax.lax.map(truncate_group, rows)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), group_results)
 
   # Rows that do not truncate are the same to the bit with and without others.
-  truncates = sampling.truncates(vocab_shard.vocab_size)
+  truncates = sampling.truncates(shard.vocab_size)
   keep_all = Threshold(
     jnp.full_like(peak, -jnp.inf),
-    jnp.full(peak.shape, vocab_shard.vocab_size, jnp.int32),
+    jnp.full(peak.shape, shard.vocab_size, jnp.int32),
   )
   with jax.named_scope(TRUNCATION_SCOPE):
     threshold, kept_sums = jax.lax.cond(
@@ -265,24 +265,19 @@ def _sample_columns(
       )
     )
     kept_sums = jnp.where(truncates[:, None], kept_sums, block_sums)
-  all_sums, all_kept = (
-    _gather(block_sums, vocab_shard),
-    _gather(kept_sums, vocab_shard),
-  )
+  all_sums, all_kept = _gather(block_sums, shard), _gather(kept_sums, shard)
 
   # The block that has the likeliest token or where the cumulative sum passes u.
   mass = jnp.where(is_greedy[:, None], all_peaks == peak[:, None], all_kept)
   uniform = jnp.where(is_greedy, 0, uniform)
   block, remaining = _invert_cdf(mass, uniform * jnp.sum(mass, axis=1))
   local_blocks = blocks.shape[1]
-  is_on_shard = block // local_blocks == _shard_index(vocab_shard)
+  is_on_shard = block // local_blocks == _shard_index(shard)
   local_block = block % local_blocks
   block_logits = jnp.take_along_axis(blocks, local_block[:, None, None], axis=1)
   block_logits = block_logits[:, 0] * scale
-  if vocab_shard.axes:
-    block_logits = vocab_shard.sum(
-      jnp.where(is_on_shard[:, None], block_logits, 0)
-    )
+  if shard.axes:
+    block_logits = shard.sum(jnp.where(is_on_shard[:, None], block_logits, 0))
 
   # The token within it.
   columns_per_shard = logits.shape[1]
@@ -315,7 +310,7 @@ def _truncate(
   scale: Float[Array, 'S 1'],
   peak: Float[Array, ' S'],
   sampling: Sampling,
-  vocab_shard: VocabShard,
+  shard: VocabShard,
 ) -> tuple[Threshold, Float[Array, 'S N']]:
   """Threshold of each row, and the sum of the kept weights of each block.
 
@@ -324,7 +319,7 @@ def _truncate(
     scale: inverse temperature.
     peak: the largest scaled logit.
     sampling: truncation.
-    vocab_shard: the part of the vocabulary that `logits` has.
+    shard: the part of the vocabulary that `logits` has.
   """
   scaled = logits * scale
   threshold = find_threshold(
@@ -333,9 +328,9 @@ def _truncate(
     top_p=sampling.top_p.astype(logits.dtype),
     top_k=sampling.top_k,
     min_p=sampling.min_p.astype(logits.dtype),
-    vocab_shard=vocab_shard,
+    shard=shard,
   )
-  kept = threshold.keeps(scaled, vocab_shard.ids(scaled.shape[1]))
+  kept = threshold.keeps(scaled, shard.ids(scaled.shape[1]))
   weights = jnp.where(kept, jnp.exp(scaled - peak[:, None]), 0)
   return threshold, jnp.sum(_to_blocks(weights, 0), axis=2)
 
@@ -386,18 +381,16 @@ def block_width(columns: int) -> int:
   return next((width for width in widths if columns % width == 0), BLOCK)
 
 
-def _gather(
-  x: Float[Array, 'S N'], vocab_shard: VocabShard
-) -> Float[Array, 'S M']:
+def _gather(x: Float[Array, 'S N'], shard: VocabShard) -> Float[Array, 'S M']:
   """Joins the sums of all devices' blocks, in the order of the vocabulary."""
-  if not vocab_shard.axes:
+  if not shard.axes:
     return x
-  return jax.lax.all_gather(x, vocab_shard.axes, axis=1, tiled=True)
+  return jax.lax.all_gather(x, shard.axes, axis=1, tiled=True)
 
 
-def _shard_index(vocab_shard: VocabShard) -> Int[Array, ''] | int:
+def _shard_index(shard: VocabShard) -> Int[Array, ''] | int:
   """Index of this device among those that split the vocabulary."""
-  return jax.lax.axis_index(vocab_shard.axes) if vocab_shard.axes else 0
+  return jax.lax.axis_index(shard.axes) if shard.axes else 0
 
 
 def _uniform(key: Key[Array, '']) -> Float[Array, '']:

@@ -137,7 +137,7 @@ def score_rollouts(rollouts: Rollouts, scores: Scores) -> ScoredRollouts:
   )
 
 
-def collect(
+def collect_rollouts(
   engine: SamplingEngine,
   params: PyTree,
   prompts: PromptBatch,
@@ -283,7 +283,7 @@ class ResponseScoring:
     self._call.cancel()
 
 
-def decode(tokenizer: Tokenizer, samples: Samples) -> tuple[str, ...]:
+def decode_responses(tokenizer: Tokenizer, samples: Samples) -> tuple[str, ...]:
   """Decodes sampled responses, without special tokens."""
   tokens = np.asarray(samples.response_tokens)
   mask = np.asarray(samples.response_mask)

@@ -99,7 +99,9 @@ class State(NamedTuple):
   def slot_options(self) -> RequestOptions:
     """Options of the slots' requests; idle slots do not truncate."""
     slot_options = jax.tree.map(
-      lambda x: x if x.ndim == 0 else take(x, self.request, self.shards),
+      lambda x: (
+        x if x.ndim == 0 else take_by_shard(x, self.request, self.shards)
+      ),
       self.requests.options,
     )
     sampling = jax.tree.map(
@@ -175,12 +177,16 @@ def refill(state: State, free: Bool[Array, ' S']) -> State:
   return state._replace(
     cache=cache._replace(
       prompt_index=jnp.where(
-        is_new, take(requests.prompt, request, shards), cache.prompt_index
+        is_new,
+        take_by_shard(requests.prompt, request, shards),
+        cache.prompt_index,
       ),
       length=jnp.where(is_new, 0, cache.length),
     ),
     request=request,
-    token=jnp.where(is_new, take(first_tokens, request, shards), state.token),
+    token=jnp.where(
+      is_new, take_by_shard(first_tokens, request, shards), state.token
+    ),
     dequeued=dequeued.astype(jnp.int32),
   )
 
@@ -220,10 +226,10 @@ def cancel(state: State, cancelled: Bool[Array, ' R']) -> State:
   """Removes requests from slots and queues; waiting ones take free slots."""
   shards, requests = state.shards, state.requests
   queue_size = requests.queue.shape[1]
-  is_removed = state.live & take(cancelled, state.request, shards)
+  is_removed = state.live & take_by_shard(cancelled, state.request, shards)
   queue_index = (state.dequeued[:, None] + jnp.arange(queue_size)) % queue_size
   queue = jnp.take_along_axis(requests.queue, queue_index, axis=1)
-  is_cancelled = take(cancelled, queue.reshape(-1), shards).reshape(
+  is_cancelled = take_by_shard(cancelled, queue.reshape(-1), shards).reshape(
     queue_index.shape
   )
   is_waiting = (
@@ -281,7 +287,7 @@ def stable_partition_of_three(
   )
 
 
-def take(
+def take_by_shard(
   x: Shaped[Array, 'R ...'], index: Int[Array, ' S'], shards: int
 ) -> Array:
   """Takes entries by their indices within the shard; the last if out of range."""

@@ -69,7 +69,7 @@ def find_threshold(
   top_p: Float[Array, ' S'],
   top_k: Int[Array, ' S'],
   min_p: Float[Array, ' S'],
-  vocab_shard: VocabShard,
+  shard: VocabShard,
 ) -> Threshold:
   """Finds the tokens that top-k, top-p and min-p keep.
 
@@ -84,7 +84,7 @@ def find_threshold(
     top_p: probability to keep, in (0, 1].
     top_k: number of tokens to keep; 0 is all.
     min_p: least probability, relative to the likeliest token's; 0 keeps all tokens.
-    vocab_shard: the part of the vocabulary that `logits` has.
+    shard: the part of the vocabulary that `logits` has.
 
   References:
     Fan et al., "Hierarchical Neural Story Generation", arXiv:1805.04833
@@ -96,16 +96,16 @@ def find_threshold(
   sort_keys = _ordered_bits(logits)
 
   def count(mask: Bool[Array, 'S V']) -> Int[Array, ' S']:
-    return vocab_shard.sum(jnp.sum(mask, axis=1, dtype=jnp.int32))
+    return shard.sum(jnp.sum(mask, axis=1, dtype=jnp.int32))
 
   def mass(mask: Bool[Array, 'S V']) -> Float[Array, ' S']:
-    return vocab_shard.sum(jnp.sum(jnp.where(mask, weights, 0), axis=1))
+    return shard.sum(jnp.sum(jnp.where(mask, weights, 0), axis=1))
 
   # Top-k: the largest key that at least k tokens reach.
   k = jnp.where(
     top_k > 0,
-    jnp.minimum(top_k, vocab_shard.vocab_size),
-    vocab_shard.vocab_size,
+    jnp.minimum(top_k, shard.vocab_size),
+    shard.vocab_size,
   )
   sort_key = _find_largest(
     lambda sort_key: count(sort_keys >= sort_key[:, None]) >= k,
@@ -144,12 +144,10 @@ def find_threshold(
   # Min-p.
   value = _from_bits(sort_key, logits.dtype)
   min_logit = jnp.where(min_p > 0, peak + jnp.log(min_p), -jnp.inf)
-  num_kept_ties = jnp.where(
-    min_logit > value, vocab_shard.vocab_size, num_kept_ties
-  )
+  num_kept_ties = jnp.where(min_logit > value, shard.vocab_size, num_kept_ties)
   value = jnp.maximum(value, min_logit)
   return Threshold(
-    value, _id_of_tie(logits, value, num_kept_ties, count, vocab_shard)
+    value, _id_of_tie(logits, value, num_kept_ties, count, shard)
   )
 
 
@@ -158,12 +156,12 @@ def _id_of_tie(
   value: Float[Array, ' S'],
   num_kept_ties: Int[Array, ' S'],
   count: Callable[[Bool[Array, 'S V']], Int[Array, ' S']],
-  vocab_shard: VocabShard,
+  shard: VocabShard,
 ) -> Int[Array, ' S']:
   """Id of the `num_kept_ties`-th token whose logit equals `value`; the last if fewer."""
   ties = logits == value[:, None]
-  ids = vocab_shard.ids(logits.shape[1])
-  bits = max(vocab_shard.vocab_size - 1, 1).bit_length()
+  ids = shard.ids(logits.shape[1])
+  bits = max(shard.vocab_size - 1, 1).bit_length()
 
   def search() -> Int[Array, ' S']:
     # The largest id that fewer than `num_kept_ties` ties precede.
@@ -174,7 +172,7 @@ def _id_of_tie(
 
     return jax.lax.fori_loop(0, bits, step, jnp.zeros_like(num_kept_ties))
 
-  all_ids = jnp.full_like(num_kept_ties, vocab_shard.vocab_size)
+  all_ids = jnp.full_like(num_kept_ties, shard.vocab_size)
   return jax.lax.cond(
     jnp.any(count(ties) > num_kept_ties), search, lambda: all_ids
   )

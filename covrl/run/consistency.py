@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from covrl.config import Config, ConfigError, Recipe, flatten
-from covrl.config.divisors import hint, multiples
+from covrl.config.divisors import divisor_hint, multiples
 from covrl.data import ProblemSource
 from covrl.data.fingerprints import problems_fingerprint
 from covrl.data.problems import source_fingerprint
@@ -166,7 +166,7 @@ def check_process_count(config: Config, processes: int) -> None:
     if size % processes:
       raise ConfigError(
         f'{name} must be a multiple of the {processes} processes, got {size}'
-        f'{hint(name, multiples(processes, size))}'
+        f'{divisor_hint(name, multiples(processes, size))}'
       )
 
 

@@ -23,7 +23,7 @@ _SUM_BITS = 30  # an int32 total without its sign
 _KEPT_BITS = {4: 48, 8: 75}  # per item size: mantissa and dynamic range
 
 
-def count(mask: Bool[Array, '...']) -> Int[Array, '']:
+def count_true(mask: Bool[Array, '...']) -> Int[Array, '']:
   """Number of true entries, exactly, as int32."""
   return jnp.sum(mask, dtype=jnp.int32)
 
@@ -131,7 +131,7 @@ def exact_mean(
   Array(nan, dtype=float32)
   """
   total = exact_sum(values, mask)
-  return total / count(mask).astype(total.dtype)
+  return total / count_true(mask).astype(total.dtype)
 
 
 def float_key(values: Float[Array, '*shape']) -> Int[Array, '*shape']:

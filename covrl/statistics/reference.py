@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from covrl.array_checks import check_array, check_number, concrete
+from covrl.array_checks import check_array, check_number, concrete_array
 from covrl.types import TokenMoments, TokenStats
 
 # One temperature for all tokens, or one per token.
@@ -166,7 +166,7 @@ def check_temperature(temperature: Any, shape: tuple[int, ...]) -> None:
   """
   if np.ndim(temperature):
     check_array('temperature', temperature, 'real', '...', shape)
-    value = concrete(temperature)
+    value = concrete_array(temperature)
     if value is not None and not np.all((value > 0) & np.isfinite(value)):
       raise ValueError(
         'temperature must be finite and positive for every token, got '
@@ -187,7 +187,7 @@ def check_targets(
     vocabulary: number of tokens V.
   """
   check_array('targets', targets, 'int', '...', shape)
-  value = concrete(targets)
+  value = concrete_array(targets)
   if value is None or not value.size:
     return
   low, high = int(value.min()), int(value.max())

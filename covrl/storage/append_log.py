@@ -19,7 +19,7 @@ from typing import TypedDict
 from etils import epath
 
 from covrl import storage
-from covrl.storage.log_files import parts_of, stored_log
+from covrl.storage.log_files import log_parts, stored_log
 
 
 class LogPosition(TypedDict):
@@ -207,7 +207,7 @@ def describe_log_damage(file: epath.Path, position: LogPosition) -> str:
 
 def _read(file: epath.Path) -> bytes | None:
   """Returns the bytes of a log or file, or `None` if it does not exist."""
-  parts = parts_of(file) if storage.is_bucket(file) else []
+  parts = log_parts(file) if storage.is_bucket(file) else []
   if not parts and not file.exists():
     return None
   return b''.join(storage.read_bytes(part) for part in parts or [file])

@@ -178,10 +178,10 @@ class _BucketLog:
     self._last_flush = time.monotonic()
 
   def read(self) -> bytes:
-    return b''.join(part.read_bytes() for part in parts_of(self._path))
+    return b''.join(part.read_bytes() for part in log_parts(self._path))
 
   def reset(self, content: bytes) -> None:
-    parts, remaining = parts_of(self._path), content
+    parts, remaining = log_parts(self._path), content
     self._number, self._content = 0, b''
     while parts and remaining.startswith(text := parts[0].read_bytes()):
       self._number, self._content = int(parts.pop(0).stem), text
@@ -235,7 +235,7 @@ def _part(file: epath.Path, number: int) -> epath.Path:
   return file.with_suffix('') / f'{number:06d}{file.suffix}'
 
 
-def parts_of(file: epath.Path) -> list[epath.Path]:
+def log_parts(file: epath.Path) -> list[epath.Path]:
   """Returns the existing parts of a log in a bucket, in order."""
   folder = file.with_suffix('')
   if not folder.is_dir():

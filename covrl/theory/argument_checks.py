@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from covrl.array_checks import check_array, concrete
+from covrl.array_checks import check_array, concrete_array
 
 
 def check_finite(
@@ -120,7 +120,7 @@ def check_indices(name: str, value: Any, count: int) -> None:
     ValueError: an index is out of range.
   """
   check_array(name, value, 'int', '...')
-  array = concrete(value)
+  array = concrete_array(value)
   if array is None or not array.size:
     return
   low, high = int(array.min()), int(array.max())
@@ -137,4 +137,4 @@ def _concrete_numbers(
   if isinstance(value, np.ma.MaskedArray):
     raise TypeError(f'{name} must be an array without a mask, got a masked one')
   check_array(name, value, 'real', axes, shape)
-  return concrete(value)
+  return concrete_array(value)

@@ -26,7 +26,7 @@ from covrl.array_checks import (
   check_array,
   check_integer,
   check_number,
-  concrete,
+  concrete_array,
 )
 from covrl.theory.argument_checks import (
   check_finite,
@@ -170,7 +170,7 @@ def response_probabilities(
   """
   check_probabilities('pi', pi, tree.rewards.shape)
   *earlier, _ = tree.levels()
-  terminal = concrete(tree.terminal)
+  terminal = concrete_array(tree.terminal)
   if earlier and terminal is not None and terminal[:, : earlier[-1].stop].any():
     raise ValueError(
       f'responses must have {tree.depth} tokens each, got one that ends earlier'

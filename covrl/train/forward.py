@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 from covrl.models import Policy, Routing
 from covrl.objectives import WeightMode, token_weights
 from covrl.statistics import NO_TRUNCATION, Truncation, token_stats
-from covrl.statistics.exact import count, exact_sum
+from covrl.statistics.exact import count_true, exact_sum
 from covrl.train.microbatch import over_micro_batches
 from covrl.types import (
   Scalar,
@@ -317,7 +317,7 @@ def make_entropy_change(
 
     (realised, gradient), _ = over_micro_batches(run, batch, micro_batches)
     predicted = optax.tree.vdot(gradient, optax.tree.sub(after, before))
-    tokens = count(batch.loss_mask)
+    tokens = count_true(batch.loss_mask)
     return {
       'realised_entropy_change': realised / tokens,
       'predicted_entropy_change/jvp': jnp.asarray(predicted) / tokens,

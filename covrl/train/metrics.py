@@ -25,7 +25,7 @@ from covrl.entropy import (
   token_covariance,
 )
 from covrl.models import Routing, load_balance
-from covrl.statistics.exact import count
+from covrl.statistics.exact import count_true
 from covrl.types import Scalar, TokenBatch, TokenMoments, TokenStats
 
 # Top shares of tokens by covariance whose mean covariance is logged, as in the
@@ -91,7 +91,7 @@ def update_metrics(
       jnp.nan,
     ),
     'clip_fraction': _share(tokens.clipped, mask),
-    'tokens': count(mask).astype(jnp.float32),
+    'tokens': count_true(mask).astype(jnp.float32),
     'penalty_share': _penalty_share(tokens),
   }
   return (
@@ -250,7 +250,7 @@ def _selection_metrics(
     for decision in decisions.values()
     if isinstance(decision, SelectionSummary)
   ]
-  total = count(mask).astype(jnp.float32)
+  total = count_true(mask).astype(jnp.float32)
   if not summaries:
     return {'selected_fraction': jnp.where(total > 0, 0.0, jnp.nan)}
   summary = summaries[0]
@@ -287,4 +287,4 @@ def _norm(tree: PyTree) -> Scalar:
 
 
 def _share(part: Bool[Array, 'B T'], mask: Bool[Array, 'B T']) -> Scalar:
-  return count(part & mask) / count(mask)
+  return count_true(part & mask) / count_true(mask)

@@ -16,7 +16,7 @@ from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import PyTree
 
 from covrl.config import Config, ConfigError
-from covrl.config.divisors import divisors, hint, multiples, nearest
+from covrl.config.divisors import divisor_hint, divisors, multiples, nearest
 from covrl.models import ModelConfig
 from covrl.parallel import sharding
 
@@ -82,7 +82,7 @@ def check_mesh(
       possible = divisors(math.gcd(size, mesh.size))
       raise ConfigError(
         f'{name} must be a multiple of {divisor_name}, got {size} and {divisor}'
-        f'{hint(divisor_name, nearest(possible, divisor))}'
+        f'{divisor_hint(divisor_name, nearest(possible, divisor))}'
       )
 
 
@@ -98,10 +98,10 @@ def _check_rows(config: Config, shards: int) -> None:
   ):
     if size // count % shards:
       if rows % shards:
-        advice = hint(name, multiples(shards * count, size))
+        advice = divisor_hint(name, multiples(shards * count, size))
       else:
         possible = divisors(rows // shards)
-        advice = hint('train.micro_batches', nearest(possible, count))
+        advice = divisor_hint('train.micro_batches', nearest(possible, count))
       raise ConfigError(
         f'{name} / train.micro_batches must be a multiple of mesh.data × '
         f'mesh.fsdp × mesh.expert, got {size // count} and {shards}{advice}'

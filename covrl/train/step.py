@@ -337,16 +337,14 @@ def _shared_context(
   key: Key[Array, ''],
 ) -> TokenContext:
   """Context entries that all micro-batches share."""
-  last_update = state.last_update
-  entropy_since_rollout = jnp.where(
-    first, 0, last_update.entropy_change_since_rollout
-  )
+  last = state.last_update
+  entropy_since_rollout = jnp.where(first, 0, last.entropy_change_since_rollout)
   return TokenContext(
     step=state.step,
     key=key,
     entropy=mean_entropy(batch, batch.old_entropy) + entropy_since_rollout,
-    entropy_change=last_update.entropy_change,
-    log_ratio_noise=last_update.log_ratio_noise,
+    entropy_change=last.entropy_change,
+    log_ratio_noise=last.log_ratio_noise,
   )
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from covrl import select_top
-from covrl.entropy.search import RankedTokens, largest
+from covrl.entropy.search import RankedTokens, select_largest
 from covrl.statistics.exact import extremes, float_key, sum_each
 
 LIMITS = np.iinfo(np.int32)
@@ -31,7 +31,7 @@ def as_ranked(tokens):
 @jax.jit
 def search(eligible, first, second, k):
   (total,) = sum_each(eligible)
-  return largest(as_ranked, (eligible, first, second), k, total)
+  return select_largest(as_ranked, (eligible, first, second), k, total)
 
 
 @hypothesis.settings(deadline=None, max_examples=100)

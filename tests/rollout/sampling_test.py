@@ -20,16 +20,16 @@ DRAW = jax.jit(sample_token)
 @jax.jit
 def kept_mask(logits, top_p, top_k, min_p):
   rows, size = logits.shape
-  vocab_shard = VocabShard(0, size)
+  shard = VocabShard(0, size)
   threshold = find_threshold(
     logits,
     logits.max(axis=1),
     top_p=jnp.full(rows, top_p, jnp.float32),
     top_k=jnp.full(rows, top_k, jnp.int32),
     min_p=jnp.full(rows, min_p, jnp.float32),
-    vocab_shard=vocab_shard,
+    shard=shard,
   )
-  return threshold.keeps(logits, vocab_shard.ids(size))
+  return threshold.keeps(logits, shard.ids(size))
 
 
 def log_softmax(x):

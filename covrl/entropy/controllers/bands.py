@@ -18,7 +18,7 @@ from covrl.entropy.controllers.base import (
   check_bounds,
   check_positive,
   check_target,
-  entropy_in,
+  context_entropy,
   is_initializing,
   keep_if_unmeasured,
   scalar,
@@ -164,7 +164,7 @@ class _AdaptiveBand:
   def update(
     self, state: AdaptiveBandState, **context: Any
   ) -> AdaptiveBandState:
-    entropy = entropy_in(context)
+    entropy = context_entropy(context)
     low, high = _edges(self.low, self.high, context)
     below = jnp.minimum(entropy - low, 0)
     above = jnp.maximum(entropy - high, 0)
@@ -199,7 +199,7 @@ class _EntropyBand:
     within = scalar(self.within)
     if is_initializing(context):
       return within
-    entropy = entropy_in(context)
+    entropy = context_entropy(context)
     low, high = _edges(self.low, self.high, context)
     value = jnp.where(entropy < low, self.below, within)
     value = jnp.where(entropy > high, self.above, value)

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool
 
 from covrl.array_checks import check_array, concrete_number
-from covrl.entropy.base import require
+from covrl.entropy.base import require_entry
 from covrl.entropy.prediction import NO_PREDICTION, EntropyPrediction
 from covrl.types import Scalar, TokenContext
 
@@ -25,16 +25,18 @@ def scalar(value: float) -> Scalar:
   return jnp.asarray(value, jnp.result_type(float))
 
 
-def entropy_in(context: dict[str, Any]) -> Scalar:
+def context_entropy(context: dict[str, Any]) -> Scalar:
   """The context's `entropy`, in the states' dtype."""
-  entropy = require(cast(TokenContext, context), 'entropy', 'a controller')
+  entropy = require_entry(
+    cast(TokenContext, context), 'entropy', 'a controller'
+  )
   check_array('entropy', entropy, 'real', '')
   return jnp.asarray(entropy, jnp.result_type(float))
 
 
 def is_measured(context: dict[str, Any]) -> Bool[Array, '']:
   """Whether the context's `entropy` could be measured: it is finite."""
-  return jnp.isfinite(entropy_in(context))
+  return jnp.isfinite(context_entropy(context))
 
 
 def keep_if_unmeasured(
@@ -52,13 +54,13 @@ def setpoint(
 ) -> Scalar:
   """A set point at the current step, or `updates_ahead` steps later."""
   if callable(value):
-    step = require(cast(TokenContext, context), 'step', 'a schedule')
+    step = require_entry(cast(TokenContext, context), 'step', 'a schedule')
     value = value(step + round(updates_ahead))
     check_array('the value of a schedule', value, 'real', '')
   return jnp.asarray(value, jnp.result_type(float))
 
 
-def prediction_in(context: dict[str, Any]) -> EntropyPrediction:
+def context_prediction(context: dict[str, Any]) -> EntropyPrediction:
   """The context's prediction of the coefficient's effect."""
   predict = context.get('entropy_prediction')
   return NO_PREDICTION if predict is None else predict()

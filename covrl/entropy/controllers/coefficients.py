@@ -28,7 +28,7 @@ from covrl.entropy.controllers.base import (
   check_bounds,
   check_positive,
   check_target,
-  entropy_in,
+  context_entropy,
   is_initializing,
   is_measured,
   keep_if_unmeasured,
@@ -218,7 +218,7 @@ class _AdaptiveBonus:
   def update(
     self, state: AdaptiveBonusState, **context: Any
   ) -> AdaptiveBonusState:
-    error = setpoint(self.target, context) - entropy_in(context)
+    error = setpoint(self.target, context) - context_entropy(context)
     coefficient = state.coefficient + self.increment * jnp.sign(error)
     coefficient = jnp.clip(coefficient, self.minimum, self.maximum)
     return keep_if_unmeasured(AdaptiveBonusState(coefficient), state, context)
@@ -226,7 +226,7 @@ class _AdaptiveBonus:
   def __call__(self, state: AdaptiveBonusState, **context: Any) -> Scalar:
     if is_initializing(context):
       return state.coefficient
-    is_high = entropy_in(context) > setpoint(self.target, context)
+    is_high = context_entropy(context) > setpoint(self.target, context)
     return jnp.where(is_high, 0, state.coefficient)
 
 
@@ -249,7 +249,9 @@ class _DoublingScale:
     self, state: DoublingScaleState, **context: Any
   ) -> DoublingScaleState:
     updates = state.updates + 1
-    direction = jnp.sign(setpoint(self.target, context) - entropy_in(context))
+    direction = jnp.sign(
+      setpoint(self.target, context) - context_entropy(context)
+    )
     is_due = (updates % self.every == 0) & (direction != 0)
     changed_scale = self._changed_scale(state.scale, direction)
     scale = jnp.where(is_due, changed_scale, state.scale)
@@ -291,7 +293,7 @@ class _ProportionalIntegral:
   def update(
     self, state: ProportionalIntegralState, **context: Any
   ) -> ProportionalIntegralState:
-    error = setpoint(self.target, context) - entropy_in(context)
+    error = setpoint(self.target, context) - context_entropy(context)
     unclipped = self._unclipped(state.total, error)
     integral_change = self.integral * error
     is_saturated = ((unclipped > self.maximum) & (integral_change > 0)) | (
@@ -305,7 +307,7 @@ class _ProportionalIntegral:
   ) -> Scalar:
     error = scalar(0.0)
     if not is_initializing(context):
-      error = setpoint(self.target, context) - entropy_in(context)
+      error = setpoint(self.target, context) - context_entropy(context)
       error = jnp.where(is_measured(context), error, 0)
     unclipped = self._unclipped(state.total, error)
     return jnp.clip(unclipped, self.minimum, self.maximum)

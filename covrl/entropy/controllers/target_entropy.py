@@ -18,10 +18,10 @@ from covrl.entropy.controllers.base import (
   check_bounds,
   check_positive,
   check_target,
-  entropy_in,
+  context_entropy,
+  context_prediction,
   is_initializing,
   is_measured,
-  prediction_in,
   scalar,
   setpoint,
 )
@@ -102,9 +102,9 @@ class _TargetEntropy:
     del state
     if is_initializing(context):
       return scalar(self.minimum)
-    prediction = prediction_in(context)
+    prediction = context_prediction(context)
     future_target = setpoint(self.target, context, updates_ahead=self.horizon)
-    change_per_update = (future_target - entropy_in(context)) / (
+    change_per_update = (future_target - context_entropy(context)) / (
       self.horizon * self.slope
     )
     effect = jnp.asarray(prediction.effect)

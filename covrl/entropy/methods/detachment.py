@@ -14,7 +14,7 @@ from covrl.entropy.base import (
   as_schedule,
   check_coefficient,
   is_step_schedule,
-  require,
+  require_entry,
   token_transform,
 )
 from covrl.entropy.decisions import DecisionCache, Selection
@@ -29,7 +29,7 @@ from covrl.entropy.transforms import (
   empty_summary,
   summarize,
 )
-from covrl.statistics.exact import count, exact_sum, float_key
+from covrl.statistics.exact import count_true, exact_sum, float_key
 from covrl.types import TokenContext, TokenStats
 
 
@@ -99,7 +99,7 @@ def detach_drain(amount: Coefficient) -> TokenTransformation:
     context: TokenContext,
   ) -> tuple[TokenStats, DetachDrainState]:
     stats = jax.lax.stop_gradient(stats)
-    moments = require(context, 'moments', 'detach_drain')
+    moments = require_entry(context, 'moments', 'detach_drain')
     decisions = DecisionCache.of(context)
     change = raw_entropy_change(updates, stats, moments)
     is_known = jnp.isfinite(change)
@@ -190,6 +190,6 @@ def _selection(
   return Selection.of_mask(mask)._replace(
     scores=drain,
     threshold=jnp.where(jnp.isfinite(lowest), lowest, 0),
-    eligible=count(drain > 0),
-    nonfinite=count(unknown),
+    eligible=count_true(drain > 0),
+    nonfinite=count_true(unknown),
   )

@@ -19,7 +19,7 @@ from covrl.entropy.base import (
   check_coefficient,
   check_fraction,
   check_minimum,
-  require,
+  require_entry,
   with_coefficient,
 )
 from covrl.entropy.decisions import DecisionCache
@@ -116,8 +116,8 @@ def lp_reg(
     context: TokenContext,
   ) -> TokenStats:
     DecisionCache.of(context).truncations.add(truncation)
-    weights = require(context, 'weights', 'lp_reg')
-    moments: TokenMoments = require(context, entry, 'lp_reg')
+    weights = require_entry(context, 'weights', 'lp_reg')
+    moments: TokenMoments = require_entry(context, entry, 'lp_reg')
     proxy_logprobs = moments.filtered_logprobs
     if proxy_logprobs is None:
       raise TypeError(
@@ -196,7 +196,7 @@ def aent(
     context: TokenContext,
   ) -> TokenStats:
     DecisionCache.of(context).truncations.add(truncation)
-    weights = require(context, 'weights', 'aent')
+    weights = require_entry(context, 'weights', 'aent')
     signal = updates.top_entropy
     if stats.top_entropy is None or signal is None:
       raise TypeError(

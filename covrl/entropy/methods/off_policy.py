@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PyTree
 from covrl.array_checks import check_number
 from covrl.entropy.base import (
   Coefficient,
-  require,
+  require_entry,
   token_transform,
 )
 from covrl.entropy.methods.covariance import TokenTransformation
@@ -95,9 +95,9 @@ def truncated_importance_weights(
     stats: TokenStats, **context: Unpack[TokenContext]
   ) -> Float[Array, 'B T']:
     del stats
-    mask = require(context, 'mask', name)
-    old = require(context, 'old_logprobs', name)
-    sampler = require(context, 'sampler_logprobs', name)
+    mask = require_entry(context, 'mask', name)
+    old = require_entry(context, 'old_logprobs', name)
+    sampler = require_entry(context, 'sampler_logprobs', name)
     log_ratio = jnp.where(mask, old - sampler, 0)
     if level == 'sequence':
       ids = context.get('segment_ids')
@@ -164,9 +164,9 @@ def ce_gppo(
     stats: TokenStats,
     context: TokenContext,
   ) -> tuple[TokenStats, PyTree]:
-    weights = require(context, 'weights', 'ce_gppo')
-    old = require(context, 'old_logprobs', 'ce_gppo')
-    advantages = require(context, 'advantages', 'ce_gppo')
+    weights = require_entry(context, 'weights', 'ce_gppo')
+    old = require_entry(context, 'old_logprobs', 'ce_gppo')
+    advantages = require_entry(context, 'advantages', 'ce_gppo')
     ratio = jnp.exp(jnp.where(weights != 0, stats.logprobs - old, 0))
     below_range = (advantages < 0) & (ratio < 1 - low)
     above_range = (advantages > 0) & (ratio > 1 + high)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from covrl.array_checks import check_number
-from covrl.entropy.base import require
+from covrl.entropy.base import require_entry
 from covrl.entropy.methods.covariance import TokenTransformation
 from covrl.entropy.methods.off_policy import Level, truncated_importance_weights
 from covrl.entropy.transforms import DEAD_ZONE, scale_by_token
@@ -137,9 +137,9 @@ def reject_sequences(
     stats: TokenStats, **context: Unpack[TokenContext]
   ) -> Float[Array, 'B T']:
     del stats
-    mask = require(context, 'mask', name)
-    old = require(context, 'old_logprobs', name)
-    sampler = require(context, 'sampler_logprobs', name)
+    mask = require_entry(context, 'mask', name)
+    old = require_entry(context, 'old_logprobs', name)
+    sampler = require_entry(context, 'sampler_logprobs', name)
     divergences = divergence(jnp.where(mask, sampler - old, 0), kind)
     ids = context.get('segment_ids')
 
@@ -199,8 +199,8 @@ def entropy_ratio_clip(
   def factor(
     stats: TokenStats, **context: Unpack[TokenContext]
   ) -> Float[Array, 'B T']:
-    mask = require(context, 'mask', name)
-    old = require(context, 'old_entropy', name)
+    mask = require_entry(context, 'mask', name)
+    old = require_entry(context, 'old_entropy', name)
     change = stats.entropy - old
     kept = (change >= -low * old - DEAD_ZONE) & (
       change <= high * old + DEAD_ZONE

@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from covrl.array_checks import concrete_number
-from covrl.entropy.base import Fraction, require
+from covrl.entropy.base import Fraction, require_entry
 from covrl.entropy.decisions import DecisionCache, check_scope
 from covrl.entropy.methods.covariance import TokenTransformation
 from covrl.entropy.selectors import all_but, top_entropy
@@ -138,7 +138,7 @@ def steer(
   def factor(
     stats: TokenStats, **context: Unpack[TokenContext]
   ) -> Float[Array, 'B T']:
-    mask = require(context, 'mask', 'steer')
+    mask = require_entry(context, 'mask', 'steer')
     change = _entropy_change(stats, context, mask)
     least, most = DecisionCache.of(context).decide(
       'range', lambda: _range(change, mask), scope
@@ -168,8 +168,8 @@ def _entropy_change(
   def masked(values: Float[Array, 'B T']) -> Float[Array, 'B T']:
     return jnp.where(mask, values, 0)
 
-  advantages = masked(require(context, 'advantages', 'steer'))
-  old_logprobs = masked(require(context, 'old_logprobs', 'steer'))
+  advantages = masked(require_entry(context, 'advantages', 'steer'))
+  old_logprobs = masked(require_entry(context, 'old_logprobs', 'steer'))
   logprobs = masked(stats.logprobs)
   logit_term = (1 - jnp.exp(logprobs)) * (logprobs + masked(stats.entropy))
   return jnp.abs(advantages * jnp.exp(logprobs - old_logprobs) * logit_term)

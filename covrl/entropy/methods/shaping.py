@@ -21,7 +21,7 @@ from covrl.array_checks import concrete_number
 from covrl.entropy.base import (
   Coefficient,
   check_coefficient,
-  require,
+  require_entry,
   with_coefficient,
 )
 from covrl.entropy.controllers.bands import entropy_band
@@ -259,8 +259,8 @@ def _scale_by(
     value: ArrayLike,
     context: TokenContext,
   ) -> TokenStats:
-    mask = require(context, 'mask', name)
-    advantages = require(context, 'advantages', name)
+    mask = require_entry(context, 'mask', name)
+    advantages = require_entry(context, 'advantages', name)
     inputs = _FactorInputs(
       advantages=_masked_constant(advantages, mask),
       logprobs=_masked_constant(stats.logprobs, mask),

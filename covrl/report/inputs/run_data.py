@@ -279,7 +279,7 @@ def load_run(workdir: epath.PathLike) -> RunData:
   )
 
 
-def holds_run(workdir: epath.PathLike) -> bool:
+def is_run_directory(workdir: epath.PathLike) -> bool:
   """Whether a directory holds files of a run."""
   path = storage.as_path(workdir)
   settings = {}

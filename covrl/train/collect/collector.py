@@ -24,7 +24,7 @@ from covrl.rollout import GroupEngine, Sampling, SamplingEngine
 from covrl.rollout.score import (
   PendingRollouts,
   ScoredRollouts,
-  collect,
+  collect_rollouts,
   resubmit,
 )
 from covrl.tasks.task import Task
@@ -40,7 +40,7 @@ from covrl.train.collect.draws import (
 from covrl.train.collect.dynamic_sampling import DynamicSampling
 from covrl.train.collect.group_filter import GroupFilter
 from covrl.train.collect.partial_rollouts import (
-  FREE,
+  NO_GROUP,
   GroupsInFlight,
   PartialRollouts,
 )
@@ -118,12 +118,11 @@ class RolloutCollector:
       self._dynamic = DynamicSampling(
         group_engine, scoring, task.tokenizer, config
       )
-    self._key = key
+    self._key, self._prompts = key, prompt_stream(task, config)
     rollout = config.rollout
     self._sampling = Sampling.make(
       rollout.temperature, rollout.top_p, rollout.top_k, rollout.min_p
     )
-    self._prompts = prompt_stream(task, config)
 
   @property
   def state(self) -> CollectorState:
@@ -158,9 +157,10 @@ class RolloutCollector:
       pending = resubmit(ahead, problems, self._scoring, self._tokenizer)
     if carried is not None:
       ids = carried['group_ids']
-      problems = iter(problems_of(self._prompts, draw_size, ids[ids != FREE]))
+      group_ids = ids[ids != NO_GROUP]
+      problems = iter(problems_of(self._prompts, draw_size, group_ids))
       groups = self._partial.restore(
-        carried, [None if i == FREE else next(problems) for i in ids]
+        carried, [None if i == NO_GROUP else next(problems) for i in ids]
       )
     self.state = CollectorState(prompts, pending, groups)
 
@@ -384,7 +384,7 @@ class RolloutCollector:
     draw = iteration * self._config.rollout.max_draws + draw_index
     prompts, params = next(self._prompts), self._programs.params(state)
     timer.lap('prompts')
-    pending = collect(
+    pending = collect_rollouts(
       self._engine,
       params,
       prompts,

@@ -33,7 +33,7 @@ from covrl.rollout.score import (
 from covrl.types import Rollouts
 
 # `group_ids` of group slots without a group.
-FREE = -1
+NO_GROUP = -1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class GroupsInFlight:
   Attributes:
     prompts: token ids of the prompt of each group slot, padded on the left.
     prompt_mask: true for real tokens.
-    group_ids: index of the prompt within the run; `FREE` without a group.
+    group_ids: index of the prompt within the run; `NO_GROUP` without a group.
     source_ids: index of the prompt's data source.
     start_iteration: iteration in which the group was begun.
     samples: the responses so far, those of a group in consecutive rows.
@@ -88,7 +88,7 @@ class GroupsInFlight:
     return cls(
       prompts=np.zeros(prompts, np.int32),
       prompt_mask=np.zeros(prompts, bool),
-      group_ids=np.full(group_slots, FREE, np.int32),
+      group_ids=np.full(group_slots, NO_GROUP, np.int32),
       source_ids=np.zeros(group_slots, np.int32),
       start_iteration=np.zeros(group_slots, np.int32),
       samples=Samples(
@@ -157,7 +157,9 @@ class GroupsInFlight:
     remaining_rows = is_remaining.repeat(size)
     remaining = dataclasses.replace(
       self,
-      group_ids=np.where(is_remaining, self.group_ids, FREE).astype(np.int32),
+      group_ids=np.where(is_remaining, self.group_ids, NO_GROUP).astype(
+        np.int32
+      ),
       samples=_masked(self.samples, remaining_rows),
       policy_step=self.policy_step * remaining_rows[:, None],
       response_scorings=tuple(
@@ -347,7 +349,7 @@ class PartialRollouts:
       },
     )
     response_scorings, new = list(groups.response_scorings), _prompts(draw)
-    for group_slot in np.flatnonzero(groups.group_ids == FREE).tolist():
+    for group_slot in np.flatnonzero(groups.group_ids == NO_GROUP).tolist():
       batch, index = next(new)
       groups.prompts[group_slot] = batch.tokens[index]
       groups.prompt_mask[group_slot] = batch.mask[index]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from covrl.array_checks import check_array, concrete
+from covrl.array_checks import check_array, concrete_array
 from covrl.config import Config
 from covrl.config.validation import check_section
 from covrl.objectives import (
@@ -22,7 +22,7 @@ from covrl.objectives import (
   token_rewards,
   whiten,
 )
-from covrl.statistics.exact import count, exact_mean
+from covrl.statistics.exact import count_true, exact_mean
 from covrl.train.networks.estimator import Credit, CreditInputs, Estimator
 from covrl.train.networks.network import Network, network_tx
 from covrl.types import Scalar, TokenBatch
@@ -65,7 +65,8 @@ def critic(
     mask, returns = rows.loss_mask, rows.network_targets['returns']
     return {
       'explained_variance': explained_variance(values, returns, mask),
-      'clip_fraction': count(per_token['clipped'] & mask) / count(mask),
+      'clip_fraction': count_true(per_token['clipped'] & mask)
+      / count_true(mask),
       'value': exact_mean(values, mask),
       'return': exact_mean(returns, mask),
     }
@@ -175,7 +176,7 @@ def _whiten_updates(
   Advantages of sequences that no update trains on are NaN.
   """
   check_array('update_ids', update_ids, 'int', 'S', mask.shape[:1])
-  ids = concrete(update_ids)
+  ids = concrete_array(update_ids)
   if ids is not None and ids.size and not 0 <= ids.min() <= ids.max() < updates:
     wrong = ids[(ids < 0) | (ids >= updates)][0]
     raise ValueError(f'update_ids must lie in [0, {updates}), got {wrong}')

@@ -178,7 +178,6 @@ class Networks:
       }
       inputs = self._inputs(rollout, rows, outputs)
       run = self._program(('estimate', count), self._estimate)
-      credit: Credit
       credit, estimator_state = run(state.estimator_state, inputs)
     fetched: Credit = distributed.fetch(credit)
     metrics = {name: float(value) for name, value in fetched.metrics.items()}
@@ -238,9 +237,7 @@ class Networks:
       )
       states = {**states, **new_states}
       fetched = distributed.fetch(network_metrics)
-      update_metrics.append(
-        {name: float(value) for name, value in fetched.items()}
-      )
+      update_metrics.append({name: float(x) for name, x in fetched.items()})
     return (
       dataclasses.replace(state, networks=states),
       dataclasses.replace(rollout, update_metrics=update_metrics),
@@ -253,10 +250,10 @@ class Networks:
     rows: TokenBatch,
   ) -> tuple[dict[str, NetworkState], Metrics]:
     """Updates networks on some rows."""
+    if not names:
+      return {}, {}
     new_states: dict[str, NetworkState] = {}
     network_metrics: Metrics = {}
-    if not names:
-      return new_states, network_metrics
     sharded, count = sharding.shard_batch(rows, self._mesh), len(rows.tokens)
     with self._use_mesh():
       for name in names:

@@ -16,7 +16,7 @@ from covrl.data import (
 )
 from covrl.pretrained import max_positions
 from covrl.rollout import Sampling, SamplingEngine
-from covrl.rollout.score import decode
+from covrl.rollout.score import decode_responses
 
 
 def sample_responses(
@@ -74,7 +74,7 @@ def sample_responses(
   )
   if np.isnan(samples.sampler_logprobs).any():
     raise ValueError('the logits of a response must be finite, got nan')
-  texts = decode(tokenizer, samples)
+  texts = decode_responses(tokenizer, samples)
   logprobs = samples.sampler_logprobs.sum(axis=1).tolist()
   return list(zip(texts, logprobs, strict=True))
 

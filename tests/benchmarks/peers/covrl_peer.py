@@ -24,7 +24,7 @@ from covrl.models import ModelConfig
 from covrl.parallel.host_memory import keep_freed_memory
 from covrl.rewards import Reward
 from covrl.rollout import Sampling
-from covrl.rollout.score import decode
+from covrl.rollout.score import decode_responses
 from covrl.tasks.task import Task
 from covrl.train.setup.build import Components, build, make_engine
 from covrl.types import TokenBatch, TrainState
@@ -218,7 +218,7 @@ class Peer:
       sequence_ids=np.arange(shape.sequences, dtype=np.int32),
       sampling=Sampling.make(),
     )
-    decode(self._run.task.tokenizer, samples)
+    decode_responses(self._run.task.tokenizer, samples)
     stopwatch.lap('rollout')
     return stopwatch.total() | {'tokens': float(samples.response_mask.sum())}
 
