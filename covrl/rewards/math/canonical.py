@@ -27,6 +27,11 @@ _ALL_REALS = re.compile(
   r'(?:x (?:is|can be) )?(?:all|any|every|the set of all|the set of)?'
   r' ?(?:real numbers?|reals|real values?)(?: of x| x)?'
 )
+# Names of functions that count choices.
+_CHOICES = {'C': 'binom', 'P': 'perm'}
+# The constant of integration, and variables of functions that it is added to.
+_CONSTANT, _CAPITAL_CONSTANT = Node('symbol', (), 'c'), Node('symbol', (), 'C')
+_VARIABLES = {'x', 'y', 'z', 't', 'u', '\\theta'}
 _SYNONYMS = {
   **dict.fromkeys(('dne', "doesn't exist", 'not exist'), 'does not exist'),
   **dict.fromkeys(('infinite', 'infinitely many'), 'infinitely many solutions'),
@@ -47,7 +52,11 @@ def canonicalize(node: Node, *, zero_is_natural: bool = False) -> Node:
   """
   node = _rewrite(node, zero_is_natural)
   separator = node.value if node.kind == 'list' else 'or'
-  items = [item for part in _items(node) for item in _expand_plus_minus(part)]
+  items = [
+    item
+    for part in _items(node)
+    for item in _expand_plus_minus(_with_capital_constant(part))
+  ]
   if len(items) == 1:
     (item,) = items
     return _without_membership(item)
@@ -91,6 +100,30 @@ def _name_unnamed(items: list[Node]) -> list[Node]:
       item = Node('relation', (name, item), ('=',))
     elements.append(item)
   return elements
+
+
+def _with_capital_constant(node: Node) -> Node:
+  """Writes the constant of integration in x² + c as C.
+
+  It is a term of the answer, or of the right side of an equation, that is nowhere
+  else, beside a function of a variable: c beside the letters a and b is a side of a
+  triangle or a coefficient.
+  """
+  value = node.parts[-1] if node.value == ('=',) else node
+  if value.kind != 'sum' or value.parts.count(_CONSTANT) != 1:
+    return node
+  terms = [term for term in value.parts if term != _CONSTANT]
+  is_left = node is not value
+  others = numeric.symbols(Node('list', (*terms, *node.parts[:-1] * is_left)))
+  names = numeric.symbols(Node('list', tuple(terms)))
+  if not names & _VARIABLES or others & {'c', 'C'}:
+    return node
+  value = ast.make_sum([*terms, _CAPITAL_CONSTANT])
+  return (
+    dataclasses.replace(node, parts=(*node.parts[:-1], value))
+    if is_left
+    else value
+  )
 
 
 def _expand_plus_minus(node: Node) -> list[Node]:
@@ -158,8 +191,9 @@ def _rewrite(node: Node, zero_is_natural: bool) -> Node:
       return _without_absolute_value(node)
     case 'negative' if parts[0].kind in ('matrix', 'tuple'):
       return _scale(ast.number(-1), parts[0])
-    case 'product' if node.value == 'applied' and _is_binomial(*parts):
-      return Node('call', parts[1].parts, 'binom')
+    case 'product' if node.value == 'applied' and _is_choice(*parts):
+      name = _CHOICES[parts[0].value]
+      return Node('call', parts[1].parts, name)
     case 'product' if parts[0].kind == 'reals' and parts[1].kind == 'symbol':
       return parts[0]
     case 'product' if parts[1].kind in ('matrix', 'tuple'):
@@ -203,10 +237,11 @@ def _without_absolute_value(relation: Node) -> Node:
   return relation
 
 
-def _is_binomial(function: Node, argument: Node) -> bool:
-  """Returns whether an applied symbol is a number of combinations, C(5, 2)."""
+def _is_choice(function: Node, argument: Node) -> bool:
+  """Returns whether C(5, 2) or P(5, 2) counts combinations or permutations."""
   return (
-    function == Node('symbol', (), 'C')
+    function.kind == 'symbol'
+    and function.value in _CHOICES
     and argument.kind == 'tuple'
     and [part.kind for part in argument.parts] == ['number', 'number']
     and argument.parts[0].value >= argument.parts[1].value >= 0

@@ -35,6 +35,12 @@ _RELATION = re.compile(
 _OPERATOR = re.compile(r'\\(?:sum|prod|i*int|oint|lim|frac\s*\{\s*d|det|hom)')
 # Bounds of sums and limits, whose relation signs do not count.
 _BOUND = re.compile(r'_\s*\{[^{}]*\}')
+# Upper bounds, which are not powers, and what must not be in them.
+_UPPER_BOUND = re.compile(
+  r'(\\(?:sum|prod|i*int|oint)\s*(?:_\s*(?:\{[^{}]*\}|\w)\s*)?)'
+  r'\^\s*(\\infty|\w|\{[^{}^]*\})'
+)
+_LARGE_BOUND = re.compile(r'\d{5}|!')
 # Numbers of 40 digits, powers of 5 digits, towers of powers, large factorials.
 _LARGE = re.compile(
   r'\d{40}'
@@ -114,10 +120,12 @@ def warm_up() -> None:
 
 def _is_safe(text: str) -> bool:
   """Returns whether an answer is a short expression without large numbers."""
+  bounds = [bound for _, bound in _UPPER_BOUND.findall(text)]
   return (
     len(text) <= MAX_LENGTH
     and not _RELATION.search(_BOUND.sub('', text))
-    and not _LARGE.search(text)
+    and not _LARGE.search(_UPPER_BOUND.sub(r'\1', text))
+    and not any(map(_LARGE_BOUND.search, bounds))
   )
 
 

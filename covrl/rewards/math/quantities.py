@@ -35,7 +35,7 @@ _SUBSEQUENT_UNITS = {
   'prime': {'prime': 'foot', 'double prime': 'inch'},
 }
 # Letters that are units where the other answer has one.
-_UNIT_LETTERS = frozenset('mshgtNJWVAKLlCF')
+_UNIT_LETTERS = frozenset((*'mshgtNJWVAKLlCF', '\\Omega'))
 
 
 class Quantity(NamedTuple):
@@ -188,7 +188,8 @@ def compound_quantity(items: Sequence[Node]) -> Node | None:
 def letters_as_units(node: Node) -> Node:
   """Reads single letters such as m and s as units."""
   if node.kind == 'symbol' and node.value in _UNIT_LETTERS:
-    return Node('text', (), node.value)
+    name = 'Ω' if node.value == '\\Omega' else node.value
+    return Node('text', (), name)
   if node.kind not in ('product', 'quotient', 'power', 'negative'):
     return node
   parts = tuple(map(letters_as_units, node.parts))

@@ -109,7 +109,7 @@ _DERIVED = {
 }
 # Prefixes of derived units.
 _PREFIXES = {'k': 1000, 'M': 10**6, 'G': 10**9, 'm': Fraction(1, 1000)}
-_PREFIXED_UNITS = ('Hz', 'N', 'J', 'W', 'Pa', 'V')
+_PREFIXED_UNITS = ('Hz', 'N', 'J', 'W', 'Pa', 'V', 'ohm', 'Ω')
 _IRREGULAR_SPELLINGS = {
   **{'inches': 'inch', 'people': 'person', 'children': 'child'},
   **{'men': 'man', 'women': 'woman', 'pennies': 'penny', 'hertz': 'hz'},
