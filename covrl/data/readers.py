@@ -222,7 +222,9 @@ class TfdsRecords(Records):
     data_dir: directory of the prepared dataset; TFDS's default unless given.
 
   Raises:
-    ValueError: the dataset or the split is missing or empty.
+    ValueError: the dataset or the split is missing or empty, or a file of it is
+      missing, damaged or has another number of examples than the dataset states.
+      While reading: an example is damaged.
   """
 
   def __init__(
@@ -248,13 +250,16 @@ class TfdsRecords(Records):
     # TFDS cannot make a data source of an empty split.
     self._records: Any = ()
     try:
-      if builder.info.splits[split].num_examples:
-        self._files = OpenFiles(builder.info.splits[split].filepaths)
-        self._records = builder.as_data_source(split=split)
+      files = builder.info.splits[split].file_instructions
     except (KeyError, ValueError) as error:
       raise ValueError(
         f'{self.file} must be a split of the dataset, got: {_first_sentence(error)}'
       ) from None
+    for file in files:
+      _check_shard(_require_file(file.filename), file.examples_in_shard)
+    if files:
+      self._files = OpenFiles(file.filename for file in files)
+      self._records = builder.as_data_source(split=split)
     self._narrow = {
       name: dtype
       for name, feature in builder.info.features.items()
@@ -269,6 +274,11 @@ class TfdsRecords(Records):
     self._files.check()
     try:
       row = _to_json_types(self._records[index])
+    except RuntimeError as error:
+      raise ValueError(
+        f'{self.location(index)} must be an example that can be read, got:'
+        f' {_first_sentence(error)}'
+      ) from None
     except UnicodeDecodeError as error:
       raise ValueError(
         f'{self.location(index)} must hold text in UTF-8, got: {error}'
@@ -297,6 +307,19 @@ def _require_file(path: epath.PathLike) -> epath.Path:
   return path
 
 
+def _check_shard(file: epath.Path, count: int) -> None:
+  """Refuses a file of a TFDS dataset that is damaged or of another length.
+
+  TFDS would leave out the examples of a longer one.
+  """
+  records = ArrayRecordRecords(file)
+  if len(records) != count:
+    raise ValueError(
+      f'{file} must hold {count:,} examples, as dataset_info.json states, got'
+      f' {len(records):,}'
+    )
+
+
 def _require_rows(records: Records) -> None:
   """Refuses files without rows."""
   if len(records) == 0:
@@ -315,7 +338,8 @@ def _read(file: epath.Path) -> bytes:
 
 def _first_sentence(error: BaseException) -> str:
   """The first sentence of an error, as one line without a full stop."""
-  return ' '.join(str(error).split()).partition('. ')[0].removesuffix('.')
+  text = ' '.join(str(error).split()).partition('. ')[0].removesuffix('.')
+  return text or type(error).__name__
 
 
 def _with_shortest_decimals(value: Any, arrow_type: Any) -> Any:

@@ -14,6 +14,7 @@ from etils import epath
 from covrl import storage
 from covrl.array_checks import concrete_number
 from covrl.data.problems import Problem, check_unicode
+from covrl.data.shards import check_shards
 from covrl.data.sources import FileSource
 
 # Suffixes of files of problems, in order of precedence.
@@ -232,6 +233,7 @@ def _suite_files(name: str, directory: epath.Path) -> list[epath.Path]:
       f' .parquet or .array_record, or in a folder {name}, got none; nothing is'
       ' downloaded'
     )
+  check_shards(files)
   return files
 
 

@@ -33,6 +33,7 @@ from covrl.data import (
 from covrl.data.chat import ChatTemplate
 from covrl.data.packing import prompt_ids
 from covrl.data.readers import TFDS
+from covrl.data.shards import check_shards
 from covrl.pretrained import load_chat_template, load_tokenizer
 from covrl.pretrained.tokenizer import unused_turn_end
 from covrl.tasks.graders import (
@@ -307,6 +308,10 @@ def _matching_files(pattern: str) -> list[str]:
     raise ConfigError(
       f'data.train must name files, got {pattern}, which matches none'
     )
+  check_shards(
+    map(storage.as_path, matches),
+    '; to train on some of them, name these one by one',
+  )
   return matches
 
 

@@ -302,9 +302,7 @@ def test_refuses_invalid_tfds_datasets(tfds_folder, tmp_path):
     open_records('tfds:products/train')
   with pytest.raises(ValueError, match="Unknown split 'test'"):
     TfdsRecords('sums', split='test', data_dir=tfds_folder)
-  with pytest.raises(
-    ValueError, match='must hold at least one problem, got none'
-  ):
+  with pytest.raises(ValueError, match='must hold at least one problem, got n'):
     TfdsRecords('sums', split='train[:0]', data_dir=tfds_folder)
 
 
@@ -340,6 +338,33 @@ def test_refuses_damaged_tfds_datasets(tfds_folder):
     ValueError, match=r"^a TFDS dataset must be prepared, got 'sums': Failed"
   ):
     TfdsRecords('sums', split='train', data_dir=tfds_folder)
+
+
+def test_refuses_tfds_datasets_with_damaged_or_other_files(tfds_folder):
+  """Examples beyond the stated number would be left out."""
+  (shard,) = tfds_folder.rglob('sums-train.array_record-*')
+  info = shard.with_name('dataset_info.json')
+  text, content = info.read_text(), shard.read_bytes()
+
+  def refused(message):
+    with pytest.raises(ValueError) as caught:
+      FileSource(TfdsRecords('sums', split='train', data_dir=tfds_folder))
+    assert message in str(caught.value)
+    assert '\n' not in str(caught.value)
+
+  for length in (3, 7):
+    info.write_text(text.replace('"5"', f'"{length}"'))
+    refused(f'{shard} must hold {length} examples, as dataset_info.json')
+  info.write_text(text)
+  shard.write_bytes(content[: len(content) // 2])
+  refused(f'{shard} must be an ArrayRecord file, got: RuntimeError')
+  shard.write_bytes(b'')
+  refused(f'{shard} must be an ArrayRecord file, got: ArrayRecord file')
+  shard.unlink()
+  refused(f'{shard} must be a file of problems, got none')
+  index = content.index(b'3 + 1')
+  shard.write_bytes(content[:index] + b'4' + content[index + 1 :])
+  refused('row 3 of tfds:sums/train must be an example that can be read')
 
 
 def test_jsonl_rows_can_be_read_in_any_order(tmp_path):

@@ -39,6 +39,26 @@ def test_suites_have_published_sampling_settings():
   assert {s.temperature for s in suites if s.samples} == {0.6}
 
 
+def test_suites_of_numbered_files_must_be_complete(tmp_path):
+  folder = tmp_path / 'aime25'
+  folder.mkdir()
+  for number in (0, 2):
+    name = f'test-{number:05}-of-00003.jsonl'
+    shutil.copy(DIRECTORY / 'aime25.jsonl', folder / name)
+  assert error_of('aime25', tmp_path) == (
+    f'{folder}/test-…-of-00003.jsonl must be 3 files, got 2, without number 1'
+  )
+  # Some datasets count from 1.
+  for number in (1, 3):
+    name = f'test-{number:05}-of-00003.jsonl'
+    shutil.copy(DIRECTORY / 'aime25.jsonl', folder / name)
+  (folder / 'test-00000-of-00003.jsonl').unlink()
+  (suite,) = load_suites('aime25', tmp_path)
+  assert len(suite.problems) == 3 * len(
+    load_suites('aime25', DIRECTORY)[0].problems
+  )
+
+
 def test_overrides_sampling_settings():
   suites = [
     suite.with_overrides(samples=4, temperature=0.9, problems=2)

@@ -247,3 +247,24 @@ def test_answers_that_may_be_missing_values_are_noted(tmp_path):
   for warning in warnings:
     assert "2 of 4 answers are the text 'None'" in warning
     assert "(first: column 'answer' of row 2 of " in warning
+
+
+def test_patterns_of_numbered_files_must_match_all_that_there_should_be(
+  tmp_path,
+):
+  names = [f'train-{number:05}-of-00003.jsonl' for number in range(3)]
+  for name in names:
+    shutil.copy(DATA / 'plain.jsonl', tmp_path / name)
+  settings = config(deduplicate=False)
+
+  def length(*patterns):
+    settings.data.train = ','.join(str(tmp_path / p) for p in patterns)
+    return len(text_task(settings).train)
+
+  assert length('train-*.jsonl') == 15
+  assert length('train-0000*-of-00003.jsonl') == 15
+  assert length('*0-of-00003.jsonl') == 5
+  (tmp_path / names[1]).unlink()
+  with pytest.raises(ValueError, match='must be 3 files, got 2, without numb'):
+    length('train-*.jsonl')
+  assert length(names[0], names[2]) == 10
