@@ -62,8 +62,8 @@ def is_refusal(error: BaseException) -> bool:
   return isinstance(error, ValueError | RuntimeError | FileNotFoundError)
 
 
-def _is_jax_setting(error: BaseException) -> bool:
-  """Returns whether a variable of the environment that JAX reads is invalid."""
+def _is_invalid_jax_setting(error: BaseException) -> bool:
+  """Returns whether JAX raised `error` because of a variable of the environment."""
   return isinstance(error, ValueError) and any(
     frame.name == '<module>' and frame.filename.endswith('jax/_src/config.py')
     for frame in traceback.extract_tb(error.__traceback__)
@@ -86,7 +86,7 @@ def report_error(error: BaseException) -> Exit | None:
   if read_error is not None and not os.environ.get('COVRL_TRACEBACK'):
     print(f'covrl: {read_error}', file=sys.stderr)
     return Exit.STORAGE
-  if _is_jax_setting(error):
+  if _is_invalid_jax_setting(error):
     print(
       f'covrl: settings of JAX must be valid, got: {error}', file=sys.stderr
     )

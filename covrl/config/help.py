@@ -23,19 +23,18 @@ def field_help(config: Config) -> str:
   ('--config.seed=0', 'Seed of all random numbers. (an integer, in [0, 4294967295])')
   """
   values = flatten(config)
-  blocks = [_section(section, values) for section in sections()]
+  blocks = [_section_help(section, values) for section in sections()]
   return '\n\n'.join(['config fields:', *blocks])
 
 
-def _section(section: Section, values: dict[str, Any]) -> str:
+def _section_help(section: Section, values: dict[str, Any]) -> str:
   """Returns the help of a section: its title, and an entry per field."""
-  fields = [_field(field, values[field.name]) for field in section.fields]
-  title = f'{section.name}: {section.title}'
-  title = [textwrap.fill(title, _WIDTH)] if section.name else []
-  return '\n'.join([*title, *fields])
+  fields = [_field_help(field, values[field.name]) for field in section.fields]
+  heading = textwrap.fill(f'{section.name}: {section.title}', _WIDTH)
+  return '\n'.join([heading, *fields] if section.name else fields)
 
 
-def _field(field: Field, value: object) -> str:
+def _field_help(field: Field, value: object) -> str:
   """Returns the help of a field: the override that sets it, and its meaning."""
   limits = f', {field.bounds}' if field.bounds else ''
   choices = ' | '.join(choice or "''" for choice in field.choices)

@@ -14,7 +14,7 @@ from covrl.models.cache import DecodeCache, ResponseRing, row_axes
 from covrl.models.int8 import Vectors
 
 # Largest number of rows of a tile: their queries and a prompt's keys are one matrix product.
-TILE_ROWS = 8
+MAX_TILE_ROWS = 8
 
 
 class PromptReads(NamedTuple):
@@ -89,23 +89,25 @@ def response_slots(cached: CachedTokens) -> list[ResponseSlots]:
   ):
     arguments = cache.keys, cache.values, cached.layer, length
     return [ResponseSlots(*arguments, is_ring=False, share=1.0)]
-  layers, in_ring = cache.prompts.keys.shape[0], cached.in_ring
+  total_layers, in_ring = cache.prompts.keys.shape[0], cached.in_ring
   arrays: list[ResponseSlots] = []
   candidates = (
     (ResponseRing(cache.keys, cache.values), False),
     (cache.ring, True),
   )
   for (keys, values), is_ring in candidates:
-    count, size = keys.shape[0], keys.shape[3]
-    if count:
+    num_layers, num_slots = keys.shape[0], keys.shape[3]
+    if num_layers:
       arrays.append(
         ResponseSlots(
           keys,
           values,
-          layer=jnp.minimum(cached.response_layer, count - 1),
-          length=jnp.where(in_ring == is_ring, jnp.minimum(length, size), 0),
+          layer=jnp.minimum(cached.response_layer, num_layers - 1),
+          length=jnp.where(
+            in_ring == is_ring, jnp.minimum(length, num_slots), 0
+          ),
           is_ring=is_ring,
-          share=count / layers,
+          share=num_layers / total_layers,
         )
       )
   return arrays
@@ -149,21 +151,22 @@ def list_prompts_of_shard(
 
 
 def rows_per_tile(rows: int) -> int:
-  """Rows per tile: the largest divisor of `rows` up to `TILE_ROWS`."""
-  return max(n for n in range(1, TILE_ROWS + 1) if rows % n == 0)
+  """Rows per tile: the largest divisor of `rows` up to `MAX_TILE_ROWS`."""
+  return max(n for n in range(1, MAX_TILE_ROWS + 1) if rows % n == 0)
 
 
 def lowest_slot(
-  cache: DecodeCache, window: Int[Array, ''] | None, slots: int
+  cache: DecodeCache, window: Int[Array, ''] | None, response_start: int
 ) -> Int[Array, ' S']:
   """First slot of the prompt or the response that is in each row's window.
 
   Args:
     cache: the cache.
     window: sliding window in tokens; `None` without one.
-    slots: number of slots before the response: those of the prompt for slots of
-      the prompt, 0 for slots of the response.
+    response_start: where the response starts, counted in the slots of the result:
+      the number of a prompt's slots for slots of the prompt, 0 for slots of the
+      response.
   """
   if window is None:
     return jnp.zeros_like(cache.length)
-  return jnp.maximum(slots + cache.length - window + 1, 0)
+  return jnp.maximum(response_start + cache.length - window + 1, 0)

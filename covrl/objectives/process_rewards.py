@@ -149,19 +149,19 @@ def process_advantages(
     process_rewards = jnp.where(
       is_last & jnp.isfinite(process_rewards), 0, process_rewards
     )
-  scale = _largest(_returns(process_rewards, mask, 1.0), mask)
+  scale = _largest_magnitude(_returns(process_rewards, mask, 1.0), mask)
   if normalise:
     divisor = jnp.where(jnp.isfinite(scale), scale + _SCALE_EPSILON, jnp.nan)
     process_rewards = jnp.where(mask, process_rewards / divisor, 0)
-  rewards = process_coefficient * _leave_one_out(
+  rewards = process_coefficient * _subtract_baselines(
     process_rewards, group_ids, mask, form
   )
-  outcome = outcome_coefficient * leave_one_out(outcomes, group_ids)
+  outcome_advantages = outcome_coefficient * leave_one_out(outcomes, group_ids)
   if form == 'code':
-    rewards += jnp.where(is_last, outcome[:, None], 0)
+    rewards += jnp.where(is_last, outcome_advantages[:, None], 0)
   advantages = _returns(rewards, mask, discount)
   if form == 'paper':
-    advantages += jnp.where(mask, outcome[:, None], 0)
+    advantages += jnp.where(mask, outcome_advantages[:, None], 0)
   if whiten:
     advantages = returns.whiten(advantages, mask)
   return ProcessAdvantages(
@@ -169,7 +169,7 @@ def process_advantages(
   )
 
 
-def _leave_one_out(
+def _subtract_baselines(
   process_rewards: Float[Array, 'S T'],
   group_ids: Int[Array, ' S'],
   mask: Bool[Array, 'S T'],
@@ -204,7 +204,9 @@ def _returns(
   return sums
 
 
-def _largest(values: Float[Array, 'S T'], mask: Bool[Array, 'S T']) -> Scalar:
+def _largest_magnitude(
+  values: Float[Array, 'S T'], mask: Bool[Array, 'S T']
+) -> Scalar:
   """The largest magnitude; infinite if a value is not finite."""
   # A maximum over several devices may lose a NaN, but not an infinity.
   magnitudes = jnp.where(jnp.isnan(values), jnp.inf, jnp.abs(values))

@@ -189,9 +189,8 @@ def _top_entropy_forward(
       lambda x: x.reshape(operands.targets.shape), _map_positions(run, inputs)
     )
 
-  tokens = partition.token_spec
   entropy, normaliser = map_shards(
-    on_device, partition, (operand_specs(partition),), tokens
+    on_device, partition, (operand_specs(partition),), partition.token_spec
   )(operands)
   return entropy, (operands, normaliser)
 
@@ -260,21 +259,25 @@ def _top_entropy_backward(
       unembedding_cotangent.astype(unembedding.dtype),
     )
 
-  tokens = partition.token_spec
-  hidden, unembedding = map_shards(
+  token_spec = partition.token_spec
+  hidden_cotangent, unembedding_cotangent = map_shards(
     on_device,
     partition,
-    (operand_specs(partition), tokens, tokens),
+    (operand_specs(partition), token_spec, token_spec),
     (
-      P(*tokens, None),
+      P(*token_spec, None),
       P(partition.width_axes or None, partition.vocabulary_axes or None),
     ),
   )(operands, normaliser, cotangent)
-  constants: dict[str, None] = dict.fromkeys(
+  without_cotangent: dict[str, None] = dict.fromkeys(
     ('impossible', 'targets', 'temperatures', 'wanted')
   )
   return (
-    operands._replace(hidden=hidden, unembedding=unembedding, **constants),
+    operands._replace(
+      hidden=hidden_cotangent,
+      unembedding=unembedding_cotangent,
+      **without_cotangent,
+    ),
   )
 
 

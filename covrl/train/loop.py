@@ -31,7 +31,7 @@ from covrl.storage.append_log import describe_log_damage
 from covrl.train import stages
 from covrl.train.effects import unused_override_warnings
 from covrl.train.rollout_batch import RolloutBatch
-from covrl.train.setup.adapter_base import AdapterBase
+from covrl.train.setup.adapter_base_files import AdapterBaseFiles
 from covrl.train.setup.build import build
 from covrl.train.setup.code import check_code
 from covrl.train.setup.functions import check_functions
@@ -212,8 +212,8 @@ def train(
     position, state, rollout = start_or_resume(
       run, config, saved, warm_starts, writer, progress, stop, inputs
     )
-    adapter_base = AdapterBase(run, config, warm_starts, warn)
-    inputs |= adapter_base.fingerprint()
+    adapter_base_files = AdapterBaseFiles(run, config, warm_starts, warn)
+    inputs |= adapter_base_files.fingerprint()
 
     def publish_updates() -> None:
       updates = config.warm_start.steps + position.updates_made(config)
@@ -225,7 +225,7 @@ def train(
     def save(state: TrainState, rollout: RolloutBatch | None) -> None:
       collector_state = run.collector.state
       position.prompts = collector_state.prompts
-      inputs.update(adapter_base.keep(state))
+      inputs.update(adapter_base_files.restore_if_lost(state))
       save_run(
         store,
         config,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results of losses, and arguments of selections, of another form are refused."""
+"""Losses' results and selections' arguments of a wrong shape or type are refused."""
 
 from typing import Any
 
@@ -33,7 +33,9 @@ STATS = covrl.TokenStats(logprobs=-jnp.ones(SHAPE), entropy=jnp.ones(SHAPE))
     ({'clipped': WEIGHTS}, 'clipped of .* must be an array of bools'),
   ],
 )
-def test_entries_of_a_loss_aux_of_another_form_are_refused(changed, message):
+def test_entries_of_a_loss_aux_of_a_wrong_shape_or_type_are_refused(
+  changed, message
+):
   def loss(stats, **context):
     value, aux = covrl.policy_gradient(stats, **context)
     return value, aux._replace(**changed)
@@ -62,10 +64,10 @@ def test_entries_of_a_loss_aux_of_another_form_are_refused(changed, message):
   ],
 )
 def test_arguments_of_random_selections_are_checked(arguments, message):
-  given: dict[str, Any] = {
+  valid_arguments: dict[str, Any] = {
     'eligible': ONES,
     'key': jax.random.key(0),
     'step': 0,
   }
   with pytest.raises((TypeError, ValueError), match=message):
-    covrl.select_random(**given | arguments, fraction=0.1)
+    covrl.select_random(**valid_arguments | arguments, fraction=0.1)

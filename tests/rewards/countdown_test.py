@@ -13,7 +13,7 @@ REFERENCE = {'numbers': [3, 7, 12, 5], 'target': 115}
 
 
 @pytest.fixture(scope='module')
-def library():
+def reasoning_gym_dataset():
   """reasoning-gym's Countdown, for its scorer."""
   return reasoning_gym.create_dataset('countdown', seed=0, size=1)
 
@@ -76,9 +76,13 @@ def test_powers_never_reach_the_scorer(expression):
   assert not may_be_correct(expression, {'numbers': [9, 9, 9], 'target': 9})
 
 
-def test_partial_scores_become_zero(library):
+def test_partial_scores_become_zero(reasoning_gym_dataset):
   for response in ('3 + 7', '3 + 7 + 12 + 5', 'x'):
-    assert 0 < library.score_answer(response, {'metadata': REFERENCE}) < 1
+    assert (
+      0
+      < reasoning_gym_dataset.score_answer(response, {'metadata': REFERENCE})
+      < 1
+    )
     assert score_countdown(response, REFERENCE) == 0.0
 
 
@@ -98,11 +102,13 @@ def _expressions(draw):
 
 @given(_expressions(), st.integers(-3, 200))
 @settings(max_examples=60, deadline=None)
-def test_agrees_with_the_scorer_on_every_expression(library, case, target):
+def test_agrees_with_the_scorer_on_every_expression(
+  reasoning_gym_dataset, case, target
+):
   text, numbers = case
   for goal in {target, _value(text)}:
     reference = {'numbers': numbers, 'target': goal}
-    score = library.score_answer(text, {'metadata': reference})
+    score = reasoning_gym_dataset.score_answer(text, {'metadata': reference})
     assert score_countdown(text, reference) == (1.0 if score >= 1 else 0.0)
 
 

@@ -42,7 +42,7 @@ class PageSection:
     """The figures that have points, laid out."""
     return lay_out_all(self.all_figures)
 
-  def markdown(self) -> str:
+  def table_markdown(self) -> str:
     """The table as Markdown."""
     rule = '---:' if self.is_numeric else '---'
     lines = [self.columns, ['---', *[rule] * (len(self.columns) - 1)]]

@@ -20,7 +20,7 @@ from covrl.rewards.math.clock import is_full_hour, same_time
 from covrl.rewards.math.compare_answers import same_quantities
 from covrl.rewards.math.families import (
   INTEGER_PARAMETER,
-  rename,
+  rename_symbols,
   same_family,
   undeclared_parameter,
 )
@@ -165,7 +165,7 @@ def _same_families(left: Node, right: Node) -> Verdict:
       return False
     sides.append(
       [
-        rename(part, {parameter: INTEGER_PARAMETER})
+        rename_symbols(part, {parameter: INTEGER_PARAMETER})
         for part, parameter in zip(parts, parameters, strict=True)
         if parameter is not None
       ]

@@ -65,11 +65,11 @@ def same_family(left: Sequence[Node], right: Sequence[Node]) -> bool | None:
     return _covers(one, other, period) and _covers(other, one, period)
 
 
-def rename(node: Node, names: dict[str, str]) -> Node:
+def rename_symbols(node: Node, names: dict[str, str]) -> Node:
   """Renames symbols of an expression."""
   if node.kind == 'symbol' and node.value in names:
     return dataclasses.replace(node, value=names[node.value])
-  parts = tuple(rename(part, names) for part in node.parts)
+  parts = tuple(rename_symbols(part, names) for part in node.parts)
   return dataclasses.replace(node, parts=parts)
 
 

@@ -13,7 +13,7 @@ from covrl.rewards.math.evaluate import Undefined
 from covrl.rewards.math.families import (
   INTEGER_PARAMETER,
   NATURAL_PARAMETER,
-  rename,
+  rename_symbols,
 )
 from covrl.rewards.math.integer_sets import integer_solutions
 
@@ -112,7 +112,7 @@ def canonical_answer(
     name: f'{INTEGER_PARAMETER if domain == "Z" else NATURAL_PARAMETER} {index}'
     for index, (name, domain) in enumerate(domains.items())
   }
-  elements = [rename(item, names) for item in items]
+  elements = [rename_symbols(item, names) for item in items]
   return (
     elements[0]
     if len(elements) == 1
@@ -226,7 +226,7 @@ def _family(items: list[Node], domains: dict[str, str]) -> Node | None:
     if domains.get(symbol) != 'Z':
       return None
     names.add(name)
-    values.append(rename(value, {symbol: INTEGER_PARAMETER}))
+    values.append(rename_symbols(value, {symbol: INTEGER_PARAMETER}))
   if len(names) != 1:
     return None
   (name,) = names

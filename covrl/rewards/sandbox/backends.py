@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 
 from covrl.rewards.outcome import Status
-from covrl.rewards.sandbox.bubblewrap import Bubblewrap, available_modes
+from covrl.rewards.sandbox.bubblewrap import Bubblewrap, candidate_modes
 from covrl.rewards.sandbox.interpreter import find_interpreter
 from covrl.rewards.sandbox.landlock import Landlock
 from covrl.rewards.sandbox.launcher import Launcher, Unsandboxed
@@ -68,7 +68,7 @@ def _candidates(
   """Yields the backends to try, in the order of preference."""
   interpreter = find_interpreter()
   if backend in (None, 'bubblewrap'):
-    for mode in available_modes():
+    for mode in candidate_modes():
       yield Bubblewrap(
         interpreter=interpreter,
         packages=packages,

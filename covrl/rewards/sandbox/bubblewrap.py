@@ -47,7 +47,7 @@ class Bubblewrap(Launcher):
   scratch_size: int
 
   def settings(self) -> dict[str, int | None]:
-    """Returns the user id that process 1 switches to, if any."""
+    """Returns settings of process 1: the user id that it switches to, if any."""
     return {'uid': unused_uid() if self.mode == 'root' else None}
 
   def command(self, *, filter_fd: int, info_fd: int) -> list[str]:
@@ -61,7 +61,7 @@ class Bubblewrap(Launcher):
     if self.mode == 'dropped':
       command = [*_as_user(unused_uid()), *command]
     command += ['--seccomp', str(filter_fd), '--info-fd', str(info_fd)]
-    return [*command, *self._file_system(), self.interpreter.executable]
+    return [*command, *self._file_system_options(), self.interpreter.executable]
 
   def package_path(self, path: str) -> str:
     """Returns the path inside the sandbox of a package's file."""
@@ -70,7 +70,7 @@ class Bubblewrap(Launcher):
       return f'{_PACKAGE_DIRECTORY}/{name}'
     return f'{self.package_path(os.path.dirname(path))}/{name}'
 
-  def _file_system(self) -> list[str]:
+  def _file_system_options(self) -> list[str]:
     """Returns the options that build the sandbox's file system."""
     # Directories that bubblewrap creates by itself are readable by root only.
     parents = {
@@ -125,7 +125,7 @@ _ISOLATION_OPTIONS = (
 )
 
 
-def available_modes() -> list[str]:
+def candidate_modes() -> list[str]:
   """Returns the modes that may work for the current user, best first."""
   return ['root', 'dropped'] if os.geteuid() == 0 else ['user']
 

@@ -121,7 +121,7 @@ def merge_results(
       lines[_subject(line)] = line
   for section in sections:
     if section.rows or section.title not in merged_sections:
-      table = section.markdown() if section.rows else ''
+      table = section.table_markdown() if section.rows else ''
       paragraphs = [section.title, *section.texts, table]
       merged_sections[section.title] = '\n\n'.join(
         filter(None, paragraphs)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The base of a run's adapters on the disk.
+"""The files of the base parameters of a run's adapters, and checks that they remain.
 
-Checkpoints of adapters do not have it, so that they cannot be used without it.
+The base is a warm start's checkpoint or a pretrained model. Checkpoints of adapters
+do not have it, so that they cannot be used without it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from covrl.train.setup.inputs import (
 from covrl.types import TrainState
 
 
-class AdapterBase:
+class AdapterBaseFiles:
   """The files of the base of a run's adapters, which other programs may remove.
 
   Args:
@@ -39,29 +40,29 @@ class AdapterBase:
   ) -> None:
     self._policy, self._config = run.policy, config
     self._warm_starts, self._warn = warm_starts, warn
-    self._own: Checkpoint | None = None
-    self._shared: Checkpoint | None = None
-    self._pretrained: dict[str, str] = {}
-    self._is_lost, self._checks = False, 0
+    self._own_warm_start: Checkpoint | None = None
+    self._shared_warm_start: Checkpoint | None = None
+    self._pretrained_fingerprint: dict[str, str] = {}
+    self._has_warned, self._num_checks = False, 0
     if run.policy.config.lora is None:
       return
     if run.shared_warm_start is not None:
-      self._shared = run.shared_warm_start
+      self._shared_warm_start = run.shared_warm_start
     elif config.warm_start.steps:
-      self._own = warm_starts.latest()
+      self._own_warm_start = warm_starts.latest()
     else:
-      self._pretrained = pretrained_fingerprint(config)
+      self._pretrained_fingerprint = pretrained_fingerprint(config)
 
   def fingerprint(self) -> dict[str, str]:
     """Returns the fingerprint of the run's own warm start by its name, if it has one."""
-    if self._shared is not None:
+    if self._shared_warm_start is not None:
       return {}
     return warm_start_fingerprint(self._config, self._policy, self._warm_starts)
 
-  def keep(self, state: TrainState) -> dict[str, str]:
+  def restore_if_lost(self, state: TrainState) -> dict[str, str]:
     """Writes the run's own warm start again if files of it were removed or cut.
 
-    If the base is that of another run or a pretrained model, a warning is given.
+    If the base is that of another run or a pretrained model, a warning is given once.
 
     Args:
       state: the training state, which has the base.
@@ -72,41 +73,47 @@ class AdapterBase:
     Raises:
       StorageError: it cannot be written.
     """
-    if self._own is not None:
-      own, name = self._own, f'{self._own.path}/{self._checks}/whole'
-      self._checks += 1
+    if self._own_warm_start is not None:
+      saved = self._own_warm_start
+      # An identifier of a value of process 0 must not be used twice.
+      name = f'{saved.path}/{self._num_checks}/whole'
+      self._num_checks += 1
       # Process 0 decides, since all processes write together.
-      if agreement.value_of_first(name, _is_intact(own)):
+      if agreement.value_of_first(name, _is_intact(saved)):
         return {}
-      self._warm_starts.save(own.position, state.frozen['base'], own.metadata)
-      self._own = self._warm_starts.latest()
+      self._warm_starts.save(
+        saved.position, state.frozen['base'], saved.metadata
+      )
+      self._own_warm_start = self._warm_starts.latest()
       self._warn(
-        f'{own.path} was removed or changed while the run used it; it is written'
+        f'{saved.path} was removed or changed while the run used it; it is written'
         ' again'
       )
       return self.fingerprint()
-    if not self._is_lost and (place := self._lost()):
-      self._is_lost = True
+    if not self._has_warned and (path := self._changed_path()):
+      self._has_warned = True
       self._warn(
-        f'{place}, the base of the adapters, was removed or changed while the run'
+        f'{path}, the base of the adapters, was removed or changed while the run'
         ' used it: the run can be opened and resumed with the former base only'
       )
     return {}
 
-  def _lost(self) -> str:
+  def _changed_path(self) -> str:
     """Returns the path of a base that is not the run's own and has changed, if any."""
-    if self._shared is not None and not _is_intact(self._shared):
-      return str(self._shared.path)
-    if self._pretrained and not self._has_pretrained():
+    shared = self._shared_warm_start
+    if shared is not None and not _is_intact(shared):
+      return str(shared.path)
+    if self._pretrained_fingerprint and self._pretrained_has_changed():
       return self._config.pretrained
     return ''
 
-  def _has_pretrained(self) -> bool:
+  def _pretrained_has_changed(self) -> bool:
     try:
-      return pretrained_fingerprint(self._config) == self._pretrained
+      fingerprint = pretrained_fingerprint(self._config)
     except (OSError, ValueError):
-      return False
+      return True
+    return fingerprint != self._pretrained_fingerprint
 
 
-def _is_intact(saved: Checkpoint) -> bool:
-  return has_all_files(saved.path, saved.files)
+def _is_intact(checkpoint: Checkpoint) -> bool:
+  return has_all_files(checkpoint.path, checkpoint.files)

@@ -15,7 +15,7 @@ from train.process import metric_lines
 from covrl.config import Config
 from covrl.models import Lora, Policy, tiny
 from covrl.run.checkpoint import CheckpointStore
-from covrl.train.setup.adapter_base import AdapterBase
+from covrl.train.setup.adapter_base_files import AdapterBaseFiles
 from covrl.train.setup.inputs import warm_start_fingerprint
 
 PARAMS = {'w': np.arange(3.0, dtype=np.float32)}
@@ -28,7 +28,7 @@ def make_base(store, policy=LORA, shared=None, pretrained=''):
   run: Any = types.SimpleNamespace(policy=policy, shared_warm_start=shared)
   config, warnings = Config(pretrained=pretrained), []
   config.warm_start.steps = 0 if pretrained else 4
-  return AdapterBase(run, config, store, warnings.append), config, warnings
+  return AdapterBaseFiles(run, config, store, warnings.append), config, warnings
 
 
 def make_store(directory):
@@ -41,10 +41,10 @@ def make_store(directory):
 def test_a_warm_start_that_is_removed_is_written_again(tmp_path, part):
   store = make_store(tmp_path / 'warm_start')
   base, config, warnings = make_base(store)
-  assert base.keep(STATE) == {}
+  assert base.restore_if_lost(STATE) == {}
   assert warnings == []
   shutil.rmtree(tmp_path / 'warm_start' / part)
-  changed = base.keep(STATE)
+  changed = base.restore_if_lost(STATE)
   (text,) = warnings
   assert text.endswith(
     '00000004 was removed or changed while the run used it; it is written again'
@@ -55,17 +55,21 @@ def test_a_warm_start_that_is_removed_is_written_again(tmp_path, part):
   assert own is not None
   assert own.metadata == {'inputs': {'a': 'b'}}
   assert own.restore(PARAMS)['w'].tolist() == PARAMS['w'].tolist()
-  assert base.keep(STATE) == {}
+  assert base.restore_if_lost(STATE) == {}
   assert len(warnings) == 1
 
 
 def test_a_shared_warm_start_that_is_removed_is_reported_once(tmp_path):
   store = make_store(tmp_path / 'warm_start')
   base, _, warnings = make_base(store, shared=store.latest())
-  assert (base.keep(STATE), base.fingerprint(), warnings) == ({}, {}, [])
+  assert (base.restore_if_lost(STATE), base.fingerprint(), warnings) == (
+    {},
+    {},
+    [],
+  )
   shutil.rmtree(tmp_path / 'warm_start')
   for _ in range(2):
-    assert base.keep(STATE) == {}
+    assert base.restore_if_lost(STATE) == {}
   (text,) = warnings
   assert 'the base of the adapters, was removed or changed' in text
   assert not (tmp_path / 'warm_start').exists()
@@ -79,13 +83,17 @@ def test_a_pretrained_base_that_is_changed_is_reported_once(tmp_path, change):
   (model / 'config.json').write_text('{}')
   store = CheckpointStore(tmp_path / 'warm_start', keep=1)
   base, _, warnings = make_base(store, pretrained=str(model))
-  assert (base.keep(STATE), base.fingerprint(), warnings) == ({}, {}, [])
+  assert (base.restore_if_lost(STATE), base.fingerprint(), warnings) == (
+    {},
+    {},
+    [],
+  )
   if change == 'removed':
     shutil.rmtree(model)
   else:
     file.write_bytes(b'changed')
   for _ in range(2):
-    assert base.keep(STATE) == {}
+    assert base.restore_if_lost(STATE) == {}
   (text,) = warnings
   assert text.startswith(f'{model}, the base of the adapters, was removed')
 
@@ -94,7 +102,11 @@ def test_runs_without_adapters_have_no_base(tmp_path):
   store = make_store(tmp_path / 'warm_start')
   base, _, warnings = make_base(store, policy=Policy(tiny(16)))
   shutil.rmtree(tmp_path / 'warm_start')
-  assert (base.keep(STATE), base.fingerprint(), warnings) == ({}, {}, [])
+  assert (base.restore_if_lost(STATE), base.fingerprint(), warnings) == (
+    {},
+    {},
+    [],
+  )
 
 
 @pytest.mark.slow
