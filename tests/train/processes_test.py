@@ -281,6 +281,10 @@ def test_refuses_different_or_unevenly_divided_processes(
       'same inputs, got another fingerprint of held-out problems on',
     ),
     ('loss', 'same programs, got another update on'),
+    (
+      'rewards',
+      'same inputs, got another fingerprint of rewards of the recipe on',
+    ),
   ],
 )
 def test_refuses_processes_whose_recipes_depend_on_the_host(

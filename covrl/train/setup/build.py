@@ -192,6 +192,16 @@ def build(
   # An invalid algorithm or prompt fails here rather than in the first update.
   update = programs.trace_update(collector.padding_batch().batch)
   check_programs({'update': update})
+  functions = function_fingerprints(
+    algorithm,
+    # That of a finished warm start has no effect any more.
+    warm_start_tx if saved is None and config.warm_start.steps else None,
+    task.rewards,
+    collector.padding_batch().batch,
+    policy.split(policy.abstract_params())[0],
+    code,
+  )
+  check_inputs_of_processes(functions)
   collector.check_prompts()
   check_problems_in_memory(task, config)
   evaluator = None
@@ -210,15 +220,7 @@ def build(
     warm_start_tx=warm_start_tx,
     shared_warm_start=warm_start,
     code=code,
-    functions=function_fingerprints(
-      algorithm,
-      # That of a finished warm start has no effect any more.
-      warm_start_tx if saved is None and config.warm_start.steps else None,
-      task.rewards,
-      collector.padding_batch().batch,
-      policy.split(policy.abstract_params())[0],
-      code,
-    ),
+    functions=functions,
     init_key=stream_key(config, INIT_STREAM),
     train_key=stream_key(config, TRAIN_STREAM),
   )

@@ -9,6 +9,7 @@ from train import toy
 
 import covrl
 from covrl.config import Config
+from covrl.rewards import Reward
 from covrl.train import Loss, Task
 
 _CHANGED = os.environ.get('TOY_HOST')
@@ -22,6 +23,11 @@ def _task(config: Config) -> Task:
   task = toy.make_task(config)
   if _CHANGED == 'problems':
     return dataclasses.replace(task, held_out=[*reversed(task.held_out)])
+  if _CHANGED == 'rewards':
+    (reward,) = task.rewards
+    assert isinstance(reward, Reward)
+    rewards = [dataclasses.replace(reward, weight=0.5)]
+    return dataclasses.replace(task, rewards=rewards)
   return task
 
 
