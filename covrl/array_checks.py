@@ -242,3 +242,15 @@ def check_integer(
     raise ValueError(f'{name} must lie in [{low}, {high}], got {value}')
   if value < low:
     raise ValueError(f'{name} must be at least {low}, got {value}')
+
+
+def check_at_least(least: int, **numbers: int) -> None:
+  """Refuses numbers that are too small, or not integers.
+
+  >>> check_at_least(1, segment=0)
+  Traceback (most recent call last):
+    ...
+  ValueError: segment must be at least 1, got 0
+  """
+  for name, number in numbers.items():
+    check_integer(name, number, least)

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Selectors of tokens for `token_masked`: `(stats, **context) -> Selection`."""
+"""Selectors for `token_masked`, and selections of tokens by arrays of scores.
+
+A selector is a function `(stats, **context) -> Selection`; `select_top` and
+`select_random` return the `Selection` of arrays.
+"""
 
 from covrl.entropy import Selection as Selection
 from covrl.entropy import all_but as all_but

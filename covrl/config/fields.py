@@ -85,7 +85,7 @@ class RolloutConfig:
       pass the filters below; 1 and no filter train on all groups of a single
       draw.
     admission: with several draws, when their prompts are begun: a whole draw
-      once the draw before it is scored ('draws'), or each prompt as soon as
+      once the draw before it has its rewards ('draws'), or each prompt as soon as
       slots are free ('slots'), until enough groups pass. The groups to train
       on are the same. 'slots' needs `max_draws` above 1 and `pipeline` 0.
     min_accuracy: least share of right responses, those with a reward above 0.5,
@@ -97,7 +97,7 @@ class RolloutConfig:
       where fewer than `prompts_per_iteration` pass; otherwise the rest is masked out.
     pipeline: iterations that sampling is ahead of training: 0, or 1 to sample an
       iteration's responses before the updates of the iteration before, so that
-      they are scored during these. Needs importance weights.
+      their rewards are computed during these. Needs importance weights.
     carried_groups: largest number of groups sampled beyond
       `prompts_per_iteration` (partial rollouts); those unfinished when enough are
       complete continue in the next iteration with newer weights. Needs `pipeline` 1, `max_draws` 1
@@ -344,12 +344,14 @@ class Config:
 
   @property
   def scores_rollouts(self) -> bool:
-    """Whether sampled tokens are scored before the updates.
+    """Whether the trainer scores sampled tokens before the updates.
 
-    A single update computes the same statistics itself, so that scoring is left
-    out unless all groups of several draws are scored for the rollout's metrics, a
-    KL penalty in the reward or process rewards relative to the old policy read
-    the statistics before the update, or a critic's warm-up skips the update.
+    Scoring is a forward pass that computes their log-probabilities and entropy; it
+    has nothing to do with rewards. A single update computes the same statistics
+    itself, so that scoring is left out unless all groups of several draws are scored
+    for the rollout's metrics, a KL penalty in the reward or process rewards
+    relative to the old policy read the statistics before the update, or a critic's
+    warm-up skips the update.
     """
     return (
       self.updates_per_iteration > 1
@@ -361,7 +363,10 @@ class Config:
 
   @property
   def scoring_passes(self) -> int:
-    """Forward passes over an iteration's sequences, outside of updates."""
+    """Forward passes over an iteration's sequences, outside of updates.
+
+    One computes `old_logprobs`, the other those of the reference policy.
+    """
     policies = int(self.scores_rollouts) + int(self.train.keep_reference)
     return policies * self._scored_draws
 

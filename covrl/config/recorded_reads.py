@@ -36,7 +36,7 @@ def recorded_reads(
     value = getattr(config, field.name)
     if dataclasses.is_dataclass(value):
       sections.append((value, f'{field.name}.'))
-  kinds = [type(section) for section, _ in sections]
+  section_types = [type(section) for section, _ in sections]
   try:
     for section, prefix in sections:
       section.__class__ = _recording_subclass(
@@ -44,12 +44,12 @@ def recorded_reads(
       )
     yield read_fields
   finally:
-    for (section, _), kind in zip(sections, kinds, strict=True):
-      section.__class__ = kind
+    for (section, _), section_type in zip(sections, section_types, strict=True):
+      section.__class__ = section_type
 
 
 def _recording_subclass(
-  kind: Any,
+  base: Any,
   original: type,
   prefix: str,
   read_fields: set[str],
@@ -58,7 +58,7 @@ def _recording_subclass(
   """Returns a subclass whose instances add the fields that are read to a set.
 
   Args:
-    kind: the class, which records reads itself within another context.
+    base: the class to derive from; within another context it records reads, too.
     original: the class outside of all contexts.
     prefix: prefix of the fields' names.
     read_fields: receives the names.
@@ -66,7 +66,7 @@ def _recording_subclass(
   """
   leaf_fields = frozenset(
     field.name
-    for field in dataclasses.fields(kind)
+    for field in dataclasses.fields(base)
     if not dataclasses.is_dataclass(field.default_factory)
   )
 
@@ -76,16 +76,16 @@ def _recording_subclass(
       return original
     if name in leaf_fields:
       read_fields.add(f'{prefix}{name}')
-    return kind.__getattribute__(self, name)
+    return base.__getattribute__(self, name)
 
   def reduce(self: Any, protocol: int) -> tuple[Any, ...]:
     """Pickles an instance of the original class."""
-    known = set(read_fields)
+    fields_read_before = set(read_fields)
     make, _, *rest = object.__reduce_ex__(self, protocol)
     if not counts_copies:
-      read_fields.intersection_update(known)
+      read_fields.intersection_update(fields_read_before)
     return make, (original,), *rest
 
   # Copied and pickled objects are of the original class.
   members = {'__getattribute__': get, '__reduce_ex__': reduce}
-  return type(kind.__name__, (kind,), {'__slots__': (), **members})
+  return type(base.__name__, (base,), {'__slots__': (), **members})

@@ -53,11 +53,10 @@ _Slot = tuple[int, int, int]
 
 
 def prompt_ids(problem: Problem, tokenizer: Tokenizer) -> list[int]:
-  """Tokens of a prompt, as the tokenizer itself begins a text.
+  """Tokens of a prompt, with one BOS token in front if the tokenizer has one.
 
-  If the tokenizer has a BOS token, the prompt begins with exactly one, which a
-  chat template or a prompt template may have written already; white space
-  before it is dropped. Otherwise the prompt is encoded as it is.
+  A chat template or a prompt template may have written the BOS token already, which
+  then remains the only one; white space before it is dropped.
 
   Raises:
     TypeError: it is not a problem, or its prompt is not a text.
@@ -240,8 +239,8 @@ def _copy_to_slots(
 ) -> RowsT:
   """Copies each sequence to its slot of zero-filled arrays of a shape."""
   copies = [
-    ((row, columns), (to_row, slice(start, start + len(columns))), segment)
-    for (row, columns), (to_row, start, segment) in zip(
+    ((row, columns), (packed_row, slice(start, start + len(columns))), segment)
+    for (row, columns), (packed_row, start, segment) in zip(
       sequences, slots, strict=True
     )
   ]

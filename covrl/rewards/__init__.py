@@ -30,7 +30,6 @@ from covrl.rewards.code import cached_judge as cached_judge
 from covrl.rewards.code import code_reward as code_reward
 from covrl.rewards.code import score_code as score_code
 from covrl.rewards.countdown import COUNTDOWN_EXAMPLE as COUNTDOWN_EXAMPLE
-from covrl.rewards.countdown import may_be_correct as may_be_correct
 from covrl.rewards.countdown import score_countdown as score_countdown
 from covrl.rewards.countdown_steps import (
   COUNTDOWN_STEPS_EXAMPLE as COUNTDOWN_STEPS_EXAMPLE,

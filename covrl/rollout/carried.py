@@ -158,7 +158,7 @@ def fill_slots(
   caching: Caching,
   params: PyTree,
   state: State,
-  rows: tuple[Int[Array, 'P Tp'], Bool[Array, 'P Tp']],
+  prompts_and_mask: tuple[Int[Array, 'P Tp'], Bool[Array, 'P Tp']],
   started: Bool[Array, ' R'],
 ) -> State:
   """Prefills the KV cache of the slots with the tokens of carried responses.
@@ -170,10 +170,10 @@ def fill_slots(
     caching: options of the cache.
     params: parameters of the policy.
     state: its slots hold the requests.
-    rows: prompts, padded on the left, and their masks.
+    prompts_and_mask: prompts, padded on the left, and their masks.
     started: requests whose responses have several tokens and are unfinished.
   """
-  prompts, prompt_mask = rows
+  prompts, prompt_mask = prompts_and_mask
   shards, request = state.shards, state.request
   size = state.samples.response_tokens.shape[1] - 1
   response = take_by_shard(state.samples.response_tokens, request, shards)

@@ -13,10 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt
 
-from covrl.array_checks import check_integer
-from covrl.models.cache import (
-  repeat_rows,
-)
+from covrl.array_checks import check_at_least, check_integer
+from covrl.models.cache import repeat_rows
 from covrl.models.experts import ExpertRecord
 from covrl.models.policy import Policy
 from covrl.rollout.admission import Admission, Sizes
@@ -51,7 +49,7 @@ class SlotDecoder:
     end_ids: tokens that end a response.
     pad_id: token that fills the rest of a row.
     max_length: maximum number of tokens of a response.
-    policy_logprobs: whether to compute `SampledTokens.policy_logprob`.
+    computes_policy_logprobs: whether to compute `SampledTokens.policy_logprob`.
     experts: shape and dtype of the record of experts, for routing replay; `None`
       records none.
     caching: options of the KV cache and of prefill.
@@ -61,7 +59,7 @@ class SlotDecoder:
   end_ids: tuple[int, ...]
   pad_id: int
   max_length: int
-  policy_logprobs: bool = False
+  computes_policy_logprobs: bool = False
   experts: ExpertRecord | None = None
   caching: Caching = EXACT_CACHING
 
@@ -115,25 +113,29 @@ class SlotDecoder:
     )
     experts = self._prompt_experts(cache.experts, prompt_mask)
     cache = cache._replace(experts=None)
-    count, requests = prompts.shape[0], sequence_ids.shape[0]
-    group_size = requests // count
+    num_prompts, num_requests = prompts.shape[0], sequence_ids.shape[0]
+    group_size = num_requests // num_prompts
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, sequence_ids)
     options = RequestOptions(
       sampling, jnp.asarray(self.max_length, jnp.int32), None
     )
-    step = self._first_tokens(params, hidden, keys, options)
+    sampled = self._sample_first_tokens(params, hidden, keys, options)
     # Prompts without a token have no responses.
     exists = repeat_rows(cache.lengths > 0, group_size)
     samples = empty_samples(
-      (requests, self.max_length),
+      (num_requests, self.max_length),
       self.pad_id,
       self.policy.config.stats_dtype,
       None if experts is None else repeat_rows(experts, group_size),
     )
-    in_shard = jnp.arange(requests, dtype=jnp.int32) % (requests // shards)
-    step = step._replace(request=jnp.where(exists, in_shard, requests))
-    samples = record(samples, step, shards)
-    unfinished = exists & ~self._is_done(step, options)
+    index_in_shard = jnp.arange(num_requests, dtype=jnp.int32) % (
+      num_requests // shards
+    )
+    sampled = sampled._replace(
+      request=jnp.where(exists, index_in_shard, num_requests)
+    )
+    samples = record(samples, sampled, shards)
+    unfinished = exists & ~self._is_done(sampled, options)
     started = jnp.zeros_like(exists)
     if carried is not None:
       samples, unfinished, started = insert_carried(
@@ -143,11 +145,11 @@ class SlotDecoder:
     # Responses with several tokens get the first slots.
     queue = stable_partition_of_three(started.reshape(shards, -1), unfinished)
     enqueued = jnp.sum(unfinished, axis=1, dtype=jnp.int32)
-    prompt = repeat_rows(jnp.arange(count, dtype=jnp.int32), group_size)
+    prompt = repeat_rows(jnp.arange(num_prompts, dtype=jnp.int32), group_size)
     state = State(
       requests=Requests(
         keys=keys,
-        prompt=prompt % (count // shards),
+        prompt=prompt % (num_prompts // shards),
         options=options,
         queue=queue,
         enqueued=enqueued,
@@ -163,8 +165,10 @@ class SlotDecoder:
     state = refill(state, jnp.ones(shards * slots, bool))
     if carried is None or self.max_length == 1:
       return state
-    rows = prompts, prompt_mask
-    return fill_slots(self.policy, self.caching, params, state, rows, started)
+    prompts_and_mask = prompts, prompt_mask
+    return fill_slots(
+      self.policy, self.caching, params, state, prompts_and_mask, started
+    )
 
   def _prompt_experts(
     self,
@@ -177,7 +181,7 @@ class SlotDecoder:
     experts = jnp.where(prompt_mask[..., None, None], experts, 0)
     return jnp.pad(experts, ((0, 0), (0, self.max_length), (0, 0), (0, 0)))
 
-  def empty(self, params: PyTree, sizes: Sizes, shards: int) -> State:
+  def empty_state(self, params: PyTree, sizes: Sizes, shards: int) -> State:
     """Creates a state without requests, for `admit`.
 
     Of the responses only the first tokens are stored.
@@ -220,8 +224,8 @@ class SlotDecoder:
       params: parameters of the policy.
       state: rows of the new prompts and requests are not in use in it.
       admission: the prompts and requests; scalar options of the state are kept.
-      key: PRNG key that all requests' `member` is folded into, in place of one
-        of their `seed`.
+      key: PRNG key into which the `member` of each request, its index within its
+        group, is folded; by default a key made from the request's `seed`.
 
     Returns:
       The state, and the first token of each new request.
@@ -238,7 +242,7 @@ class SlotDecoder:
     logits = self.policy.project(
       params, take_by_shard(hidden, admission.prompt_index, shards)
     )
-    step = self._sample(
+    sampled = self._sample(
       logits,
       keys,
       jnp.zeros_like(admission.member),
@@ -263,7 +267,7 @@ class SlotDecoder:
     )
     state = state._replace(
       requests=requests,
-      samples=record(state.samples, step, shards),
+      samples=record(state.samples, sampled, shards),
       cache=state.cache._replace(
         prompts=replace_prompts(
           state.cache.prompts, cache, admission.prompt_row, shards
@@ -271,9 +275,9 @@ class SlotDecoder:
       ),
     )
     exists = admission.request_row < old_requests.queue.shape[1]
-    unfinished = exists & ~self._is_done(step, admission.options)
+    unfinished = exists & ~self._is_done(sampled, admission.options)
     state = enqueue(state, admission.request_row, unfinished)
-    return refill(state, ~state.live), step
+    return refill(state, ~state.live), sampled
 
   def run(
     self, params: PyTree, state: State, *, steps: int
@@ -289,7 +293,7 @@ class SlotDecoder:
 
     return jax.lax.scan(step, state, length=steps)
 
-  def _first_tokens(
+  def _sample_first_tokens(
     self,
     params: PyTree,
     hidden: Float[Array, 'P D'],
@@ -307,15 +311,15 @@ class SlotDecoder:
 
     first_tokens = jax.lax.map(sample, keys_by_member)
     token, *logprobs = (x.T.reshape(-1) for x in first_tokens)
-    index = jnp.zeros_like(token)
+    zeros = jnp.zeros_like(token)
     return SampledTokens(
-      request=index,
-      position=index,
+      request=zeros,  # Set by `start`.
+      position=zeros,
       token=token,
       sampler_logprob=logprobs[0],
       behaviour_logprob=logprobs[1],
       policy_logprob=None,
-      truncated=self._is_truncated(token, index, options),
+      truncated=self._is_truncated(token, zeros, options),
     )
 
   def _step(self, params: PyTree, state: State) -> tuple[State, SampledTokens]:
@@ -331,17 +335,19 @@ class SlotDecoder:
     experts, cache = cache.experts, cache._replace(experts=None)
     logits = self.policy.project(params, hidden)
     keys = take_by_shard(state.requests.keys, state.request, state.shards)
-    step = self._sample(
+    sampled = self._sample(
       logits,
       keys,
       cache.length,
       jnp.where(live, state.request, state.requests.prompt.shape[0]),
       options,
     )
-    step = step._replace(truncated=live & step.truncated, experts=experts)
-    ended = ~live | self._is_done(step, options)
-    token = jnp.where(live, step.token, state.token)
-    return refill(state._replace(cache=cache, token=token), ended), step
+    sampled = sampled._replace(
+      truncated=live & sampled.truncated, experts=experts
+    )
+    ended = ~live | self._is_done(sampled, options)
+    token = jnp.where(live, sampled.token, state.token)
+    return refill(state._replace(cache=cache, token=token), ended), sampled
 
   def _sample(
     self,
@@ -354,7 +360,7 @@ class SlotDecoder:
     """Samples the tokens of some positions of requests."""
     keys = jax.vmap(jax.random.fold_in)(keys, position)
     token, *logprobs = sample_token(logits, keys, options.sampling)
-    step = SampledTokens(
+    sampled = SampledTokens(
       request=request,
       position=position,
       token=token,
@@ -363,11 +369,11 @@ class SlotDecoder:
       policy_logprob=None,
       truncated=self._is_truncated(token, position, options),
     )
-    if self.policy_logprobs:
+    if self.computes_policy_logprobs:
       temperature = options.sampling.temperature
       logprob = policy_logprob(logits, token, logprobs[0], temperature)
-      step = step._replace(policy_logprob=logprob)
-    return step
+      sampled = sampled._replace(policy_logprob=logprob)
+    return sampled
 
   def _is_end(
     self, token: Int[Array, ' S'], options: RequestOptions
@@ -378,11 +384,11 @@ class SlotDecoder:
     return is_end | jnp.any(token[:, None] == options.stop_ids, axis=1)
 
   def _is_done(
-    self, step: SampledTokens, options: RequestOptions
+    self, sampled: SampledTokens, options: RequestOptions
   ) -> Bool[Array, ' S']:
-    """Whether responses end with the tokens of a step."""
-    is_last = step.position + 1 >= options.limit
-    return self._is_end(step.token, options) | is_last
+    """Whether responses end with these tokens, by an end token or the limit."""
+    is_last = sampled.position + 1 >= options.limit
+    return self._is_end(sampled.token, options) | is_last
 
   def _is_truncated(
     self,
@@ -392,9 +398,3 @@ class SlotDecoder:
   ) -> Bool[Array, ' S']:
     """Whether the length limit ends responses with these tokens."""
     return ~self._is_end(token, options) & (position + 1 >= options.limit)
-
-
-def check_at_least(least: int, **numbers: int) -> None:
-  """Refuses numbers that are too small, or not integers."""
-  for name, number in numbers.items():
-    check_integer(name, number, least)

@@ -22,15 +22,15 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int, Key, PyTree
 
-from covrl.array_checks import check_array
+from covrl.array_checks import check_array, check_at_least
 from covrl.models.experts import ExpertRecord
 from covrl.models.policy import Policy
 from covrl.parallel import distributed, sharding
 from covrl.rollout.caching import EXACT_CACHING, Caching
 from covrl.rollout.carried import check_carried
-from covrl.rollout.decoder import SlotDecoder, check_at_least
+from covrl.rollout.decoder import SlotDecoder
 from covrl.rollout.finished import FinishedResponses, OnResponse
-from covrl.rollout.layout import Layout, divide
+from covrl.rollout.layout import Layout, divide_requests
 from covrl.rollout.placement import placer
 from covrl.rollout.programs import (
   Report,
@@ -328,7 +328,7 @@ class SamplingEngine:
 
   def _layout(self, count: int, group_size: int) -> Layout:
     """Division of the requests of `count` prompts over the mesh."""
-    return divide(
+    return divide_requests(
       self.mesh,
       count,
       group_size,

@@ -17,12 +17,12 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int, Key, PyTree
 
-from covrl.array_checks import check_array, check_integer
+from covrl.array_checks import check_array, check_at_least, check_integer
 from covrl.models.policy import Policy
 from covrl.parallel import distributed
 from covrl.rollout.admission import Admission, Sizes
 from covrl.rollout.caching import EXACT_CACHING, Caching
-from covrl.rollout.decoder import SlotDecoder, check_at_least
+from covrl.rollout.decoder import SlotDecoder
 from covrl.rollout.group_rows import GroupResponse, GroupRows
 from covrl.rollout.layout import Layout, count_shards, state_specs
 from covrl.rollout.placement import (
@@ -351,6 +351,6 @@ class GroupEngine:
 
   def _empty_state(self, params: PyTree, options: RequestOptions) -> State:
     """The program that creates the caches."""
-    state = self._decoder.empty(params, self._sizes, self._shards)
+    state = self._decoder.empty_state(params, self._sizes, self._shards)
     requests = state.requests._replace(options=options)
     return self._programs.constrained(state._replace(requests=requests))

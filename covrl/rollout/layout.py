@@ -34,7 +34,7 @@ class Layout(NamedTuple):
   slots: tuple[int, ...]
 
 
-def divide(
+def divide_requests(
   mesh: Mesh | None, count: int, group_size: int, *, slots: int, shrinks: bool
 ) -> Layout:
   """Divides the requests of some prompts over a mesh.

@@ -16,11 +16,11 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, PyTree
 
-from covrl.array_checks import check_integer
+from covrl.array_checks import check_at_least, check_integer
 from covrl.models.policy import Policy
 from covrl.rollout.admission import Admission, Rows, Sizes, WaitingRequests
 from covrl.rollout.caching import EXACT_CACHING, Caching
-from covrl.rollout.decoder import SlotDecoder, check_at_least
+from covrl.rollout.decoder import SlotDecoder
 from covrl.rollout.layout import count_shards
 from covrl.rollout.placement import placer
 from covrl.rollout.requests import Limits, NewTokens, Request
@@ -99,7 +99,7 @@ class RequestEngine:
       tuple(end_ids),
       pad_id,
       max_response_length,
-      policy_logprobs=True,
+      computes_policy_logprobs=True,
       caching=caching,
     )
     self._programs = SlotPrograms(self._decoder, mesh, self.segment)
@@ -268,7 +268,7 @@ class RequestEngine:
   def _empty_state(self, params: PyTree, sizes: Sizes) -> State:
     """The program that creates the caches."""
     return self._programs.constrained(
-      self._decoder.empty(params, sizes, self._shards)
+      self._decoder.empty_state(params, sizes, self._shards)
     )
 
   def _cancel_requests(

@@ -81,9 +81,22 @@ def run(chain, old, new, targets, advantages):
 
 
 def lp_reg_in_numpy(
-  ranked, proxy, new, targets, advantages, fraction, largest=10.0
+  ranking, proxy, new, targets, advantages, fraction, max_kl=10.0
 ):
-  """The gradient of the published loss's penalty, from whole distributions."""
+  """The gradient of the published loss's penalty, from whole distributions.
+
+  Args:
+    ranking: log-probabilities by which the rarest tokens are selected.
+    proxy: log-probabilities of which the likely tokens are the target.
+    new: log-probabilities of the current policy.
+    targets: the sampled tokens.
+    advantages: their advantages.
+    fraction: fraction of the tokens with negative advantages to select.
+    max_kl: estimate of the KL above which a token has no penalty.
+
+  Returns:
+    The gradient, and whether each token is penalised.
+  """
   is_kept = proxy >= proxy.max(-1, keepdims=True) + np.log(0.1)
   mass = np.sum(np.exp(proxy) * is_kept, -1)
   target = take_targets(proxy, targets) - np.log(mass)
@@ -91,12 +104,12 @@ def lp_reg_in_numpy(
   is_negative = MASK & (advantages < 0)
   count = int(fraction * is_negative.sum())
   order = np.argsort(
-    np.where(is_negative, take_targets(ranked, targets), np.inf), None
+    np.where(is_negative, take_targets(ranking, targets), np.inf), None
   )
   is_rare = np.isin(np.arange(MASK.size), order[:count]).reshape(MASK.shape)
   log_pi = take_targets(new, targets)
   kl = np.exp(target - log_pi) - (target - log_pi) - 1
-  is_penalised = is_rare & (log_pi < target) & (kl <= largest)
+  is_penalised = is_rare & (log_pi < target) & (kl <= max_kl)
   gradient = np.where(is_penalised, 1 - np.exp(target - log_pi), 0)
   return gradient / MASK.sum(), is_penalised
 
@@ -135,7 +148,7 @@ def test_lp_reg_has_no_gradient_where_its_penalty_is_above_ten(case):
     old, old, new, targets, advantages, 0.9
   )
   is_penalised_without_bound = lp_reg_in_numpy(
-    old, old, new, targets, advantages, 0.9, largest=np.inf
+    old, old, new, targets, advantages, 0.9, max_kl=np.inf
   )[1]
   assert 0 < is_penalised.sum() < is_penalised_without_bound.sum()
   chain = covrl.lp_reg(0.9, min_p=0.1, allow_large=True)
@@ -191,7 +204,7 @@ def test_aent_is_the_gradient_of_the_entropy_of_the_likely_tokens(case):
   )
 
 
-def test_both_compose_with_covariance_methods_and_controllers(case):
+def test_lp_reg_and_aent_compose_with_covariance_methods_and_controllers(case):
   chain = optax.chain(
     covrl.clip_cov(0.05, low=-9.0, high=9.0),
     covrl.kl_cov(0.05),

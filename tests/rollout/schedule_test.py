@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from rollout.engines import make_engine, sample, to_numpy
 
 from covrl.rollout import engine as engine_module
-from covrl.rollout.layout import divide
+from covrl.rollout.layout import divide_requests
 from covrl.rollout.schedule import SegmentSchedule
 
 SEGMENT = 4
@@ -24,7 +24,7 @@ def decode(lengths, *, slots, max_tokens, ahead):
     max_tokens: tokens of a response, at most.
     ahead: segments to start ahead.
   """
-  layout = divide(None, len(lengths), 1, slots=slots, shrinks=True)
+  layout = divide_requests(None, len(lengths), 1, slots=slots, shrinks=True)
   schedule = SegmentSchedule(
     layout, segments=-(-(max_tokens - 1) // SEGMENT), ahead=ahead
   )

@@ -60,11 +60,11 @@ def canonicalize(node: Node, *, zero_is_natural: bool = False) -> Node:
   if len(items) == 1:
     (item,) = items
     return _without_membership(item)
-  items, domains = integers.declarations(items)
+  items, domains = integers.separate_declarations(items)
   items = _name_unnamed(items)
   if domains:
     return integers.canonical_answer(items, domains, separator, zero_is_natural)
-  elements = integers.congruences(items)
+  elements = integers.merge_congruences(items)
   return (
     elements[0]
     if len(elements) == 1
@@ -85,7 +85,7 @@ def _without_membership(node: Node) -> Node:
   """Returns the set of `x ∈ S`; a congruence as a family; or the node itself."""
   if node.value == ('in',):
     return node.parts[1]
-  (congruence,) = integers.congruences([node])
+  (congruence,) = integers.merge_congruences([node])
   return congruence
 
 

@@ -159,7 +159,7 @@ def _is_rounding(decimal: Node, exact: Node) -> bool:
   if _has_ellipsis(decimal):
     decimal = decimal.parts[0]
   try:
-    rounded, value = numeric.constant(decimal), numeric.constant(exact)
+    rounded, value = numeric.real_value(decimal), numeric.real_value(exact)
   except Undefined:
     return False
   last_place = _last_place(decimal)
@@ -198,7 +198,7 @@ def _last_place(node: Node) -> Fraction | None:
     # 1.23 × 10^4
     first = _last_place(node.parts[0])
     try:
-      scale = numeric.constant(node.parts[1])
+      scale = numeric.real_value(node.parts[1])
     except Undefined:
       return None
     return first and first * Fraction(str(scale))

@@ -44,14 +44,14 @@ def expand_dots(items: Sequence[Node]) -> list[Node] | None:
       end = Node('negative', (end,))
     return [progression(leading[0], step, end)]
   try:
-    last = list(map(_rational, after))
+    trailing = list(map(_rational, after))
   except Undefined:
     return (
       [progression(leading[0], step, after[0])] if len(after) == 1 else None
     )
-  if _common_step([*last[:1], *last[1:]]) not in (None, step):
+  if _common_step(trailing) not in (None, step):
     return None
-  return _progression_elements(leading[0], step, last[-1])
+  return _progression_elements(leading[0], step, trailing[-1])
 
 
 def _geometric_elements(
@@ -180,14 +180,14 @@ def _bounds(name: str, condition: Node) -> list[tuple[str, Fraction]]:
   symbol = Node('symbol', (), name)
   parts = condition.parts
   if condition.kind != 'relation' or parts.count(symbol) != 1:
-    raise Undefined('another condition')
+    raise Undefined('not a bound of the variable')
   position = parts.index(symbol)
   if not 1 <= len(parts) - 1 <= 2 or (len(parts) == 3 and position != 1):
-    raise Undefined('another condition')
+    raise Undefined('not a bound of the variable')
   bounds: list[tuple[str, Fraction]] = []
   for index, sign in enumerate(condition.value):
     if sign not in (*_REVERSED_SIGNS, 'ne'):
-      raise Undefined('another condition')
+      raise Undefined('not a bound of the variable')
     bound = parts[index if index < position else index + 1]
     if bound.kind == 'infinity' or bound == Node(
       'negative', (Node('infinity'),)

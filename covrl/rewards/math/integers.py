@@ -18,10 +18,12 @@ from covrl.rewards.math.families import (
 from covrl.rewards.math.integer_sets import integer_solutions
 
 _DOMAINS = {'\\mathbb{Z}': 'Z', '\\mathbb{N}': 'N', '\\mathbb{Q}': 'Q'}
+# Words after the name of a variable, as in `k is an integer`.
 _IS_INTEGER = re.compile(
   r'(?:(?:is|are|be|being) )?(?:an? |any |some |arbitrary )*'
   r'(?P<kind>positive |non-?negative |natural )?(?:integers?|whole numbers?|numbers?)'
 )
+# Words before the name of a variable, as in `for any integer k`.
 _ANY_INTEGER = re.compile(
   r'(?:for |where )?(?:an? |any |some |all |every |each |arbitrary )*'
   r'(?P<kind>positive |non-?negative |natural )?(?:integers?|whole numbers?|numbers?)'
@@ -30,7 +32,9 @@ _ANY_INTEGER = re.compile(
 _INEQUALITIES = {'<', '>', 'le', 'ge', 'ne', '='}
 
 
-def declarations(items: Sequence[Node]) -> tuple[list[Node], dict[str, str]]:
+def separate_declarations(
+  items: Sequence[Node],
+) -> tuple[list[Node], dict[str, str]]:
   """Separates conditions such as `k ∈ ℤ` from other elements.
 
   Returns:
@@ -54,11 +58,13 @@ def _declaration(node: Node) -> tuple[str, str] | None:
   """Returns name and domain of `k ∈ ℤ` or `k is an integer`."""
   if node.kind == 'relation' and node.value == ('in',):
     name, domain = node.parts
-    domain_name = _DOMAINS.get(str(domain.value)[:10])
+    # A subscript may follow, as in `\mathbb{Z}_{\ge 0}`, the natural numbers.
+    length = len('\\mathbb{Z}')
+    domain_name = _DOMAINS.get(str(domain.value)[:length])
     if str(domain.value).startswith('\\mathbb{C}'):
       domain_name = 'C'
     if domain_name and name.kind == 'symbol':
-      is_natural = domain.value[10:] and domain_name == 'Z'
+      is_natural = domain.value[length:] and domain_name == 'Z'
       return name.value, 'N' if is_natural else domain_name
   if node.kind == 'product':
     left, right = node.parts
@@ -138,7 +144,7 @@ def set_builder_elements(node: Node) -> list[Node] | None:
   if _declaration(template):
     conditions.append(template)
     template = template.parts[0]
-  _, domains = declarations([*conditions, template])
+  _, domains = separate_declarations([*conditions, template])
   if not domains:
     return None
   # ℕ has a smallest element without any other bound.
@@ -182,13 +188,13 @@ def _substitute(node: Node, name: str, value: Node) -> Node:
   return dataclasses.replace(node, parts=parts)
 
 
-def congruences(items: list[Node]) -> list[Node]:
+def merge_congruences(items: list[Node]) -> list[Node]:
   """Rewrites `x ≡ 1, 3 (mod 8)` as one family."""
   if not items or items[-1].kind != 'congruence':
     return items
   modulus = items[-1].parts[1]
   try:
-    if numeric.constant(modulus) <= 0:
+    if numeric.real_value(modulus) <= 0:
       return items
   except Undefined:
     return items

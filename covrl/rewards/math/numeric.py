@@ -91,7 +91,7 @@ def proportional(left: Node, right: Node, *, positive: bool) -> bool | None:
   return not positive or bool(mpmath.re(factor) > 0)
 
 
-def constant(node: Node) -> Value:
+def real_value(node: Node) -> Value:
   """Returns the real value of an expression without symbols.
 
   Raises:

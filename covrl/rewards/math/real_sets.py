@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 from covrl.rewards.math.ast import Node
 from covrl.rewards.math.evaluate import Undefined, Value, is_close
-from covrl.rewards.math.numeric import constant
+from covrl.rewards.math.numeric import real_value
 
 _INEQUALITIES = {'<', '>', 'le', 'ge', 'ne'}
 # The same inequality with its sides exchanged.
@@ -89,12 +89,12 @@ class _Line:
 def _boundary_points(node: Node) -> list[Value]:
   """Returns the boundary points of a set."""
   if node.kind in ('tuple', 'set'):
-    return [constant(part) for part in node.parts if not _infinity_sign(part)]
+    return [real_value(part) for part in node.parts if not _infinity_sign(part)]
   if node.kind == 'relation':
     bounds = [part for part in node.parts if part.kind != 'symbol']
     if node.value == ('in',):
       return _boundary_points(node.parts[1])
-    return [constant(part) for part in bounds if not _infinity_sign(part)]
+    return [real_value(part) for part in bounds if not _infinity_sign(part)]
   if node.kind == 'builder':
     return _boundary_points(node.parts[1])
   return [end for part in node.parts for end in _boundary_points(part)]
@@ -110,7 +110,7 @@ def _cells(node: Node, line: _Line) -> Cells:
     case 'reals':
       return line.all
     case 'set':
-      return frozenset(line.cell_of(constant(part)) for part in node.parts)
+      return frozenset(line.cell_of(real_value(part)) for part in node.parts)
     case 'tuple' if len(node.parts) == 2:
       low, high = node.parts
       return _half_line(low, node.value[0] == '[', '>', line) & _half_line(
@@ -147,9 +147,9 @@ def _inequality(node: Node, line: _Line) -> Cells:
     # The sign of the same inequality with the variable on the left.
     sign = _REVERSED_SIGNS.get(sign, sign) if index < variable_index else sign
     if sign == '=':
-      cells_in_bounds &= {line.cell_of(constant(bound))}
+      cells_in_bounds &= {line.cell_of(real_value(bound))}
     elif sign == 'ne':
-      cells_in_bounds -= {line.cell_of(constant(bound))}
+      cells_in_bounds -= {line.cell_of(real_value(bound))}
     else:
       is_closed = sign in ('le', 'ge')
       side = '<' if sign in ('<', 'le') else '>'
@@ -163,7 +163,7 @@ def _half_line(bound: Node, is_closed: bool, side: str, line: _Line) -> Cells:
   if sign:
     # All numbers are above −∞ and below ∞.
     return line.all if (sign < 0) == (side == '>') else frozenset()
-  cut = line.cell_of(constant(bound))
+  cut = line.cell_of(real_value(bound))
   is_on_side: Callable[[int], bool] = cut.__lt__ if side == '>' else cut.__gt__
   cells_in_bounds = frozenset(filter(is_on_side, line.all))
   return cells_in_bounds | {cut} if is_closed else cells_in_bounds
