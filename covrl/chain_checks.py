@@ -39,8 +39,8 @@ def check_state(name: str, after: PyTree, before: PyTree) -> None:
 
   Programs are compiled for the state that the run begins with. An array of another
   shape would be broadcast, and one of another dtype fails in the next update. A
-  dtype is another one if numbers of both have the common dtype of neither, or that
-  of the new one.
+  new dtype is accepted if its promotion with the one before gives the one before,
+  such as bfloat16 in place of float32.
 
   Args:
     name: name of the transformation, for the error.
@@ -56,22 +56,24 @@ def check_state(name: str, after: PyTree, before: PyTree) -> None:
   TypeError: a parameter chain must keep the form of its state['count'], int32[], \
 got float32[]
   """
-  given, structure = jax.tree_util.tree_flatten_with_path(before)
+  leaves_before, structure = jax.tree_util.tree_flatten_with_path(before)
   if jax.tree.structure(after) != structure:
     raise TypeError(
       f'{name} must keep the structure of its state, {structure!s:.120}, got'
       f' {jax.tree.structure(after)!s:.120}'
     )
-  for (path, old), new in zip(given, jax.tree.leaves(after), strict=True):
-    if jnp.shape(old) != jnp.shape(new) or not _is_kept(old, new):
+  for (path, old), new in zip(
+    leaves_before, jax.tree.leaves(after), strict=True
+  ):
+    if jnp.shape(old) != jnp.shape(new) or not _keeps_dtype(old, new):
       raise TypeError(
         f'{name} must keep the form of its state{jax.tree_util.keystr(path)},'
         f' {_form(old)}, got {_form(new)}'
       )
 
 
-def _is_kept(old: Any, new: Any) -> bool:
-  """Whether the choice between two arrays has the dtype of the old one."""
+def _keeps_dtype(old: Any, new: Any) -> bool:
+  """Whether the promotion of both dtypes is the old one."""
   before, after = jnp.result_type(old), jnp.result_type(new)
   if before == after:
     return True

@@ -173,8 +173,8 @@ def _refuse_another_run(policy: str, output: str | None) -> None:
   if is_another and holds_run:
     raise ValueError(
       '--output must be a directory without a run, or POLICY itself, got'
-      f' {output}, a run other than {policy}, as whose results reports would show'
-      ' them'
+      f' {output}, a run other than {policy}; reports would show the results as those'
+      f' of {output}'
     )
 
 

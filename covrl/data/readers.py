@@ -135,7 +135,9 @@ class ParquetRecords(Records):
       ) from None
     _require_rows(self)
     # The name of the type of 64 bits is 'double'.
-    self._narrow = [f for f in self._table.schema if 'float' in str(f.type)]
+    self._narrow_fields = [
+      f for f in self._table.schema if 'float' in str(f.type)
+    ]
 
   def __len__(self) -> int:
     return self._table.num_rows
@@ -164,10 +166,11 @@ class ParquetRecords(Records):
 
   def _shorten_narrow_columns(self, row: dict[str, Any]) -> dict[str, Any]:
     """Replaces numbers of narrow columns by their shortest decimals."""
-    narrow = {
-      f.name: _with_shortest_decimals(row[f.name], f.type) for f in self._narrow
+    shortened = {
+      f.name: _with_shortest_decimals(row[f.name], f.type)
+      for f in self._narrow_fields
     }
-    return {**row, **narrow}
+    return {**row, **shortened}
 
 
 class ArrayRecordRecords(Records):
@@ -260,7 +263,7 @@ class TfdsRecords(Records):
     if files:
       self._files = OpenFiles(file.filename for file in files)
       self._records = builder.as_data_source(split=split)
-    self._narrow = {
+    self._narrow_dtypes = {
       name: dtype
       for name, feature in builder.info.features.items()
       if (dtype := getattr(feature, 'np_dtype', None)) in _NARROW_DTYPES
@@ -283,11 +286,11 @@ class TfdsRecords(Records):
       raise ValueError(
         f'{self.location(index)} must hold text in UTF-8, got: {error}'
       ) from None
-    narrow = {
+    shortened = {
       name: _shortest_decimal(row[name], dtype)
-      for name, dtype in self._narrow.items()
+      for name, dtype in self._narrow_dtypes.items()
     }
-    return {**row, **narrow}
+    return {**row, **shortened}
 
 
 _READERS = {

@@ -281,7 +281,7 @@ class RunDirectory:
   @property
   def records(self) -> dict[str, Any]:
     """The run's files as a checkpoint describes them, for `check_records`."""
-    return {'results': self.result_digests, 'notices': self._notices.text}
+    return {'results': self.result_digests, 'notices': self._notices.content}
 
   def check_records(
     self, saved: Mapping[str, Any], warn: Callable[[str], object]

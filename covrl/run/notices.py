@@ -25,39 +25,39 @@ class Notices:
     write: writes a file in it, given its name and content.
 
   Attributes:
-    text: the lines so far.
+    content: content of the file as last read or written, one line per notice.
   """
 
   def __init__(
     self, directory: epath.Path, write: Callable[[str, str], object]
   ) -> None:
     self._file, self._write = directory / FILE_NAME, write
-    self.text = ''
+    self.content = ''
 
   def add(self, text: str) -> None:
     """Adds a notice, unless it has been added before."""
-    lines_before = self._read()
-    if json.dumps(text) not in lines_before:
+    content = self._read()
+    if json.dumps(text) not in content:
       now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
       line = json.dumps({'time': now, 'text': text})
-      self._replace(f'{lines_before}{line}\n')
+      self._replace(f'{content}{line}\n')
 
   def restore(self, saved: str) -> int:
     """Writes the notices again that the file has lost.
 
     Args:
-      saved: the lines so far, or at the checkpoint that is resumed.
+      saved: content of the file so far, or at the checkpoint that is resumed.
 
     Returns:
       Their number.
     """
-    lines_before = self._read()
-    lines = lines_before.splitlines()
+    content = self._read()
+    lines = content.splitlines()
     lost = [line for line in saved.splitlines() if line not in lines]
     if lost:
       self._replace(''.join(f'{line}\n' for line in (*lost, *lines)))
     else:
-      self.text = lines_before
+      self.content = content
     return len(lost)
 
   def _read(self) -> str:
@@ -65,6 +65,6 @@ class Notices:
       return ''
     return storage.read_bytes(self._file).decode(errors='replace')
 
-  def _replace(self, text: str) -> None:
-    self._write(FILE_NAME, text)
-    self.text = text
+  def _replace(self, content: str) -> None:
+    self._write(FILE_NAME, content)
+    self.content = content

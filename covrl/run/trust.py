@@ -12,7 +12,7 @@ from etils import epath
 
 from covrl.config import ConfigError
 
-_OPTION = 'pass --trust to execute it nevertheless'
+_ADVICE = 'pass --trust to execute it nevertheless'
 
 
 def check_files(directory: epath.PathLike) -> None:
@@ -54,12 +54,12 @@ def check_owner(directory: epath.PathLike) -> None:
       raise ConfigError(
         f'{path} holds a recipe that is executed when the run is opened, and'
         f' {entry} belongs to another user ({_user_name(status.st_uid)});'
-        f' {_OPTION}'
+        f' {_ADVICE}'
       )
     if status.st_mode & stat.S_IWOTH:
       raise ConfigError(
         f'{path} holds a recipe that is executed when the run is opened, and'
-        f' {entry} can be written by every user; {_OPTION}'
+        f' {entry} can be written by every user; {_ADVICE}'
       )
 
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.experimental.pallas import tpu as pltpu
-from models.packed_rows import CONFIG, HEADS, KV_HEADS, WIDTH, draw
+from models.packed_rows import CONFIG, HEADS, KV_HEADS, WIDTH, normal_array
 
 from covrl.models import cached_tokens
 from covrl.models.attention import decode as decode_attention
@@ -72,7 +72,7 @@ def check_decode(
   filler = jnp.nan if kernel else 1e6
 
   def cached(seed, count, slots, is_token):
-    values = draw(seed, 2, count, KV_HEADS, slots, WIDTH)
+    values = normal_array(seed, 2, count, KV_HEADS, slots, WIDTH)
     return jnp.where(is_token[None, :, None, :, None], values, filler)
 
   in_prompt = jnp.arange(prompt_slots) >= prompt_slots - lengths[:, None]
@@ -113,8 +113,11 @@ def check_decode(
     }
   if mesh:
     prompt = prompt % 2 + 2 * (np.arange(rows) >= rows // 2)
-  queries = draw(5, rows, HEADS, WIDTH)
-  keys, values = draw(6, rows, KV_HEADS, WIDTH), draw(7, rows, KV_HEADS, WIDTH)
+  queries = normal_array(5, rows, HEADS, WIDTH)
+  keys, values = (
+    normal_array(6, rows, KV_HEADS, WIDTH),
+    normal_array(7, rows, KV_HEADS, WIDTH),
+  )
 
   @jax.jit
   def attended(queries, keys, values, cache):
@@ -210,8 +213,8 @@ def test_decode_attention_on_a_mesh_equals_attention_over_whole_rows(
   if not with_kernel:
     monkeypatch.setattr(decode_attention, 'uses_kernel', lambda _: False)
   mesh = sharding.make_mesh({'data': 2, 'tensor': 2}, jax.devices()[:4])
-  settings = {'slots': (9, 40), 'window': 16, 'ring': True}
-  check_decode(**settings, mesh=mesh, kernel=kernel if with_kernel else None)
+  setting = {'slots': (9, 40), 'window': 16, 'ring': True}
+  check_decode(**setting, mesh=mesh, kernel=kernel if with_kernel else None)
 
 
 @settings(deadline=None, max_examples=20)

@@ -13,7 +13,7 @@ CONFIG = dataclasses.replace(tiny(16), head_dim=16)
 HEADS, KV_HEADS, WIDTH = CONFIG.num_heads, CONFIG.num_kv_heads, CONFIG.head_dim
 
 
-def draw(seed, *shape):
+def normal_array(seed, *shape):
   """Random numbers of a shape, in float32."""
   values = np.random.default_rng(seed).normal(size=shape)
   return jnp.asarray(values, jnp.float32)
@@ -27,9 +27,9 @@ def rows(length, batch=2):
     segments[row, start:middle] = 1
     segments[row, middle : length - 4] = 2
   return (
-    draw(0, batch, length, HEADS, WIDTH),
-    draw(1, batch, KV_HEADS, length, WIDTH),
-    draw(2, batch, KV_HEADS, length, WIDTH),
+    normal_array(0, batch, length, HEADS, WIDTH),
+    normal_array(1, batch, KV_HEADS, length, WIDTH),
+    normal_array(2, batch, KV_HEADS, length, WIDTH),
     jnp.asarray(segments),
   )
 

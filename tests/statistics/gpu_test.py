@@ -35,6 +35,6 @@ def test_products_of_gradients_are_in_the_type_of_the_factors(dtype):
   with jax.sharding.use_abstract_mesh(GPU):
     types = product_types(dtype)
   assert len(types) == 4
-  short = {'bfloat16': 'bf16', 'float32': 'f32'}[dtype]
-  for each in types:
-    assert each.count(f'x{short}>') == 2, each
+  mlir_dtype = {'bfloat16': 'bf16', 'float32': 'f32'}[dtype]
+  for factor_types in types:
+    assert factor_types.count(f'x{mlir_dtype}>') == 2, factor_types

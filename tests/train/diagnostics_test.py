@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 from fast_compilation import QUICK
-from train.updates import CLIPPED, POLICY, padded, parameters, score
+from train.updates import CLIPPED, POLICY, padded_batch, parameters, score
 
 import covrl
 from covrl.parallel import sharding
@@ -58,7 +58,7 @@ def updates(interval, *, shape=(1,), micro_batches=1, reads_moments=False):
   state, metrics_by_update = initial_state(token_tx), []
   with sharding.use_mesh(mesh, sharding.TRAIN_RULES):
     state = jax.device_put(state, sharding.replicated(mesh))
-    rows = sharding.shard_batch(padded(), mesh)
+    rows = sharding.shard_batch(padded_batch(), mesh)
     for _ in range(3):
       state, metrics = run(state, rows, np.asarray(False), jax.random.key(0))
       metrics_by_update.append(jax.device_get(metrics))
@@ -145,7 +145,7 @@ def test_moments_are_computed_only_where_they_are_read(
     jax.eval_shape(
       step,
       initial_state(token_tx),
-      padded(),
+      padded_batch(),
       np.asarray(False),
       jax.random.key(0),
     )
@@ -162,7 +162,7 @@ def test_a_traced_moments_flag_changes_neither_value_nor_gradient():
 
     return jax.value_and_grad(run, has_aux=True)(params)
 
-  rows = jax.tree.map(jnp.asarray, padded())
+  rows = jax.tree.map(jnp.asarray, padded_batch())
   (value, moments), gradient = entropy_and_moments(parameters(), rows, True)
   (value_without, moments_without), gradient_without = entropy_and_moments(
     parameters(), rows, False
@@ -171,5 +171,5 @@ def test_a_traced_moments_flag_changes_neither_value_nor_gradient():
   jax.tree.map(np.testing.assert_array_equal, gradient, gradient_without)
   assert np.isfinite(moments.square).all()
   assert np.isnan(moments_without.square).all()
-  expected = score(parameters(), padded())[1]
+  expected = score(parameters(), padded_batch())[1]
   np.testing.assert_allclose(moments.square, expected.square, rtol=1e-5)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from fast_compilation import QUICK
-from train.updates import padded
+from train.updates import padded_batch
 
 import covrl
 from covrl.models import ExpertRecord, Experts, Policy, load_balance, tiny
@@ -28,7 +28,7 @@ CHAIN = covrl.entropy_bonus(0.01)
 
 def rows():
   """Rows of which every other token has recorded experts."""
-  batch, rng = padded(), np.random.default_rng(5)
+  batch, rng = padded_batch(), np.random.default_rng(5)
   record = ExpertRecord.of(POLICY.config)
   experts = np.argsort(rng.random((*batch.tokens.shape, 2, 4)), axis=-1)
   experts = (experts[..., :2] + 1).astype(record.dtype)

@@ -6,7 +6,7 @@ import numpy as np
 from train.updates import (
   POLICY,
   fresh_state,
-  padded,
+  padded_batch,
   parameters,
   program,
   score,
@@ -21,7 +21,7 @@ METHOD = {'kl_cov_fraction': 0.04, 'kl_cov_coefficient': 1.0, 'bonus': 0.1}
 
 def test_gathered_update_equals_one_with_whole_logits(monkeypatch):
   """On a mesh and in micro-batches; the same tokens are selected."""
-  setup, rows = ((4, 2), 2), padded()
+  setup, rows = ((4, 2), 2), padded_batch()
   state = fresh_state('kl_cov_and_bonus', **METHOD)
   expected, expected_metrics = update(
     *setup, rows, state, chain='kl_cov_and_bonus'
@@ -52,7 +52,7 @@ def test_gathered_update_equals_one_with_whole_logits(monkeypatch):
 
 
 def test_statistics_off_the_mask_are_zero():
-  rows = padded()
+  rows = padded_batch()
   statistics = score(parameters(), rows)
   for leaf in jax.tree.leaves(statistics):
     assert not np.asarray(leaf)[~rows.loss_mask].any()
@@ -60,7 +60,7 @@ def test_statistics_off_the_mask_are_zero():
 
 
 def test_statistics_do_not_depend_on_whether_moments_are_computed():
-  rows = padded()
+  rows = padded_batch()
   expected, _ = score(parameters(), rows)
   stats, moments = jax.jit(
     lambda params, rows: policy_stats(

@@ -18,7 +18,7 @@ import optax
 import pytest
 from train import process
 from train.runs import SMALL
-from train.updates import padded, run, update
+from train.updates import padded_batch, run, update
 
 import covrl
 from covrl.exit_codes import Exit
@@ -106,7 +106,7 @@ def test_metrics_of_an_iteration_without_scores_are_nan():
 
 
 def test_an_update_without_tokens_changes_nothing_and_has_no_metrics():
-  rows = padded()
+  rows = padded_batch()
   empty_mask: Any = np.zeros_like(rows.loss_mask)
   empty = dataclasses.replace(
     rows, loss_mask=empty_mask, weights=empty_mask.astype(np.float32)
@@ -151,8 +151,8 @@ def test_an_update_without_tokens_changes_nothing_and_has_no_metrics():
 
 
 def test_small_top_shares_of_few_tokens_have_no_covariance():
-  _, metrics = run((8,), 1, padded())
-  tokens = int(padded().loss_mask.sum())
+  _, metrics = run((8,), 1, padded_batch())
+  tokens = int(padded_batch().loss_mask.sum())
   assert tokens * 0.0002 < 1
   assert np.isnan(metrics['covariance_top/0.0002'])
   assert np.isfinite(metrics['covariance_top/0.5'])

@@ -6,7 +6,7 @@ import functools
 import jax
 import numpy as np
 import pytest
-from train.updates import fresh_state, padded, program
+from train.updates import fresh_state, padded_batch, program
 
 from covrl.parallel import sharding
 from covrl.run.checkpoint import CheckpointStore
@@ -31,7 +31,7 @@ def train_steps(shape, state, steps, micro_batches=2, offload=False):
   step, mesh, state_shardings = program(
     shape, micro_batches, 'kl_cov_and_bonus', offload=offload
   )
-  batch, losses = sharding.shard_batch(padded(), mesh), []
+  batch, losses = sharding.shard_batch(padded_batch(), mesh), []
   state = jax.device_put(state, state_shardings)
   with sharding.use_mesh(mesh, sharding.TRAIN_RULES):
     for _ in range(steps):

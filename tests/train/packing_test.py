@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from train import toy
-from train.updates import PROMPT, RESPONSE, SEQUENCES, padded, parameters
+from train.updates import PROMPT, RESPONSE, SEQUENCES, padded_batch, parameters
 
 from covrl.config import ConfigError, check
 from covrl.data.packing import prompt_width
@@ -44,7 +44,8 @@ def rows():
   """Rows as wide as a prompt and a response, like those of a rollout."""
   row_padding = ((0, 0), (WIDTH - PROMPT - RESPONSE, 0))
   return jax.tree.map(
-    lambda leaf: np.pad(leaf[:, : PROMPT + RESPONSE], row_padding), padded()
+    lambda leaf: np.pad(leaf[:, : PROMPT + RESPONSE], row_padding),
+    padded_batch(),
   )
 
 

@@ -9,7 +9,7 @@ from train.token_chains import METHODS
 from train.updates import (
   assert_same_bits,
   fresh_state,
-  padded,
+  padded_batch,
   parameters,
   update,
 )
@@ -19,8 +19,8 @@ from train.updates import (
 @pytest.mark.parametrize('bad', [np.nan, np.inf])
 @pytest.mark.parametrize('location', ['advantages', 'trainable'])
 def test_skips_updates_that_are_not_finite(micro_batches, bad, location):
-  before = fresh_state(**METHODS['everything'])
-  batch = padded()
+  before = fresh_state(**METHODS['clip_cov and kl_cov with bonus'])
+  batch = padded_batch()
   if location == 'advantages':
     row, column = np.argwhere(batch.loss_mask)[7]
     spoilt = batch.advantages.copy()
@@ -40,7 +40,7 @@ def test_skips_updates_that_are_not_finite(micro_batches, bad, location):
     # The next update starts from the same state.
     expected_state = dataclasses.replace(before, step=before.step + 1)
     actual, expected = (
-      update((8,), micro_batches, padded(), state)
+      update((8,), micro_batches, padded_batch(), state)
       for state in (after, expected_state)
     )
     assert actual[1]['skipped'] == 0.0
@@ -50,7 +50,10 @@ def test_skips_updates_that_are_not_finite(micro_batches, bad, location):
 @pytest.mark.parametrize('bad', [np.nan, np.inf])
 def test_skips_updates_whose_chain_detaches_tokens_that_are_not_finite(bad):
   """Forking tokens detach tokens without a rank, so that gradients are finite."""
-  before, batch = fresh_state('forking_tokens', forking_fraction=0.2), padded()
+  before, batch = (
+    fresh_state('forking_tokens', forking_fraction=0.2),
+    padded_batch(),
+  )
   advantages = batch.advantages.copy()
   advantages[(batch.sequence_ids == 3) & batch.loss_mask] = bad
   batch = dataclasses.replace(batch, advantages=advantages)
@@ -59,5 +62,5 @@ def test_skips_updates_whose_chain_detaches_tokens_that_are_not_finite(bad):
   assert not np.isfinite(metrics['loss'])
   assert metrics['skipped'] == 1.0
   assert_same_bits(after.trainable, before.trainable)
-  _, metrics = update((8,), 1, padded(), before, chain='forking_tokens')
+  _, metrics = update((8,), 1, padded_batch(), before, chain='forking_tokens')
   assert metrics['skipped'] == 0.0

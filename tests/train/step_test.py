@@ -20,13 +20,13 @@ from train.updates import (
   SEQUENCES,
   WIDTH,
   assert_same_bits,
-  drifted,
   fresh_state,
-  padded,
+  off_policy_batch,
+  padded_batch,
+  padded_batch_stats,
   parameters,
   run,
   score,
-  scored,
   update,
 )
 
@@ -102,16 +102,16 @@ def kl_cov_selection(state):
 @pytest.mark.parametrize('method', METHODS)
 def test_updates_do_not_depend_on_meshes_or_micro_batches(method):
   options = METHODS[method]
-  expected = run(*PROGRAMS[0], padded(), **options)
+  expected = run(*PROGRAMS[0], padded_batch(), **options)
   num_penalised, fingerprint = kl_cov_selection(expected[0])
-  num_tokens = int(padded().loss_mask.sum())
+  num_tokens = int(padded_batch().loss_mask.sum())
   assert expected[1]['selected'] == int(
     num_tokens * options.get('clip_cov_fraction', 0)
   )
   assert num_penalised == int(num_tokens * options.get('kl_cov_fraction', 0))
   assert (fingerprint != 0) == (num_penalised > 0)
   for shape, micro_batches in PROGRAMS[1:]:
-    actual = run(shape, micro_batches, padded(), **options)
+    actual = run(shape, micro_batches, padded_batch(), **options)
     assert_same_update(actual, expected)
     assert kl_cov_selection(actual[0]) == (num_penalised, fingerprint)
 
@@ -121,9 +121,9 @@ def largest_change(before, after):
 
 
 def test_methods_change_the_gradient():
-  unedited = gradients(run(*PROGRAMS[0], padded())[0])
+  unedited = gradients(run(*PROGRAMS[0], padded_batch())[0])
   for method in ('clip_cov', 'kl_cov', 'kl_cov with bonus', 'controllers'):
-    edited = gradients(run(*PROGRAMS[0], padded(), **METHODS[method])[0])
+    edited = gradients(run(*PROGRAMS[0], padded_batch(), **METHODS[method])[0])
     assert largest_change(unedited, edited) > 1e-3, method
 
 
@@ -137,7 +137,7 @@ def run_composed(program, batch, method, **options_of_test):
 @pytest.mark.parametrize('method', COMPOSED_METHODS)
 def test_composed_methods_do_not_depend_on_the_layout(method):
   """Layouts: two meshes, micro-batches, packed rows, and another order."""
-  batch = drifted()
+  batch = off_policy_batch()
   expected = run_composed(PROGRAMS[0], batch, method)
   count, _ = kl_cov_selection(expected[0])
   assert count == int(batch.loss_mask.sum() * COMMON_OPTIONS['kl_cov_fraction'])
@@ -154,10 +154,12 @@ def test_composed_methods_do_not_depend_on_the_layout(method):
 
 
 def test_composed_methods_change_the_gradient():
-  unedited = gradients(run_composed(PROGRAMS[0], drifted(), 'losses alone')[0])
+  unedited = gradients(
+    run_composed(PROGRAMS[0], off_policy_batch(), 'losses alone')[0]
+  )
   scale = max(np.abs(leaf).max() for leaf in unedited)
   for method in [*COMPOSED_METHODS][1:]:
-    edited = gradients(run_composed(PROGRAMS[0], drifted(), method)[0])
+    edited = gradients(run_composed(PROGRAMS[0], off_policy_batch(), method)[0])
     assert largest_change(unedited, edited) > 1e-3 * scale, method
 
 
@@ -174,10 +176,10 @@ def test_every_mesh_and_composition_gives_the_same_update(method, disabled):
     'target_entropy': 0.0,
   }
   changes = zeros if disabled == 'all' else {disabled: 0.0}
-  packed = pack_rows(drifted(), length=WIDTH, count=SEQUENCES)
-  expected = run_composed(PROGRAMS[0], drifted(), method, **changes)
+  packed = pack_rows(off_policy_batch(), length=WIDTH, count=SEQUENCES)
+  expected = run_composed(PROGRAMS[0], off_policy_batch(), method, **changes)
   for program in PROGRAMS:
-    for rows in (drifted(), packed):
+    for rows in (off_policy_batch(), packed):
       actual = run_composed(program, rows, method, **changes)
       assert_same_update(actual, expected)
       assert kl_cov_selection(actual[0]) == kl_cov_selection(expected[0])
@@ -219,28 +221,30 @@ def test_advantages_do_not_depend_on_the_order_of_rows_or_the_mesh(estimator):
 @pytest.mark.parametrize('method', ['everything', 'clip_cov'])
 def test_updates_do_not_depend_on_the_order_of_rows(method):
   order = np.random.default_rng(2).permutation(SEQUENCES)
-  shuffled = jax.tree.map(lambda leaf: leaf[order], padded())
+  shuffled = jax.tree.map(lambda leaf: leaf[order], padded_batch())
   options = METHODS[method]
   for shape, micro_batches in (PROGRAMS[0], PROGRAMS[2]):
     assert_same_update(
       run(shape, micro_batches, shuffled, **options),
-      run(*PROGRAMS[0], padded(), **options),
+      run(*PROGRAMS[0], padded_batch(), **options),
     )
 
 
 def test_updates_do_not_depend_on_packing():
-  packed = pack_rows(padded(), length=WIDTH, count=SEQUENCES)
+  packed = pack_rows(padded_batch(), length=WIDTH, count=SEQUENCES)
   assert packed.segment_ids.max() > 2
   for method in ('everything', 'clip_cov'):
     assert_same_update(
       run(*PROGRAMS[0], packed, **METHODS[method]),
-      run(*PROGRAMS[0], padded(), **METHODS[method]),
+      run(*PROGRAMS[0], padded_batch(), **METHODS[method]),
     )
 
 
 def test_current_statistics_select_equally_in_one_and_two_micro_batches():
   one_micro_batch, two_micro_batches = (
-    run(shape, count, padded(), chain='kl_cov_current', **METHODS['kl_cov'])
+    run(
+      shape, count, padded_batch(), chain='kl_cov_current', **METHODS['kl_cov']
+    )
     for shape, count in (PROGRAMS[0], PROGRAMS[1])
   )
   assert kl_cov_selection(one_micro_batch[0])[0] > 0
@@ -248,14 +252,14 @@ def test_current_statistics_select_equally_in_one_and_two_micro_batches():
   assert kl_cov_selection(two_micro_batches[0]) == kl_cov_selection(
     one_micro_batch[0]
   )
-  by_old_stats = run(*PROGRAMS[0], padded(), **METHODS['kl_cov'])
+  by_old_stats = run(*PROGRAMS[0], padded_batch(), **METHODS['kl_cov'])
   assert (
     kl_cov_selection(one_micro_batch[0])[1]
     != kl_cov_selection(by_old_stats[0])[1]
   )
   # No option of the step names the source: it follows from the token chain.
-  rows = padded()
-  stats = scored(parameters())
+  rows = padded_batch()
+  stats = padded_batch_stats(parameters())
   chosen = covrl.selectors.top_score(0.04, selection_source='current')(
     stats,
     advantages=jnp.asarray(rows.advantages),
@@ -269,9 +273,9 @@ def test_current_statistics_select_equally_in_one_and_two_micro_batches():
 
 @pytest.mark.parametrize('micro_batches', [1, 8])
 def test_first_update_has_ratio_one_and_no_penalty(micro_batches):
-  without_penalty = run((8,), micro_batches, padded(), first=True)
+  without_penalty = run((8,), micro_batches, padded_batch(), first=True)
   state, metrics = run(
-    (8,), micro_batches, padded(), first=True, **METHODS['kl_cov']
+    (8,), micro_batches, padded_batch(), first=True, **METHODS['kl_cov']
   )
   assert kl_cov_selection(state)[0] > 0
   for name in ('log_ratio', 'log_ratio_abs', 'log_ratio_max', 'clip_fraction'):
@@ -280,7 +284,7 @@ def test_first_update_has_ratio_one_and_no_penalty(micro_batches):
   assert_same_bits(gradients(state), gradients(without_penalty[0]))
   # The first update measures the error of the scoring program, for the dead zone.
   assert state.last_update.log_ratio_noise > 0.1
-  later = run((8,), micro_batches, padded(), **METHODS['kl_cov'])
+  later = run((8,), micro_batches, padded_batch(), **METHODS['kl_cov'])
   assert later[1]['log_ratio_abs'] > 0.01
   assert later[1]['penalty_share'] > 0.01
   assert later[0].last_update.log_ratio_noise == np.float32(1e-6)
@@ -289,7 +293,7 @@ def test_first_update_has_ratio_one_and_no_penalty(micro_batches):
 @pytest.mark.parametrize('micro_batches', [1, 2])
 def test_the_only_update_of_a_rollout_needs_no_scores(micro_batches):
   batch, state = (
-    padded(),
+    padded_batch(),
     fresh_state(
       'kl_cov_and_bonus', kl_cov_fraction=0.3, kl_cov_coefficient=1.0, bonus=0.1
     ),
@@ -343,7 +347,7 @@ def test_the_only_update_of_a_rollout_needs_no_scores(micro_batches):
 
 
 def test_logs_entropy_change_by_earlier_updates():
-  rows = padded()
+  rows = padded_batch()
   _, metrics = run((8,), 1, rows, **METHODS['kl_cov'])
   raised = dataclasses.replace(rows, old_entropy=rows.old_entropy + 0.1)
   _, raised_metrics = run((8,), 1, raised, **METHODS['kl_cov'])
@@ -358,7 +362,12 @@ def test_logs_entropy_change_by_earlier_updates():
 
 @pytest.mark.parametrize('micro_batches', [1, 8])
 def test_the_chains_advance_once_per_update(micro_batches):
-  state, _ = run((8,), micro_batches, padded(), **METHODS['everything'])
+  state, _ = run(
+    (8,),
+    micro_batches,
+    padded_batch(),
+    **METHODS['clip_cov and kl_cov with bonus'],
+  )
   clip_cov, kl_cov, *_ = state.token_state.inner_state
   assert state.token_state.count == clip_cov.updates == kl_cov.updates == 1
   assert optax.tree.get(state.opt_state, 'count') == 1

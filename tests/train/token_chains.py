@@ -10,8 +10,8 @@ import optax
 import covrl
 from covrl.entropy import Selection, add_divergence_penalty, top_score
 
-# Arguments of a chain of `make_token_tx`. Coefficients and fractions are traced,
-# so that all methods share a program.
+# Arguments of the chain 'everything' of `make_token_tx`. Coefficients and fractions
+# are traced, so that all methods share a program.
 METHODS = {
   'clip_cov': {'clip_cov_fraction': 0.04},
   'kl_cov': {'kl_cov_fraction': 0.04, 'kl_cov_coefficient': 1.0},
@@ -20,7 +20,7 @@ METHODS = {
     'kl_cov_coefficient': 1.0,
     'bonus': 0.1,
   },
-  'everything': {
+  'clip_cov and kl_cov with bonus': {
     'clip_cov_fraction': 0.02,
     'kl_cov_fraction': 0.04,
     'kl_cov_coefficient': 0.5,
@@ -119,7 +119,7 @@ def composed(
   )
 
 
-def make_token_tx(chain):
+def make_token_tx(chain_name):
   """One of five chains; `everything` and `composed` compile slowly."""
 
   def everything(
@@ -156,7 +156,7 @@ def make_token_tx(chain):
     'kl_cov_and_bonus': kl_cov_and_bonus,
     'kl_cov_current': kl_cov_current,
     'composed': composed,
-  }[chain]
+  }[chain_name]
   # Options with which no method changes the gradient.
   inactive_options = {
     **dict.fromkeys(

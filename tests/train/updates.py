@@ -57,7 +57,11 @@ TX = optax.chain(optax.trace(decay=0.0), optax.adam(1e-2, eps=1e-5))
 
 @functools.cache
 def program(
-  shape, micro_batches, chain='everything', offload=False, has_old_stats=True
+  mesh_shape,
+  micro_batches,
+  chain='everything',
+  offload=False,
+  has_old_stats=True,
 ):
   """A compiled update, its mesh, and the shardings of its state."""
   settings = StepSettings(
@@ -76,7 +80,7 @@ def program(
   )
   loss = several_losses if chain == 'composed' else CLIPPED
   step = make_train_step(POLICY, loss, token_tx, TX, settings)
-  mesh = sharding.make_mesh(shape)
+  mesh = sharding.make_mesh(mesh_shape)
   params = POLICY.abstract_params(mesh)
   abstract = jax.tree.map(
     lambda leaf: replicated_like(leaf, mesh),
@@ -113,13 +117,13 @@ score = jax.jit(
 )
 
 
-def scored(params):
+def padded_batch_stats(params):
   """Statistics of a policy on the padded rows."""
-  return score(params, padded())[0]
+  return score(params, padded_batch())[0]
 
 
 @functools.cache
-def padded() -> TokenBatch:
+def padded_batch() -> TokenBatch:
   """Prompts padded on the left, responses on the right, as a rollout's rows."""
   rng = np.random.default_rng(1)
   begins = PROMPT - rng.integers(1, PROMPT + 1, SEQUENCES)
@@ -149,11 +153,11 @@ def padded() -> TokenBatch:
       np.arange(SEQUENCES, dtype=np.int32)[:, None], is_token.shape
     ).copy(),
   }
-  blank = TokenBatch(**arrays)
-  stats, moments = jax.device_get(score(parameters(), blank))
+  batch_without_stats = TokenBatch(**arrays)
+  stats, moments = jax.device_get(score(parameters(), batch_without_stats))
   drift = rng.normal(0, 0.2, floats.shape)
   return dataclasses.replace(
-    blank,
+    batch_without_stats,
     old_logprobs=np.float32(np.minimum(stats.logprobs + drift, 0)),
     old_entropy=stats.entropy,
     old_moments=moments,
@@ -161,10 +165,10 @@ def padded() -> TokenBatch:
 
 
 @functools.cache
-def drifted() -> TokenBatch:
+def off_policy_batch() -> TokenBatch:
   """The padded rows, sampled by another policy, with a proxy for Lp-Reg."""
   rng = np.random.default_rng(4)
-  batch = padded()
+  batch = padded_batch()
   shape = batch.old_logprobs.shape
   truncation = Truncation(min_p=MIN_P)
   _, moments = jax.jit(
@@ -210,7 +214,7 @@ def fresh_state(chain='everything', **hyperparameters) -> TrainState:
 
 
 def update(
-  shape,
+  mesh_shape,
   micro_batches,
   batch,
   state,
@@ -221,7 +225,7 @@ def update(
 ):
   """The state after one update, and its metrics."""
   step, mesh, state_shardings = program(
-    shape, micro_batches, chain, has_old_stats=has_old_stats
+    mesh_shape, micro_batches, chain, has_old_stats=has_old_stats
   )
   with sharding.use_mesh(mesh, sharding.TRAIN_RULES):
     return jax.device_get(
@@ -235,11 +239,19 @@ def update(
 
 
 def run(
-  shape, micro_batches, batch, *, first=False, chain='everything', **method
+  mesh_shape,
+  micro_batches,
+  batch,
+  *,
+  first=False,
+  chain='everything',
+  **hyperparameters,
 ):
-  """One update of an initial state."""
-  state = fresh_state(chain, **method)
-  return update(shape, micro_batches, batch, state, first=first, chain=chain)
+  """One update of an initial state, whose token chain has these hyperparameters."""
+  state = fresh_state(chain, **hyperparameters)
+  return update(
+    mesh_shape, micro_batches, batch, state, first=first, chain=chain
+  )
 
 
 def assert_same_bits(actual, expected):

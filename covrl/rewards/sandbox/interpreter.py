@@ -11,7 +11,7 @@ import pathlib
 import subprocess
 import sys
 
-_PROBE_SECONDS = 300.0  # seconds for the probe
+_PROBE_TIMEOUT = 300.0  # seconds
 # Prints the libraries mapped after importing all extension modules.
 _PROBE = """
 import json, os, sys, sysconfig, warnings
@@ -67,23 +67,23 @@ def find_interpreter() -> Interpreter:
       capture_output=True,
       text=True,
       check=False,
-      timeout=_PROBE_SECONDS,
+      timeout=_PROBE_TIMEOUT,
       env={},
     )
   except subprocess.TimeoutExpired:
-    raise OSError(f'{path} did not end within {_PROBE_SECONDS:g} s') from None
+    raise OSError(f'{path} did not end within {_PROBE_TIMEOUT:g} s') from None
   if completed.returncode:
     raise OSError(f'{path} does not run: {completed.stderr.strip()[-200:]}')
   return _find_files(json.loads(completed.stdout))
 
 
-def _find_files(probe: dict) -> Interpreter:
+def _find_files(probe_output: dict) -> Interpreter:
   """Returns the files to mount, given the output of the probe."""
-  executable = probe['executable']
-  stdlib = sorted({os.path.realpath(path) for path in probe['stdlib']})
+  executable = probe_output['executable']
+  stdlib = sorted({os.path.realpath(path) for path in probe_output['stdlib']})
   prefix = os.path.dirname(os.path.dirname(executable))
   files, links = [executable, *stdlib], []
-  for library in probe['mapped']:
+  for library in probe_output['mapped']:
     directory = os.path.dirname(library)
     if _is_within(library, files):
       continue

@@ -14,7 +14,7 @@ from train import process, runs
 from train.between_updates import KILL_AT
 from train.networks.critic_test import make_config
 from train.setup.resume_test import arrays
-from train.updates import padded
+from train.updates import padded_batch
 
 from covrl.config import ConfigError
 from covrl.models import Lora, Policy, tiny
@@ -100,7 +100,7 @@ def test_a_critic_starts_as_a_pretrained_model():
 
 
 def test_a_fixed_policy_has_entropy_and_tokens_and_no_loss():
-  rows = padded()
+  rows = padded_batch()
   step, metrics = jax.device_get(jax.jit(advance_step)(jnp.int32(4), rows))
   assert step == 5
   mask = rows.loss_mask

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from train import process
-from train.updates import SEQUENCES, WIDTH, padded
+from train.updates import SEQUENCES, WIDTH, padded_batch
 
 from covrl.cli import main
 from covrl.config import Config, ConfigError, check
@@ -33,7 +33,7 @@ def inputs(**changes: Any) -> Any:
   """Rows of four updates with rewards, values and a reference policy."""
   rng = np.random.default_rng(4)
   old, ref, values = rng.normal(size=(3, SEQUENCES, WIDTH)).astype(np.float32)
-  rows = dataclasses.replace(padded(), old_logprobs=old, ref_logprobs=ref)
+  rows = dataclasses.replace(padded_batch(), old_logprobs=old, ref_logprobs=ref)
   fields: dict[str, Any] = {
     'rows': rows,
     'rewards': (rng.random(SEQUENCES) < 0.4).astype(np.float32),
@@ -138,7 +138,7 @@ def test_equal_rewards_and_values_give_advantages_of_zero():
 
 
 def test_an_empty_batch_has_no_advantages_and_no_metrics():
-  rows = padded()
+  rows = padded_batch()
   empty = np.zeros_like(rows.loss_mask)
   credit_inputs = inputs(
     rows=dataclasses.replace(rows, loss_mask=empty),

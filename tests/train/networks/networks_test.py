@@ -16,9 +16,9 @@ from train.updates import (
   SEQUENCES,
   WIDTH,
   assert_same_bits,
-  padded,
+  padded_batch,
+  padded_batch_stats,
   parameters,
-  scored,
 )
 
 from covrl.config import Config
@@ -109,7 +109,7 @@ def update(kind, batch, shape=(8,), micro_batches=1, params=None):
 def test_updates_of_networks_do_not_depend_on_meshes_micro_batches_or_packing(
   kind,
 ):
-  batch = with_targets(padded())
+  batch = with_targets(padded_batch())
   _, state, metrics = update(kind, batch)
   packed = pack_rows(batch, length=WIDTH, count=SEQUENCES // 2)
   for rows, shape, micro_batches in (
@@ -127,13 +127,13 @@ def test_updates_of_networks_do_not_depend_on_meshes_micro_batches_or_packing(
 
 
 def test_critic_metrics_equal_those_of_numpy():
-  batch = with_targets(padded())
+  batch = with_targets(padded_batch())
   mask, credit = batch.loss_mask, batch.network_targets
   _, _, metrics = update('critic', batch)
   values = np.asarray(
     jax.jit(
       lambda params, rows: network_output('values', CRITIC, params, rows, 1, 0)
-    )(initial_params('critic'), padded())
+    )(initial_params('critic'), padded_batch())
   )
   clipped = np.clip(
     values, credit['old_values'] - 0.5, credit['old_values'] + 0.5
@@ -153,10 +153,10 @@ def test_critic_metrics_equal_those_of_numpy():
 
 
 def test_reward_model_metrics_equal_those_of_numpy():
-  batch = with_targets(padded())
+  batch = with_targets(padded_batch())
   mask, labels = batch.loss_mask, batch.network_targets['labels']
   _, _, metrics = update('reward_model', batch)
-  logprobs = scored(initial_params('reward_model')).logprobs
+  logprobs = padded_batch_stats(initial_params('reward_model')).logprobs
   log_ratio = np.where(mask, logprobs - batch.old_logprobs, 0)
   scores, is_right = 0.05 * log_ratio.sum(axis=1), labels.max(axis=1) > 0
   probabilities = 1 / (1 + np.exp(-scores))
@@ -176,7 +176,7 @@ def test_a_reward_model_with_nan_parameters_skips_its_update():
   params: Any = jax.tree.map(np.array, initial_params('reward_model'))
   params['embedding'][3] = np.nan
   before, after, metrics = update(
-    'reward_model', with_targets(padded()), params=params
+    'reward_model', with_targets(padded_batch()), params=params
   )
   assert metrics['skipped'] == 1
   for name in ('loss', 'before_update/accuracy', 'before_update/probability'):
@@ -185,7 +185,7 @@ def test_a_reward_model_with_nan_parameters_skips_its_update():
 
 
 def test_a_reward_model_with_nan_labels_skips_its_update():
-  batch = with_targets(padded())
+  batch = with_targets(padded_batch())
   row, column = np.argwhere(batch.loss_mask)[7]
   batch.network_targets['labels'][row, column] = np.nan
   before, after, metrics = update('reward_model', batch)
@@ -197,7 +197,7 @@ def test_a_reward_model_with_nan_labels_skips_its_update():
 
 @pytest.mark.parametrize('bad', [np.nan, np.inf])
 def test_a_critic_with_targets_that_are_not_finite_skips_its_update(bad):
-  batch = with_targets(padded())
+  batch = with_targets(padded_batch())
   row, column = np.argwhere(batch.loss_mask)[7]
   batch.network_targets['returns'][row, column] = bad
   before, after, metrics = update('critic', batch)
@@ -211,7 +211,7 @@ def test_a_critic_with_nan_parameters_skips_its_update():
   params: Any = jax.tree.map(np.array, initial_params('critic'))
   params['value_head']['bias'][...] = np.nan
   before, after, metrics = update(
-    'critic', with_targets(padded()), params=params
+    'critic', with_targets(padded_batch()), params=params
   )
   assert metrics['skipped'] == 1
   assert np.isnan(metrics['value'])
@@ -219,7 +219,7 @@ def test_a_critic_with_nan_parameters_skips_its_update():
 
 
 def test_a_batch_without_tokens_changes_nothing_and_has_no_metrics():
-  batch = with_targets(padded())
+  batch = with_targets(padded_batch())
   empty = np.zeros_like(batch.loss_mask)
   before, after, metrics = update(
     'critic', dataclasses.replace(batch, loss_mask=empty)
@@ -248,7 +248,7 @@ def test_a_critic_uses_a_causal_mask_alone_for_rows_of_one_sequence(
       'values', CRITIC, params, rows, 1.0, first_column
     ),
     CRITIC.abstract_params(),
-    padded(),
+    padded_batch(),
   )
   assert bool(configs) == (first_column > 0)
 
@@ -298,7 +298,7 @@ def test_updates_that_would_be_broadcast_are_refused(update, sentence):
     jax.eval_shape(
       step,
       NetworkState(params=params, opt_state=tx.init(params)),
-      with_targets(padded()),
+      with_targets(padded_batch()),
     )
 
 
@@ -314,7 +314,7 @@ def test_optimiser_states_of_other_parameters_are_refused():
     jax.eval_shape(
       step,
       NetworkState(params=params, opt_state=other_opt_state),
-      with_targets(padded()),
+      with_targets(padded_batch()),
     )
 
 

@@ -13,7 +13,7 @@ from pretrained.fixtures import MODELS
 from train import process, runs
 from train.between_updates import KILL_AT
 from train.setup.resume_test import arrays
-from train.updates import POLICY, SEQUENCES, WIDTH, padded
+from train.updates import POLICY, SEQUENCES, WIDTH, padded_batch
 
 from covrl.cli import main
 from covrl.config import Config, ConfigError, check
@@ -43,7 +43,7 @@ def inputs(**changes: Any) -> Any:
   rng = np.random.default_rng(4)
   output, ref = -rng.exponential(size=(2, SEQUENCES, WIDTH)).astype(np.float32)
   credit_inputs: dict[str, Any] = {
-    'rows': dataclasses.replace(padded(), ref_logprobs=ref),
+    'rows': dataclasses.replace(padded_batch(), ref_logprobs=ref),
     'rewards': (rng.random(SEQUENCES) < 0.4).astype(np.float32),
     'group_ids': np.arange(SEQUENCES, dtype=np.int32) // GROUP_SIZE,
     'update_ids': np.zeros(SEQUENCES, np.int32),
@@ -269,7 +269,7 @@ def test_refuses_networks_and_fields_that_do_not_belong_together():
 
 
 def test_a_frozen_reference_that_is_missing_is_refused():
-  credit_inputs = inputs(rows=padded())
+  credit_inputs = inputs(rows=padded_batch())
   estimator = prime_advantages(make_config())
   with pytest.raises(
     ValueError, match=r'rows must have ref_logprobs .* got None'

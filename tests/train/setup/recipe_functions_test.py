@@ -11,7 +11,7 @@ import pytest
 from train import toy
 from train.networks.critic_test import inputs, make_config
 from train.networks.networks_test import CRITIC, TX, with_targets
-from train.updates import padded
+from train.updates import padded_batch
 
 import covrl
 from covrl.config import Config, ConfigError, Recipe
@@ -299,7 +299,7 @@ def test_results_of_networks_of_another_form_are_refused(changes, message):
     sharding.use_mesh(mesh, sharding.TRAIN_RULES),
     pytest.raises((TypeError, ValueError), match=message),
   ):
-    jax.eval_shape(run, state, with_targets(padded()))
+    jax.eval_shape(run, state, with_targets(padded_batch()))
 
 
 def test_functions_that_change_the_configuration_are_refused(tmp_path):
