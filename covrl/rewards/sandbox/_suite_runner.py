@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sandbox script that runs an assert suite and reports its result.
 
-Executed after `_proxies.py`; never imported. It provides the part of pytest that
-tests of small programs use: pytest itself is not available in the sandbox, and
-takes longer to import than most programs to run.
+Executed after `_pytest_names.py`; never imported.
 """
 
 from __future__ import annotations
@@ -16,7 +14,6 @@ from types import FunctionType, ModuleType
 TYPE_CHECKING = False
 if TYPE_CHECKING:
   import unittest
-  from collections.abc import Callable
   from typing import Any
 
   from covrl.rewards.sandbox._program import (
@@ -26,6 +23,7 @@ if TYPE_CHECKING:
     to_json,
   )
   from covrl.rewards.sandbox._proxies import ProgramClient, Proxy, SuiteError
+  from covrl.rewards.sandbox._pytest_names import pytest_module
 
   program: Program = Program(b'')
   client: ProgramClient = ProgramClient()
@@ -51,123 +49,25 @@ class SuiteGlobals(dict):
     return value
 
 
-class Approx:
-  """`pytest.approx`: equals numbers, or collections of numbers, close to its own."""
+def _call_hook(owner: Any, name: str, *args: Any) -> None:
+  """Calls a function such as `setup_method`, if there is one, as pytest does.
 
-  def __init__(
-    self, expected: Any, rel: float | None = None, abs: float | None = None
-  ) -> None:
-    self._expected = expected
-    self._relative = 1e-6 if rel is None and abs is None else rel or 0.0
-    self._absolute = 1e-12 if abs is None else abs
-
-  def __eq__(self, other: object) -> bool:
-    return self._is_close(self._expected, other)
-
-  def _is_close(self, expected: Any, other: Any) -> bool:
-    """Returns whether a value, or each item of a collection, is close."""
-    match expected:
-      case dict():
-        return (
-          isinstance(other, dict)
-          and expected.keys() == other.keys()
-          and all(self._is_close(expected[key], other[key]) for key in expected)
-        )
-      case list() | tuple():
-        return (
-          isinstance(other, list | tuple)
-          and len(expected) == len(other)
-          and all(map(self._is_close, expected, other))
-        )
-      case int() | float() | complex() if type(other) in (int, float, complex):
-        tolerance = max(self._relative * abs(expected), self._absolute)
-        return expected == other or abs(expected - other) <= tolerance
-    return type(expected) is type(other) and expected == other
-
-
-class Raises:
-  """`pytest.raises`: fails unless the enclosed code raises the exception.
-
-  Attributes:
-    value: the exception, once raised.
-    type: class of the exception.
+  Args:
+    owner: globals of the suite, or an object.
+    name: name of the function.
+    args: arguments, of which it may take fewer.
   """
-
-  def __init__(self, expected: Any, *, match: str | None = None) -> None:
-    self._expected = expected
-    self._pattern = match
-    self.value: Any = None
-    self.type: Any = None
-
-  def match(self, pattern: str) -> bool:
-    """Asserts that the exception's text contains a pattern."""
-    import re
-
-    assert re.search(pattern, str(self.value)), str(self.value)
-    return True
-
-  def __enter__(self) -> Raises:
-    return self
-
-  def __exit__(self, error_class: Any, error: Any, trace: Any) -> bool:
-    if error_class is None:
-      raise AssertionError(f'nothing raised {self._expected}')
-    if not issubclass(error_class, self._expected):
-      return False
-    self.value, self.type = error, error_class
-    if self._pattern is not None:
-      self.match(self._pattern)
-    return True
-
-
-class Mark:
-  """`pytest.mark`: supports `parametrize`; other marks have no effect."""
-
-  def __getattr__(self, name: str) -> Any:
-    if name == 'parametrize':
-      return _parametrize
-    if name in ('skip', 'skipif', 'xfail'):
-      raise SuiteError(f'tests that may be skipped ({name}) are not supported')
-    return lambda *args, **kwargs: (
-      args[0] if len(args) == 1 and callable(args[0]) else lambda test: test
-    )
-
-
-def _parametrize(names: Any, rows: Any, **_: Any) -> Callable[[Any], Any]:
-  """`pytest.mark.parametrize`: stores the cases as an attribute of the test."""
-  keys = (
-    [n.strip() for n in names.split(',')]
-    if isinstance(names, str)
-    else list(names)
+  hook: Any = (
+    dict.get(owner, name)
+    if isinstance(owner, dict)
+    else getattr(owner, name, None)
   )
-  cases = [
-    dict(zip(keys, [row] if len(keys) == 1 else row, strict=True))
-    for row in (getattr(row, 'values', row) for row in rows)
-  ]
-
-  def decorate(test: Any) -> Any:
-    test.parameters = [*getattr(test, 'parameters', []), cases]
-    return test
-
-  return decorate
-
-
-def _fixture(function: Any = None, **_: Any) -> Any:
-  """`pytest.fixture`: marks a function as a fixture."""
-  if function is None:
-    return _fixture
-  function.is_fixture = True
-  return function
-
-
-def _param(*values: Any, **_: Any) -> Any:
-  """`pytest.param`: returns the values."""
-  return values[0] if len(values) == 1 else values
-
-
-def _fail(reason: str = '') -> None:
-  """`pytest.fail`: raises an `AssertionError`."""
-  raise AssertionError(reason)
+  if hook is None:
+    return
+  count = len(_parameter_names(hook))
+  if count > len(args):
+    raise SuiteError(f'{name} with {count} arguments is not supported')
+  hook(*args[:count])
 
 
 def run_suite() -> None:
@@ -176,16 +76,7 @@ def run_suite() -> None:
   Raises:
     SuiteError: if the suite never uses the program, or runs no test.
   """
-  pytest_module = ModuleType('pytest')
-  vars(pytest_module).update(
-    approx=Approx,
-    raises=Raises,
-    mark=Mark(),
-    fixture=_fixture,
-    param=_param,
-    fail=_fail,
-  )
-  sys.modules['pytest'] = pytest_module
+  sys.modules['pytest'] = pytest_module()
   sys.modules['solution'] = _solution_module()
   suite_globals = SuiteGlobals(__name__='suite', __builtins__=builtins)
   code = program.code
@@ -198,15 +89,21 @@ def run_suite() -> None:
     suite_globals['check'](client.fetch(job['entry']))
     test_count += 1
   unittest = sys.modules.get('unittest')
+  for hook in ('setUpModule', 'setup_module'):
+    _call_hook(suite_globals, hook)
   for name, value in list(suite_globals.items()):
     value_class = value if isinstance(value, type) else object
     if unittest is not None and issubclass(value_class, unittest.TestCase):
       test_count += _run_cases(unittest, value)
     elif value_class is value and name.startswith('Test'):
-      for method in [m for m in vars(value) if m.startswith('test')]:
+      methods = [m for m in dir(value) if m.startswith('test')]
+      tests = [m for m in methods if callable(getattr(value, m))]
+      _call_hook(value, 'setup_class')
+      for method in tests:
         instance = value()
-        getattr(instance, 'setup_method', lambda *_: None)()
-        test_count += _run_test(getattr(instance, method), suite_globals)
+        test = getattr(instance, method)
+        test_count += _run_test(test, suite_globals, instance)
+      _call_hook(value, 'teardown_class')
     elif name.startswith('test') and isinstance(value, FunctionType):
       test_count += _run_test(value, suite_globals)
   if not client.requests:
@@ -235,12 +132,22 @@ def _solution_module() -> ModuleType:
   return module
 
 
-def _run_test(test: Any, suite_globals: SuiteGlobals) -> int:
+def _run_test(
+  test: Any, suite_globals: SuiteGlobals, instance: Any = None
+) -> int:
   """Runs a test function for every combination of its parameters.
+
+  Args:
+    test: the function or method.
+    suite_globals: globals of the suite, which has the fixtures.
+    instance: the object whose method it is, if any.
 
   Returns:
     The number of combinations.
   """
+  owner, kind = (
+    (suite_globals, 'function') if instance is None else (instance, 'method')
+  )
   if test.__code__.co_flags & _DEFERRED_FLAGS:
     raise SuiteError('tests that are generators or coroutines do not run')
   combinations = [*itertools.product(*getattr(test, 'parameters', []))]
@@ -248,32 +155,52 @@ def _run_test(test: Any, suite_globals: SuiteGlobals) -> int:
     parameters: dict[str, Any] = {}
     for case in combination:
       parameters.update(case)
-    generators: list[Any] = []
+    fixtures = Fixtures(suite_globals)
+    _call_hook(owner, f'setup_{kind}', test)
+    fixtures.make_automatic()
     for name in _parameter_names(test):
       if name not in parameters:
-        parameters[name] = _make_fixture(name, suite_globals, generators)
+        parameters[name] = fixtures.make(name)
     test(**parameters)
-    for generator in generators[::-1]:
-      next(generator, None)
+    fixtures.finish()
+    _call_hook(owner, f'teardown_{kind}', test)
   return len(combinations)
 
 
-def _make_fixture(
-  name: str, suite_globals: SuiteGlobals, generators: list[Any]
-) -> Any:
-  """Returns the value of a fixture; generators are finished after the test."""
-  function: Any = dict.get(suite_globals, name)
-  if not getattr(function, 'is_fixture', False):
-    raise SuiteError(f'a test needs the unknown fixture {name}')
-  arguments = {
-    parameter: _make_fixture(parameter, suite_globals, generators)
-    for parameter in _parameter_names(function)
-  }
-  value = function(**arguments)
-  if function.__code__.co_flags & _GENERATOR_FLAG:
-    generators.append(value)
-    return next(value)
-  return value
+class Fixtures:
+  """The fixtures of one test, each of which is made once."""
+
+  def __init__(self, suite_globals: SuiteGlobals) -> None:
+    self._globals = suite_globals
+    self._values: dict[str, Any] = {}
+    self._generators: list[Any] = []
+
+  def make_automatic(self) -> None:
+    """Makes the fixtures that every test uses (`autouse`)."""
+    for name, value in list(self._globals.items()):
+      if isinstance(value, FunctionType) and vars(value).get('is_autouse'):
+        self.make(name)
+
+  def make(self, name: str) -> Any:
+    """Returns the value of a fixture."""
+    if name in self._values:
+      return self._values[name]
+    function: Any = dict.get(self._globals, name)
+    is_function = isinstance(function, FunctionType)
+    if not is_function or 'is_fixture' not in vars(function):
+      raise SuiteError(f'a test needs the unknown fixture {name}')
+    arguments = {p: self.make(p) for p in _parameter_names(function)}
+    value = function(**arguments)
+    if function.__code__.co_flags & _GENERATOR_FLAG:
+      self._generators.append(value)
+      value = next(value)
+    self._values[name] = value
+    return value
+
+  def finish(self) -> None:
+    """Finishes the fixtures that are generators, the last one first."""
+    for generator in self._generators[::-1]:
+      next(generator, None)
 
 
 def _parameter_names(function: Any) -> list[str]:
@@ -302,8 +229,10 @@ def _run_cases(unittest: Any, test_class: type[unittest.TestCase]) -> int:
 
   suite = unittest.defaultTestLoader.loadTestsFromTestCase(test_class)
   cases = [*suite]
+  test_class.setUpClass()
   for case in cases:
     case.run(Result())
+  test_class.tearDownClass()
   return len(cases)
 
 

@@ -158,7 +158,9 @@ class Session:
           max_result=_MARGIN_BYTES,
           pipes=(requests_read_end, replies_write_end),
         )
-        scripts = _compile_scripts('json_channel', 'proxies', 'suite_runner')
+        scripts = _compile_scripts(
+          'json_channel', 'proxies', 'pytest_names', 'suite_runner'
+        )
         suite = suite_sandbox.run(
           {'kind': 'script', 'scripts': scripts, 'entry': test.entry},
           b'',

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sandbox script with the part of pytest that tests of small programs use.
+
+Executed after `_proxies.py` and before `_suite_runner.py`; never imported. pytest
+itself is not available in the sandbox, and takes longer to import than most
+programs to run. A suite that uses other names of pytest is invalid.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+  from collections.abc import Callable
+  from typing import Any
+
+  from covrl.rewards.sandbox._proxies import SuiteError
+
+
+class Approx:
+  """`pytest.approx`: equals numbers, or collections of numbers, close to its own."""
+
+  # Arrays leave comparisons with it to it.
+  __array_ufunc__ = None
+
+  def __init__(
+    self,
+    expected: Any,
+    rel: float | None = None,
+    abs: float | None = None,
+    nan_ok: bool = False,
+  ) -> None:
+    self._expected = _without_numpy(expected)
+    self._nan_ok = nan_ok
+    self._relative = 1e-6 if rel is None and abs is None else rel or 0.0
+    self._absolute = 1e-12 if abs is None else abs
+
+  def __eq__(self, other: object) -> bool:
+    return self._is_close(self._expected, _without_numpy(other))
+
+  def _is_close(self, expected: Any, other: Any) -> bool:
+    """Returns whether a value, or each item of a collection, is close."""
+    match expected:
+      case dict():
+        return (
+          isinstance(other, dict)
+          and expected.keys() == other.keys()
+          and all(self._is_close(expected[key], other[key]) for key in expected)
+        )
+      case list() | tuple():
+        return (
+          isinstance(other, list | tuple)
+          and len(expected) == len(other)
+          and all(map(self._is_close, expected, other))
+        )
+      case int() | float() | complex() if type(other) in (int, float, complex):
+        if self._nan_ok and expected != expected:
+          return other != other
+        tolerance = max(self._relative * abs(expected), self._absolute)
+        return expected == other or abs(expected - other) <= tolerance
+    return type(expected) is type(other) and expected == other
+
+
+def _without_numpy(value: Any) -> Any:
+  """Converts a number or an array of numpy to Python's numbers."""
+  is_numpy = type(value).__module__.partition('.')[0] == 'numpy'
+  return value.tolist() if is_numpy else value
+
+
+def _raises(expected: Any, *call: Any, **options: Any) -> Raises:
+  """`pytest.raises`: a context or, with a function and its arguments, a call."""
+  if not call:
+    if options.keys() - {'match'}:
+      raise SuiteError(f'pytest.raises with {sorted(options)} is not supported')
+    return Raises(expected, **options)
+  context = Raises(expected)
+  function, *args = call
+  with context:
+    function(*args, **options)
+  return context
+
+
+class Raises:
+  """Context of `pytest.raises`: fails unless its code raises the exception.
+
+  Attributes:
+    value: the exception, once raised.
+    type: class of the exception.
+    typename: name of the class.
+  """
+
+  def __init__(self, expected: Any, *, match: str | None = None) -> None:
+    self._expected = expected
+    self._pattern = match
+    self.value: Any = None
+    self.type: Any = None
+    self.typename = ''
+
+  def __repr__(self) -> str:
+    return f'<ExceptionInfo {self.value!r}>'
+
+  def match(self, pattern: str) -> bool:
+    """Asserts that the exception's text contains a pattern."""
+    import re
+
+    assert re.search(pattern, str(self.value)), str(self.value)
+    return True
+
+  def __enter__(self) -> Raises:
+    return self
+
+  def __exit__(self, error_class: Any, error: Any, trace: Any) -> bool:
+    if error_class is None:
+      raise AssertionError(f'nothing raised {self._expected}')
+    if not issubclass(error_class, self._expected):
+      return False
+    self.value, self.type = error, error_class
+    self.typename = error_class.__name__
+    if self._pattern is not None:
+      self.match(self._pattern)
+    return True
+
+
+class Mark:
+  """`pytest.mark`: supports `parametrize`; other marks have no effect."""
+
+  def __getattr__(self, name: str) -> Any:
+    if name == 'parametrize':
+      return _parametrize
+    if name in ('skip', 'skipif', 'xfail'):
+      raise SuiteError(f'tests that may be skipped ({name}) are not supported')
+    return lambda *args, **kwargs: (
+      args[0] if len(args) == 1 and callable(args[0]) else lambda test: test
+    )
+
+
+def _parametrize(
+  argnames: Any, argvalues: Any, indirect: Any = False, *_: Any, **__: Any
+) -> Callable[[Any], Any]:
+  """`pytest.mark.parametrize`: stores the cases as an attribute of the test."""
+  if indirect:
+    raise SuiteError('parameters of fixtures (indirect) are not supported')
+  keys = (
+    [n.strip() for n in argnames.split(',')]
+    if isinstance(argnames, str)
+    else list(argnames)
+  )
+  cases = [
+    dict(zip(keys, [row] if len(keys) == 1 else row, strict=True))
+    for row in (getattr(row, 'values', row) for row in argvalues)
+  ]
+
+  def decorate(test: Any) -> Any:
+    test.parameters = [*getattr(test, 'parameters', []), cases]
+    return test
+
+  return decorate
+
+
+def _fixture(
+  function: Any = None, *, autouse: bool = False, **options: Any
+) -> Any:
+  """`pytest.fixture`: marks a function as a fixture."""
+  if options.get('params') is not None:
+    raise SuiteError('fixtures with parameters are not supported')
+  if function is None:
+    return lambda function: _fixture(function, autouse=autouse)
+  function.is_fixture, function.is_autouse = True, autouse
+  return function
+
+
+def _param(*values: Any, **_: Any) -> Any:
+  """`pytest.param`: returns the values."""
+  return values[0] if len(values) == 1 else values
+
+
+def _fail(reason: str = '') -> None:
+  """`pytest.fail`: raises an `AssertionError`."""
+  raise AssertionError(reason)
+
+
+def _unsupported(name: str) -> Any:
+  """Refuses other names of pytest, for which no program is to blame."""
+  if name.startswith('__'):
+    raise AttributeError(name)
+  raise SuiteError(f'pytest.{name} is not supported')
+
+
+def pytest_module() -> ModuleType:
+  """Returns the module that suites import as `pytest`."""
+  module = ModuleType('pytest')
+  vars(module).update(
+    approx=Approx,
+    raises=_raises,
+    mark=Mark(),
+    fixture=_fixture,
+    param=_param,
+    fail=_fail,
+    __getattr__=_unsupported,
+  )
+  return module
