@@ -135,7 +135,10 @@ def _open_tokenizer(
         end_tokens=end_tokens,
         pad_token=special_tokens.get('pad_token'),
         vocab_size=vocab_size,
-        special_tokens=special_tokens.values(),
+        special_tokens=(
+          *special_tokens.values(),
+          *_unnamed_special_tokens(directory),
+        ),
       )
     except ValueError as error:
       raise ValueError(f'{file}: {error}') from None
@@ -274,6 +277,31 @@ def _special_tokens(directory: epath.Path) -> dict[str, str]:
           f' {type_name(token)}'
         )
   return text_by_name
+
+
+def _unnamed_special_tokens(directory: epath.Path) -> list[str]:
+  """Text of the special tokens that no template names.
+
+  They are in lists of additional tokens, and among the added ones.
+  """
+  texts: list[str] = []
+  for file in ('special_tokens_map.json', 'tokenizer_config.json'):
+    fields = _read_fields(directory, file)
+    added = fields.get('added_tokens_decoder')
+    tokens: list[Any] = [
+      token
+      for token in (added.values() if isinstance(added, Mapping) else ())
+      if isinstance(token, Mapping) and token.get('special') is True
+    ]
+    for name in ('additional_special_tokens', 'extra_special_tokens'):
+      entries = fields.get(name)
+      tokens += entries if isinstance(entries, list) else []
+    contents = [
+      token.get('content') if isinstance(token, Mapping) else token
+      for token in tokens
+    ]
+    texts += [text for text in contents if isinstance(text, str)]
+  return texts
 
 
 def _read_fields(directory: epath.Path, name: str) -> Mapping[str, Any]:

@@ -52,6 +52,10 @@ from covrl.pretrained import (
     ({'dtype': 'float64'}, 'JAX_ENABLE_X64 must be 1 for dtype float64'),
     ({'partial_rotary_factor': 0.5}, 'partial_rotary_factor must be 1, got'),
     ({'layer_types': ['full_attention']}, 'layer_types must name a type for'),
+    (
+      {'layer_types': ['full_attention', 'sliding_attention']},
+      'layer_types must be sliding_attention in all layers with a sliding_window',
+    ),
     ({'model_type': 'llama'}, 'of a MistralForCausalLM must be mistral, got'),
     (
       {

@@ -212,6 +212,30 @@ def test_supervised_targets_end_with_the_end_of_a_turn(tmp_path):
   assert end_of_turn(copy) == (301, (301, 300, 302))
 
 
+@pytest.mark.parametrize(
+  ('file', 'fields'),
+  [
+    ('tokenizer_config.json', {'additional_special_tokens': ['Ġ']}),
+    ('special_tokens_map.json', {'additional_special_tokens': ['Ġ']}),
+    ('tokenizer_config.json', {'extra_special_tokens': [{'content': 'Ġ'}]}),
+    (
+      'tokenizer_config.json',
+      {'added_tokens_decoder': {'220': {'content': 'Ġ', 'special': True}}},
+    ),
+  ],
+)
+def test_special_tokens_may_be_listed_without_names(file, fields, tmp_path):
+  copy = copy_of('bytes', tmp_path)
+  if not (copy / file).exists():
+    (copy / file).write_text('{}')
+  # The piece of a blank, which the vocabulary has without a mark.
+  assert len(load_tokenizer(copy).encode('Ġ')) > 1
+  edit(copy / file, **fields)
+  tokenizer = load_tokenizer(copy)
+  (token,) = tokenizer.encode('Ġ')
+  assert tokenizer.decode([token]) == ''
+
+
 def test_special_tokens_may_be_in_a_file_of_their_own(tmp_path):
   copy = copy_of('bytes', tmp_path)
   (copy / 'tokenizer_config.json').unlink()

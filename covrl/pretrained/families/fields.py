@@ -61,8 +61,18 @@ def _read_windows(
 
 
 def read_mistral(fields: Fields) -> dict[str, Any]:
-  """Windows, by default of all layers."""
-  return _read_windows(fields, lambda layer: True)
+  """Windows of all layers; transformers does not read `layer_types` here.
+
+  Raises:
+    ValueError: some layers have no window.
+  """
+  types = fields.get('layer_types') or ['sliding_attention']
+  if fields.get('sliding_window') and set(types) != {'sliding_attention'}:
+    raise ValueError(
+      'layer_types must be sliding_attention in all layers with a sliding_window'
+      f' of {fields["sliding_window"]}, got {str(types)[:80]}'
+    )
+  return _read_windows({**fields, 'layer_types': None}, lambda layer: True)
 
 
 def write_mistral(config: ModelConfig) -> dict[str, Any]:
