@@ -78,7 +78,8 @@ class DataConfig:
   Attributes:
     train: files of training problems, comma-separated; `*` matches any part of
       a name. All problems are equally likely unless files have weights:
-      `math-*.parquet=3,code.jsonl=1`.
+      `math-*.parquet=3,code.jsonl=1`. An entry without a weight beside others
+      with one has the weight 1, which the files that match it share.
     schema: names and types of the files' columns, a name in
       `covrl.data.SCHEMAS`; detected if empty.
     template: prompt template that contains `{question}`; the model's own chat

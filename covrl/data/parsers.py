@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from decimal import Decimal
 from typing import Any
 
 from covrl.data.columns import Row, type_name
+from covrl.data.json_text import parse_json
 from covrl.rewards.math.extraction import last_box
 
 # The instruction around every question of DAPO-Math-17k and its derivatives.
@@ -127,14 +127,16 @@ def code_tests(row: Row, column: str) -> list[dict[str, Any]]:
   [{'stdin': '1 2', 'stdout': '3'}]
   """
   try:
-    fields = json.loads(row.text(column))
+    fields = parse_json(row.text(column).encode(), 'tests')
     inputs, outputs = fields['inputs'], fields['outputs']
     pairs = list(zip(inputs, outputs, strict=True))
   except (ValueError, KeyError, TypeError, RecursionError):
     inputs, outputs, pairs, fields = [], [], [], {}
   if not pairs or not (isinstance(inputs, list) and isinstance(outputs, list)):
     raise row.error(
-      column, "be JSON with as many 'inputs' as 'outputs', at least one"
+      column,
+      "be JSON, with every name once and as many 'inputs' as 'outputs', at least"
+      ' one',
     )
   name = fields.get('fn_name')
   tolerance = _tolerance(fields.get('tolerance'), row, column)

@@ -343,13 +343,22 @@ def _reference(row: Row, column: str, parse: Callable[[Row, str], Any]) -> Any:
     raise row.error(column, 'hold an answer')
   if isinstance(reference, float) and not math.isfinite(reference):
     raise row.error(column, 'hold a finite number')
-  if isinstance(row.value(column), LongNumber):
+  if _has_long_number(row.value(column)):
     raise row.error(column, 'hold text where a number has over 17 digits')
   try:
     json.dumps(reference)
   except (TypeError, ValueError, RecursionError):
     raise row.error(column, 'hold text, numbers, lists or objects') from None
   return reference
+
+
+def _has_long_number(value: Any) -> bool:
+  """Whether a value, or one in it, is a number that has lost digits."""
+  if isinstance(value, Mapping):
+    value = [*value.values()]
+  if isinstance(value, list):
+    return any(map(_has_long_number, value))
+  return isinstance(value, LongNumber)
 
 
 def _pass_rate(row: Row) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import math
 import reprlib
 from collections.abc import Sequence
@@ -149,7 +150,8 @@ def load_suites(names: str, directory: epath.PathLike) -> list[Suite]:
 
   Raises:
     ValueError: a name is unknown (the message gives the nearest), a suite has
-      no files, or a file is invalid, see `FileSource`.
+      no files or two with the same questions, or a file is invalid, see
+      `FileSource`.
   """
   stripped = filter(None, (name.strip() for name in names.split(',')))
   return [
@@ -168,6 +170,7 @@ def _load(name: str, directory: epath.Path) -> Suite:
   else:
     raise ValueError(_unknown_suite(name))
   sources = [FileSource(file, name=name) for file in files]
+  _check_different(name, sources)
   return Suite(
     name=name,
     problems=[s[index] for s in sources for index in range(len(s))],
@@ -235,6 +238,24 @@ def _suite_files(name: str, directory: epath.Path) -> list[epath.Path]:
     )
   check_shards(files)
   return files
+
+
+def _check_different(name: str, sources: Sequence[FileSource]) -> None:
+  """Refuses files with the same questions, each of which would count twice.
+
+  Folders of published datasets may have several versions of a set, such as GSM8K's
+  `main` and `socratic`, or one in several formats.
+  """
+  keys = [{problem.key for problem in source} for source in sources]
+  for (first, first_keys), (second, second_keys) in itertools.combinations(
+    zip(sources, keys, strict=True), 2
+  ):
+    if first_keys <= second_keys or second_keys <= first_keys:
+      raise ValueError(
+        f'the files of the evaluation set {name} must hold different questions,'
+        f' got the same in {first.file} and {second.file}; one of them has to be'
+        ' removed'
+      )
 
 
 def _unknown_suite(name: str) -> str:

@@ -81,8 +81,15 @@ def text_task(config: Config) -> Task:
   )
   for suite in prompted_suites:
     _merge_kinds(kinds, {p.source: p.kind for p in suite.problems}, suite.name)
+    num_repeated = len(suite.problems) - len({p.key for p in suite.problems})
+    repeated_text = (
+      f', {num_repeated:,} of which repeat a question of the set'
+      if num_repeated
+      else ''
+    )
     notes.append(
       f'{suite.name}: {len(suite.problems):,} problems (schema {suite.schema})'
+      f'{repeated_text}'
     )
     none_answers = NoneAnswers()
     for problem in suite.problems:
@@ -266,20 +273,20 @@ def _training_problems(
     FormattedSource(filtered_source.source, prompt_format)
     for filtered_source in filtered
   ]
-  weights = [weight for _, weight in files]
-  if all(weight is None for weight in weights):
+  weights = [weight for _, weight in files if weight is not None]
+  if not weights:
     return ConcatenatedSource(prompts), kinds, notes
-  shares = [1.0 if weight is None else weight for weight in weights]
-  return MixtureSource(prompts, shares), kinds, notes
+  return MixtureSource(prompts, weights), kinds, notes
 
 
 def _weighted_files(names: str) -> list[tuple[str, float | None]]:
-  """Parses `FILE=WEIGHT, FILE, …` into files and optional weights.
+  """Parses `FILE=WEIGHT, FILE, …` into files and weights; all `None` without any.
 
   >>> _weighted_files('tfds:gsm8k/train=2, b.jsonl')
-  [('tfds:gsm8k/train', 2.0), ('b.jsonl', None)]
+  [('tfds:gsm8k/train', 2.0), ('b.jsonl', 1.0)]
   """
-  weighted_files: list[tuple[str, float | None]] = []
+  # Files and weight of each entry.
+  entries: list[tuple[list[str], float | None]] = []
   for entry in filter(None, map(str.strip, names.split(','))):
     name, equals, text = entry.rpartition('=')
     try:
@@ -294,10 +301,15 @@ def _weighted_files(names: str) -> list[tuple[str, float | None]]:
     matches = [name if equals else entry]
     if '*' in matches[0] and not matches[0].startswith(TFDS):
       matches = _matching_files(matches[0])
-    # The shards of a pattern share its weight.
-    share = None if weight is None else weight / len(matches)
-    weighted_files += [(match, share) for match in matches]
-  return weighted_files
+    entries.append((matches, weight))
+  if all(weight is None for _, weight in entries):
+    return [(match, None) for matches, _ in entries for match in matches]
+  # The shards of a pattern share its weight.
+  return [
+    (match, (1.0 if weight is None else weight) / len(matches))
+    for matches, weight in entries
+    for match in matches
+  ]
 
 
 def _matching_files(pattern: str) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 from covrl.data import SCHEMAS, FileSource, Problem, question_key
 from covrl.data.columns import Row
 from covrl.data.parsers import boxed_answer
-from covrl.data.schemas import schema_by_name
+from covrl.data.schemas import custom_schema, schema_by_name
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden' / 'data'
 FILES = {
@@ -316,6 +316,7 @@ def test_errors_name_file_row_and_column(case, tmp_path):
     '{"inputs": [], "outputs": []}',
     '[1]',
     '{"inputs": ["1"], "outputs": []}',
+    '{"inputs":["1"],"outputs":["2"],"outputs":["3"]}',
   ],
 )
 def test_refuses_invalid_code_tests(truth, tmp_path):
@@ -325,8 +326,9 @@ def test_refuses_invalid_code_tests(truth, tmp_path):
     'reward_model': {'ground_truth': truth},
   }
   assert error_of(row, tmp_path=tmp_path) == (
-    "column 'reward_model.ground_truth' of row 1 of FILE must be JSON with as"
-    f" many 'inputs' as 'outputs', at least one, got {truth!r}"
+    "column 'reward_model.ground_truth' of row 1 of FILE must be JSON, with every"
+    " name once and as many 'inputs' as 'outputs', at least one, got"
+    f' {truth if len(truth) <= 40 else truth[:40] + "…"!r}'
   )
 
 
@@ -358,3 +360,11 @@ def test_numbers_with_more_digits_than_a_float_are_refused_as_answers(tmp_path):
     ValueError, match=r"'answer' .* a number has over 17 digits"
   ):
     FileSource(file)
+  # Also within the lists and objects of a schema of one's own.
+  schema = custom_schema('question', 'answer')
+  for reference in ('[0.1, %s]', '{"value": [%s]}'):
+    file.write_text(row % reference % '3.14159265358979323846')
+    with pytest.raises(ValueError, match='a number has over 17 digits'):
+      FileSource(file, schema=schema)
+    file.write_text(row % reference % '3.14')
+    assert '3.14' in str(FileSource(file, schema=schema)[0].reference)

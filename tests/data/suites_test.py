@@ -44,19 +44,19 @@ def test_suites_of_numbered_files_must_be_complete(tmp_path):
   folder.mkdir()
   for number in (0, 2):
     name = f'test-{number:05}-of-00003.jsonl'
-    shutil.copy(DIRECTORY / 'aime25.jsonl', folder / name)
+    row = f'{{"problem": "{number} + 1", "answer": "1", "year": 2025}}'
+    (folder / name).write_text(row)
   assert error_of('aime25', tmp_path) == (
     f'{folder}/test-…-of-00003.jsonl must be 3 files, got 2, without number 1'
   )
   # Some datasets count from 1.
   for number in (1, 3):
     name = f'test-{number:05}-of-00003.jsonl'
-    shutil.copy(DIRECTORY / 'aime25.jsonl', folder / name)
+    row = f'{{"problem": "{number} + 1", "answer": "1", "year": 2025}}'
+    (folder / name).write_text(row)
   (folder / 'test-00000-of-00003.jsonl').unlink()
   (suite,) = load_suites('aime25', tmp_path)
-  assert len(suite.problems) == 3 * len(
-    load_suites('aime25', DIRECTORY)[0].problems
-  )
+  assert len(suite.problems) == 3
 
 
 def test_overrides_sampling_settings():
@@ -98,6 +98,27 @@ def test_loads_a_folder_of_files(tmp_path):
   shutil.copy(DIRECTORY / 'aime25.jsonl', folder / 'test-0.jsonl')
   (suite,) = load_suites('aime25', tmp_path)
   assert len(suite.problems) == 3
+
+
+def test_refuses_files_with_the_same_questions(tmp_path):
+  # Two versions of a set in a folder, as GSM8K is published, and two formats.
+  for first, second in (
+    ('main/test.jsonl', 'socratic/test.jsonl'),
+    ('test-a.jsonl', 'test-b.jsonl'),
+  ):
+    folder = tmp_path / first.replace('/', '_') / 'gsm8k'
+    rows = (DIRECTORY / 'gsm8k.jsonl').read_text()
+    for name, text in (
+      (first, rows),
+      (second, rows.replace('####', 'so ####')),
+    ):
+      (folder / name).parent.mkdir(parents=True, exist_ok=True)
+      (folder / name).write_text(text)
+    assert error_of('gsm8k', folder.parent) == (
+      'the files of the evaluation set gsm8k must hold different questions, got'
+      f' the same in {folder / first} and {folder / second}; one of them has to be'
+      ' removed'
+    )
 
 
 def test_loads_a_file_by_name():

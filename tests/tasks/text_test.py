@@ -107,6 +107,10 @@ def test_weights_make_a_mixture_of_files():
   shards = text_task(config('suites/aime2*.jsonl=1,plain.jsonl=2')).train
   assert isinstance(shards, MixtureSource)
   assert shards.weights == (0.5, 0.5, 2.0)
+  # So do those of a pattern without a weight, which is 1.
+  shards = text_task(config('suites/aime2*.jsonl,plain.jsonl=2')).train
+  assert isinstance(shards, MixtureSource)
+  assert shards.weights == (0.5, 0.5, 2.0)
 
 
 def test_notes_count_dropped_problems():
