@@ -94,15 +94,16 @@ def token_weights(
   if mode == 'token-mean':
     return weights / _positive_float(jnp.sum(loss_mask, dtype=jnp.int32))
   segments = sequence_ids if segment_ids is None else segment_ids
-  tokens = sequence_sums(loss_mask.astype(jnp.int32), segments)
-  sequences = jnp.sum(
-    _sequence_starts(segments, weights.shape) & (tokens > 0), dtype=jnp.int32
+  tokens_of_sequence = sequence_sums(loss_mask.astype(jnp.int32), segments)
+  num_sequences = jnp.sum(
+    _sequence_starts(segments, weights.shape) & (tokens_of_sequence > 0),
+    dtype=jnp.int32,
   )
-  weights = weights / _positive_float(sequences)
+  weights = weights / _positive_float(num_sequences)
   if mode == 'sequence-mean-token-sum':
     return weights
   if mode == 'sequence-mean-token-mean':
-    return weights / (_positive_float(tokens) + COUNT_EPSILON)
+    return weights / (_positive_float(tokens_of_sequence) + COUNT_EPSILON)
   return weights if length is None else weights / length
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from covrl.parallel import distributed
 
 
-def value_of_first(name: str, value: bool, *, timeout: int = 600) -> bool:
+def value_of_process_0(name: str, value: bool, *, timeout: int = 600) -> bool:
   """Returns the value of process 0 on all processes.
 
   Devices are not used, since they may be busy.

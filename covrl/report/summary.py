@@ -148,18 +148,18 @@ def entropy_change(run: RunData) -> tuple[float, float] | None:
   return (float(curve.y[0]), float(curve.y[-1])) if curve else None
 
 
-def selected_kinds(run: RunData) -> dict[str, float]:
-  """Number of selected tokens in the whole run, by kind."""
+def count_selected_tokens(run: RunData) -> dict[str, float]:
+  """Number of selected tokens in the whole run, by kind: sign of the advantage, rarity."""
   return {
     name: float(np.nansum(run.train.column(f'quadrant/{name}')))
     for name in TOKEN_KINDS
   }
 
 
-def describe_kinds(counts: Mapping[str, float]) -> str:
+def describe_selected_tokens(counts: Mapping[str, float]) -> str:
   """Kinds of selected tokens with their fractions, the most frequent first.
 
-  >>> describe_kinds({'positive_likely': 10.0, 'negative_rare': 90.0})
+  >>> describe_selected_tokens({'positive_likely': 10.0, 'negative_rare': 90.0})
   'rare tokens in wrong answers (90 %), likely tokens in right answers (10 %)'
   """
   total = sum(counts.values())
@@ -270,14 +270,14 @@ def _selection_text(run: RunData) -> str:
   """Number, fraction and kinds of the selected tokens."""
   if not len(run.train):
     return ''
-  counts = selected_kinds(run)
+  counts = count_selected_tokens(run)
   selected = np.nansum(run.train.column('selected')) or sum(counts.values())
   parts = [f'{formats.fixed(selected, 0)} tokens']
   fraction = run.train.mean('selected_fraction')
   if fraction:
     parts.append(f'{formats.percent(fraction, 2)} of those trained on')
   if sum(counts.values()):
-    parts.append(describe_kinds(counts))
+    parts.append(describe_selected_tokens(counts))
   return f'{"; ".join(parts)}.'
 
 

@@ -310,7 +310,7 @@ class CheckpointStore:
         self._warn(f'{path} lost files during the run; it is written again')
       elif saved.metadata != json.loads(json.dumps(metadata)):
         checkpoint_files.write_manifest(path, metadata, saved.files)
-    return agreement.value_of_first(f'{path}/{self._saves}/whole', is_whole)
+    return agreement.value_of_process_0(f'{path}/{self._saves}/whole', is_whole)
 
   @contextlib.contextmanager
   def _discarded_on_failure(self, path: epath.Path) -> Iterator[None]:

@@ -239,7 +239,7 @@ def _training_problems(
     return ListSource([]), {}, []
   files = _weighted_files(data.train)
   sources = [FileSource(file, schema=data.schema or None) for file, _ in files]
-  filtered = filter_sources(
+  filtered_sources = filter_sources(
     sources,
     ProblemFilter(
       prompt_length=lambda problem: len(
@@ -254,12 +254,12 @@ def _training_problems(
     ),
   )
   notes = [
-    f'{source.file}: {summary} (schema {source.schema.name})'
-    for source, summary in zip(sources, filtered, strict=True)
+    f'{source.file}: {filtered_source} (schema {source.schema.name})'
+    for source, filtered_source in zip(sources, filtered_sources, strict=True)
   ]
   notes += [
     f'warning: {text}'
-    for filtered_source in filtered
+    for filtered_source in filtered_sources
     for text in filtered_source.none_answers.warnings()
   ]
   kinds: dict[str, str] = {}
@@ -271,7 +271,7 @@ def _training_problems(
     _merge_kinds(kinds, source_kinds, source.file)
   prompts = [
     FormattedSource(filtered_source.source, prompt_format)
-    for filtered_source in filtered
+    for filtered_source in filtered_sources
   ]
   weights = [weight for _, weight in files if weight is not None]
   if not weights:

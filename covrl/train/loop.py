@@ -34,7 +34,7 @@ from covrl.train.rollout_batch import RolloutBatch
 from covrl.train.setup.adapter_base_files import AdapterBaseFiles
 from covrl.train.setup.build import build
 from covrl.train.setup.code import check_code
-from covrl.train.setup.functions import check_functions
+from covrl.train.setup.function_fingerprints import check_functions
 from covrl.train.setup.inputs import (
   check_inputs,
   input_fingerprints,
@@ -173,9 +173,9 @@ def train(
     inputs[RECIPE] = recipe.identity
     check_inputs(config, inputs, resumed_from, warn)
     check_versions(resumed_from and resumed_from.metadata, warn, config)
-    check_code(run.code, resumed_from, warn)
-    check_functions(run.functions, resumed_from, warn)
-    inputs |= {**run.code, **run.functions}
+    check_code(run.code_fingerprints, resumed_from, warn)
+    check_functions(run.function_fingerprints, resumed_from, warn)
+    inputs |= {**run.code_fingerprints, **run.function_fingerprints}
     directory.write_recipe(recipe, warn)
     if resumed_from is not None:
       directory.check_records(resumed_from.metadata, warn)

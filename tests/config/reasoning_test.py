@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from config.published_test import SETTINGS, SHARED
-from pretrained.fixtures import MODELS, rewrite, tensors_of
+from pretrained.fixtures import MODELS, replace_tensors, tensors_of
 from train.process import ENVIRONMENT, metric_lines
 
 import covrl
@@ -67,7 +67,7 @@ OTHERS = {
   'deepseek_math_7b_kl_cov',
 }
 # Settings of PRIME's scripts that are not those of the others.
-PRIME: dict[str, object] = {
+PRIME_SETTINGS: dict[str, object] = {
   'prime.coefficient': 0.05,
   'prime.learning_rate': 1e-6,
   'prime.weight_decay': 0.0,
@@ -94,7 +94,7 @@ def model(tmp_path_factory):
   rows = tensors_of(directory)['model.embed_tokens.weight']
   rng = np.random.default_rng(0)
   embedding = rng.normal(0, 0.02, (320, rows.shape[1])).astype(rows.dtype)
-  rewrite(directory, **{'model.embed_tokens.weight': embedding})
+  replace_tensors(directory, **{'model.embed_tokens.weight': embedding})
   config = json.loads((directory / 'config.json').read_text())
   (directory / 'config.json').write_text(
     json.dumps({**config, 'vocab_size': 320, 'max_position_embeddings': 16384})
@@ -173,7 +173,7 @@ def test_settings_are_the_published_ones_but_for_the_listed_fields(name):
       'train.learning_rate': 1e-6,
     }
   elif '_prime' in name:
-    changed_fields |= PRIME
+    changed_fields |= PRIME_SETTINGS
     if name.endswith('prime'):
       changed_fields['train.sequences_per_update'] = 1024
   else:
@@ -203,7 +203,7 @@ def test_learning_rate_is_constant_and_weight_decay_0():
     np.testing.assert_allclose(updates['w'], -5e-7, rtol=1e-4)
 
 
-SIZES = {
+REDUCED_SETTINGS = {
   'rollout__prompts_per_iteration': 4,
   'rollout__responses_per_prompt': 2,
   'rollout__max_prompt_length': 320,
@@ -240,7 +240,7 @@ def trained_run(model, tmp_path_factory):
       *('-m', 'covrl.cli', 'train'),
       '--config=reasoning:qwen2_5_7b_kl_cov',
       f'--workdir={workdir}',
-      *overrides(model, **SIZES),
+      *overrides(model, **REDUCED_SETTINGS),
     ],
     env=ENVIRONMENT,
     check=True,

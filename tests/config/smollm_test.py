@@ -11,7 +11,7 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from pretrained.fixtures import MODELS, rewrite, tensors_of
+from pretrained.fixtures import MODELS, replace_tensors, tensors_of
 from train.process import ENVIRONMENT, metric_lines
 
 import covrl
@@ -36,7 +36,7 @@ def model(tmp_path_factory):
   rows = tensors_of(directory)['model.embed_tokens.weight']
   rng = np.random.default_rng(0)
   embedding = rng.normal(0, 0.02, (320, rows.shape[1])).astype(rows.dtype)
-  rewrite(directory, **{'model.embed_tokens.weight': embedding})
+  replace_tensors(directory, **{'model.embed_tokens.weight': embedding})
   config = json.loads((directory / 'config.json').read_text())
   (directory / 'config.json').write_text(
     json.dumps({**config, 'vocab_size': 320, 'max_position_embeddings': 256})

@@ -16,9 +16,9 @@ from models.packed_rows import (
   CONFIG,
   HEADS,
   WIDTH,
+  attention_inputs,
   expected_attention,
   normal_array,
-  rows,
 )
 
 from covrl.models import Policy, tiny
@@ -39,7 +39,7 @@ def test_flash_attention_and_its_gradients_equal_plain_attention(
   config = dataclasses.replace(
     CONFIG, windows=(window,) * 2 if window else (), attention_soft_cap=cap
   )
-  queries, keys, values, segments = rows(length)
+  queries, keys, values, segments = attention_inputs(length)
   arrays = queries, keys, values
   signal = normal_array(3, 2, length, HEADS, WIDTH)
 
@@ -64,7 +64,7 @@ def test_flash_attention_and_its_gradients_equal_plain_attention(
 def test_window_is_chosen_at_run_time(window):
   """One program serves layers with different windows."""
   config = dataclasses.replace(CONFIG, windows=(100, 0, 300), num_layers=3)
-  queries, keys, values, segments = rows(384, batch=1)
+  queries, keys, values, segments = attention_inputs(384, batch=1)
   window_size = jnp.asarray(window or jnp.iinfo(jnp.int32).max)
   run = jax.jit(
     functools.partial(flash.attend_rows, config=config, interpret=True)
@@ -76,7 +76,7 @@ def test_window_is_chosen_at_run_time(window):
 
 def test_flash_attention_on_a_mesh_equals_plain_attention():
   """Heads are split over tensor and context; rows are whole."""
-  queries, keys, values, segments = rows(128, batch=4)
+  queries, keys, values, segments = attention_inputs(128, batch=4)
   mesh = sharding.make_mesh(
     {'data': 2, 'tensor': 2, 'context': 1}, jax.devices()[:4]
   )
@@ -89,7 +89,7 @@ def test_flash_attention_on_a_mesh_equals_plain_attention():
 
 
 def test_refuses_keys_split_differently_from_queries():
-  queries, keys, values, segments = rows(128, batch=4)
+  queries, keys, values, segments = attention_inputs(128, batch=4)
   mesh = sharding.make_mesh({'tensor': 4}, jax.devices()[:4])
   with (
     sharding.use_mesh(mesh, sharding.TRAIN_RULES),
@@ -108,7 +108,7 @@ def test_cudnn_attention_is_used_where_supported(monkeypatch):
     calls.append(implementation)
     return dot_product_attention(*arguments, implementation='xla', **options)
 
-  queries, keys, values, segments = rows(64)
+  queries, keys, values, segments = attention_inputs(64)
   narrow_queries, narrow_keys, narrow_values = (
     x.astype(jnp.bfloat16) for x in (queries, keys, values)
   )
@@ -137,7 +137,7 @@ def test_policy_with_kernels_equals_policy_without(monkeypatch):
   policy = Policy(dataclasses.replace(tiny(16), windows=(48, 0)))
   params = policy.init(jax.random.key(0))
   tokens = jnp.asarray(np.random.default_rng(0).integers(0, 16, (2, 128)))
-  *_, segments = rows(128)
+  *_, segments = attention_inputs(128)
   positions = jnp.broadcast_to(jnp.arange(128), tokens.shape)
 
   def packed_output():

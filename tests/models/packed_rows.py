@@ -19,7 +19,7 @@ def normal_array(seed, *shape):
   return jnp.asarray(values, jnp.float32)
 
 
-def rows(length, batch=2):
+def attention_inputs(length, batch=2):
   """Random queries, keys, values and segment ids: two sequences per row, and padding."""
   segments = np.zeros((batch, length), np.int32)
   for row in range(batch):

@@ -5,7 +5,7 @@ import pytest
 from orbax.checkpoint import multihost
 
 from covrl.parallel import distributed
-from covrl.parallel.agreement import value_of_first
+from covrl.parallel.agreement import value_of_process_0
 
 
 class Client:
@@ -30,9 +30,9 @@ def test_all_processes_follow_the_first(monkeypatch, decision):
   monkeypatch.setattr(distributed, 'process_count', lambda: 2)
   for process, own in ((0, decision), (1, not decision)):
     monkeypatch.setattr(distributed, 'is_first', lambda p=process: p == 0)
-    assert value_of_first('a', own) == decision
+    assert value_of_process_0('a', own) == decision
 
 
 def test_one_process_decides_alone():
-  assert value_of_first('a', True)
-  assert not value_of_first('a', False)
+  assert value_of_process_0('a', True)
+  assert not value_of_process_0('a', False)

@@ -15,7 +15,7 @@ from pretrained.fixtures import (
   assert_trees_equal,
   copy_of,
   loaded,
-  rewrite,
+  replace_tensors,
   tensors_of,
 )
 
@@ -331,10 +331,10 @@ def test_names_an_invalid_index(tmp_path):
 
 def test_refuses_invalid_tensors(tmp_path):
   directory = copy_of('mistral', tmp_path)
-  rewrite(directory, **{GATE: None})
+  replace_tensors(directory, **{GATE: None})
   with pytest.raises(ValueError, match=rf'must hold {GATE} of shape \(24, 16'):
     load_pretrained(directory)
-  rewrite(directory, **{GATE: np.zeros((24, 16), np.int8)})
+  replace_tensors(directory, **{GATE: np.zeros((24, 16), np.int8)})
   with pytest.raises(ValueError, match=rf'{GATE} must be one of .*got I8'):
     load_pretrained(directory)
 

@@ -54,7 +54,7 @@ def copy_of(name, tmp_path):
   return pathlib.Path(shutil.copytree(MODELS / name, tmp_path / name))
 
 
-def rewrite(directory, **tensors):
+def replace_tensors(directory, **tensors):
   """Replaces tensors of a checkpoint in one file; `None` deletes a tensor."""
   new = tensors_of(directory) | tensors
   new = {name: tensor for name, tensor in new.items() if tensor is not None}

@@ -8,7 +8,7 @@ from pretrained.fixtures import (
   assert_trees_equal,
   copy_of,
   loaded,
-  rewrite,
+  replace_tensors,
   tensors_of,
 )
 
@@ -28,7 +28,7 @@ def test_a_trained_policy_keeps_an_unembedding_of_its_own(tmp_path):
   """The model that training started from ties embeddings that differ."""
   source = copy_of('gemma2', tmp_path)
   embedding = tensors_of(source)['model.embed_tokens.weight']
-  rewrite(source, **{'lm_head.weight': embedding + 1})
+  replace_tensors(source, **{'lm_head.weight': embedding + 1})
   policy, params = load_pretrained(source)
   assert not policy.config.tied_embeddings
   exported = as_pretrained(

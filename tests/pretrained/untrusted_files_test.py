@@ -11,7 +11,7 @@ from pretrained.fixtures import (
   copy_of,
   edit_config,
   loaded,
-  rewrite,
+  replace_tensors,
   tensors_of,
 )
 
@@ -169,7 +169,7 @@ def test_refuses_a_tensor_in_two_files(tmp_path):
 
 def test_names_an_index_that_is_not_read(tmp_path):
   directory = copy_of('llama3', tmp_path)
-  rewrite(directory)
+  replace_tensors(directory)
   with pytest.warns(UserWarning, match=r'index\.json is not read, since model'):
     load_pretrained(directory)
 
@@ -214,7 +214,7 @@ def test_names_numbers_that_are_not_finite(value, tmp_path):
   directory = copy_of('qwen2', tmp_path)
   gate = tensors_of(directory)[GATE].copy()
   gate[3, 5] = value
-  rewrite(directory, **{GATE: gate})
+  replace_tensors(directory, **{GATE: gate})
   with pytest.raises(ValueError, match=f'{GATE} must be finite, got {value}'):
     load_pretrained(directory)
 
@@ -223,7 +223,7 @@ def test_names_numbers_that_another_dtype_cannot_hold(tmp_path):
   directory = copy_of('qwen2', tmp_path)
   gate = tensors_of(directory)[GATE].copy()
   gate[3, 5] = 1e6
-  rewrite(directory, **{GATE: gate})
+  replace_tensors(directory, **{GATE: gate})
   load_pretrained(directory)
   with pytest.raises(ValueError, match=r'finite in float16, got 1e\+06; lo'):
     load_pretrained(directory, dtype='float16')
@@ -297,7 +297,7 @@ def test_keeps_an_unembedding_that_the_config_ties(tmp_path):
   directory = copy_of('qwen2', tmp_path)
   embedding = tensors_of(directory)[EMBEDDING]
   head = embedding[::-1].copy()
-  rewrite(directory, **{HEAD: head})
+  replace_tensors(directory, **{HEAD: head})
   with pytest.warns(UserWarning, match=f'{HEAD} differs from {EMBEDDING}'):
     policy, params = load_pretrained(directory)
   assert not policy.config.tied_embeddings
@@ -312,7 +312,7 @@ def test_keeps_an_unembedding_that_the_config_ties(tmp_path):
 
 def test_takes_an_unembedding_that_repeats_the_embedding(tmp_path):
   directory = copy_of('qwen2', tmp_path)
-  rewrite(directory, **{HEAD: tensors_of(directory)[EMBEDDING]})
+  replace_tensors(directory, **{HEAD: tensors_of(directory)[EMBEDDING]})
   assert load_pretrained(directory)[0].config.tied_embeddings
 
 
@@ -322,7 +322,7 @@ def test_names_rotary_frequencies_that_differ(scale, tmp_path):
   config = loaded('deepseek_math')[0].config
   name = 'model.layers.0.self_attn.rotary_emb.inv_freq'
   stored = (config.frequencies[0] * scale).astype(np.float32)
-  rewrite(directory, **{name: stored})
+  replace_tensors(directory, **{name: stored})
   if scale == 1.0:
     load_pretrained(directory)
   else:
@@ -346,7 +346,7 @@ def test_weights_beside_an_orbax_copy_are_named(tmp_path):
   directory = tmp_path / 'out'
   save_orbax(directory, model_files(policy, params), params)
   load_pretrained(directory)
-  rewrite(directory, **{HEAD: np.ones(2, np.float32)})
+  replace_tensors(directory, **{HEAD: np.ones(2, np.float32)})
   with pytest.warns(UserWarning, match='and not the safetensors beside them'):
     _, read = load_pretrained(directory)
   assert_trees_equal(read, params)

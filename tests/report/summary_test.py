@@ -14,9 +14,9 @@ from covrl.report import write_report
 from covrl.report.inputs.run_data import load_run
 from covrl.report.summary import (
   accuracy_gain,
-  describe_kinds,
+  count_selected_tokens,
+  describe_selected_tokens,
   entropy_change,
-  selected_kinds,
   summarize,
 )
 from covrl.run.directory import RunDirectory
@@ -54,11 +54,17 @@ def test_updates_that_changed_nothing_are_reported_at_the_top(make_run):
   rewrite(path, records)
   page = write_report(path).read_text()
   total = len(updates)
-  skipped = page.index(f'3 of {total} updates were skipped, because gradients')
-  empty = page.index(f'1 of {total} updates had no token to train on')
-  still = page.index(f'2 of {total} updates had a gradient of 0')
-  clamped = page.index(f'1 of {total} updates selected tokens by a fraction')
-  assert skipped < empty < still < clamped < page.index('class="headline"')
+  skipped_at = page.index(
+    f'3 of {total} updates were skipped, because gradients'
+  )
+  without_tokens_at = page.index(
+    f'1 of {total} updates had no token to train on'
+  )
+  without_gradient_at = page.index(f'2 of {total} updates had a gradient of 0')
+  clamped_at = page.index(f'1 of {total} updates selected tokens by a fraction')
+  headline_at = page.index('class="headline"')
+  assert skipped_at < without_tokens_at < without_gradient_at < clamped_at
+  assert clamped_at < headline_at
 
 
 def test_warnings_of_the_run_are_at_the_top(make_run):
@@ -213,12 +219,12 @@ def test_entropy_of_training_is_used_without_evaluations(make_run):
 def test_selected_tokens_are_counted_over_the_run(make_run):
   path = make_run()
   train = [line for line in lines(path) if line['phase'] == 'train']
-  counts = selected_kinds(load_run(path))
+  counts = count_selected_tokens(load_run(path))
   for name, count in counts.items():
     assert count == sum(line[f'quadrant/{name}'] for line in train)
   share = counts['negative_rare'] / sum(counts.values())
   assert f'rare tokens in wrong answers ({share:.0%}'.rstrip('%') in (
-    describe_kinds(counts)
+    describe_selected_tokens(counts)
   )
 
 
@@ -234,11 +240,11 @@ def test_selected_tokens_are_counted_over_the_run(make_run):
     ((25, 25, 25, 25), 'likely tokens in right answers (25 %), '),
   ],
 )
-def test_kinds_are_listed_by_frequency(counts, words):
+def test_kinds_of_selected_tokens_are_listed_by_frequency(counts, words):
   names = ('positive_likely', 'negative_rare', 'positive_rare')
   names = (*names, 'negative_likely')
   counts_by_kind: dict[str, float] = dict(zip(names, counts, strict=True))
-  assert describe_kinds(counts_by_kind).startswith(words)
+  assert describe_selected_tokens(counts_by_kind).startswith(words)
 
 
 def test_run_without_control_has_no_selected_tokens(make_run):

@@ -73,7 +73,10 @@ def wait():
 
 PARAMS = {'w': jnp.zeros(2)}
 # Fingerprints of the recipe's functions.
-FUNCTIONS = {'loss of the recipe': 'jax a', 'tx of the recipe': 'jax b'}
+FUNCTION_FINGERPRINTS = {
+  'loss of the recipe': 'jax a',
+  'tx of the recipe': 'jax b',
+}
 
 
 def abstract_array(array):
@@ -192,8 +195,8 @@ def run(workdir, on_stage=lambda stage: None, **overrides):
       scoring=types.SimpleNamespace(close=lambda: None),
       evaluator=Evaluator(on_stage),
       shared_warm_start=None,
-      code=code_fingerprints(recipe, TASK),
-      functions=FUNCTIONS,
+      code_fingerprints=code_fingerprints(recipe, TASK),
+      function_fingerprints=FUNCTION_FINGERPRINTS,
       init_key=None,
       train_key=None,
       compile=lambda state: on_stage('compiling'),

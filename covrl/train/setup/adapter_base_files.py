@@ -79,7 +79,7 @@ class AdapterBaseFiles:
       name = f'{saved.path}/{self._num_checks}/whole'
       self._num_checks += 1
       # Process 0 decides, since all processes write together.
-      if agreement.value_of_first(name, _is_intact(saved)):
+      if agreement.value_of_process_0(name, _is_intact(saved)):
         return {}
       self._warm_starts.save(
         saved.position, state.frozen['base'], saved.metadata

@@ -49,7 +49,7 @@ from covrl.train.rollout_batch import (
   TRAIN_STREAM,
 )
 from covrl.train.setup.code import code_fingerprints
-from covrl.train.setup.functions import function_fingerprints
+from covrl.train.setup.function_fingerprints import function_fingerprints
 from covrl.train.setup.initial_policy import make_policy
 from covrl.train.setup.inputs import input_fingerprints, pretrained_fingerprint
 from covrl.train.sft import shared_warm_start
@@ -72,8 +72,9 @@ class Components:
     evaluator: evaluates the policy; `None` without evaluation problems.
     warm_start_tx: the parameter chain of the warm start.
     shared_warm_start: another run's warm start that this run takes, if any.
-    code: see `covrl.train.setup.code.code_fingerprints`.
-    functions: see `covrl.train.setup.functions.function_fingerprints`.
+    code_fingerprints: see `covrl.train.setup.code.code_fingerprints`.
+    function_fingerprints: those of the functions of the recipe, see
+      `covrl.train.setup.function_fingerprints`.
     init_key: PRNG key of random parameters.
     train_key: PRNG key of the updates.
   """
@@ -87,8 +88,8 @@ class Components:
   evaluator: Evaluator | None
   warm_start_tx: optax.GradientTransformation
   shared_warm_start: Checkpoint | None
-  code: Mapping[str, str]
-  functions: Mapping[str, str]
+  code_fingerprints: Mapping[str, str]
+  function_fingerprints: Mapping[str, str]
   init_key: Key[Array, '']
   train_key: Key[Array, '']
 
@@ -143,12 +144,12 @@ def build(
   warm_start = None
   if saved is None or policy.config.lora is not None:
     warm_start = shared_warm_start(config, task)
-  code = code_fingerprints(recipe, task)
+  fingerprints_of_code = code_fingerprints(recipe, task)
   if distributed.process_count() > 1:
     check_inputs_of_processes(
       input_fingerprints(config, task, policy, warm_start)
       | pretrained_fingerprint(config)
-      | code
+      | fingerprints_of_code
     )
   warm_start_tx = warm_start_transformation(recipe)
   chains = {'tx': (algorithm.tx, config.total_updates)}
@@ -192,16 +193,16 @@ def build(
   # An invalid algorithm or prompt fails here rather than in the first update.
   update = programs.trace_update(collector.padding_batch().batch)
   check_programs({'update': update})
-  functions = function_fingerprints(
+  fingerprints_of_functions = function_fingerprints(
     algorithm,
     # That of a finished warm start has no effect any more.
     warm_start_tx if saved is None and config.warm_start.steps else None,
     task.rewards,
     collector.padding_batch().batch,
     policy.split(policy.abstract_params())[0],
-    code,
+    fingerprints_of_code,
   )
-  check_inputs_of_processes(functions)
+  check_inputs_of_processes(fingerprints_of_functions)
   collector.check_prompts()
   check_problems_in_memory(task, config)
   evaluator = None
@@ -219,8 +220,8 @@ def build(
     evaluator=evaluator,
     warm_start_tx=warm_start_tx,
     shared_warm_start=warm_start,
-    code=code,
-    functions=functions,
+    code_fingerprints=fingerprints_of_code,
+    function_fingerprints=fingerprints_of_functions,
     init_key=stream_key(config, INIT_STREAM),
     train_key=stream_key(config, TRAIN_STREAM),
   )

@@ -54,7 +54,7 @@ def code_fingerprints(recipe: Recipe, task: Task) -> dict[str, str]:
 
 
 def check_code(
-  code: Mapping[str, str],
+  fingerprints: Mapping[str, str],
   saved: Checkpoint | None,
   warn: Callable[[str], object],
   effect: str = 'the resumed run may differ from an uninterrupted one',
@@ -62,7 +62,7 @@ def check_code(
   """Warns if a run is resumed or opened with other code than it had.
 
   Args:
-    code: see `code_fingerprints`.
+    fingerprints: see `code_fingerprints`.
     saved: the checkpoint to resume from, whose inputs include the fingerprints
       of its run; `None` starts the run.
     warn: receives a sentence about the packages that differ.
@@ -70,7 +70,9 @@ def check_code(
   """
   saved_inputs = {} if saved is None else saved.metadata.get('inputs', {})
   changed = [
-    name for name, text in code.items() if saved_inputs.get(name, text) != text
+    name
+    for name, fingerprint in fingerprints.items()
+    if saved_inputs.get(name, fingerprint) != fingerprint
   ]
   if changed:
     warn(

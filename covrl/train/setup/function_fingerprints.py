@@ -98,7 +98,7 @@ def function_fingerprints(
 
 
 def check_functions(
-  functions: Mapping[str, str],
+  fingerprints: Mapping[str, str],
   saved: Checkpoint | None,
   warn: Callable[[str], object],
 ) -> None:
@@ -108,7 +108,7 @@ def check_functions(
   reported.
 
   Args:
-    functions: see `function_fingerprints`.
+    fingerprints: see `function_fingerprints`.
     saved: the checkpoint to resume from, whose inputs include the fingerprints of
       its run; `None` starts the run.
     warn: receives a sentence about the functions that differ.
@@ -116,11 +116,11 @@ def check_functions(
   saved_inputs = {} if saved is None else saved.metadata.get('inputs', {})
   changed = [
     name
-    for name, text in functions.items()
+    for name, fingerprint in fingerprints.items()
     if (before := saved_inputs.get(name))
-    and text
-    and before != text
-    and before.split()[0] == text.split()[0]
+    and fingerprint
+    and before != fingerprint
+    and before.split()[0] == fingerprint.split()[0]
   ]
   if changed:
     warn(

@@ -21,8 +21,11 @@ from covrl.models import Policy, tiny
 from covrl.rewards import Overlong, Reward
 from covrl.run.checkpoint import CheckpointStore
 from covrl.train.algorithm import Algorithm
-from covrl.train.setup import functions
-from covrl.train.setup.functions import check_functions, function_fingerprints
+from covrl.train.setup import function_fingerprints as fingerprints_module
+from covrl.train.setup.function_fingerprints import (
+  check_functions,
+  function_fingerprints,
+)
 from covrl.types import TokenBatch, TokenMoments
 
 NAMES = (
@@ -67,7 +70,7 @@ def fingerprints(recipe, *rewards, code=None, warm_start_tx=None):
   )
 
 
-def differing(before, after):
+def changed_names(before, after):
   assert before.keys() == after.keys()
   return [
     name.removesuffix(' of the recipe')
@@ -118,7 +121,7 @@ def test_a_function_with_other_numbers_has_another_fingerprint(
   original, name, function
 ):
   changed = fingerprints(toy.recipe(**{name: function}))
-  assert differing(original, changed) == [name]
+  assert changed_names(original, changed) == [name]
   assert changed[f'{name} of the recipe']
 
 
@@ -140,11 +143,13 @@ def test_a_network_with_other_numbers_has_another_fingerprint(
   )
   assert before == same
   assert all(before.values())
-  assert differing(before, after) == [name]
+  assert changed_names(before, after) == [name]
 
 
 def test_rewards_with_other_options_have_another_fingerprint(monkeypatch):
-  monkeypatch.setattr(functions, '_lowered', lambda *arguments: 'program')
+  monkeypatch.setattr(
+    fingerprints_module, '_lowered', lambda *arguments: 'program'
+  )
   score = functools.partial(str.count, 'a')
   parts = (
     Reward(name='a', score=score, sources=('x', 'y')),
@@ -165,13 +170,15 @@ def test_rewards_with_other_options_have_another_fingerprint(monkeypatch):
   ):
     changed = dataclasses.replace(parts[0], **change)
     after = fingerprints(recipe, changed, parts[1])
-    assert differing(before, after) == ['rewards']
+    assert changed_names(before, after) == ['rewards']
   after = fingerprints(recipe, parts[0], Overlong(max_length=8, buffer=3))
-  assert differing(before, after) == ['rewards']
+  assert changed_names(before, after) == ['rewards']
 
 
 def test_options_in_a_set_have_one_order(monkeypatch):
-  monkeypatch.setattr(functions, '_lowered', lambda *arguments: 'program')
+  monkeypatch.setattr(
+    fingerprints_module, '_lowered', lambda *arguments: 'program'
+  )
 
   class Part:
     """A reward of a recipe's own, with a state that starts differ in."""
@@ -199,7 +206,7 @@ def test_functions_that_call_python_are_not_compared(original):
   changed = fingerprints(
     toy.recipe(loss=lambda c: loss, advantages=lambda c: untraceable)
   )
-  assert differing(original, changed) == ['loss', 'advantages']
+  assert changed_names(original, changed) == ['loss', 'advantages']
   assert changed['loss of the recipe'] == ''
   assert changed['advantages of the recipe'] == ''
 
@@ -211,7 +218,7 @@ def test_a_run_that_is_resumed_with_other_functions_is_reported(
   unknown = {'advantages of the recipe': ''}
   store.save(0, {'x': np.ones(3)}, {'inputs': original | unknown})
   saved = store.latest()
-  for each, checkpoint in (
+  for unreported, checkpoint in (
     (original, None),
     (original, saved),
     (original | {'loss of the recipe': ''}, saved),
@@ -219,7 +226,7 @@ def test_a_run_that_is_resumed_with_other_functions_is_reported(
     # Another version of covrl or jax, which is reported as such.
     (fingerprints(toy.recipe(), code={'code of covrl': 'x'}), saved),
   ):
-    check_functions(each, checkpoint, warnings.append)
+    check_functions(unreported, checkpoint, warnings.append)
   assert warnings == []
   loss = functools.partial(covrl.clipped_surrogate, low=0.1)
   other = fingerprints(toy.recipe(loss=lambda config: loss))
@@ -238,7 +245,7 @@ def test_the_loop_reports_other_functions_on_resume(
   workdir = tmp_path / 'run'
   for iterations, text, is_reported in ((1, 'a', False), (2, 'c', True)):
     monkeypatch.setitem(
-      small_loop.FUNCTIONS, 'loss of the recipe', f'jax {text}'
+      small_loop.FUNCTION_FINGERPRINTS, 'loss of the recipe', f'jax {text}'
     )
     small_loop.run(workdir, train__iterations=iterations)
     sentence = 'loss of the recipe has changed since the checkpoint was written'
