@@ -171,7 +171,7 @@ class Rollouts:
     truncated: true if the length limit ended the sequence.
     rewards: scores by name.
     experts: experts that the sampler routed each token to, see
-      `covrl.models.experts.ExpertRecord`; `None` without routing replay.
+      `covrl.models.experts.ExpertRecordSpec`; `None` without routing replay.
   """
 
   tokens: Int[Array, 'S T']
@@ -215,7 +215,7 @@ class TokenBatch:
     network_targets: per-token inputs of the losses of networks beside the
       policy, such as a critic's returns, by name; empty in a run without them.
     experts: experts to route each input to, see
-      `covrl.models.experts.ExpertRecord`; `None` without routing replay.
+      `covrl.models.experts.ExpertRecordSpec`; `None` without routing replay.
   """
 
   tokens: Int[Array, 'B T']

@@ -26,7 +26,7 @@ from covrl.compile.model_cost import (
   update_flops,
 )
 from covrl.config import Config, ConfigError, Recipe, flatten
-from covrl.models import ExpertRecord, ModelConfig, Policy
+from covrl.models import ExpertRecordSpec, ModelConfig, Policy
 from covrl.parallel import sharding
 from covrl.parallel.topologies import AnyTopology
 from covrl.train.algorithm import Algorithm
@@ -350,7 +350,7 @@ def _expert_record_bytes(config: Config, model: ModelConfig) -> int:
   if not config.train.routing_replay:
     return 0
   tokens = config.sequences_per_iteration * row_width(config)
-  return tokens * ExpertRecord.of(model).bytes_per_token
+  return tokens * ExpertRecordSpec.of(model).bytes_per_token
 
 
 def _count(tree: PyTree) -> int:

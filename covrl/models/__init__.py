@@ -7,9 +7,9 @@ from covrl.models.config import Experts as Experts
 from covrl.models.config import ModelConfig as ModelConfig
 from covrl.models.config import countdown as countdown
 from covrl.models.config import tiny as tiny
-from covrl.models.experts import ExpertRecord as ExpertRecord
-from covrl.models.experts import Routing as Routing
-from covrl.models.experts import load_balance as load_balance
+from covrl.models.experts import ExpertRecordSpec as ExpertRecordSpec
+from covrl.models.experts import RoutingStats as RoutingStats
+from covrl.models.experts import load_balancing_loss as load_balancing_loss
 from covrl.models.lora import Lora as Lora
 from covrl.models.policy import Policy as Policy
 from covrl.models.rope import LinearScaling as LinearScaling

@@ -16,7 +16,7 @@ from covrl.models.attention.grouped_query import (
   KeyValues,
 )
 from covrl.models.config import ModelConfig
-from covrl.models.experts import RoutedMLP, Routing
+from covrl.models.experts import RoutedMLP, RoutingStats
 from covrl.models.layers import GatedMLP, RMSNorm, constrain
 from covrl.models.rope import Rotation
 
@@ -84,13 +84,13 @@ class BlockOutputs(NamedTuple):
     x: residual stream.
     key_values: the tokens' keys and values.
     routing: routing statistics, if they were requested and there are experts.
-    record: record of the tokens' experts, see `ExpertRecord`; `None` without
+    record: record of the tokens' experts, see `ExpertRecordSpec`; `None` without
       experts.
   """
 
   x: Float[Array, 'B T D']
   key_values: KeyValues
-  routing: Routing | None
+  routing: RoutingStats | None
   record: UInt[Array, 'B T k'] | None
 
 

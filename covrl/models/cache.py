@@ -56,7 +56,7 @@ class PromptCache(NamedTuple):
     keys: keys with rotary embeddings, `[L, P, K, C, h]`.
     values: values of the same tokens.
     lengths: number of tokens of each prompt; they are in the last slots.
-    experts: experts that each token was routed to, see `ExpertRecord`; `None`
+    experts: experts that each token was routed to, see `ExpertRecordSpec`; `None`
       unless they were requested.
   """
 
@@ -134,7 +134,7 @@ class DecodeCache(NamedTuple):
     values: values of the same tokens.
     length: number of tokens of each row in the cache.
     experts: experts that each row's last token was routed to, see
-      `ExpertRecord`; `None` unless they were requested.
+      `ExpertRecordSpec`; `None` unless they were requested.
     ring: keys and values of layers with a window; `None` if none has a ring.
   """
 

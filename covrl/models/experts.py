@@ -32,7 +32,7 @@ from covrl.parallel import sharding
 from covrl.types import Scalar
 
 
-class ExpertRecord(NamedTuple):
+class ExpertRecordSpec(NamedTuple):
   """Shape and dtype of the record of experts that tokens were routed to.
 
   An entry is the expert's index plus 1, or 0 if it was not recorded.
@@ -48,7 +48,7 @@ class ExpertRecord(NamedTuple):
   dtype: str
 
   @classmethod
-  def of(cls, config: ModelConfig) -> ExpertRecord:
+  def of(cls, config: ModelConfig) -> ExpertRecordSpec:
     """Shape and dtype of the record for a model.
 
     Raises:
@@ -57,12 +57,12 @@ class ExpertRecord(NamedTuple):
     >>> import dataclasses
     >>> from covrl.models import Experts, tiny
     >>> config = dataclasses.replace(tiny(16), experts=Experts(count=8, per_token=2))
-    >>> ExpertRecord.of(config).shape(4, 16), ExpertRecord.of(config).dtype
+    >>> ExpertRecordSpec.of(config).shape(4, 16), ExpertRecordSpec.of(config).dtype
     ((4, 16, 2, 2), 'uint8')
     """
     if config.experts is None:
       raise ValueError(
-        'config must have experts for an ExpertRecord, got a model without'
+        'config must have experts for an ExpertRecordSpec, got a model without'
       )
     dtype = 'uint8' if config.experts.count < 2**8 else 'uint16'
     return cls(config.num_layers, config.experts.per_token, dtype)
@@ -81,7 +81,7 @@ class ExpertRecord(NamedTuple):
     return self.layers * self.per_token * np.dtype(self.dtype).itemsize
 
 
-class Routing(NamedTuple):
+class RoutingStats(NamedTuple):
   """Routing statistics of each layer, summed over real tokens.
 
   Attributes:
@@ -102,7 +102,7 @@ class Routing(NamedTuple):
     probabilities: Float[Array, 'B T E'],
     chosen: Int[Array, 'B T k'],
     real: Bool[Array, 'B T'],
-  ) -> Routing:
+  ) -> RoutingStats:
     """Statistics of one layer.
 
     Args:
@@ -121,7 +121,9 @@ class Routing(NamedTuple):
     )
 
 
-def load_balance(mass: Float[Array, 'L E'], routing: Routing) -> Scalar:
+def load_balancing_loss(
+  mass: Float[Array, 'L E'], routing: RoutingStats
+) -> Scalar:
   """Load-balancing loss: 1 if experts are used equally, more otherwise.
 
       (1/L) Σ_l E Σ_e f_le · P_le
@@ -130,7 +132,7 @@ def load_balance(mass: Float[Array, 'L E'], routing: Routing) -> Scalar:
   differentiated; P_le is the mean probability.
 
   Args:
-    mass: `Routing.mass` of some of the tokens; losses of disjoint sets add up.
+    mass: `RoutingStats.mass` of some of the tokens; losses of disjoint sets add up.
     routing: routing statistics of all tokens.
 
   References:
@@ -191,14 +193,14 @@ class RoutedMLP(nnx.Module):
     x: Float[Array, 'B T D'],
     real: Bool[Array, 'B T'] | None,
     recorded_experts: UInt[Array, 'B T k'] | None = None,
-  ) -> tuple[Float[Array, 'B T D'], Routing | None, UInt[Array, 'B T k']]:
+  ) -> tuple[Float[Array, 'B T D'], RoutingStats | None, UInt[Array, 'B T k']]:
     """Applies the layer to each token.
 
     Args:
       x: normalised residual stream.
       real: true for tokens to compute routing statistics of; `None` computes
         none.
-      recorded_experts: experts to route each token to, see `ExpertRecord`; those that
+      recorded_experts: experts to route each token to, see `ExpertRecordSpec`; those that
         were not recorded, and all if `None`, are the router's likeliest.
 
     Returns:
@@ -226,10 +228,10 @@ class RoutedMLP(nnx.Module):
     y = mix_experts(
       x, chosen, shares, *weights, activation=self.config.activation
     )
-    record = (chosen + 1).astype(ExpertRecord.of(self.config).dtype)
+    record = (chosen + 1).astype(ExpertRecordSpec.of(self.config).dtype)
     if real is None:
       return y, None, record
-    return y, Routing.from_choices(probabilities, chosen, real), record
+    return y, RoutingStats.from_choices(probabilities, chosen, real), record
 
 
 def mix_experts(

@@ -16,7 +16,7 @@ from jaxtyping import PyTree
 
 from covrl.array_checks import check_array, concrete_array
 from covrl.models.config import ModelConfig
-from covrl.models.experts import ExpertRecord
+from covrl.models.experts import ExpertRecordSpec
 
 
 def param_shapes(params: PyTree) -> dict[str, tuple[int, ...]]:
@@ -103,7 +103,7 @@ def check_recorded_experts(
     ValueError: it is of another shape, names an expert that does not exist, or
       one expert twice for a token; or the model has no experts.
   """
-  record = ExpertRecord.of(config)
+  record = ExpertRecordSpec.of(config)
   shape = record.shape(*check_array('tokens', tokens, 'int', 'B T'))
   check_array('recorded_experts', recorded_experts, 'int', 'B T L k', shape)
   assert config.experts is not None

@@ -134,7 +134,7 @@ def multiply(
     matrix: the matrix.
     num_input_axes: number of the matrix's leading axes that are summed over.
   """
-  if sharding.platform() != 'cpu' or _splits_arrays():
+  if sharding.platform() != 'cpu' or _mesh_has_several_devices():
     return jnp.tensordot(x, matrix, axes=num_input_axes)
   rows = x.reshape(-1, math.prod(x.shape[-num_input_axes:]))
   product = rows @ matrix.reshape(rows.shape[1], -1)
@@ -143,7 +143,7 @@ def multiply(
   )
 
 
-def _splits_arrays() -> bool:
+def _mesh_has_several_devices() -> bool:
   """Whether the current mesh has several devices."""
   mesh = jax.sharding.get_abstract_mesh()
   return not mesh.empty and mesh.size > 1

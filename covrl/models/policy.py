@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt
 
 from covrl.models.cache import DecodeCache, PromptCache
 from covrl.models.config import ModelConfig
-from covrl.models.experts import Routing
+from covrl.models.experts import RoutingStats
 from covrl.models.input_checks import (
   check_params,
   check_recorded_experts,
@@ -228,7 +228,7 @@ class Policy:
     segment_ids: Int[Array, 'B T'],
     one_sequence: bool = False,
     recorded_experts: UInt[Array, 'B T L k'] | None = None,
-  ) -> tuple[Float[Array, 'B T D'], Routing | None]:
+  ) -> tuple[Float[Array, 'B T D'], RoutingStats | None]:
     """Like `hidden`, with routing statistics if there are experts.
 
     Args:
@@ -239,7 +239,7 @@ class Policy:
       one_sequence: whether no row has several sequences; GPUs then need no
         attention mask in memory.
       recorded_experts: experts to route each token to, see
-        `covrl.models.experts.ExpertRecord`; those that were not recorded, and
+        `covrl.models.experts.ExpertRecordSpec`; those that were not recorded, and
         all if `None`, are the router's likeliest.
 
     Raises:

@@ -28,7 +28,7 @@ from covrl.models.block import Block, LayerOptions
 from covrl.models.cache import DecodeCache, LayerIndices, PromptCache
 from covrl.models.cached_tokens import CachedTokens, list_prompts
 from covrl.models.config import ModelConfig
-from covrl.models.experts import ExpertRecord, Routing
+from covrl.models.experts import ExpertRecordSpec, RoutingStats
 from covrl.models.layers import RMSNorm, constrain, normal_param
 from covrl.models.roll import roll_rows
 from covrl.models.rope import Rotation
@@ -70,7 +70,7 @@ class Transformer(nnx.Module):
     *,
     one_sequence: bool = False,
     recorded_experts: UInt[Array, 'B T L k'] | None = None,
-  ) -> tuple[Float[Array, 'B T D'], Routing | None]:
+  ) -> tuple[Float[Array, 'B T D'], RoutingStats | None]:
     """Hidden states of whole rows, and routing statistics of real tokens.
 
     The routing statistics are `None` without experts.
@@ -101,7 +101,7 @@ class Transformer(nnx.Module):
 
     def run_layer(
       x: Float[Array, 'B T D'], scanned: tuple[PyTree, LayerOptions, PyTree]
-    ) -> tuple[Float[Array, 'B T D'], Routing | None]:
+    ) -> tuple[Float[Array, 'B T D'], RoutingStats | None]:
       layer, options, layer_experts = scanned
       block, mask = (
         nnx.merge(graphdef, layer),
@@ -231,7 +231,7 @@ class Transformer(nnx.Module):
     shape = (config.num_layers, rows, heads, length, config.head_dim)
     experts = None
     if record_experts and config.experts is not None:
-      record = ExpertRecord.of(config)
+      record = ExpertRecordSpec.of(config)
       experts = jnp.zeros(record.shape(rows, length), record.dtype)
     zeros = constrain(
       jnp.zeros(shape, config.dtype),

@@ -52,7 +52,7 @@ REQUIRED_METRICS = (
 MIN_ITERATIONS = 5
 # No control is recommended if the entropy falls by a smaller share.
 SMALL_DECREASE = 0.2
-# All tokens are controlled if the top 2\u202f% hold a smaller share of the covariance.
+# All tokens are controlled if the top 2 % hold a smaller share of the covariance.
 MIN_TAIL_SHARE = 0.25
 # Largest share of the iterations that may lack a metric.
 MAX_MISSING_SHARE = 0.1

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt
 
 from covrl.array_checks import check_at_least, check_integer
 from covrl.models.cache import repeat_rows
-from covrl.models.experts import ExpertRecord
+from covrl.models.experts import ExpertRecordSpec
 from covrl.models.policy import Policy
 from covrl.rollout.admission import Admission, Sizes
 from covrl.rollout.caching import EXACT_CACHING, Caching
@@ -60,7 +60,7 @@ class SlotDecoder:
   pad_id: int
   max_length: int
   computes_policy_logprobs: bool = False
-  experts: ExpertRecord | None = None
+  experts: ExpertRecordSpec | None = None
   caching: Caching = EXACT_CACHING
 
   def __post_init__(self) -> None:

@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int, Key, PyTree
 
 from covrl.array_checks import check_array, check_at_least
-from covrl.models.experts import ExpertRecord
+from covrl.models.experts import ExpertRecordSpec
 from covrl.models.policy import Policy
 from covrl.parallel import distributed, sharding
 from covrl.rollout.caching import EXACT_CACHING, Caching
@@ -100,7 +100,9 @@ class SamplingEngine:
     self.max_response_length = max_response_length
     self.slots = slots
     self.segment = min(segment, max(max_response_length - 1, 1))
-    self.experts = ExpertRecord.of(policy.config) if record_experts else None
+    self.experts = (
+      ExpertRecordSpec.of(policy.config) if record_experts else None
+    )
     self.caching = caching
     decoder = SlotDecoder(
       policy,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiled programs of the sampling engine: start, segment, fewer slots."""
+"""Compiled programs of the sampling engine: the start, a segment, fewer slots."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ class SamplerPrograms:
     state = self._decoder.start(
       *arguments, shards=layout.shards, slots=layout.slots[0]
     )
-    return self._constrained(state, layout, first_tokens(state))
+    return self._with_report(state, layout, first_tokens(state))
 
   def _run_segment(
     self, params: PyTree, state: State, layout: Layout
@@ -152,7 +152,7 @@ class SamplerPrograms:
     state, steps = self._decoder.run(params, state, steps=self._segment)
     state = state._replace(samples=record(samples, steps, state.shards))
     tokens = SlotTokens(steps.request, steps.position, steps.token)
-    return self._constrained(state, layout, tokens)
+    return self._with_report(state, layout, tokens)
 
   def _shrink_slots(
     self, state: State, layout: Layout, slots: int
@@ -162,7 +162,7 @@ class SamplerPrograms:
     shrunk = self._constrain(state.with_slots(arrays), layout)
     return shrunk.slot_arrays
 
-  def _constrained(
+  def _with_report(
     self, state: State, layout: Layout, tokens: SlotTokens
   ) -> tuple[State, Report]:
     """The state with its shardings, and the report on every device."""

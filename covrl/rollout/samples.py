@@ -28,7 +28,7 @@ class Samples(NamedTuple):
     behaviour_logprobs: the same after top-k and top-p.
     truncated: true where the length limit ended the response.
     experts: experts that each token of prompt and response was routed to, see
-      `covrl.models.experts.ExpertRecord`, for routing replay; `None` unless they
+      `covrl.models.experts.ExpertRecordSpec`, for routing replay; `None` unless they
       are recorded. The last token of a response is not routed.
   """
 

@@ -4,7 +4,7 @@
 A manifest (`covrl.run.checkpoint_files`), written last and atomically, completes a
 checkpoint. It has all files' digests, as Orbax restores flipped bits without an error.
 
-A run resumes from the newest whole checkpoint. Damaged ones that are newer are
+A run resumes from the newest undamaged checkpoint. Damaged ones that are newer are
 renamed to `NAME.damaged_N`, and kept.
 """
 
@@ -180,13 +180,13 @@ class CheckpointStore:
       f'{self._directory} must have a finished checkpoint, got none'
     )
 
-  def newest_whole(
+  def newest_undamaged(
     self,
     *,
     strict: bool = False,
     warn: Callable[[str], object] = lambda text: None,
   ) -> Checkpoint | None:
-    """Returns the newest whole checkpoint, or `None` if none was completed.
+    """Returns the newest undamaged checkpoint, or `None` if none was completed.
 
     Every file of it has been read. Damaged checkpoints that are newer are
     renamed, unless all are damaged. All processes of a run call this together.

@@ -30,14 +30,14 @@ class Batch(NamedTuple):
     tree: one bandit per prompt.
     logits: logits of the policy that sampled the tokens.
     tokens: one token per response.
-    exact: exact score c* of each token.
+    exact_scores: exact score c* of each token.
     covariance: (log π − mean)(A − mean), the published score of each token.
   """
 
   tree: trees.Tree
   logits: jax.Array
   tokens: tabular.Tokens
-  exact: Float[np.ndarray, 'B T']
+  exact_scores: Float[np.ndarray, 'B T']
   covariance: Float[np.ndarray, 'B T']
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, PyTree
 
-from covrl.models import Policy, Routing
+from covrl.models import Policy, RoutingStats
 from covrl.objectives import WeightMode, token_weights
 from covrl.statistics import NO_TRUNCATION, Truncation, token_stats
 from covrl.statistics.exact import count_true, exact_sum
@@ -41,7 +41,7 @@ class ForwardOutputs(NamedTuple):
 
   stats: TokenStats
   moments: TokenMoments
-  routing: Routing | None
+  routing: RoutingStats | None
 
 
 def apply_token_weights(

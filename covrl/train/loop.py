@@ -63,7 +63,7 @@ class TrainOptions:
     ends_process: whether the process exits after the run; a run that a signal
       has stopped then ignores further signals.
     resume: behaviour if the newest checkpoint is damaged: 'fallback' resumes
-      from the newest whole one, 'strict' raises an error.
+      from the newest undamaged one, 'strict' raises an error.
   """
 
   stall_after: float = 3600.0
@@ -132,7 +132,7 @@ def train(
       directory.add_notice(text)
 
     is_strict = options.resume == 'strict'
-    saved = store.newest_whole(strict=is_strict, warn=warn)
+    saved = store.newest_undamaged(strict=is_strict, warn=warn)
     if saved is None:
       directory.refuse_restart()
     iterations = config.train.iterations
@@ -164,7 +164,7 @@ def train(
       on_exit.callback(resource.close)
     stop.poll()
     warm_starts = warm_start_store(directory)
-    resumed_from = saved or warm_starts.newest_whole(
+    resumed_from = saved or warm_starts.newest_undamaged(
       strict=is_strict, warn=warn
     )
     inputs = input_fingerprints(

@@ -24,7 +24,7 @@ from covrl.entropy import (
   state_score,
   token_covariance,
 )
-from covrl.models import Routing, load_balance
+from covrl.models import RoutingStats, load_balancing_loss
 from covrl.statistics.exact import count_true
 from covrl.types import Scalar, TokenBatch, TokenMoments, TokenStats
 
@@ -189,7 +189,7 @@ def sampler_metrics(batch: TokenBatch) -> dict[str, Scalar]:
   }
 
 
-def routing_metrics(routing: Routing) -> dict[str, Scalar]:
+def routing_metrics(routing: RoutingStats) -> dict[str, Scalar]:
   """Metrics of the routing of an update's tokens to experts, over all layers.
 
   `router/balance` is the load-balancing loss, 1 if all experts are used equally;
@@ -202,7 +202,7 @@ def routing_metrics(routing: Routing) -> dict[str, Scalar]:
   mean = jnp.maximum(jnp.mean(counts, axis=-1, keepdims=True), 1)
   tokens = jnp.maximum(routing.tokens, 1)
   return {
-    'router/balance': load_balance(routing.mass, routing),
+    'router/balance': load_balancing_loss(routing.mass, routing),
     'router/entropy': jnp.mean(routing.entropy / tokens),
     'router/busiest': jnp.max(counts / mean),
     'router/idle': jnp.mean(routing.counts == 0),

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from covrl.array_checks import check_array
 from covrl.config import Config
 from covrl.data.packing import prompt_width
-from covrl.models import ExpertRecord
+from covrl.models import ExpertRecordSpec
 from covrl.rewards import TOTAL
 from covrl.train.forward import PolicyStats, with_old_stats
 from covrl.types import Rollouts, TokenBatch, TokenMoments
@@ -271,7 +271,7 @@ def padding_batch(
   reference: bool,
   target_names: Sequence[str] = (),
   has_filtered_logprobs: bool = False,
-  experts: ExpertRecord | None = None,
+  experts: ExpertRecordSpec | None = None,
 ) -> RolloutBatch:
   """Returns a batch of zeros with the shapes of an iteration's data.
 
@@ -303,7 +303,7 @@ def padding_batch(
 
 
 def zero_rollouts(
-  count: int, width: int, experts: ExpertRecord | None = None
+  count: int, width: int, experts: ExpertRecordSpec | None = None
 ) -> dict[str, np.ndarray]:
   """Returns arrays of zeros like those of `PendingRollouts.arrays`.
 
@@ -338,7 +338,7 @@ def abstract_batch(
   reference: bool,
   target_names: Sequence[str] = (),
   has_filtered_logprobs: bool = False,
-  experts: ExpertRecord | None = None,
+  experts: ExpertRecordSpec | None = None,
 ) -> TokenBatch:
   """Returns the shapes of an iteration's rows; see `padding_batch`."""
 

@@ -27,7 +27,7 @@ from covrl.entropy import (
   selection_sources,
 )
 from covrl.entropy.base import update_signal
-from covrl.models import Policy, Routing, load_balance
+from covrl.models import Policy, RoutingStats, load_balancing_loss
 from covrl.objectives import WeightMode
 from covrl.statistics import NO_TRUNCATION, Truncation
 from covrl.train import metrics
@@ -171,7 +171,7 @@ def make_train_step(
       )
 
     def differentiate(
-      rows: TokenBatch, routing_sums: Routing | None
+      rows: TokenBatch, routing_sums: RoutingStats | None
     ) -> Differentiated:
       def run(
         trainable: PyTree,
@@ -180,7 +180,7 @@ def make_train_step(
         outputs, balance = run_forward(trainable, rows, moments), None
         if is_balanced and outputs.routing is not None:
           sums = routing_sums or outputs.routing
-          balance = load_balance(outputs.routing.mass, sums)
+          balance = load_balancing_loss(outputs.routing.mass, sums)
         return (outputs.stats, balance), outputs
 
       return jax.vjp(run, state.trainable, has_aux=True)
@@ -222,7 +222,7 @@ def make_train_step(
     def run_micro_batch(
       inputs: tuple[TokenBatch, dict[str, Any]],
     ) -> tuple[
-      tuple[PyTree, Scalar, Routing | None],
+      tuple[PyTree, Scalar, RoutingStats | None],
       metrics.PerTokenValues,
     ]:
       rows, recorded_decisions = inputs
@@ -325,7 +325,7 @@ def _decide(
 
 def _routing_and_stats(
   outputs: ForwardOutputs,
-) -> tuple[Routing | None, PolicyStats]:
+) -> tuple[RoutingStats | None, PolicyStats]:
   """Outputs that are summed over micro-batches, and outputs of each token."""
   return outputs.routing, (outputs.stats, outputs.moments)
 

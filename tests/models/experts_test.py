@@ -13,9 +13,16 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from covrl.models import Experts, Lora, Policy, Routing, load_balance, tiny
+from covrl.models import (
+  Experts,
+  Lora,
+  Policy,
+  RoutingStats,
+  load_balancing_loss,
+  tiny,
+)
 from covrl.models.cache import DecodeCache
-from covrl.models.experts import ExpertRecord, RoutedMLP, mix_experts
+from covrl.models.experts import ExpertRecordSpec, RoutedMLP, mix_experts
 from covrl.parallel.sharding import TRAIN_RULES, fitted_sharding, make_mesh
 
 # Sizes of the tokens and experts, and the number of experts of a token.
@@ -138,7 +145,7 @@ def test_routing_statistics_exclude_padding():
   probabilities = jax.nn.softmax(logits)
   _, chosen = jax.lax.top_k(probabilities, TOP_K)
   is_token = jnp.array([[True, True, False], [False, True, False]])
-  routing = Routing.from_choices(probabilities, chosen, is_token)
+  routing = RoutingStats.from_choices(probabilities, chosen, is_token)
   token_probabilities = np.asarray(probabilities)[np.asarray(is_token)]
   hits = np.asarray(chosen)[np.asarray(is_token)].ravel()
   assert routing.tokens == 3
@@ -155,23 +162,25 @@ def test_routing_statistics_exclude_padding():
 def routing_of(counts, mass):
   counts, mass = jnp.asarray(counts), jnp.asarray(mass, jnp.float32)
   tokens = jnp.round(mass.sum(-1)).astype(jnp.int32)
-  return Routing(tokens, counts, mass, jnp.zeros(len(counts)))
+  return RoutingStats(tokens, counts, mass, jnp.zeros(len(counts)))
 
 
-def test_load_balance_is_one_for_equal_use_and_larger_for_unequal_use():
+def test_load_balancing_loss_is_one_for_equal_use_and_larger_for_unequal_use():
   equal = routing_of([[6, 6, 6, 6]] * 2, [[3.0, 3.0, 3.0, 3.0]] * 2)
-  assert float(load_balance(equal.mass, equal)) == pytest.approx(1.0)
+  assert float(load_balancing_loss(equal.mass, equal)) == pytest.approx(1.0)
   # Expected: 4 (12/24 · 6/12 + 12/24 · 6/12) = 2 in one layer, 1 in the other.
   uneven = routing_of(
     [[12, 12, 0, 0], [6, 6, 6, 6]], [[6.0, 6.0, 0.0, 0.0], [3.0] * 4]
   )
-  assert float(load_balance(uneven.mass, uneven)) == pytest.approx(1.5)
+  assert float(load_balancing_loss(uneven.mass, uneven)) == pytest.approx(1.5)
   # Disjoint sets of tokens add up; gradients reduce the mass of busy experts.
   part = 0.25 * uneven.mass
   rest = uneven.mass - part
-  total = load_balance(part, uneven) + load_balance(rest, uneven)
+  total = load_balancing_loss(part, uneven) + load_balancing_loss(rest, uneven)
   assert float(total) == pytest.approx(1.5)
-  gradient = jax.grad(lambda mass: load_balance(mass, uneven))(uneven.mass)
+  gradient = jax.grad(lambda mass: load_balancing_loss(mass, uneven))(
+    uneven.mass
+  )
   assert gradient[0, 0] > gradient[1, 0] > gradient[0, 2] == 0
 
 
@@ -239,7 +248,7 @@ def test_recorded_experts_take_the_place_of_the_likeliest():
   experts = Experts(count=4, per_token=2)
   policy = Policy(dataclasses.replace(tiny(16), experts=experts))
   params, other_params = (policy.init(jax.random.key(seed)) for seed in (0, 1))
-  record_format = ExpertRecord.of(policy.config)
+  record_format = ExpertRecordSpec.of(policy.config)
   tokens = jnp.asarray(np.random.default_rng(1).integers(0, 16, (3, 6)))
   positions = jnp.broadcast_to(jnp.arange(5), (3, 5))
   prefill, decode = (
@@ -315,7 +324,7 @@ def test_gates_of_recorded_experts_are_those_of_the_router(normalised):
 
 def test_refuses_invalid_options():
   with pytest.raises(ValueError, match='config must have experts'):
-    ExpertRecord.of(tiny(16))
+    ExpertRecordSpec.of(tiny(16))
   with pytest.raises(ValueError, match=r'must be 1 to 4, .* got 5'):
     Experts(count=4, per_token=5)
   experts = Experts(count=4, per_token=2)

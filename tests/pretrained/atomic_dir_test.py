@@ -10,8 +10,8 @@ import sys
 from covrl.pretrained import atomic_dir
 from covrl.pretrained.atomic_dir import atomic_directory
 
-# Writes a model to the directory that is named by the argument, and ends.
-KILLED = """
+# Begins to write a model to the directory in the argument, and kills itself.
+KILLED_SCRIPT = """
 import os, signal, sys
 from covrl.pretrained.atomic_dir import atomic_directory
 with atomic_directory(sys.argv[1]) as draft:
@@ -24,13 +24,13 @@ def names(directory):
   return sorted(path.name for path in directory.iterdir())
 
 
-def test_what_a_killed_process_has_left_is_removed(tmp_path):
+def test_leftovers_of_a_killed_process_are_removed(tmp_path):
   killed = subprocess.run(
-    [sys.executable, '-c', KILLED, str(tmp_path / 'model')], check=False
+    [sys.executable, '-c', KILLED_SCRIPT, str(tmp_path / 'model')], check=False
   )
   assert killed.returncode == -signal.SIGKILL
-  (left,) = names(tmp_path)
-  assert left.startswith('.model.')
+  (leftover,) = names(tmp_path)
+  assert leftover.startswith('.model.')
   # Of another target, and of a process that still writes.
   other = tmp_path / '.model'
   other.mkdir()
@@ -74,14 +74,16 @@ def test_a_model_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
   assert operations[len(before) + 1 :] == [tmp_path.name]
 
 
-def test_a_file_system_without_locks_takes_a_model(tmp_path, monkeypatch):
+def test_models_are_written_to_a_file_system_without_locks(
+  tmp_path, monkeypatch
+):
   def fail(*arguments):
     raise OSError(38, 'Function not implemented')
 
   monkeypatch.setattr(atomic_dir.fcntl, 'flock', fail)
-  left = tmp_path / '.model.x'
-  left.mkdir()
-  (left / 'draft.lock').touch()
+  leftover = tmp_path / '.model.x'
+  leftover.mkdir()
+  (leftover / 'draft.lock').touch()
   with atomic_directory(tmp_path / 'model') as draft:
     (draft / 'config.json').write_text('{}')
   # Whether its process has ended is not known.

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pretrained.fixtures import MODELS, NAMES, golden, loaded, tensors_of
 
-from covrl.models import Experts, Policy, load_balance
+from covrl.models import Experts, Policy, load_balancing_loss
 from covrl.parallel.sharding import make_mesh, shard_batch
 from covrl.pretrained import load_pretrained, save_pretrained
 from covrl.rollout import Sampling, SamplingEngine
@@ -170,5 +170,5 @@ def test_load_balancing_loss_equals_that_of_transformers(name):
   _, routing = jax.jit(policy.hidden_and_routing)(
     params, tokens, positions=positions, segment_ids=jnp.ones_like(tokens)
   )
-  balance = load_balance(routing.mass, routing)
+  balance = load_balancing_loss(routing.mass, routing)
   np.testing.assert_allclose(balance, golden(name)['balance'].mean(), rtol=1e-5)

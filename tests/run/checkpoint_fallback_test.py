@@ -40,16 +40,18 @@ def checkpoint_directory(three_checkpoints, tmp_path):
 @pytest.mark.parametrize(
   'kind', ['manifest', 'edited manifest', 'data', 'missing']
 )
-def test_falls_back_to_the_newest_whole_checkpoint(checkpoint_directory, kind):
+def test_falls_back_to_the_newest_undamaged_checkpoint(
+  checkpoint_directory, kind
+):
   for name in ('00000004', '00000008'):
     damage(checkpoint_directory / name, kind)
   names_before = {path.name for path in checkpoint_directory.iterdir()}
   store = CheckpointStore(checkpoint_directory, keep=3)
   with pytest.raises(CheckpointError, match='00000008 is damaged'):
-    store.newest_whole(strict=True)
+    store.newest_undamaged(strict=True)
   assert {path.name for path in checkpoint_directory.iterdir()} == names_before
   warnings = []
-  checkpoint = store.newest_whole(warn=warnings.append)
+  checkpoint = store.newest_undamaged(warn=warnings.append)
   assert checkpoint is not None
   assert checkpoint.position == store.position == 0
   assert checkpoint.restore({'x': np.ones(3, int)})['x'].tolist() == [0, 0, 0]
@@ -65,7 +67,7 @@ def test_falls_back_to_the_newest_whole_checkpoint(checkpoint_directory, kind):
   assert latest(store).metadata == {'at': 9}
   damage(checkpoint_directory / '00000008', kind)
   assert (
-    CheckpointStore(checkpoint_directory, keep=3).newest_whole() is not None
+    CheckpointStore(checkpoint_directory, keep=3).newest_undamaged() is not None
   )
   assert (checkpoint_directory / '00000008.damaged_2').is_dir()
 
@@ -79,11 +81,11 @@ def test_refuses_a_run_whose_checkpoints_are_all_damaged(checkpoint_directory):
     CheckpointError,
     match=r'must have a whole checkpoint, .*does not start again from the',
   ):
-    store.newest_whole()
+    store.newest_undamaged()
   assert {path.name for path in checkpoint_directory.iterdir()} == before
   for path in checkpoint_directory.iterdir():
     path.rename(path.with_name(f'{path.name}.damaged_1'))
-  for method in (store.newest_whole, store.latest):
+  for method in (store.newest_undamaged, store.latest):
     with pytest.raises(
       CheckpointError, match='must have a finished checkpoint'
     ):
@@ -97,12 +99,12 @@ def test_directories_with_other_names_are_not_checkpoints(checkpoint_directory):
   (checkpoint_directory / '00000077').write_text('a file')
   store = CheckpointStore(checkpoint_directory, keep=1)
   assert latest(store).position == 8
-  assert store.newest_whole() is not None
+  assert store.newest_undamaged() is not None
   assert store.position == 8
   # A copy with the name of another position is damaged.
   shutil.copytree(newest, checkpoint_directory / '00000099')
   warnings = []
-  checkpoint = store.newest_whole(warn=warnings.append)
+  checkpoint = store.newest_undamaged(warn=warnings.append)
   assert checkpoint is not None
   assert checkpoint.position == 8
   assert f'{MANIFEST} is that of 00000008' in warnings[0]
@@ -170,7 +172,7 @@ def test_an_old_checkpoint_that_cannot_be_removed_does_not_end_a_run(
   checkpoint_directory, monkeypatch, name, number
 ):
   store, warnings = CheckpointStore(checkpoint_directory, keep=1), []
-  assert store.newest_whole(warn=warnings.append) is not None
+  assert store.newest_undamaged(warn=warnings.append) is not None
 
   def fail(*_, **__):
     raise OSError(number, 'no')
@@ -231,7 +233,7 @@ def test_reads_that_fail_temporarily_set_no_checkpoint_aside(
 
   monkeypatch.setattr(target, name, fail)
   store, warnings = CheckpointStore(checkpoint_directory, keep=3), []
-  checkpoint = store.newest_whole(warn=warnings.append)
+  checkpoint = store.newest_undamaged(warn=warnings.append)
   assert checkpoint is not None
   assert checkpoint.position == 8
   assert warnings == []
@@ -265,7 +267,7 @@ def test_failed_array_reads_are_retried_and_reported_in_one_sentence(
     raise error
 
   monkeypatch.setattr(ocp.StandardCheckpointer, name, fail)
-  checkpoint = CheckpointStore(checkpoint_directory, keep=3).newest_whole()
+  checkpoint = CheckpointStore(checkpoint_directory, keep=3).newest_undamaged()
   assert checkpoint is not None
   like = {'x': np.ones(3, int)}
   if failures == 1:
@@ -292,7 +294,7 @@ def test_a_directory_that_cannot_be_examined_is_an_error_and_not_absent(
   monkeypatch.setattr(os, 'stat', fail)
   directory = RunDirectory(checkpoint_directory.parent)
   store = CheckpointStore(checkpoint_directory, keep=3)
-  for read in (store.latest, store.newest_whole, directory.has_checkpoint):
+  for read in (store.latest, store.newest_undamaged, directory.has_checkpoint):
     with pytest.raises(OSError) as caught:
       read()
     assert storage.read_failure_message(caught.value) == (

@@ -3,6 +3,7 @@
 
 import asyncio
 import contextlib
+import functools
 import math
 
 import pytest
@@ -147,7 +148,7 @@ def test_stop_strings_end_responses(engine):
 def test_disconnected_clients_are_cancelled(engine):
   async def scenario(server):
     for stream in (False, True):
-      leave = asyncio.Event()
+      disconnect_event = asyncio.Event()
       task = asyncio.create_task(
         complete(
           server.app,
@@ -155,12 +156,12 @@ def test_disconnected_clients_are_cancelled(engine):
           n=24,
           max_tokens=24,
           stream=stream,
-          leave=leave,
+          disconnect_event=disconnect_event,
         )
       )
       while not server.worker._request_numbers:
         await asyncio.sleep(0.001)
-      leave.set()
+      disconnect_event.set()
       # The server may raise that the client is gone.
       with contextlib.suppress(Exception):
         await task
@@ -257,19 +258,14 @@ def test_bodies_that_arrive_too_slowly_are_refused(engine, monkeypatch):
   monkeypatch.setattr(serve_app, 'BODY_SECONDS', 0.2)
 
   async def scenario(server):
-    answer = await request(
-      server.app, 'POST', '/v1/completions', body=b'{"n"', rest=asyncio.Event()
-    )
+    post = functools.partial(request, server.app, 'POST', '/v1/completions')
+    answer = await post(body=b'{"n"', body_end=asyncio.Event())
     assert (answer.status, answer.error) == (
       408,
       'a request must arrive within 0.2 s, got 4 bytes',
     )
     monkeypatch.setattr(serve_app, 'BODY_SECONDS', 60.0)
-    task = asyncio.create_task(
-      request(
-        server.app, 'POST', '/v1/completions', body=b'{', rest=asyncio.Event()
-      )
-    )
+    task = asyncio.create_task(post(body=b'{', body_end=asyncio.Event()))
     await asyncio.sleep(0.05)
     task.cancel()
     answer = await task

@@ -50,7 +50,14 @@ async def running(app):
 
 
 async def request(
-  app, method, path, *, body: object = b'', headers=(), leave=None, rest=None
+  app,
+  method,
+  path,
+  *,
+  body: object = b'',
+  headers=(),
+  disconnect_event=None,
+  body_end=None,
 ):
   """Sends a request.
 
@@ -60,27 +67,28 @@ async def request(
     path: path of the URL.
     body: bytes, or an object that is sent as JSON.
     headers: pairs that replace the usual ones.
-    leave: an event at which the client disconnects.
-    rest: an event at which the rest of the body is sent; at once without it.
+    disconnect_event: an event at which the client disconnects.
+    body_end: an event at which the body ends; at once without it.
   """
   data = body if isinstance(body, bytes) else json.dumps(body).encode()
-  usual = {'host': 'localhost:8000', 'content-type': 'application/json'}
-  pairs = {**usual, **dict(headers)}.items()
+  usual_headers = {'host': 'localhost:8000', 'content-type': 'application/json'}
+  all_headers = {**usual_headers, **dict(headers)}.items()
   answer, has_body = Answer(), asyncio.Event()
-  gone = leave or asyncio.Event()
+  has_disconnected = disconnect_event or asyncio.Event()
 
   async def receive():
     if not has_body.is_set():
       has_body.set()
-      return {'type': 'http.request', 'body': data, 'more_body': bool(rest)}
-    if rest is not None:
-      await rest.wait()
+      has_more = body_end is not None
+      return {'type': 'http.request', 'body': data, 'more_body': has_more}
+    if body_end is not None:
+      await body_end.wait()
       return {'type': 'http.request', 'body': b'', 'more_body': False}
-    await gone.wait()
+    await has_disconnected.wait()
     return {'type': 'http.disconnect'}
 
   async def send(message):
-    if gone.is_set():
+    if has_disconnected.is_set():
       raise OSError('the client has disconnected')
     if message['type'] == 'http.response.start':
       answer.status = message['status']
@@ -98,12 +106,18 @@ async def request(
     'query_string': b'',
     'root_path': '',
     'scheme': 'http',
-    'headers': [(k.encode(), v.encode()) for k, v in pairs],
+    'headers': [(k.encode(), v.encode()) for k, v in all_headers],
   }
   await app(scope, receive, send)
   return answer
 
 
-async def complete(app, *, leave=None, **fields):
+async def complete(app, *, disconnect_event=None, **fields):
   """Sends a completion request."""
-  return await request(app, 'POST', '/v1/completions', body=fields, leave=leave)
+  return await request(
+    app,
+    'POST',
+    '/v1/completions',
+    body=fields,
+    disconnect_event=disconnect_event,
+  )

@@ -64,11 +64,11 @@ def test_a_refused_write_raises_one_sentence_and_leaves_the_last_checkpoint(
   assert capfd.readouterr() == ('', '')
   monkeypatch.setattr(bucket, 'refused', '(?!)')
   assert not any('00000008' in name for name in bucket.names())
-  restored = checkpoints.newest_whole()
+  restored = checkpoints.newest_undamaged()
   assert restored is not None
   assert restored.position == 4
   checkpoints.save(8, {'a': jnp.full(3, 8)}, {})
-  assert checkpoints.newest_whole() is not None
+  assert checkpoints.newest_undamaged() is not None
   assert checkpoints.position == 8
 
 
@@ -78,7 +78,7 @@ def test_a_missing_object_is_noticed_and_the_checkpoint_set_aside(
   lost = next(name for name in bucket.names() if '00000004/arrays/d/' in name)
   del bucket.objects[lost]
   warnings = []
-  restored = checkpoints.newest_whole(warn=warnings.append)
+  restored = checkpoints.newest_undamaged(warn=warnings.append)
   assert restored is not None
   assert restored.position == 0
   assert 'is missing; it is kept as 00000004.damaged_1' in warnings[0]
@@ -87,5 +87,5 @@ def test_a_missing_object_is_noticed_and_the_checkpoint_set_aside(
     '00000004.damaged_1',
   }
   reopened = CheckpointStore('gs://bucket/run/checkpoints', keep=2)
-  assert reopened.newest_whole() is not None
+  assert reopened.newest_undamaged() is not None
   assert reopened.position == 0

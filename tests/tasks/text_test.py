@@ -253,7 +253,7 @@ def test_answers_that_may_be_missing_values_are_noted(tmp_path):
     assert "(first: column 'answer' of row 2 of " in warning
 
 
-def test_patterns_of_numbered_files_must_match_all_that_there_should_be(
+def test_patterns_of_numbered_files_must_match_all_of_the_numbers(
   tmp_path,
 ):
   names = [f'train-{number:05}-of-00003.jsonl' for number in range(3)]

@@ -274,4 +274,4 @@ def test_cached_results_are_of_64_bits_whoever_computes_them_first():
   batch = sampled_batch.sample_bandit_batch(settings)
   with jax.enable_x64(True):
     assert sampled_batch.sample_bandit_batch(settings) is batch
-  assert batch.logits.dtype == batch.exact.dtype == np.float64
+  assert batch.logits.dtype == batch.exact_scores.dtype == np.float64

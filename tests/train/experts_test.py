@@ -12,7 +12,13 @@ from fast_compilation import QUICK
 from train.updates import padded_batch
 
 import covrl
-from covrl.models import ExpertRecord, Experts, Policy, load_balance, tiny
+from covrl.models import (
+  ExpertRecordSpec,
+  Experts,
+  Policy,
+  load_balancing_loss,
+  tiny,
+)
 from covrl.parallel import sharding
 from covrl.train.step import StepSettings, make_train_step
 from covrl.types import TrainState, UpdateMeasurements
@@ -29,7 +35,7 @@ CHAIN = covrl.entropy_bonus(0.01)
 def rows():
   """Rows of which every other token has recorded experts."""
   batch, rng = padded_batch(), np.random.default_rng(5)
-  record = ExpertRecord.of(POLICY.config)
+  record = ExpertRecordSpec.of(POLICY.config)
   experts = np.argsort(rng.random((*batch.tokens.shape, 2, 4)), axis=-1)
   experts = (experts[..., :2] + 1).astype(record.dtype)
   experts[:, ::2] = 0
@@ -107,7 +113,7 @@ def test_the_load_balancing_loss_is_added_to_the_gradient():
       recorded_experts=batch.experts,
     )
     assert routing is not None
-    return load_balance(routing.mass, routing), routing
+    return load_balancing_loss(routing.mass, routing), routing
 
   gradients, routing = jax.jit(jax.grad(balance, has_aux=True))(
     POLICY.init(jax.random.key(0))
@@ -124,7 +130,9 @@ def test_the_load_balancing_loss_is_added_to_the_gradient():
   assert (counts.sum(axis=1) == 2 * np.asarray(routing.tokens)).all()
   for values in (metrics, other_metrics):
     np.testing.assert_allclose(
-      values['router/balance'], load_balance(routing.mass, routing), rtol=1e-5
+      values['router/balance'],
+      load_balancing_loss(routing.mass, routing),
+      rtol=1e-5,
     )
     np.testing.assert_allclose(
       values['router/busiest'],

@@ -15,7 +15,7 @@ from train import toy
 
 from covrl.config import ConfigError
 from covrl.data.packing import pack_rows
-from covrl.models import ExpertRecord, Experts, Policy, tiny
+from covrl.models import ExpertRecordSpec, Experts, Policy, tiny
 from covrl.parallel.sharding import make_mesh
 from covrl.rollout import Sampling, SamplingEngine, to_rollout_rows
 from covrl.train.forward import forward
@@ -29,7 +29,7 @@ PROMPTS, WIDTH, GROUP, LIMIT, END = 4, 6, 4, 8, (3, 5)
 POLICY = Policy(
   dataclasses.replace(tiny(16), experts=Experts(count=4, per_token=2))
 )
-RECORD = ExpertRecord.of(POLICY.config)
+RECORD = ExpertRecordSpec.of(POLICY.config)
 PARAMS = POLICY.init(jax.random.key(0))
 IDS = np.arange(PROMPTS * GROUP, dtype=np.int32)
 

@@ -61,7 +61,7 @@ def run(workdir, before_step=lambda step: None, checkpoint_every=0):
   CONFIG.checkpoint.warm_start_every = checkpoint_every
   directory = RunDirectory(workdir)
   store = sft.warm_start_store(directory)
-  saved = store.newest_whole()
+  saved = store.newest_undamaged()
   writer = MetricsWriter(
     directory.metrics, CONFIG.logging, name='', saved=saved_metrics(saved)
   )

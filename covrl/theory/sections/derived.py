@@ -292,7 +292,7 @@ def controllers(settings: Settings, formula: Formula) -> Evidence:
   """Runs controllers on sampled bandits, and predicts a single update."""
   batch = sampled_batch.sample_bandit_batch(settings)
   change = -sampled_batch.LEARNING_RATE * sampled_batch.entropy_decrease(batch)
-  predicted = formula(sampled_batch.LEARNING_RATE, batch.exact.mean())
+  predicted = formula(sampled_batch.LEARNING_RATE, batch.exact_scores.mean())
   results = controller_study.run_controllers(settings)
   error_by_controller = dict(
     zip(results.controllers, results.error, strict=True)

@@ -180,7 +180,10 @@ def _chi_square(selection_rates: Float[np.ndarray, ' n'], draws: int) -> float:
 def effective_covariance(settings: Settings, formula: Formula) -> Evidence:
   """Detaches a tenth of the tokens and measures the entropy change."""
   batch = sampled_batch.sample_bandit_batch(settings)
-  scores, mask = batch.exact, sampled_batch.top_tokens(batch.exact, 0.1)
+  scores, mask = (
+    batch.exact_scores,
+    sampled_batch.top_tokens(batch.exact_scores, 0.1),
+  )
   r, mean, chosen_mean = mask.mean(), scores.mean(), scores[mask].mean()
   printed = mean - r / (1 - r) * (chosen_mean - mean)
   detached = sampled_batch.entropy_decrease(batch, 1.0 - mask)

@@ -42,15 +42,19 @@ def kl_operator(settings: Settings, formula: Formula) -> Evidence:
   batch = sampled_batch.sample_bandit_batch(settings)
   masks = [
     sampled_batch.top_tokens(scores, 0.2)
-    for scores in (batch.exact, abs(batch.exact), abs(batch.covariance))
+    for scores in (
+      batch.exact_scores,
+      abs(batch.exact_scores),
+      abs(batch.covariance),
+    )
   ]
   plain = sampled_batch.entropy_decrease(batch)
   saved = [
     plain - sampled_batch.entropy_decrease(batch, 1.0 - mask) for mask in masks
   ]
-  raises_entropy = [(batch.exact[mask] < 0).mean() for mask in masks]
+  raises_entropy = [(batch.exact_scores[mask] < 0).mean() for mask in masks]
   errors = [
-    abs(formula(batch.exact[mask], batch.exact.size) / gain - 1)
+    abs(formula(batch.exact_scores[mask], batch.exact_scores.size) / gain - 1)
     for mask, gain in zip(masks, saved, strict=True)
   ]
   return Evidence(

@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Int, Key, PyTree
 from covrl.config import Config
 from covrl.data import Problem, PromptBatch, Tokenizer
 from covrl.data.packing import prompt_width
-from covrl.models import ExpertRecord
+from covrl.models import ExpertRecordSpec
 from covrl.parallel import distributed
 from covrl.rewards import Scoring
 from covrl.rollout import Samples, Sampling, SamplingEngine, to_rollout_rows
@@ -64,7 +64,7 @@ class GroupsInFlight:
 
   @classmethod
   def empty(
-    cls, config: Config, experts: ExpertRecord | None = None
+    cls, config: Config, experts: ExpertRecordSpec | None = None
   ) -> GroupsInFlight:
     """Creates group slots without groups.
 
