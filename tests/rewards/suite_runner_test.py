@@ -37,10 +37,19 @@ def test_double(x, y):
 class Base:
   def test_double(self):
     assert double(1) == 2
+class TestCase:
+  def __init__(self, x):
+    self.x = x
+  def test_nothing(self):
+    assert False
+class TestBase(Base):
+  __test__ = False
+  def test_later(self):
+    assert False
 class TestDouble(Base):
   test_data = [1, 2]
-  def test_zero(self):
-    assert double(0) == 0
+  def test_zero(self, x=0, *, y=0):
+    assert double(x) == y
 """,
   'set-up of methods': """
 class TestDouble:

@@ -49,6 +49,13 @@ class SuiteGlobals(dict):
     return value
 
 
+def _is_test_class(name: str, value: type) -> bool:
+  """Whether pytest takes a class for one of tests: not with an `__init__`."""
+  is_collected = getattr(value, '__test__', True)
+  has_init = value.__init__ is not object.__init__
+  return name.startswith('Test') and is_collected and not has_init
+
+
 def _call_hook(owner: Any, name: str, *args: Any) -> None:
   """Calls a function such as `setup_method`, if there is one, as pytest does.
 
@@ -95,7 +102,7 @@ def run_suite() -> None:
     value_class = value if isinstance(value, type) else object
     if unittest is not None and issubclass(value_class, unittest.TestCase):
       test_count += _run_cases(unittest, value)
-    elif value_class is value and name.startswith('Test'):
+    elif value_class is value and _is_test_class(name, value):
       methods = [m for m in dir(value) if m.startswith('test')]
       tests = [m for m in methods if callable(getattr(value, m))]
       _call_hook(value, 'setup_class')
@@ -204,11 +211,16 @@ class Fixtures:
 
 
 def _parameter_names(function: Any) -> list[str]:
-  """Returns the names of a function's parameters."""
+  """Returns the names of a function's parameters without a default."""
   code = function.__code__
   names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+  num_defaults = len(function.__defaults__ or ())
+  with_default = {
+    *names[code.co_argcount - num_defaults : code.co_argcount],
+    *(function.__kwdefaults__ or ()),
+  }
   is_bound = getattr(function, '__self__', None) is not None
-  return list(names[is_bound:])
+  return [name for name in names[is_bound:] if name not in with_default]
 
 
 def _run_cases(unittest: Any, test_class: type[unittest.TestCase]) -> int:
