@@ -335,7 +335,7 @@ def _fraction_now(
   else:
     value = fraction
   share = jnp.asarray(value, jnp.result_type(float))
-  largest = 1 if allow_large else MAX_FRACTION
+  largest = 1.0 if allow_large else MAX_FRACTION
   if callable(fraction) or concrete_array(fraction) is None:
     DecisionCache.of(context).record_scheduled('fraction', share, largest)
   clamped = jnp.minimum(share, largest)
