@@ -207,8 +207,8 @@ def _score(work: Workload) -> dict[str, Program]:
 _PROGRAM_GROUPS = (
   _ProgramGroup(('train_step',), _train_step),
   _ProgramGroup(('score',), _score),
-  _ProgramGroup(('prefill',), sampler.prefill),
-  _ProgramGroup(('decode',), sampler.decode),
+  _ProgramGroup(('prefill',), sampler.compile_prefill),
+  _ProgramGroup(('decode',), sampler.compile_decoding),
 )
 
 

@@ -29,7 +29,7 @@ from covrl.parallel import sharding
 from covrl.rollout.sampling import TRUNCATION_SCOPE
 
 
-def prefill(work: Workload) -> dict[str, Program]:
+def compile_prefill(work: Workload) -> dict[str, Program]:
   """Compiles the prefill of a draw's prompts, with the first response tokens.
 
   If prompts are added as slots become free, a program processes a few of them,
@@ -85,12 +85,12 @@ def _in_sequence(
   )
 
 
-def decode(work: Workload) -> dict[str, Program]:
+def compile_decoding(work: Workload) -> dict[str, Program]:
   """Compiles the decoding of one token of every slot, with a full cache."""
   config = work.recipe.config
   rollout, model = config.rollout, work.policy.config
   width = prompt_width(rollout.max_prompt_length)
-  tokens = width + rollout.max_response_length - 1
+  cached_tokens = width + rollout.max_response_length - 1
   segment = compile_program(work, work.sampler.run)
   loop = _token_loop(segment.module) if segment.module else None
   rows = work.sampler.cache.length.shape[0]
@@ -99,7 +99,7 @@ def decode(work: Workload) -> dict[str, Program]:
   program = describe(
     work,
     segment,
-    model_cost.decode_flops(model, rows, tokens),
+    model_cost.decode_flops(model, rows, cached_tokens),
     _unread_bytes(work),
     calls=rollout.max_draws * turns * (rollout.max_response_length - 1),
     loop=loop,
@@ -148,7 +148,7 @@ def _decoding_estimates(
   config = work.recipe.config
   mesh = work.engine.mesh
   with sharding.use_mesh(mesh, sharding.ROLLOUT_RULES):
-    by_row = uses_kernel(work.policy.config)
+    reads_by_row = uses_kernel(work.policy.config)
   unit_seconds = program.seconds()
   step = StepCost(
     bytes=program.cost.bytes,
@@ -156,7 +156,7 @@ def _decoding_estimates(
     bandwidth=work.network.topology.chip.bandwidth,
     seconds=max(time for unit, time in unit_seconds.items() if unit != 'hbm'),
     max_response_tokens=config.rollout.max_response_length - 1,
-    by_row=by_row,
+    reads_by_row=reads_by_row,
   )
   return decoding_times(
     step, work.sampler.layout, config.sequences_per_iteration

@@ -26,7 +26,7 @@ class StepCost(NamedTuple):
     seconds: lower bound of the time of a step: that of the busiest unit other
       than memory.
     max_response_tokens: tokens of a response in a full cache.
-    by_row: whether each row is read up to its own length; otherwise all rows are
+    reads_by_row: whether each row is read up to its own length; otherwise all rows are
       read up to the length of the longest.
   """
 
@@ -35,7 +35,7 @@ class StepCost(NamedTuple):
   bandwidth: float
   seconds: float
   max_response_tokens: int
-  by_row: bool
+  reads_by_row: bool
 
 
 class DecodingTime(NamedTuple):
@@ -165,7 +165,7 @@ def step_seconds(
 ) -> Float[np.ndarray, ' T']:
   """Returns the roofline time of each step, in seconds."""
   all_slots = layout.slots[0]
-  if step.by_row:
+  if step.reads_by_row:
     read_tokens = occupied.tokens
   else:
     # The number of slots is reduced at the end.

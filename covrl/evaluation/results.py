@@ -27,7 +27,7 @@ from covrl.evaluation.metrics import (
 HELD_OUT = 'held_out'
 """Name of the files of held-out problems, whose suite has no name."""
 
-EXAMPLES = 8
+NUM_EXAMPLES = 8
 """Problems of each suite whose greedy responses a run's evaluations keep."""
 
 Metrics: TypeAlias = dict[str, Float[np.ndarray, ' N']]
@@ -104,7 +104,7 @@ class SuiteResult:
       metrics[f'maj@{samples}'] = votes
     return metrics
 
-  def extremes(self) -> tuple[Metrics, Metrics]:
+  def metric_bounds(self) -> tuple[Metrics, Metrics]:
     """Returns the smallest and largest metrics that unscored responses allow.
 
     They are those with all of them wrong, and with all of them correct.
@@ -190,7 +190,7 @@ class Evaluation:
     if not self.unscored and not any(r.undecided for r in self.results):
       return estimates
     low, high = (
-      self._by_metric(lambda result, index=index: result.extremes()[index])
+      self._by_metric(lambda result, index=index: result.metric_bounds()[index])
       for index in range(2)
     )
     return {
@@ -239,7 +239,7 @@ class Evaluation:
   def lines(self) -> Iterator[dict[str, Any]]:
     """Yields one JSON object per problem, the first with a greedy response."""
     for result in self.results:
-      yield from result.lines(responses=False, examples=EXAMPLES)
+      yield from result.lines(responses=False, examples=NUM_EXAMPLES)
 
 
 def _shape(rows: Sequence[Sequence[Any]], width: int) -> tuple[int, int]:
@@ -259,7 +259,7 @@ def _estimate(suites: Sequence[Float[np.ndarray, ' N']]) -> Estimate:
 def _widened(estimate: Estimate, low: Estimate, high: Estimate) -> Estimate:
   """Returns the estimate with an interval that includes those of all three.
 
-  If the extremes have no interval, as for one problem, neither has the result.
+  If the bounds have no interval, as for one problem, neither has the result.
   """
   if low.low is None:
     return Estimate(estimate.value, kind=low.kind)

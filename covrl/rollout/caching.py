@@ -81,7 +81,7 @@ class Caching:
     )
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), cache)
 
-  def empty(
+  def empty_cache(
     self, policy: Policy, prompts: PromptCache, slots: int, size: int
   ) -> DecodeCache:
     """Creates the cache of empty responses, each to the first prompt.
@@ -97,5 +97,7 @@ class Caching:
 
 
 EXACT_CACHING = Caching()
-"""The default: log-probabilities of the sampler are those of the trainer."""
-"""Keys and values in the model's type, and prefill of whole prompts."""
+"""The default: keys and values in the model's type, and prefill of whole prompts.
+
+The sampler's log-probabilities are then those of the trainer.
+"""

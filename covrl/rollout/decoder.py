@@ -155,7 +155,7 @@ class SlotDecoder:
         enqueued=enqueued,
       ),
       samples=samples,
-      cache=self.caching.empty(
+      cache=self.caching.empty_cache(
         self.policy, cache, shards * slots, self.max_length - 1
       ),
       request=jnp.full(shards * slots, queue.shape[1], jnp.int32),
@@ -165,9 +165,8 @@ class SlotDecoder:
     state = refill(state, jnp.ones(shards * slots, bool))
     if carried is None or self.max_length == 1:
       return state
-    prompts_and_mask = prompts, prompt_mask
     return fill_slots(
-      self.policy, self.caching, params, state, prompts_and_mask, started
+      self.policy, self.caching, params, state, (prompts, prompt_mask), started
     )
 
   def _prompt_experts(
@@ -190,7 +189,6 @@ class SlotDecoder:
     slots, dtype = shards * sizes.slots, self.policy.config.stats_dtype
     shape = rows, sizes.width
     cache = self.caching.empty_prompts(self.policy, params, shape)
-    queue = jnp.zeros((shards, sizes.requests), jnp.int32)
     zeros = jnp.zeros(shards, jnp.int32)
     return State(
       requests=Requests(
@@ -201,11 +199,13 @@ class SlotDecoder:
           jnp.ones(requests, jnp.int32),
           jnp.full((requests, sizes.stop_ids), -1, jnp.int32),
         ),
-        queue=queue,
+        queue=jnp.zeros((shards, sizes.requests), jnp.int32),
         enqueued=zeros,
       ),
       samples=empty_samples((requests, 1), self.pad_id, dtype),
-      cache=self.caching.empty(self.policy, cache, slots, self.max_length - 1),
+      cache=self.caching.empty_cache(
+        self.policy, cache, slots, self.max_length - 1
+      ),
       request=jnp.full(slots, sizes.requests, jnp.int32),
       token=jnp.zeros(slots, jnp.int32),
       dequeued=zeros,

@@ -69,7 +69,7 @@ def test_cache_bytes_equal_those_of_the_arrays_of_the_sampler():
 
     def make(params, caching=caching):
       prompts = caching.empty_prompts(policy, params, (4, prompt))
-      return caching.empty(policy, prompts, 4, response)
+      return caching.empty_cache(policy, prompts, 4, response)
 
     cache = jax.eval_shape(make, params)
     assert cache.ring is not None

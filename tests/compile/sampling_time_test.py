@@ -22,7 +22,7 @@ STEP = StepCost(
   bandwidth=100,
   seconds=0,
   max_response_tokens=10,
-  by_row=True,
+  reads_by_row=True,
 )
 
 
@@ -43,24 +43,26 @@ def test_occupancy_is_that_of_the_fullest_shard():
 
 def test_a_full_cache_takes_the_whole_traffic():
   full = Occupancy(*(np.array([n]) for n in (4, 40, 10)))
-  for by_row in (True, False):
-    step = STEP._replace(by_row=by_row)
+  for reads_by_row in (True, False):
+    step = STEP._replace(reads_by_row=reads_by_row)
     assert step_seconds(step, LAYOUT, full) == pytest.approx([5.0])
 
 
 @pytest.mark.parametrize(
-  ('by_row', 'seconds'),
+  ('reads_by_row', 'seconds'),
   [(True, 1 + 4 * 12 / 40), (False, 1 + 4 * 4 * 9 / 40)],
 )
-def test_rows_are_read_as_far_as_they_reach_or_as_the_longest(by_row, seconds):
+def test_rows_are_read_as_far_as_they_reach_or_as_the_longest(
+  reads_by_row, seconds
+):
   load = Occupancy(*(np.array([n]) for n in (3, 12, 9)))
-  step = STEP._replace(by_row=by_row)
+  step = STEP._replace(reads_by_row=reads_by_row)
   assert step_seconds(step, LAYOUT, load) == pytest.approx([seconds])
 
 
 def test_fewer_slots_read_less_at_the_end():
   load = Occupancy(*(np.array([n]) for n in (2, 12, 9)))
-  step = STEP._replace(by_row=False)
+  step = STEP._replace(reads_by_row=False)
   assert step_seconds(step, LAYOUT, load) == pytest.approx([1 + 4 * 2 * 9 / 40])
 
 

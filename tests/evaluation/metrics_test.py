@@ -153,7 +153,7 @@ def test_intervals_include_all_scores_that_unscored_responses_allow():
   error = 1.96 * 0.5 / 20
   assert summary['greedy_low'] == pytest.approx(180 / 400 - error, abs=0.006)
   assert summary['greedy_high'] == pytest.approx(200 / 400 + error, abs=0.006)
-  lowest, highest = result.extremes()
+  lowest, highest = result.metric_bounds()
   for name, values in result.metrics().items():
     assert np.nanmean(values) == pytest.approx(summary[name])
     assert np.isnan(values).any()

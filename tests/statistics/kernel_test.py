@@ -53,15 +53,18 @@ def run_kernel(hidden, unembedding, targets, signal, temperature, soft_cap):
 
 
 def run(*case, temperature: Any = 1.0, soft_cap=None):
+  """Statistics, moments and gradients by the kernels, by name."""
   with small_blocks_interpreted():
-    each = jnp.broadcast_to(jnp.asarray(temperature, jnp.float32), SHAPE)
-    out, back = run_kernel(*case, each, soft_cap)
+    token_temperatures = jnp.broadcast_to(
+      jnp.asarray(temperature, jnp.float32), SHAPE
+    )
+    stats, cotangents = run_kernel(*case, token_temperatures, soft_cap)
   # Leaves out statistics that were not requested.
-  out = {name: value for name, value in out.items() if value is not None}
-  return out | dict(zip(('hidden', 'unembedding'), back, strict=True))
+  stats = {name: value for name, value in stats.items() if value is not None}
+  return stats | dict(zip(('hidden', 'unembedding'), cotangents, strict=True))
 
 
-def problem(seed=0, scale=1.0, dtype=jnp.float32):
+def random_inputs(seed=0, scale=1.0, dtype=jnp.float32):
   """Hidden states, unembedding, targets, and cotangents of both statistics."""
   rng = np.random.default_rng(seed)
   hidden = jnp.asarray(rng.normal(size=(*SHAPE, WIDTH)) / 4, dtype)
@@ -96,12 +99,12 @@ def assert_agree(actual, expected, tolerance):
 
 def temperatures():
   """One temperature per token."""
-  each = np.random.default_rng(1).uniform(0.5, 2, SHAPE)
-  return jnp.asarray(each, jnp.float32)
+  values = np.random.default_rng(1).uniform(0.5, 2, SHAPE)
+  return jnp.asarray(values, jnp.float32)
 
 
 def test_kernels_equal_the_formulas(reference):
-  case = problem()
+  case = random_inputs()
   actual = run(*case, temperature=temperatures())
   assert_agree(actual, expected_values(reference, case, temperatures()), 3e-6)
   assert {x.dtype for x in actual.values()} == {jnp.dtype('float32')}
@@ -119,7 +122,7 @@ def test_impossible_tokens_and_extreme_logits_give_finite_statistics(
   reference, seed, scale, masked_share, temperature
 ):
   # Few mantissa bits: the product is exact, and only the softmax is tested.
-  hidden, unembedding, targets, signal = problem(seed)
+  hidden, unembedding, targets, signal = random_inputs(seed)
   hidden, unembedding = (
     jnp.round(x * 4) / 4 * by for x, by in ((hidden, 1), (unembedding, scale))
   )
@@ -135,7 +138,7 @@ def test_impossible_tokens_and_extreme_logits_give_finite_statistics(
 
 
 def test_an_impossible_target_has_log_probability_minus_infinity(reference):
-  hidden, unembedding, targets, signal = problem()
+  hidden, unembedding, targets, signal = random_inputs()
   unembedding = unembedding.at[:, 7].set(-jnp.inf)
   targets = targets.at[0].set(7)
   actual = run(hidden, unembedding, targets, signal)
@@ -146,7 +149,7 @@ def test_an_impossible_target_has_log_probability_minus_infinity(reference):
 
 
 def test_bfloat16_with_a_soft_cap_equals_the_formulas(reference):
-  case = problem(dtype=jnp.bfloat16)
+  case = random_inputs(dtype=jnp.bfloat16)
   actual = run(*case, temperature=temperatures(), soft_cap=1.5)
   expected = expected_values(reference, case, temperatures(), 1.5)
   for name in ('hidden', 'unembedding'):
