@@ -196,8 +196,10 @@ def versions(config: Config | None = None) -> dict[str, str]:
   """Returns the versions of Python, covrl and numerical libraries.
 
   The devices, the flags of XLA and the settings of JAX that change the numbers of
-  a run are included. So are the processor and threads if it computes: XLA compiles
-  for the instructions of the processor, and splits sums among threads.
+  a run are included. So is the number of processes, since sums over the same devices
+  have another order where they are of other processes. So are the processor and
+  threads if it computes: XLA compiles for the instructions of the processor, and
+  splits sums among threads.
 
   Args:
     config: a run's configuration, of which fields that may change when it is
@@ -210,6 +212,7 @@ def versions(config: Config | None = None) -> dict[str, str]:
   result |= library_versions()
   device = jax.devices()[0]
   result['devices'] = f'{jax.device_count()} × {device.device_kind}'
+  result['processes'] = str(jax.process_count())
   if device.platform == 'cpu':
     result[_CPU] = f'{_processor()}, {_cpu_threads()} threads'
   if config is not None:

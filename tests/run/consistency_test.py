@@ -291,6 +291,20 @@ def test_a_checkpoint_of_other_devices_or_flags_is_reported(monkeypatch):
   )
 
 
+def test_a_checkpoint_of_another_number_of_processes_is_reported():
+  """Sums over the same devices have another order, and other last bits."""
+  warnings = []
+  current = versions()
+  saved = current | {'processes': '2'}
+  check_versions({'versions': saved}, warnings.append)
+  (text,) = warnings
+  assert text.startswith('the checkpoint was written with processes 2 (now 1):')
+  # Earlier checkpoints have no number.
+  del saved['processes']
+  check_versions({'versions': saved}, warnings.append)
+  assert len(warnings) == 1
+
+
 @pytest.mark.parametrize(
   ('name', 'current', 'saved'),
   [
