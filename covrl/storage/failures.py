@@ -32,6 +32,8 @@ _CAUSE_TEXT = re.compile(
 )
 # TensorStore names the number of the system's error.
 _ERRNO_IN_TEXT = re.compile(r"os_error_code='([0-9]+)'")
+# Its status for files that another program has removed, without such a number.
+_NOT_FOUND = 'NOT_FOUND: '
 _NO_THREAD = "can't start new thread"
 
 
@@ -118,7 +120,7 @@ def _error_number(error: BaseException) -> int | None:
     return int(match[1])
   if match := _CAUSE_TEXT.search(str(error)):
     return _ERRNO_OF_TEXT[match[0].lower()]
-  return None
+  return errno.ENOENT if str(error).startswith(_NOT_FOUND) else None
 
 
 def read_failure_message(error: BaseException) -> str | None:

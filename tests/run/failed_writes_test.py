@@ -96,6 +96,10 @@ def test_a_pipe_in_place_of_the_lock_is_refused(tmp_path):
     ("Failed to rename [os_error_code='18']", 'invalid cross-device link'),
     ("Failed to write [os_error_code='22']", 'invalid argument'),
     ("can't start new thread", "can't start new thread"),
+    (
+      'NOT_FOUND: Error writing "state.step" in OCDBT database at local file "a/"',
+      'no such file or directory',
+    ),
   ],
 )
 def test_errors_of_libraries_are_failed_writes(text, cause):
