@@ -51,8 +51,11 @@ _AFTER_HASHES = re.compile(
   r'(?i)####[*_\s]*(?:(?:the\s+)?(?:final\s+)?answer(?:\s+is)?\s*[:：]?[*_\s]*)?'
   r'([^\n]*)'
 )
-# A minus sign counts where no operand is before it.
-_PLAIN_NUMBER = re.compile(r'(?:(?<![^\s=:($])[-−])?\d+(?:[.,]\d+)*')
+# A minus sign counts where no operand is before it: neither a number nor a name nor a
+# closing bracket.
+_PLAIN_NUMBER = re.compile(
+  r'(?:(?<![^\W_])(?<![)\]}%!°−-])[-−])?\d+(?:[.,]\d+)*'
+)
 _AFTER_ANSWER = re.compile(r'(?i)answer[*_ \t]*[:：][*_}\s]*([^\n]*)')
 # An answer that begins on a line and ends on another one.
 _ENVIRONMENT = r'\{(?:equation|align|gather|multline|displaymath|math)\*?\}'
@@ -159,10 +162,13 @@ def last_number(text: str) -> str | None:
   """Returns the last number of a text, even if other text follows it.
 
   Numbers are integers and decimals; of a fraction or a range it is the last
-  part.
+  part. A minus directly before a number is its sign, except after another number,
+  a letter or a closing bracket.
 
   >>> last_number('37 + 49 = 86, 86 - 90 = -4.'), last_number('none')
   ('-4', None)
+  >>> last_number(r'\\boxed{-4}'), last_number('**-4**'), last_number('9-4')
+  ('-4', '-4', '4')
   """
   last = None
   for match in _PLAIN_NUMBER.finditer(text):
