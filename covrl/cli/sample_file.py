@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> None:
         },
         seed=arguments.seed,
         render=render,
-        after=min(tally.earlier_results, default=tally.last + 1) - 1,
+        after_line=min(tally.earlier_results, default=tally.last + 1) - 1,
       )
       _write(results, write, tally)
   tally.check(arguments.file)

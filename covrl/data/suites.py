@@ -52,7 +52,7 @@ class Suite:
     check_unicode(self.name, 'the name of an evaluation set')
     problems: object = self.problems
     if not isinstance(problems, Sequence) or not all(
-      isinstance(each, Problem) for each in problems
+      isinstance(problem, Problem) for problem in problems
     ):
       raise TypeError(
         f'problems of the suite {self.name!r} must be a sequence of Problem, got'
@@ -153,9 +153,10 @@ def load_suites(names: str, directory: epath.PathLike) -> list[Suite]:
       no files or two with the same questions, or a file is invalid, see
       `FileSource`.
   """
-  stripped = filter(None, (name.strip() for name in names.split(',')))
+  stripped_names = filter(None, (name.strip() for name in names.split(',')))
   return [
-    _load(name, storage.as_path(directory)) for name in dict.fromkeys(stripped)
+    _load(name, storage.as_path(directory))
+    for name in dict.fromkeys(stripped_names)
   ]
 
 
@@ -168,7 +169,7 @@ def _load(name: str, directory: epath.Path) -> Suite:
     files = [storage.as_path(name)]
     name = files[0].stem
   else:
-    raise ValueError(_unknown_suite(name))
+    raise ValueError(_unknown_suite_message(name))
   sources = [FileSource(file, name=name) for file in files]
   _check_different(name, sources)
   return Suite(
@@ -258,7 +259,7 @@ def _check_different(name: str, sources: Sequence[FileSource]) -> None:
       )
 
 
-def _unknown_suite(name: str) -> str:
+def _unknown_suite_message(name: str) -> str:
   """Returns the error's message for an unknown name."""
   nearest = difflib.get_close_matches(name, SUITES, n=1)
   hint = f'; did you mean {nearest[0]}?' if nearest else ''

@@ -166,7 +166,7 @@ class WorkerProcess:
     self._closed = False
     self._process: subprocess.Popen[bytes] | None = None
     self._channel: WorkerChannel | None = None
-    self._requests = 0
+    self._num_requests = 0
     # Write end of a pipe; the supervisor kills the worker when it is closed.
     self._pipe: int | None = None
 
@@ -192,9 +192,9 @@ class WorkerProcess:
     channel = self._channel
     if channel is None:
       raise StartError('it was never started')
-    self._requests += 1
+    self._num_requests += 1
     try:
-      channel.send((self._requests, response, reference))
+      channel.send((self._num_requests, response, reference))
       return self._check_reply(channel.receive(self._settings.timeout))
     except TimeoutError:
       self.stop()
@@ -217,7 +217,7 @@ class WorkerProcess:
       ReplyError: it is malformed, or the reply to another request.
     """
     match reply:
-      case [self._requests, str(status), float(score), str(detail)] if (
+      case [self._num_requests, str(status), float(score), str(detail)] if (
         status in _STATUSES
       ):
         # Halves of surrogate pairs cannot be written to files.

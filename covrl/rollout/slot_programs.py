@@ -56,14 +56,14 @@ class SlotPrograms:
     admission: Admission,
     key: Key[Array, ''] | None = None,
   ) -> tuple[State, SampledTokens]:
-    state, step = self._decoder.admit(params, state, admission, key)
-    return self.constrained(state), self._replicated(step)
+    state, sampled = self._decoder.admit(params, state, admission, key)
+    return self.constrained(state), self._replicated(sampled)
 
   def _run(self, params: PyTree, state: State) -> tuple[State, SampledTokens]:
-    state, step = self._decoder.run(params, state, steps=self._segment)
-    return self.constrained(state), self._replicated(step)
+    state, sampled = self._decoder.run(params, state, steps=self._segment)
+    return self.constrained(state), self._replicated(sampled)
 
-  def _replicated(self, step: SampledTokens) -> SampledTokens:
+  def _replicated(self, sampled: SampledTokens) -> SampledTokens:
     if self._mesh is None:
-      return step
-    return jax.lax.with_sharding_constraint(step, P())
+      return sampled
+    return jax.lax.with_sharding_constraint(sampled, P())

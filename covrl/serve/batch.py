@@ -32,7 +32,7 @@ def sample_lines(
   defaults: Mapping[str, Any],
   seed: int,
   render: Callable[[str], str] = lambda prompt: prompt,
-  after: int = 0,
+  after_line: int = 0,
 ) -> Iterator[dict[str, Any]]:
   """Samples responses to prompts, a JSON object per line.
 
@@ -48,8 +48,8 @@ def sample_lines(
     defaults: options of lines that do not have them, or have null.
     seed: seed of the file.
     render: formats a prompt that is text.
-    after: number of a line; it and those before it are skipped. The results of
-      the others are the same.
+    after_line: number of a line; it and those before it are skipped. The results
+      of the others are the same.
 
   Yields:
     A result per line, in order.
@@ -57,7 +57,7 @@ def sample_lines(
   numbered_lines = (
     (number, line)
     for number, line in enumerate(lines, 1)
-    if number > after and line.strip()
+    if number > after_line and line.strip()
   )
   batch = _Batch(engine, tokenizer, defaults, seed, render)
   while True:
@@ -152,9 +152,11 @@ class _Batch:
     if isinstance(prompt, str):
       fields['prompt'] = self._render(prompt)
     seed = np.random.SeedSequence([self._seed, number]).generate_state(1)[0]
-    given = {name: value for name, value in fields.items() if value is not None}
+    line_options = {
+      name: value for name, value in fields.items() if value is not None
+    }
     completion = parse_completion(
-      {**self._defaults, 'seed': int(seed), **given}, self._tokenizer
+      {**self._defaults, 'seed': int(seed), **line_options}, self._tokenizer
     )
     if completion.prompts != 1:
       raise ValueError(f'a line must have one prompt, got {completion.prompts}')

@@ -32,7 +32,7 @@ OVERRIDES = [
 ]
 
 
-def resident(name):
+def resident_bytes(name):
   """Resident bytes of the process: `'VmRSS'` now, `'VmHWM'` at the peak."""
   for line in pathlib.Path('/proc/self/status').read_text().splitlines():
     if line.startswith(f'{name}:'):
@@ -70,10 +70,10 @@ def main(name):
   jax.block_until_ready(arguments)
   gc.collect()
   ctypes.CDLL(None).malloc_trim(0)
-  before = resident('VmRSS')
+  before = resident_bytes('VmRSS')
   pathlib.Path('/proc/self/clear_refs').write_text('5')  # Resets VmHWM.
   jax.block_until_ready(program(*arguments))
-  measured = resident('VmHWM') - before
+  measured = resident_bytes('VmHWM') - before
   print(json.dumps([memory.temporaries + memory.outputs, measured]))
 
 

@@ -66,7 +66,7 @@ def test_lines_are_sampled_in_order_with_their_options(engine):
   (alone,) = sample(engine, [{'prompt': 'ab', 'seed': plain['seed']}], seed=3)
   assert alone['responses'] == plain['responses']
   assert sample(engine, lines) == results
-  assert sample(engine, lines, after=3) == results[2:]
+  assert sample(engine, lines, after_line=3) == results[2:]
   assert sample(engine, lines, seed=1) != results
 
 

@@ -149,11 +149,11 @@ def _token_id(metadata: Metadata, name: str, tokens: list[str]) -> int | None:
 def _special_ids(metadata: Metadata, tokens: list[str]) -> dict[str, int]:
   """Ids of special tokens, by their names in transformers."""
   names = {'bos': 'bos', 'eos': 'eos', 'unk': 'unknown', 'pad': 'padding'}
-  special_tokens = {
+  ids = {
     name: _token_id(metadata, field, tokens) for name, field in names.items()
   }
   return {
-    name: token for name, token in special_tokens.items() if token is not None
+    name: token_id for name, token_id in ids.items() if token_id is not None
   }
 
 
@@ -164,7 +164,7 @@ def _generation_config(metadata: Metadata, tokens: list[str]) -> dict[str, Any]:
     _token_id(metadata, name, tokens) for name in ('eos', 'eot', 'eom')
   ]
   unique_end_ids = list(
-    dict.fromkeys(token for token in end_ids if token is not None)
+    dict.fromkeys(token_id for token_id in end_ids if token_id is not None)
   )
   if not unique_end_ids:
     raise metadata.error(f'{_KEY_PREFIX}.eos_token_id', 'the id of a token')
@@ -269,12 +269,12 @@ def _add_special_tokens(
     ((_CONTROL, _UNKNOWN), True),
     ((_USER_DEFINED,), False),
   ):
-    added = [
+    added_tokens = [
       AddedToken(text, special=special, normalized=False)
       for text, kind in zip(tokens, types, strict=True)
       if kind in kinds and text
     ]
     if special:
-      tokenizer.add_special_tokens(added)
+      tokenizer.add_special_tokens(added_tokens)
     else:
-      tokenizer.add_tokens(added)
+      tokenizer.add_tokens(added_tokens)

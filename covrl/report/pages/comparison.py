@@ -29,7 +29,7 @@ from covrl.report.figures.comparison import (
 )
 from covrl.report.figures.series import lay_out_all
 from covrl.report.inputs.run_data import RunData
-from covrl.report.pages.rendering import check_output, render, write_page
+from covrl.report.pages.rendering import check_output_path, render, write_page
 from covrl.report.reward_law_table import (
   REWARD_LAW_COLUMNS,
   reward_law_rows,
@@ -57,7 +57,7 @@ def write_comparison(
     FileNotFoundError: a directory does not exist.
   """
   comparison = load_comparison(workdirs)
-  check_output(storage.as_path(output))
+  check_output_path(storage.as_path(output))
   page = render(
     'comparison.html.j2',
     comparison=comparison,

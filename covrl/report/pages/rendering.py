@@ -35,7 +35,7 @@ def write_page(path: epath.Path, content: str) -> epath.Path:
   return path
 
 
-def check_output(path: epath.Path) -> None:
+def check_output_path(path: epath.Path) -> None:
   """Checks that a page would replace no file other than a page.
 
   Args:

@@ -20,7 +20,7 @@ from covrl.report.figures import health as health_figures
 from covrl.report.figures import run as run_figures
 from covrl.report.inputs.run_data import RunData, load_run
 from covrl.report.inputs.run_json import flatten_config, short_text
-from covrl.report.pages.rendering import check_output, render, write_page
+from covrl.report.pages.rendering import check_output_path, render, write_page
 from covrl.report.predictors import predictors
 from covrl.report.summary import Finding, Summary, health_warnings, summarize
 
@@ -48,7 +48,7 @@ def write_report(
   """
   run = load_run(workdir)
   if output is not None:
-    check_output(storage.as_path(output))
+    check_output_path(storage.as_path(output))
   has_suites = any(suite for suite, _ in run.latest_results)
   page = render(
     'run.html.j2',

@@ -54,6 +54,7 @@ claim = SECTION.claim
 )
 def token_score(settings: Settings, formula: Formula) -> Evidence:
   """Compares the entropy saved by each score in the score study."""
+  # Indices of the scores in the axis of scores of `saved`.
   batch, absolute, state, exact, jvp, random = range(len(score_study.SCORES))
   table_saved = score_study.measure(settings, 'table', 'SGD').saved
   studies = [
@@ -133,11 +134,11 @@ def annealing_bound(settings: Settings, formula: Formula) -> Evidence:
   )[0]
   least_excess = _least_excess_gain(settings, formula)
   starts, rewards = random_bandits(settings)
-  z, least_square, products = starts, np.full(len(starts), np.inf), []
+  z, least_squared_norm, products = starts, np.full(len(starts), np.inf), []
   for step in range(1, settings.choose(20_000, 3000) + 1):
     g = gradient(z, rewards)
-    least_square = np.minimum(least_square, squared_norm(g))
-    products.append(step * least_square.mean())
+    least_squared_norm = np.minimum(least_squared_norm, squared_norm(g))
+    products.append(step * least_squared_norm.mean())
     z = z + (g + 0.1 * rng.normal(size=z.shape)) / step
   return Evidence(
     printed=[
@@ -200,15 +201,15 @@ BIAS_SCALE = 0.01
 )
 def annealing_rate(settings: Settings, formula: Formula) -> Evidence:
   """Runs ascent on E r + ½ H with a bias of fixed direction."""
-  times, squares, direction = _biased_ascent(settings)
+  times, squared_norms, direction = _biased_ascent(settings)
   is_late = times > times[-1] / 30
   slopes = [
     categorical.power_law_exponent(times[is_late], row[is_late])
-    for row in squares
+    for row in squared_norms
   ]
   ratios = [
     row[-1] / formula(direction * times[-1] ** -p).mean()
-    for p, row in zip(POWERS, squares, strict=True)
+    for p, row in zip(POWERS, squared_norms, strict=True)
   ]
   return Evidence(
     printed=[at_most('exponent of ‖∇‖², p = ¼', slopes[0], -0.95)],
@@ -228,7 +229,7 @@ def annealing_rate(settings: Settings, formula: Formula) -> Evidence:
         [
           *(
             Curve(f'p = {p:g}', times, row)
-            for p, row in zip(POWERS, squares, strict=True)
+            for p, row in zip(POWERS, squared_norms, strict=True)
           ),
           *(
             Curve(
@@ -237,7 +238,7 @@ def annealing_rate(settings: Settings, formula: Formula) -> Evidence:
               2.5 * row[-1] * (times[is_late] / times[-1]) ** (-2 * p),
               dashed=True,
             )
-            for p, row in zip(POWERS, squares, strict=True)
+            for p, row in zip(POWERS, squared_norms, strict=True)
           ),
         ],
         caption='Exact ascent from the maximum, with a bias β_t v, β_t = t^{−p}; '
@@ -267,14 +268,14 @@ def _biased_ascent(
   bias = BIAS_SCALE * (bias - bias.mean(-1, keepdims=True))
   powers = np.array(POWERS)[:, None, None]
   times = gradient_ascent.log_spaced_steps(steps)
-  squares = []
+  squared_norms = []
   for step in range(1, steps + 1):
     z = z + gradient(z, np.broadcast_to(rewards, z.shape), 0.5)
     z = z + bias * step**-powers
     if step in times:
       g = gradient(z, np.broadcast_to(rewards, z.shape), 0.5)
-      squares.append(squared_norm(g).mean(-1))
-  return times, np.array(squares).T, bias
+      squared_norms.append(squared_norm(g).mean(-1))
+  return times, np.array(squared_norms).T, bias
 
 
 @claim(
