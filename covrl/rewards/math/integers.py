@@ -17,7 +17,9 @@ from covrl.rewards.math.families import (
 )
 from covrl.rewards.math.integer_sets import integer_solutions
 
-_DOMAINS = {'\\mathbb{Z}': 'Z', '\\mathbb{N}': 'N', '\\mathbb{Q}': 'Q'}
+_DOMAINS = {f'\\mathbb{{{letter}}}': letter for letter in 'ZNQC'}
+# Subscripts of ℤ that make it the natural numbers, as in `\mathbb{Z}_{\ge 0}`.
+_NATURAL_SUBSCRIPT = re.compile(r'\+|>0|\\(?:ge|geq|geqslant)(?:0|1)')
 # Words after the name of a variable, as in `k is an integer`.
 _IS_INTEGER = re.compile(
   r'(?:(?:is|are|be|being) )?(?:an? |any |some |arbitrary )*'
@@ -58,14 +60,13 @@ def _declaration(node: Node) -> tuple[str, str] | None:
   """Returns name and domain of `k ∈ ℤ` or `k is an integer`."""
   if node.kind == 'relation' and node.value == ('in',):
     name, domain = node.parts
-    # A subscript may follow, as in `\mathbb{Z}_{\ge 0}`, the natural numbers.
-    length = len('\\mathbb{Z}')
-    domain_name = _DOMAINS.get(str(domain.value)[:length])
-    if str(domain.value).startswith('\\mathbb{C}'):
-      domain_name = 'C'
+    symbol, _, subscript = str(domain.value).partition('_')
+    domain_name = _DOMAINS.get(symbol)
+    if domain_name == 'Z' and subscript:
+      # Others, as of the integers modulo 5, or below 0, are no declaration.
+      domain_name = 'N' if _NATURAL_SUBSCRIPT.fullmatch(subscript) else None
     if domain_name and name.kind == 'symbol':
-      is_natural = domain.value[length:] and domain_name == 'Z'
-      return name.value, 'N' if is_natural else domain_name
+      return name.value, domain_name
   if node.kind == 'product':
     left, right = node.parts
     for name, words, pattern in (
