@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from covrl.rewards._worker_channel import (
@@ -81,6 +81,19 @@ class LoadedFiles:
         )
 
 
+def _path() -> list[str]:
+  """Returns the directories that workers import from, all of them the same.
+
+  A console script's path lacks the working directory, where users keep their
+  functions. One that has been removed is left out.
+  """
+  try:
+    here = os.getcwd()
+  except FileNotFoundError:
+    return [entry for entry in sys.path if entry]
+  return [*(entry or here for entry in sys.path), here]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WorkerSettings:
   """Settings of a pool's workers; see `RewardPool`.
@@ -93,6 +106,7 @@ class WorkerSettings:
     start_timeout: seconds for a worker to become ready.
     environment: names of further environment variables that it receives.
     network: whether it may use the network.
+    path: directories that it imports from.
     loaded_files: files that the workers with these settings have loaded.
   """
 
@@ -103,6 +117,7 @@ class WorkerSettings:
   start_timeout: float
   environment: tuple[str, ...] = ()
   network: bool = False
+  path: Sequence[str] = dataclasses.field(default_factory=_path)
   loaded_files: LoadedFiles = dataclasses.field(default_factory=LoadedFiles)
 
 
@@ -299,9 +314,7 @@ class WorkerProcess:
   def _settings_message(self) -> dict[str, Any]:
     """Returns the settings that the process receives first."""
     return {
-      # A console script's path lacks the working directory, where users keep
-      # their functions.
-      'path': [*(entry or os.getcwd() for entry in sys.path), os.getcwd()],
+      'path': [*self._settings.path],
       'score_fn': self._settings.score_fn,
       'example': self._settings.example,
       'timeout': self._settings.timeout,

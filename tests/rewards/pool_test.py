@@ -132,6 +132,30 @@ def test_replaces_a_worker_that_dies_idle(scorers):
     assert pool.submit(['7'], [None]).result() == [Outcome(7.0, Status.SCORED)]
 
 
+def test_workers_start_where_the_working_directory_was_removed(
+  scorers, tmp_path, monkeypatch
+):
+  """A scratch directory is removed before and during a run."""
+  # Python itself does not start with a relative one there.
+  monkeypatch.delenv('PYTHONPATH', raising=False)
+  folder = tmp_path / 'scratch'
+  for removed_before in (True, False):
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    before = children()
+    if removed_before:
+      folder.rmdir()
+    with RewardPool(scorers.echo, workers=1) as pool:
+      pool.warm_up()
+      if not removed_before:
+        folder.rmdir()
+      (worker,) = children() - before
+      os.kill(worker, signal.SIGKILL)
+      time.sleep(0.2)
+      assert pool.submit(['7'], [None]).result()[0].score == 7.0
+    monkeypatch.chdir(tmp_path)
+
+
 def test_close_leaves_no_process_behind(scorers):
   before = children()
   pool = RewardPool(scorers.echo, workers=2)
