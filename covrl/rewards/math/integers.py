@@ -63,7 +63,7 @@ def _declaration(node: Node) -> tuple[str, str] | None:
     symbol, _, subscript = str(domain.value).partition('_')
     domain_name = _DOMAINS.get(symbol)
     if domain_name == 'Z' and subscript:
-      # Others, as of the integers modulo 5, or below 0, are no declaration.
+      # Others, as of the integers modulo 5, or below 0, do not count.
       domain_name = 'N' if _NATURAL_SUBSCRIPT.fullmatch(subscript) else None
     if domain_name and name.kind == 'symbol':
       return name.value, domain_name
