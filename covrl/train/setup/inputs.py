@@ -16,6 +16,7 @@ from covrl.data.fingerprints import problems_fingerprint, text_fingerprint
 from covrl.data.problems import source_fingerprint
 from covrl.models import Policy
 from covrl.pretrained.adapters import base_model_directory
+from covrl.pretrained.weights.orbax_cache import has_orbax
 from covrl.run.checkpoint import (
   Checkpoint,
   CheckpointError,
@@ -29,8 +30,9 @@ from covrl.train.sft import is_warm_start_finished
 _MODEL = 'configuration of the model'
 # Endings of the names of files with a pretrained model's weights.
 _WEIGHTS = ('.safetensors', '.gguf')
-# Name of these weights among the inputs.
-_PRETRAINED = 'weights of the pretrained model'
+# Name of these weights among the inputs. Earlier versions stored samples of them as
+# 'weights of the pretrained model'.
+_PRETRAINED = 'pretrained weights'
 # Name of a run's own warm start among the inputs.
 _WARM_START = 'warm start'
 
@@ -143,11 +145,14 @@ def _policy_fingerprints(
 def pretrained_fingerprint(config: Config) -> dict[str, str]:
   """Returns the fingerprint of the pretrained model's weights, by its name.
 
-  Empty for a run without one.
+  Empty for a run without one. Weights in Orbax format have no fingerprint, those
+  beside them are not read.
   """
   if not config.pretrained:
     return {}
   folder = base_model_directory(config.pretrained)
+  if has_orbax(folder):
+    return {_PRETRAINED: ''}
   return {_PRETRAINED: directory_fingerprint(folder, _WEIGHTS)}
 
 

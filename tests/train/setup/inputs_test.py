@@ -2,9 +2,11 @@
 """A run is resumed with the inputs it began with, and is refused otherwise."""
 
 import dataclasses
+import os
 import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -144,7 +146,7 @@ def test_weights_under_adapters_are_inputs(tmp_path):
       tiny(TOKENIZER.vocab_size), lora=Lora(rank=1, alpha=1.0)
     )
   )
-  name = 'weights of the pretrained model'
+  name = 'pretrained weights'
   assert name not in inputs(config)
   before = inputs(config, adapted)
   assert before[name]
@@ -169,6 +171,9 @@ def test_weights_under_adapters_are_inputs(tmp_path):
   assert name in inputs_error(inputs(config, adapted), before)
   with pytest.raises(ConfigError, match=f'{name} must be the same as in train'):
     open_run(before)
+  # Weights in Orbax format are read instead of safetensors beside them.
+  (tmp_path / 'orbax').mkdir()
+  assert inputs(config, adapted)[name] == ''
 
 
 def test_a_run_is_opened_with_the_tokenizer_and_problems_of_its_training():
@@ -195,8 +200,8 @@ def test_a_run_is_opened_with_the_tokenizer_and_problems_of_its_training():
     open_run(before, tokenizer=train_sentencepiece(['1', '2', '+', '3']))
 
 
-@pytest.mark.parametrize('size', [0, 1, 2**16, 2**16 + 1, 3 * 2**20])
-def test_a_directory_is_recognised_by_names_sizes_and_samples(tmp_path, size):
+@pytest.mark.parametrize('size', [0, 1, 2**22, 2**22 + 1, 9 * 2**20])
+def test_a_directory_is_recognised_by_names_and_contents(tmp_path, size):
   def fingerprint(name, content):
     folder = tmp_path / str(len(list(tmp_path.iterdir())))
     folder.mkdir()
@@ -209,10 +214,25 @@ def test_a_directory_is_recognised_by_names_sizes_and_samples(tmp_path, size):
   assert original == fingerprint('a.bin', content)
   others = [('b.bin', content), ('a.bin', content + b'\0')]
   if size:
-    others += [('a.bin', b'\1' + content[1:]), ('a.bin', content[:-1] + b'\1')]
+    for index in (0, size // 3, size // 2, size - 1):
+      other = bytearray(content)
+      other[index] = 1
+      others.append(('a.bin', bytes(other)))
   for other in others:
     assert fingerprint(*other) != original
   assert directory_fingerprint(epath.Path(tmp_path), ('.bin',)) == ''
+
+
+def test_a_file_is_read_again_where_it_was_written_to(tmp_path):
+  file = tmp_path / 'a.bin'
+  file.write_bytes(bytes(100))
+  times = file.stat().st_atime_ns, file.stat().st_mtime_ns
+  before = directory_fingerprint(epath.Path(tmp_path), ('.bin',))
+  assert before == directory_fingerprint(epath.Path(tmp_path), ('.bin',))
+  time.sleep(0.02)  # above the resolution of time stamps
+  file.write_bytes(bytes(99) + b'1')
+  os.utime(file, ns=times)
+  assert before != directory_fingerprint(epath.Path(tmp_path), ('.bin',))
 
 
 def test_adapters_need_the_warm_start_of_their_training(tmp_path):
