@@ -4,6 +4,7 @@
 import json
 import os
 import random
+import re
 import shutil
 
 import pytest
@@ -240,6 +241,27 @@ def test_metrics_of_two_runs_in_one_file_are_noticed(run):
   ]
 
 
+@pytest.mark.parametrize(
+  ('kept', 'sentence'),
+  [
+    (slice(-40, None), r'[\d,]+ updates were not found in metrics\.jsonl'),
+    (slice(None, -40), None),
+    (slice(None), None),
+  ],
+)
+def test_updates_without_a_line_are_counted(run, kept, sentence):
+  file = run / 'metrics.jsonl'
+  lines = file.read_text().splitlines(keepends=True)
+  file.write_text(''.join(lines[kept]))
+  sentences = load_run(run).unreadable.sentences()
+  if sentence is None:
+    assert sentences == []
+  else:
+    (text,) = sentences
+    assert re.match(sentence, text)
+    assert text in read(write_report(run)).text
+
+
 @pytest.mark.parametrize('iteration', [2**53, 2**31, 1.5])
 def test_impossible_iterations_are_skipped(run, iteration):
   file = run / 'metrics.jsonl'
@@ -248,11 +270,12 @@ def test_impossible_iterations_are_skipped(run, iteration):
     line['iteration'] = iteration
   file.write_text(''.join(f'{json.dumps(line)}\n' for line in lines))
   write_report(run)
-  (text,) = load_run(run).unreadable.sentences()
+  text, missing = load_run(run).unreadable.sentences()
   count = len(lines[1::2])
   assert text == (
     f'{count} unreadable step or phases of metrics.jsonl were skipped.'
   )
+  assert 'were not found in metrics.jsonl' in missing
 
 
 @pytest.mark.parametrize(

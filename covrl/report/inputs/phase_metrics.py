@@ -14,6 +14,7 @@ from jaxtyping import Float
 from covrl.report.inputs.metric_ranges import is_possible, possible_range
 from covrl.report.inputs.run_json import (
   IMPOSSIBLE,
+  MISSING_UPDATE,
   REPEATED,
   Unreadable,
   finite_number,
@@ -149,7 +150,7 @@ def read_metrics(
   """Reads the lines of a file of metrics that are readable.
 
   Of lines with the same phase and step only the last one is kept, and the others
-  are counted.
+  are counted. So are updates without a line, whose steps are counted from 1.
 
   Args:
     path: the file, which may be missing.
@@ -182,4 +183,11 @@ def read_metrics(
   unreadable.set_count(path.name, 'number', bad_values)
   unreadable.set_count(path.name, IMPOSSIBLE, impossible)
   unreadable.set_count(path.name, REPEATED, repeated)
+  updates = {
+    step
+    for phase, step in records
+    if phase == 'train' and isinstance(step, (int, float)) and step >= 1
+  }
+  missing = int(max(updates, default=0)) - len(updates)
+  unreadable.set_count(path.name, MISSING_UPDATE, missing)
   return list(records.values())

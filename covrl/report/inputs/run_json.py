@@ -38,6 +38,9 @@ MISSING_SEED = 'seed'
 REPEATED = 'repeated line'
 """Kind of part: lines with the step of a later line."""
 
+MISSING_UPDATE = 'missing update'
+"""Kind of part: updates without a line, though a later one has its own."""
+
 
 class Unreadable:
   """Counts of the unreadable parts of a run's files.
@@ -79,6 +82,11 @@ def _sentence(file: str, part: str, count: int) -> str:
     return (
       f'{count:,} line{ending} of {file} {was} skipped, as later ones have the'
       ' same step: it may hold the metrics of several runs.'
+    )
+  if part == MISSING_UPDATE:
+    return (
+      f'{count:,} update{ending} {was} not found in {file}, which has a later one:'
+      ' numbers of the start and of the whole run are of the others.'
     )
   if part == IMPOSSIBLE:
     return (
