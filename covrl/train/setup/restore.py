@@ -7,12 +7,14 @@ import contextlib
 import copy
 import dataclasses
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator
 
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
+from covrl import storage
 from covrl.config import (
   Config,
   EvaluateConfig,
@@ -28,6 +30,7 @@ from covrl.parallel import sharding
 from covrl.pretrained import load_params, load_pretrained
 from covrl.rollout import Sampling, SamplingEngine
 from covrl.run.checkpoint import Checkpoint, CheckpointError, CheckpointStore
+from covrl.run.checkpoint_files import MANIFEST
 from covrl.run.directory import RunDirectory
 from covrl.tasks.task import Task, make_task
 from covrl.tasks.text import text_task
@@ -252,6 +255,7 @@ def open_run(
     )
 
   saved, params = store.read_latest(read)
+  _warn_of_newer(saved)
   yield OpenedRun(
     config=config,
     iteration=saved.metadata['iteration'],
@@ -260,6 +264,19 @@ def open_run(
     params=params,
     mesh=mesh,
   )
+
+
+def _warn_of_newer(saved: Checkpoint) -> None:
+  """Warns of a newer checkpoint that is incomplete, which is not opened."""
+  for path in sorted(saved.path.parent.iterdir(), key=lambda path: path.name):
+    is_newer = re.fullmatch('[0-9]{8,}', path.name) and (
+      int(path.name) > saved.position
+    )
+    if is_newer and not storage.is_regular_file(path / MANIFEST):
+      _warn(
+        f'{path} has no {MANIFEST}, as where it is being written or was copied in'
+        f' part: the policy is that of {saved.path.name}'
+      )
 
 
 @contextlib.contextmanager

@@ -83,6 +83,27 @@ def test_trains_all_parameters_or_adapters(run, request):
   assert {line['phase'] for line in lines} == {'eval', 'train'}
 
 
+def test_a_newer_checkpoint_without_manifest_is_reported(
+  full_run, tmp_path, capfd
+):
+  """As in a copy that was made while the run saved it."""
+  run = shutil.copytree(full_run, tmp_path / 'run')
+  for name in ('00000099', '00000001', 'notes'):
+    (run / 'checkpoints' / name / 'arrays').mkdir(parents=True)
+  latest = CheckpointStore(run / 'checkpoints', keep=1).latest()
+  assert latest is not None
+  with open_run(str(run)) as opened:
+    assert opened.iteration == latest.metadata['iteration']
+  (warning,) = [
+    line for line in capfd.readouterr().err.splitlines() if 'manifest' in line
+  ]
+  assert warning == (
+    f'covrl: warning: {run}/checkpoints/00000099 has no manifest.json, as where it'
+    ' is being written or was copied in part: the policy is that of'
+    f' {latest.path.name}'
+  )
+
+
 def test_only_adapters_are_trained_and_stored(adapter_run):
   names = arrays(adapter_run).keys()
   adapters = {
