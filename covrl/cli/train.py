@@ -84,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
   """Trains in this process, or in a supervised child of it."""
   from covrl import config
-  from covrl.parallel import distributed, supervisor
+  from covrl.parallel import agreement, distributed, supervisor
   from covrl.run import streams
 
   # Recipes may print to standard output; no result of the command is written there.
@@ -111,7 +111,8 @@ def run(arguments: argparse.Namespace) -> None:
     try:
       status, orderly = _train(recipe, arguments), True
     except Exception as error:
-      status, orderly = _print_error(error), False
+      status = _print_error(error)
+      orderly = status == Exit.REFUSED and agreement.peers_arrive('refused')
     distributed.exit_process(status, orderly=orderly)
   if status:
     raise SystemExit(status)

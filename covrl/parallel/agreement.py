@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decisions of process 0 that all processes follow, exchanged without devices."""
+"""Agreement of all processes of a run, without using devices."""
 
 from __future__ import annotations
 
@@ -26,3 +26,24 @@ def value_of_process_0(name: str, value: bool, *, timeout: int = 600) -> bool:
   if distributed.is_first():
     client.key_value_set(name, str(value))
   return client.blocking_key_value_get(name, timeout * 1000) == str(True)
+
+
+def peers_arrive(name: str, *, timeout: int = 30) -> bool:
+  """Waits a limited time for all other processes to call it, too.
+
+  Processes that refuse the same input do so at different times. Without waiting,
+  the slower ones would report the loss of the first in place of the reason.
+
+  Args:
+    name: identifier of the point; not to be used twice.
+    timeout: seconds to wait.
+
+  Returns:
+    Whether all processes have called it.
+  """
+  try:
+    distributed.barrier(name, timeout=timeout)
+  except Exception:
+    # Errors of JAX's barriers have no type of their own.
+    return False
+  return True
