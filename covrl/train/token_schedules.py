@@ -29,8 +29,8 @@ def schedule_warnings(
   These are coefficients that become negative or not finite, and fractions that are
   clamped. The chain is run on a single token for up to 1,000 of the updates, whose
   number takes the place of the step and of the counts in its state. Controllers,
-  which read the context, are not evaluated, nor is a chain that fails on a single
-  token.
+  which read the context, are not evaluated. A sentence also says that a chain
+  cannot be run on a single token.
 
   Args:
     token_tx: a token chain.
@@ -59,8 +59,13 @@ def schedule_warnings(
   )
   try:
     values = jax.device_get(jax.jit(lambda: jax.lax.map(at, counts))())
-  except Exception:
+  except Exception as error:
     # Functions of a recipe raise errors of any type.
+    reason = ' '.join(str(error).split())[:200] or type(error).__name__
+    yield (
+      "whether schedules of the recipe's token_tx leave their range during the run"
+      f' cannot be checked: {reason}'
+    )
     return
   for name, series in values.items():
     is_valid = (series >= 0) & (series <= largest_values[name])

@@ -75,3 +75,14 @@ def test_fractions_that_are_clamped_are_reported(make):
 )
 def test_valid_schedules_and_controllers_are_not_reported(token_tx):
   assert not [*schedule_warnings(token_tx, UPDATES)]
+
+
+def test_a_chain_that_cannot_be_run_on_a_single_token_is_reported():
+  def update(updates, state, params=None, **context):
+    raise RuntimeError('needs two tokens')
+
+  chain = optax.GradientTransformationExtraArgs(
+    lambda params: optax.EmptyState(), update
+  )
+  (warning,) = schedule_warnings(chain, UPDATES)
+  assert warning.endswith('cannot be checked: needs two tokens')
