@@ -105,14 +105,25 @@ def check_functions(
   """Warns if functions of a recipe return others than when a run was saved.
 
   They are compared only with the same libraries and code; otherwise these are
-  reported.
+  reported. Functions without a fingerprint cannot be compared, of which each start
+  warns.
 
   Args:
     fingerprints: see `function_fingerprints`.
     saved: the checkpoint to resume from, whose inputs include the fingerprints of
       its run; `None` starts the run.
-    warn: receives a sentence about the functions that differ.
+    warn: receives a sentence about the functions that differ, and one about those
+      without a fingerprint.
   """
+  if unknown := [
+    n for n, fingerprint in fingerprints.items() if not fingerprint
+  ]:
+    warn(
+      f'{", ".join(unknown)} cannot be compared when the run is resumed, because'
+      ' the program calls Python or cannot be traced for a CPU without a mesh; a'
+      ' change of what it reads outside of the configuration, such as an environment'
+      ' variable, remains unnoticed'
+    )
   saved_inputs = {} if saved is None else saved.metadata.get('inputs', {})
   changed = [
     name

@@ -221,7 +221,6 @@ def test_a_run_that_is_resumed_with_other_functions_is_reported(
   for unreported, checkpoint in (
     (original, None),
     (original, saved),
-    (original | {'loss of the recipe': ''}, saved),
     (original | {'warm_start_tx of the recipe': 'a b'}, saved),
     # Another version of covrl or jax, which is reported as such.
     (fingerprints(toy.recipe(), code={'code of covrl': 'x'}), saved),
@@ -236,6 +235,24 @@ def test_a_run_that_is_resumed_with_other_functions_is_reported(
     " recipe's files and the fields that a resume may not change have not; it"
     ' reads another field, or something else such as an environment variable: the'
     ' resumed run may differ from an uninterrupted one'
+  ]
+
+
+@pytest.mark.parametrize('is_resumed', [False, True])
+def test_functions_that_cannot_be_compared_on_resume_are_reported(
+  tmp_path, original, is_resumed
+):
+  store, warnings = CheckpointStore(tmp_path / 'checkpoints', keep=1), []
+  store.save(0, {'x': np.ones(3)}, {'inputs': original})
+  unknown = original | {'loss of the recipe': '', 'tx of the recipe': ''}
+  check_functions(
+    unknown, store.latest() if is_resumed else None, warnings.append
+  )
+  assert warnings == [
+    'loss of the recipe, tx of the recipe cannot be compared when the run is'
+    ' resumed, because the program calls Python or cannot be traced for a CPU without'
+    ' a mesh; a change of what it reads outside of the configuration, such as an'
+    ' environment variable, remains unnoticed'
   ]
 
 
