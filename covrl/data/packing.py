@@ -129,7 +129,11 @@ def prompt_width(max_length: int) -> int:
 
 
 def token_rows(
-  problems: Sequence[Problem], tokenizer: Tokenizer, max_length: int
+  problems: Sequence[Problem],
+  tokenizer: Tokenizer,
+  max_length: int,
+  *,
+  width_multiple: int = 1,
 ) -> TokenRows:
   """Tokenises prompts with their solutions for supervised training.
 
@@ -139,7 +143,9 @@ def token_rows(
   Args:
     problems: problems with solutions.
     tokenizer: the tokenizer.
-    max_length: width of the rows, in input tokens.
+    max_length: longest prompt with its solution, in input tokens.
+    width_multiple: the width of the rows is `max_length`, rounded up to a multiple
+      of this number.
 
   Returns:
     One row per problem; the loss mask covers response tokens only.
@@ -147,7 +153,7 @@ def token_rows(
   Raises:
     ValueError: a problem has no solution, or does not fit into a row.
   """
-  shape = len(problems), max_length
+  shape = len(problems), -(-max_length // width_multiple) * width_multiple
   tokens = np.full(shape, tokenizer.pad_id, np.int32)
   targets = np.full(shape, tokenizer.pad_id, np.int32)
   loss_mask = np.zeros(shape, bool)

@@ -275,6 +275,7 @@ class SupervisedStream(_Stream[TokenRows]):
     sequences_per_draw: rows in a draw, over all processes.
     tokenizer: the tokenizer.
     max_length: longest prompt with its solution, in tokens.
+    width_multiple: the width of the rows is a multiple of it.
     shuffle: whether each epoch is shuffled.
     process_index: index of this process.
     process_count: number of processes that share each draw.
@@ -293,6 +294,7 @@ class SupervisedStream(_Stream[TokenRows]):
     sequences_per_draw: int,
     tokenizer: Tokenizer,
     max_length: int,
+    width_multiple: int = 1,
     shuffle: bool = True,
     process_index: int = 0,
     process_count: int = 1,
@@ -300,7 +302,9 @@ class SupervisedStream(_Stream[TokenRows]):
   ) -> None:
     super().__init__(
       source,
-      lambda draw: token_rows(draw.problems, tokenizer, max_length),
+      lambda draw: token_rows(
+        draw.problems, tokenizer, max_length, width_multiple=width_multiple
+      ),
       seed=seed,
       draw_size=sequences_per_draw,
       shuffle=shuffle,

@@ -207,6 +207,7 @@ def warm_start(
     max_length=config.rollout.max_prompt_length
     + config.rollout.max_response_length
     - 1,
+    width_multiple=mesh.shape['context'],
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   )
@@ -279,8 +280,9 @@ def warm_start(
       every = config.checkpoint.warm_start_every
       if every and update % every == 0 and update < settings.steps:
         save(update, stream.get_state())
-  metadata = {'metrics': writer.sync(), 'inputs': inputs}
-  store.save(settings.steps, state.params, metadata)
+  store.save(
+    settings.steps, state.params, {'metrics': writer.sync(), 'inputs': inputs}
+  )
   return state.params
 
 
@@ -292,13 +294,7 @@ def is_warm_start_finished(saved: Checkpoint, config: Config) -> bool:
 def _initial_state(
   params: PyTree, tx: optax.GradientTransformation, state_shardings: Any
 ) -> SupervisedState:
-  """Returns the state before the first update.
-
-  Args:
-    params: initial parameters.
-    tx: the parameter chain.
-    state_shardings: shardings of the state.
-  """
+  """Returns the state before the first update, with the given shardings."""
   init_opt_state = jax.jit(tx.init, out_shardings=state_shardings.opt_state)
   zero = np.zeros((), np.int32)
   return SupervisedState(

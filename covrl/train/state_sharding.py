@@ -19,6 +19,7 @@ from covrl.config import Config, ConfigError
 from covrl.config.divisors import divisor_hint, divisors, multiples, nearest
 from covrl.models import ModelConfig
 from covrl.parallel import sharding
+from covrl.train.rollout_batch import row_width
 
 
 def rollout_mesh(mesh: Mesh, tensor: int) -> Mesh:
@@ -50,6 +51,7 @@ def check_mesh(
   tensor, context = axes['tensor'], axes['context']
   experts = model.experts.count if model.experts else axes['expert']
   _check_rows(config, axes['data'] * axes['fsdp'] * axes['expert'])
+  _check_row_width(config, context)
   for name, size, divisor_name, divisor in (
     ('the number of experts', experts, 'mesh.expert', axes['expert']),
     (
@@ -87,7 +89,7 @@ def check_mesh(
 
 
 def _check_rows(config: Config, shards: int) -> None:
-  """Checks that the rows of a micro-batch divide over the mesh."""
+  """Checks that rows of a micro-batch and of the warm start divide over the mesh."""
   train = config.train
   count = train.micro_batches
   # Rows that every number of micro-batches has to divide.
@@ -106,6 +108,27 @@ def _check_rows(config: Config, shards: int) -> None:
         f'{name} / train.micro_batches must be a multiple of mesh.data × '
         f'mesh.fsdp × mesh.expert, got {size // count} and {shards}{advice}'
       )
+  warm_start, field = config.warm_start, 'warm_start.batch_size'
+  size = warm_start.batch_size
+  if warm_start.steps and not warm_start.from_run and size % shards:
+    raise ConfigError(
+      f'{field} must be a multiple of mesh.data × mesh.fsdp × mesh.expert, got'
+      f' {size} and {shards}{divisor_hint(field, multiples(shards, size))}'
+    )
+
+
+def _check_row_width(config: Config, shards: int) -> None:
+  """Checks that the tokens of a row divide over the shards of the context."""
+  width, field = row_width(config), 'rollout.max_response_length'
+  if width % shards:
+    response = config.rollout.max_response_length
+    prompt = width - response
+    lengths = multiples(shards, width)
+    possible = [length - prompt for length in lengths if length > prompt]
+    raise ConfigError(
+      f'{field} + {prompt} tokens of the prompt must be a multiple of mesh.context,'
+      f' got {response} + {prompt} and {shards}{divisor_hint(field, possible)}'
+    )
 
 
 def replicated_like(leaf: Any, mesh: Mesh) -> jax.ShapeDtypeStruct:

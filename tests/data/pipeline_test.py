@@ -314,10 +314,12 @@ def test_streams_of_countdown_problems_have_rows_of_the_given_width():
     seed=0,
     sequences_per_draw=8,
     tokenizer=tokenizer,
-    max_length=24,
+    max_length=23,
+    width_multiple=4,
   )
   (batch,) = take_draws(rows, 1)
   assert batch.tokens.shape == (8, 24)
+  assert not batch.segment_ids[:, 23].any()
 
 
 def test_a_source_keeps_its_length():

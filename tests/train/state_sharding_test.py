@@ -75,6 +75,20 @@ def mesh_error(shape, model=MODEL, **settings):
       ' and 8; nearest possible: mesh.fsdp × mesh.context = 4',
     ),
     (
+      {'fsdp': 8},
+      {'warm_start__steps': 1, 'warm_start__batch_size': 20},
+      'warm_start.batch_size must be a multiple of mesh.data × mesh.fsdp ×'
+      ' mesh.expert, got 20 and 8; nearest possible: warm_start.batch_size = 16 or'
+      ' 24',
+    ),
+    (
+      {'context': 4, 'data': 2},
+      {'rollout__max_response_length': 5},
+      'rollout.max_response_length + 8 tokens of the prompt must be a multiple of'
+      ' mesh.context, got 5 + 8 and 4; nearest possible:'
+      ' rollout.max_response_length = 4 or 8',
+    ),
+    (
       {'expert': 8},
       {
         'model': dataclasses.replace(
