@@ -28,6 +28,7 @@ class Bucket:
     objects: content and generation by name.
     failing_requests: number of requests that are still to fail.
     refused: pattern of the names of objects that must not be written.
+    unlisted: pattern of the prefixes that must not be listed.
     uploads: name and content so far of uploads in parts, by number.
   """
 
@@ -35,6 +36,7 @@ class Bucket:
     self.objects = {}
     self.failing_requests = 0
     self.refused = '(?!)'
+    self.unlisted = '(?!)'
     self.lock = threading.RLock()
     self.uploads = {}
     self._numbers = itertools.count(1)
@@ -172,6 +174,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
     """Answers with the objects that have a prefix."""
     prefix, delimiter = query.get('prefix', ''), query.get('delimiter')
     items, prefixes = [], set()
+    if re.search(self.bucket.unlisted, prefix):
+      error = {'code': 403, 'message': 'rate limit exceeded'}
+      return self._answer({'error': error}, {}, 403)
     with self.bucket.lock:
       for name in self.bucket.names(prefix):
         if not query.get('startOffset', '') <= name:
@@ -185,7 +190,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
           )
         else:
           items.append(self._metadata(name))
-    self._answer({'items': items, 'prefixes': sorted(prefixes)})
+    return self._answer({'items': items, 'prefixes': sorted(prefixes)})
 
   def _metadata(self, name):
     """Returns the description of an object."""

@@ -159,7 +159,7 @@ def is_run(directory: str) -> bool:
   from covrl import storage
 
   path = storage.as_path(directory)
-  if (path / 'recipe').is_dir():
+  if storage.is_directory(path / 'recipe'):
     return True
   if path.suffix == '.gguf':
     return False

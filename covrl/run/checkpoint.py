@@ -359,7 +359,8 @@ class CheckpointStore:
   def _entries(self) -> list[epath.Path]:
     if not storage.is_directory(self._directory):
       return []
-    return sorted(self._directory.iterdir(), key=lambda path: path.name)
+    with storage.reading(self._directory):
+      return sorted(self._directory.iterdir(), key=lambda path: path.name)
 
 
 def to_host(tree: PyTree) -> PyTree:

@@ -86,7 +86,7 @@ class EventFiles:
     states: dict[str, str] = {}
     exists = storage.is_directory(self._directory)
     for phase in self._directory.iterdir() if exists else ():
-      for file in phase.iterdir() if phase.is_dir() else ():
+      for file in phase.iterdir() if storage.is_directory(phase) else ():
         if not file.name.startswith(_PREFIX):
           continue  # A copy of a damaged file.
         name = f'{phase.name}/{file.name}'

@@ -35,6 +35,8 @@ _ERRNO_IN_TEXT = re.compile(r"os_error_code='([0-9]+)'")
 # Its status for files that another program has removed, without such a number.
 _NOT_FOUND = 'NOT_FOUND: '
 _NO_THREAD = "can't start new thread"
+# Packages of the client of buckets that raise errors of their own.
+_BUCKET_LIBRARIES = ('gcsfs', 'aiohttp', 'google', 'requests')
 
 
 class StorageError(OSError):
@@ -75,7 +77,8 @@ def reading(path: os.PathLike[str] | str) -> Iterator[None]:
   """Names the file in errors of reading within the context.
 
   The system's errors on an open file have no name, and libraries written in C++
-  report them as text. Errors on a bucket are left as they are.
+  report them as text. Errors of the client library of buckets, the network and the
+  store get the number `EIO`, except for objects that do not exist.
 
   Args:
     path: file or directory that is read, for the message.
@@ -83,17 +86,27 @@ def reading(path: os.PathLike[str] | str) -> Iterator[None]:
   Raises:
     OSError: the system failed to read; `read_failure_message` describes it.
   """
+  in_bucket = os.fspath(path).startswith('gs://')
   try:
     yield
-  except OSError as error:
-    if error.errno is not None and error.filename is None:
-      error.filename = os.fspath(path)
-    raise
   except Exception as error:
+    if in_bucket and _is_error_of_bucket(error):
+      raise OSError(errno.EIO, _one_line(error), os.fspath(path)) from error
+    if isinstance(error, OSError):
+      if error.errno is not None and error.filename is None:
+        error.filename = os.fspath(path)
+      raise
     number = _system_errno(error)
-    if number is None or os.fspath(path).startswith('gs://'):
+    if number is None or in_bucket:
       raise
     raise OSError(number, os.strerror(number), os.fspath(path)) from error
+
+
+def _is_error_of_bucket(error: Exception) -> bool:
+  """Returns whether a read from a bucket failed, other than by an absent object."""
+  if isinstance(error, OSError):
+    return error.errno is None and not isinstance(error, FileNotFoundError)
+  return type(error).__module__.partition('.')[0] in _BUCKET_LIBRARIES
 
 
 def _system_errno(error: BaseException | None) -> int | None:
@@ -138,7 +151,10 @@ def read_failure_message(error: BaseException) -> str | None:
   if number is None or number in _WRONG_PATHS:
     return None
   file = os.fsdecode(error.filename)
-  return f'{file} cannot be read: {_lower(os.strerror(number))}'
+  cause = os.strerror(number)
+  if file.startswith('gs://'):
+    cause = error.strerror or cause
+  return f'{file} cannot be read: {_lower(cause)}'
 
 
 def first_storage_error(error: BaseException | None) -> StorageError | None:
@@ -166,8 +182,13 @@ def _cause(error: BaseException | None, *, in_bucket: bool) -> str | None:
       return _NO_THREAD
     error = _origin(error)
   if in_bucket and last_error is not None:
-    return ' '.join(str(last_error).split())[:200] or type(last_error).__name__
+    return _one_line(last_error)
   return None
+
+
+def _one_line(error: BaseException) -> str:
+  """Returns the beginning of an error's message, else the name of its type."""
+  return ' '.join(str(error).split())[:200] or type(error).__name__
 
 
 def _lower(text: str) -> str:

@@ -238,7 +238,8 @@ def _part(file: epath.Path, number: int) -> epath.Path:
 def log_parts(file: epath.Path) -> list[epath.Path]:
   """Returns the existing parts of a log in a bucket, in order."""
   folder = file.with_suffix('')
-  if not folder.is_dir():
+  if not storage.is_directory(folder):
     return []
-  parts: list[Any] = [p for p in folder.iterdir() if p.stem.isdecimal()]
+  with storage.reading(folder):
+    parts: list[Any] = [p for p in folder.iterdir() if p.stem.isdecimal()]
   return sorted(parts, key=lambda part: part.name)

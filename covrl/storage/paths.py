@@ -19,7 +19,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Collection, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import fsspec
 import fsspec.config
@@ -80,7 +80,7 @@ def is_regular_file(path: epath.Path) -> bool:
     OSError: the status cannot be read, as on a failing device.
   """
   if is_bucket(path):
-    return path.is_file()
+    return _type_in_bucket(path) == 'file'
   status = _status(path)
   return status is not None and stat.S_ISREG(status.st_mode)
 
@@ -92,9 +92,21 @@ def is_directory(path: epath.Path) -> bool:
     OSError: the status cannot be read, as on a failing device.
   """
   if is_bucket(path):
-    return path.is_dir()
+    return _type_in_bucket(path) == 'directory'
   status = _status(path)
   return status is not None and stat.S_ISDIR(status.st_mode)
+
+
+def _type_in_bucket(path: epath.Path) -> Literal['file', 'directory', '']:
+  """Returns the type of a path in a bucket, empty if nothing exists there.
+
+  `isfile` and `isdir` of the client library return false on every error.
+  """
+  with reading(path):
+    try:
+      return _buckets().info(os.fspath(path))['type']
+    except FileNotFoundError:
+      return ''
 
 
 def _status(path: epath.Path) -> os.stat_result | None:

@@ -16,9 +16,11 @@ from covrl.config import LoggingConfig
 from covrl.data import open_records
 from covrl.pretrained import load_pretrained, save_pretrained
 from covrl.pretrained.atomic_dir import atomic_directory
+from covrl.report.inputs.run_data import load_run
+from covrl.run.checkpoint import CheckpointStore
 from covrl.run.directory import RunDirectory
 from covrl.run.metrics_writer import MetricsWriter
-from covrl.storage import StorageError
+from covrl.storage import StorageError, read_failure_message
 from covrl.storage.append_log import read_log
 
 ROOT = epath.Path('gs://bucket/run')
@@ -101,6 +103,33 @@ def test_refused_writes_of_files_raise_one_sentence(bucket, monkeypatch):
     RunDirectory(ROOT).write_json('config.json', {})
   monkeypatch.undo()
   writer.close()
+
+
+@pytest.mark.parametrize('name', ['checkpoints', 'rollouts', 'metrics'])
+def test_a_directory_that_cannot_be_listed_is_an_error_and_not_absent(
+  bucket, monkeypatch, name
+):
+  bucket.put('run/config.json', b'{}')
+  for file in (
+    'checkpoints/0/manifest.json',
+    'rollouts/iteration_000001.jsonl',
+    'metrics/000000.jsonl',
+  ):
+    bucket.put(f'run/{file}', b'{}')
+  monkeypatch.setattr(bucket, 'unlisted', f'run/{name}')
+  read = {
+    'checkpoints': CheckpointStore(ROOT / 'checkpoints', keep=1).latest,
+    'rollouts': lambda: load_run(ROOT).rollout_files,
+    'metrics': lambda: read_log(ROOT / 'metrics.jsonl'),
+  }[name]
+  with pytest.raises(OSError) as error:
+    read()
+  sentence = read_failure_message(error.value)
+  assert sentence is not None
+  assert sentence.startswith(
+    f'gs://bucket/run/{name} cannot be read: forbidden'
+  )
+  assert 'rate limit exceeded' in sentence
 
 
 def test_keeps_compiled_programs_in_a_bucket(bucket):

@@ -246,12 +246,12 @@ def load_run(workdir: epath.PathLike) -> RunData:
   path = storage.as_path(workdir)
   unreadable = Unreadable()
   settings: dict[str, Any] = {}
-  if path.is_dir():
+  if storage.is_directory(path):
     settings = read_json(path / 'config.json', 'config.json', unreadable)
   if not _holds_run(path, settings):
     reason = (
       'which holds none of the files of a run'
-      if path.is_dir()
+      if storage.is_directory(path)
       else 'which is a file'
       if path.exists()
       else 'which does not exist'
@@ -283,16 +283,16 @@ def is_run_directory(workdir: epath.PathLike) -> bool:
   """Whether a directory holds files of a run."""
   path = storage.as_path(workdir)
   settings = {}
-  if path.is_dir():
+  if storage.is_directory(path):
     settings = read_json(path / 'config.json', 'config.json', Unreadable())
   return _holds_run(path, settings)
 
 
 def _holds_run(path: epath.Path, settings: Mapping[str, Any]) -> bool:
   """Whether a directory holds a run, given the contents of its `config.json`."""
-  if not path.is_dir():
+  if not storage.is_directory(path):
     return False
-  has_config = (path / 'config.json').is_file() and not any(
+  has_config = storage.is_regular_file(path / 'config.json') and not any(
     field in settings for field in _MODEL_FIELDS
   )
   return has_config or any((path / name).exists() for name in _RUN_FILES)
@@ -306,6 +306,7 @@ def _is_sample(sample: Any) -> bool:
 
 def _sorted_files(folder: epath.Path, pattern: str) -> list[epath.Path]:
   """Sorted files of a folder whose names match a pattern."""
-  if not folder.is_dir():
+  if not storage.is_directory(folder):
     return []
-  return sorted(folder.glob(pattern), key=lambda path: path.name)
+  with storage.reading(folder):
+    return sorted(folder.glob(pattern), key=lambda path: path.name)
