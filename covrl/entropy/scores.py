@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scores of tokens: how much each token's update lowers the entropy.
 
-The published methods rank by `token_covariance`. The others are the
-per-token first-order entropy change under successively fewer assumptions; for
+The published methods rank by `token_covariance`. The others are the per-token
+first-order decrease of the entropy under successively fewer assumptions; for
 logits that are free parameters `exact_score` is exact:
 
   ΔH = −(η/N) Σ c*.
@@ -66,7 +66,7 @@ def state_score(
 ) -> Float[Array, 'B T']:
   """The covariance centred per state: (log π(a) + H) · A.
 
-  The entropy change of a natural policy gradient; it needs no moments.
+  The decrease of the entropy under a natural policy gradient; it needs no moments.
   """
   _check_per_token(stats, 'state_score', advantages=advantages)
   return (stats.logprobs + stats.entropy) * advantages
@@ -77,7 +77,7 @@ def exact_score(
   moments: TokenMoments,
   score_weight: Float[Array, 'B T'],
 ) -> Float[Array, 'B T']:
-  """First-order entropy change of one sampled token's gradient.
+  """First-order decrease of the entropy by each sampled token's gradient.
 
     c* = w [π(a) (log π(a) + H) − κ],   κ = Σπ² log π + H Σπ²,
 

@@ -205,7 +205,7 @@ def test_a_damaged_cache_of_programs_costs_only_time(
 @pytest.mark.parametrize('count', [2, 4])
 def test_processes_resume_after_the_fault_of_one(tmp_path, count):
   """Kills one, fills the disk of one, damages the shard of one."""
-  small = {'recipe': 'toy_adam', 'warm_start__steps': 0}
+  small = {'recipe': 'toy_no_chain', 'warm_start__steps': 0}
   start_all = functools.partial(
     start, processes=count, logging__samples=0, **(small if count > 2 else {})
   )
