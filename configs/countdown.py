@@ -225,7 +225,7 @@ def prime() -> Recipe:
   config.rollout.max_draws = 4
   config.rollout.min_accuracy = 0.2
   config.rollout.max_accuracy = 0.8
-  config.rollout.drop_truncated = True
+  config.rollout.drop_truncated_groups = True
   config.rollout.fill_groups = True
   return dataclasses.replace(
     recipe,

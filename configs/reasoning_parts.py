@@ -142,7 +142,7 @@ def with_prime(recipe: Recipe) -> Recipe:
   config.rollout.max_draws = 4
   config.rollout.min_accuracy = 0.2
   config.rollout.max_accuracy = 0.8
-  config.rollout.drop_truncated = True
+  config.rollout.drop_truncated_groups = True
   config.rollout.fill_groups = True
   config.train.sequences_per_update = config.sequences_per_iteration
   config.train.micro_batches = 16

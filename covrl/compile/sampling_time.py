@@ -122,7 +122,7 @@ def occupancy(lengths: Int[np.ndarray, ' R'], layout: Layout) -> Occupancy:
 
   The first token of a response comes from its prompt and takes no step.
 
-  >>> layout = Layout(copies=1, shards=1, slots=(2,))
+  >>> layout = Layout(shards_per_prompt=1, shards=1, slots=(2,))
   >>> [each.tolist() for each in occupancy(np.array([4, 2, 3, 1]), layout)]
   [[2, 2, 2], [2, 3, 5], [1, 2, 3]]
   """

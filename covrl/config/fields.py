@@ -91,7 +91,7 @@ class RolloutConfig:
     min_accuracy: least share of right responses, those with a reward above 0.5,
       of a group to train on.
     max_accuracy: largest share of right responses of a group to train on.
-    drop_truncated: whether groups with a response that the length limit ended
+    drop_truncated_groups: whether groups with a response that the length limit ended
       are not trained on.
     fill_groups: whether groups that do not pass the filters are trained on, too,
       where fewer than `prompts_per_iteration` pass; otherwise the rest is masked out.
@@ -125,7 +125,7 @@ class RolloutConfig:
   admission: Literal['draws', 'slots'] = 'draws'
   min_accuracy: Share = 0.0
   max_accuracy: Share = 1.0
-  drop_truncated: bool = False
+  drop_truncated_groups: bool = False
   fill_groups: bool = False
   pipeline: Annotated[int, Bounds(0, 1)] = 0
   carried_groups: NonNegative = 0

@@ -102,7 +102,7 @@ def _check_filters(config: Config) -> None:
   rollout = config.rollout
   low, high = rollout.min_accuracy, rollout.max_accuracy
   size = rollout.responses_per_prompt
-  has_filter = rollout.drop_truncated or (low, high) != (0, 1)
+  has_filter = rollout.drop_truncated_groups or (low, high) != (0, 1)
   if low > high:
     raise ConfigError(
       'rollout.min_accuracy must be at most rollout.max_accuracy, got '
@@ -112,7 +112,7 @@ def _check_filters(config: Config) -> None:
     raise ConfigError(
       'rollout.responses_per_prompt must be at least 2 to choose groups of'
       ' unequal reward (rollout.max_draws, min_accuracy, max_accuracy,'
-      ' drop_truncated), got 1'
+      ' drop_truncated_groups), got 1'
     )
   # Groups in which all responses are right, or all wrong, have zero advantages.
   if size > 1 and not any(low <= n / size <= high for n in range(1, size)):

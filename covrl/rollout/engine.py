@@ -302,8 +302,10 @@ class SamplingEngine:
     params = self._place_params(params)
     state, report = self._start(
       params,
-      self._put_on_mesh(np.repeat(prompts, layout.copies, axis=0)),
-      self._put_on_mesh(np.repeat(prompt_mask, layout.copies, axis=0)),
+      self._put_on_mesh(np.repeat(prompts, layout.shards_per_prompt, axis=0)),
+      self._put_on_mesh(
+        np.repeat(prompt_mask, layout.shards_per_prompt, axis=0)
+      ),
       key,
       self._put_on_mesh(sequence_ids),
       sampling,

@@ -181,7 +181,7 @@ class GroupEngine:
         run=self._programs.run.trace(placed, state),
         cache=state.cache,
         layout=Layout(
-          copies=1, shards=self._shards, slots=(self._sizes.slots,)
+          shards_per_prompt=1, shards=self._shards, slots=(self._sizes.slots,)
         ),
       )
 

@@ -23,13 +23,13 @@ class Layout(NamedTuple):
   """Static division of requests into shards and slots.
 
   Attributes:
-    copies: shards that process each prompt, each for a part of its group.
+    shards_per_prompt: shards that process each prompt, each for a part of its group.
     shards: number of shards.
     slots: sizes of a shard in slots, in descending order: the first one, and
       those that it is reduced to.
   """
 
-  copies: int
+  shards_per_prompt: int
   shards: int
   slots: tuple[int, ...]
 
@@ -49,22 +49,24 @@ def divide_requests(
     slots: requests that are decoded together, at most; 0 for all.
     shrinks: whether the number of slots is reduced as requests end.
   """
-  copies, shards = 1, 1
+  shards_per_prompt, shards = 1, 1
   if mesh is not None:
     shards_of = {
       n: math.prod(mesh.shape[name] for name in row_axes(mesh, count * n))
       for n in range(1, group_size + 1)
       if group_size % n == 0
     }
-    copies = max(shards_of, key=lambda n: (shards_of[n], -n))
-    shards = shards_of[copies]
+    shards_per_prompt = max(shards_of, key=lambda n: (shards_of[n], -n))
+    shards = shards_of[shards_per_prompt]
   rows_per_shard = count * group_size // shards
   sizes = [
     min(rows_per_shard, -(-slots // shards)) if slots else rows_per_shard
   ]
   while shrinks and len(sizes) < MAX_SLOT_SIZES and sizes[-1] // 2 >= MIN_SLOTS:
     sizes.append(-(-sizes[-1] // 2))
-  return Layout(copies=copies, shards=shards, slots=tuple(sizes))
+  return Layout(
+    shards_per_prompt=shards_per_prompt, shards=shards, slots=tuple(sizes)
+  )
 
 
 def state_specs(mesh: Mesh | None, state: State, shards: int) -> State:

@@ -110,7 +110,7 @@ class SamplerPrograms:
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     sampling = jax.eval_shape(Sampling.make)
-    prompts_shape = (count * layout.copies, width)
+    prompts_shape = (count * layout.shards_per_prompt, width)
     placed = abstract_placed(policy, params, self._mesh)
     traced_start = self.start.trace(
       placed,

@@ -15,7 +15,7 @@ from covrl.rollout.layout import Layout
 
 # Two shards of four slots, reduced to two; 100 bytes of a step's 500 are read
 # independent of the tokens in the cache.
-LAYOUT = Layout(copies=1, shards=2, slots=(4, 2))
+LAYOUT = Layout(shards_per_prompt=1, shards=2, slots=(4, 2))
 STEP = StepCost(
   bytes=500,
   response_bytes=400,

@@ -148,6 +148,7 @@ def test_an_integer_is_a_valid_value_of_a_float():
     # A group that is unlike those that have such a field.
     ('task.min_numbers', 'countdown.min_numbers'),
     ('task.max_value', 'countdown.max_value or arithmetic.max_value'),
+    ('rollout.drop_truncated', 'rollout.drop_truncated_groups'),
     (
       'task.held_out',
       'countdown.held_out or maze.held_out or arithmetic.held_out',
@@ -176,9 +177,7 @@ def test_renamed_field_names_the_new_one(old, new):
 
 
 def test_an_unknown_field_unlike_any_other_is_refused_without_advice():
-  assert error_of('xyzzy=3') == (
-    "overrides must name config fields, got 'xyzzy'"
-  )
+  assert error_of('xyzz=3') == "overrides must name config fields, got 'xyzz'"
 
 
 CHECKPOINT = 'checkpoint is a group of config fields: ' + ', '.join(

@@ -28,7 +28,7 @@ PRIME = {
   'rollout.max_draws',
   'rollout.min_accuracy',
   'rollout.max_accuracy',
-  'rollout.drop_truncated',
+  'rollout.drop_truncated_groups',
   'rollout.fill_groups',
 }
 # Fields that a recipe changes, besides its loss and token chain.

@@ -39,7 +39,7 @@ class GroupFilter:
     max_draws: largest number of draws in an iteration, each of `num_groups` groups.
     min_accuracy: least share of right responses.
     max_accuracy: largest share of right responses.
-    drop_truncated: whether groups with truncated responses fail.
+    drop_truncated_groups: whether groups with truncated responses fail.
     fill: whether groups that fail take the place of missing ones.
   """
 
@@ -48,7 +48,7 @@ class GroupFilter:
   max_draws: int
   min_accuracy: float
   max_accuracy: float
-  drop_truncated: bool
+  drop_truncated_groups: bool
   fill: bool
 
   @classmethod
@@ -61,7 +61,7 @@ class GroupFilter:
       max_draws=rollout.max_draws,
       min_accuracy=rollout.min_accuracy,
       max_accuracy=rollout.max_accuracy,
-      drop_truncated=rollout.drop_truncated,
+      drop_truncated_groups=rollout.drop_truncated_groups,
       fill=rollout.fill_groups,
     )
 
@@ -69,7 +69,7 @@ class GroupFilter:
   def has_bounds(self) -> bool:
     """Whether any test other than that of unequal rewards is on."""
     bounds = self.min_accuracy, self.max_accuracy
-    return self.drop_truncated or bounds != (0, 1)
+    return self.drop_truncated_groups or bounds != (0, 1)
 
   @property
   def is_active(self) -> bool:
@@ -95,7 +95,7 @@ class GroupFilter:
       'equal_reward': has_scores & ~informative_groups(rollouts, size),
       'below_accuracy': has_scores & (accuracy < self.min_accuracy),
       'above_accuracy': has_scores & (accuracy > self.max_accuracy),
-      'truncated': np.any(truncated & self.drop_truncated, axis=1),
+      'truncated': np.any(truncated & self.drop_truncated_groups, axis=1),
     }
 
   def passes(self, rollouts: Rollouts) -> Bool[np.ndarray, ' P']:
@@ -125,7 +125,7 @@ class GroupFilter:
         'at least one group of an iteration must pass the filters'
         f' (rollout.min_accuracy = {self.min_accuracy:g},'
         f' rollout.max_accuracy = {self.max_accuracy:g},'
-        f' rollout.drop_truncated = {str(self.drop_truncated).lower()}), got 0 of'
+        f' rollout.drop_truncated_groups = {str(self.drop_truncated_groups).lower()}), got 0 of'
         f' {passed.size} in up to {self.max_draws} draws of iteration {iteration}:'
         f' {counts}'
       )

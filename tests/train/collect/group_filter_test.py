@@ -67,9 +67,11 @@ def test_an_accuracy_equal_to_a_bound_passes_despite_rounding():
     assert group_filter.passes(groups).tolist() == [expected]
 
 
-def test_groups_with_truncated_responses_are_dropped_with_drop_truncated():
+def test_groups_with_a_truncated_response_are_dropped_where_set():
   groups = five_groups(truncated=[5])
-  assert make_filter(5, drop_truncated=True).passes(groups)[1:3].tolist() == [
+  assert make_filter(5, drop_truncated_groups=True).passes(groups)[
+    1:3
+  ].tolist() == [
     False,
     True,
   ]
@@ -151,7 +153,7 @@ def test_filters_that_no_group_passes_raise_with_a_count_per_reason():
       r'rollout\.responses_per_prompt must be at least 2 to choose groups',
     ),
     (
-      {'responses_per_prompt': 1, 'drop_truncated': True},
+      {'responses_per_prompt': 1, 'drop_truncated_groups': True},
       r'rollout\.responses_per_prompt must be at least 2 to choose groups',
     ),
     ({'fill_groups': True}, r'rollout\.max_draws must be above 1, or a filter'),
