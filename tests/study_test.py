@@ -35,9 +35,7 @@ from covrl.report.advice import Advice
 from covrl.report.pages.sections import PageSection
 from covrl.types import TokenMoments, TokenStats
 
-TASKS = {
-  name: train_if_missing() for name, train_if_missing in tasks.TASKS.items()
-}
+TASKS = {name: make_task() for name, make_task in tasks.TASKS.items()}
 
 
 @pytest.mark.parametrize('name', [*TASKS])

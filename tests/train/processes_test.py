@@ -290,8 +290,10 @@ def test_refuses_different_or_unevenly_divided_processes(
 def test_refuses_processes_whose_recipes_depend_on_the_host(
   tmp_path, changed, message
 ):
-  variables = {1: {'TOY_HOST': changed}}
-  processes = start(tmp_path / 'run', 2, recipe='toy_host', variables=variables)
+  variables = {1: {'TOY_CHANGED': changed}}
+  processes = start(
+    tmp_path / 'run', 2, recipe='toy_changed', variables=variables
+  )
   codes, errors = wait_for_end(processes)
   assert codes == [Exit.REFUSED] * 2, errors
   for text in errors:

@@ -278,7 +278,7 @@ def test_a_recipe_that_reads_the_environment_is_reported_on_resume(tmp_path):
   def train(iterations, **environment):
     return subprocess.run(
       process.arguments(
-        'toy_host', workdir, train__iterations=iterations, **settings
+        'toy_changed', workdir, train__iterations=iterations, **settings
       ),
       env=process.ENVIRONMENT | environment,
       check=True,
@@ -289,5 +289,5 @@ def test_a_recipe_that_reads_the_environment_is_reported_on_resume(tmp_path):
   sentence = 'loss of the recipe has changed since the checkpoint was written'
   assert sentence not in train(1)
   assert sentence not in train(2)
-  assert sentence in train(3, TOY_HOST='loss')
+  assert sentence in train(3, TOY_CHANGED='loss')
   assert sentence in (workdir / 'notices.jsonl').read_text()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The toy task with what the variable TOY_HOST names changed, as on one host."""
+"""The toy task with one part changed, which the variable TOY_CHANGED names, if it is set."""
 
 import dataclasses
 import functools
@@ -12,10 +12,10 @@ from covrl.config import Config
 from covrl.rewards import Reward
 from covrl.train import Loss, Task
 
-_CHANGED = os.environ.get('TOY_HOST')
+_CHANGED = os.environ.get('TOY_CHANGED')
 
 
-def host():
+def changed():
   return toy.recipe(task=_task, loss=_loss)
 
 
