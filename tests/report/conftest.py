@@ -155,7 +155,7 @@ def _train_line(
     'gradient_norm': 0.8 + 0.1 * noise[11],
     'time/sample': 1.1 + 0.05 * noise[5],
     'time/update': 0.45 + 0.02 * noise[7],
-    'time/reward': 0.18,
+    'time/rewards': 0.18,
     'time/score': 0.15,
   }
   for index, share in enumerate((0.0002, 0.002, 0.02, 0.2, 0.5)):

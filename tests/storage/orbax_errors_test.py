@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""After a failed save, later errors of its libraries are not reported."""
+"""Errors that Orbax repeats after a failed save are not reported."""
 
 import asyncio
 import errno
