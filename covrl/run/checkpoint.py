@@ -249,7 +249,7 @@ class CheckpointStore:
 
   def _refuse_lost_checkpoints(self) -> None:
     """Refuses a store of which only checkpoints that were set aside are left."""
-    for path in self._entries():
+    for path in storage.entries(self._directory):
       match = _NAME.fullmatch(path.name)
       if match and match[2]:
         raise CheckpointError(
@@ -352,15 +352,11 @@ class CheckpointStore:
 
   def _named_paths(self) -> list[epath.Path]:
     """Returns the checkpoints, complete or not, in the order of positions."""
-    matches = map(_NAME.fullmatch, (path.name for path in self._entries()))
+    matches = map(
+      _NAME.fullmatch, (path.name for path in storage.entries(self._directory))
+    )
     names = [match[0] for match in matches if match and not match[2]]
     return [self._directory / name for name in sorted(names, key=int)]
-
-  def _entries(self) -> list[epath.Path]:
-    if not storage.is_directory(self._directory):
-      return []
-    with storage.reading(self._directory):
-      return sorted(self._directory.iterdir(), key=lambda path: path.name)
 
 
 def to_host(tree: PyTree) -> PyTree:

@@ -205,15 +205,13 @@ class RunDirectory:
   def _traces_of_training(self) -> Iterator[str]:
     """Yields the traces that a run leaves once it has made its first rollout."""
     for name in ('checkpoints', 'rollouts', 'evaluation', 'tb/train'):
-      folder = self.path / name
-      entries = folder.iterdir() if storage.is_directory(folder) else ()
-      for entry in sorted(entry.name for entry in entries):
+      for entry in storage.entries(self.path / name):
         # The first checkpoint and evaluation may be those of iteration 0.
-        number = re.fullmatch(r'(?:iteration_)?([0-9]+)[.a-z]*', entry)
+        number = re.fullmatch(r'(?:iteration_)?([0-9]+)[.a-z]*', entry.name)
         if name == 'tb/train' or (
           number and (int(number[1]) or name == 'rollouts')
         ):
-          yield f'{name}/{entry}'
+          yield f'{name}/{entry.name}'
     if '"phase": "train"' in (read_log(self.metrics, 'replace') or ''):
       yield f'metrics of training in {self.metrics.name}'
 
@@ -222,8 +220,7 @@ class RunDirectory:
     return any(
       storage.is_regular_file(entry / MANIFEST)
       for folder in (self.checkpoints, self.path / 'warm_start')
-      if storage.is_directory(folder)
-      for entry in folder.iterdir()
+      for entry in storage.entries(folder)
     )
 
   def write_recipe(
@@ -395,5 +392,4 @@ class RunDirectory:
       }
 
   def _file_names(self) -> list[str]:
-    entries = self.path.iterdir() if storage.is_directory(self.path) else ()
-    return [entry.name for entry in entries]
+    return [entry.name for entry in storage.entries(self.path)]

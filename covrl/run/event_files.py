@@ -84,9 +84,8 @@ class EventFiles:
     `check_event_files` compares them when a run is resumed.
     """
     states: dict[str, str] = {}
-    exists = storage.is_directory(self._directory)
-    for phase in self._directory.iterdir() if exists else ():
-      for file in phase.iterdir() if storage.is_directory(phase) else ():
+    for phase in storage.entries(self._directory):
+      for file in storage.entries(phase):
         if not file.name.startswith(_PREFIX):
           continue  # A copy of a damaged file.
         name = f'{phase.name}/{file.name}'

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files on local disks and in buckets, and append-only logs."""
 
+from covrl.storage.buckets import create_object as create_object
+from covrl.storage.buckets import is_bucket as is_bucket
 from covrl.storage.failures import StorageError as StorageError
 from covrl.storage.failures import first_storage_error as first_storage_error
 from covrl.storage.failures import read_failure_message as read_failure_message
@@ -8,11 +10,10 @@ from covrl.storage.failures import reading as reading
 from covrl.storage.failures import writing as writing
 from covrl.storage.paths import absolute as absolute
 from covrl.storage.paths import as_path as as_path
-from covrl.storage.paths import create_object as create_object
 from covrl.storage.paths import digests as digests
+from covrl.storage.paths import entries as entries
 from covrl.storage.paths import file_size as file_size
 from covrl.storage.paths import file_version as file_version
-from covrl.storage.paths import is_bucket as is_bucket
 from covrl.storage.paths import is_directory as is_directory
 from covrl.storage.paths import is_link as is_link
 from covrl.storage.paths import is_regular_file as is_regular_file

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import pathlib
 import time
-from typing import Any, Protocol
+from typing import Protocol
 
 from etils import epath
 
@@ -237,9 +237,5 @@ def _part(file: epath.Path, number: int) -> epath.Path:
 
 def log_parts(file: epath.Path) -> list[epath.Path]:
   """Returns the existing parts of a log in a bucket, in order."""
-  folder = file.with_suffix('')
-  if not storage.is_directory(folder):
-    return []
-  with storage.reading(folder):
-    parts: list[Any] = [p for p in folder.iterdir() if p.stem.isdecimal()]
-  return sorted(parts, key=lambda part: part.name)
+  parts = storage.entries(file.with_suffix(''))
+  return [part for part in parts if part.stem.isdecimal()]

@@ -19,20 +19,19 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Collection, Sequence
-from typing import Any, Literal, cast
+from typing import cast
 
-import fsspec
-import fsspec.config
 import numpy as np
 from etils import epath
 
+from covrl.storage.buckets import (
+  BUCKET_SCHEME,
+  bucket_filesystem,
+  is_bucket,
+  type_in_bucket,
+)
 from covrl.storage.failures import reading, writing
 
-# Listings of buckets are not cached: other processes write there, too, and so
-# does TensorStore within this process.
-fsspec.config.conf.setdefault('gcs', {})['use_listings_cache'] = False
-
-_BUCKET_SCHEME = 'gs://'
 # Ending of the name of a file that is being written.
 _TEMPORARY_SUFFIX = '.tmp'
 # Bytes per read request.
@@ -52,9 +51,9 @@ def as_path(name: epath.PathLike) -> epath.Path:
   text = os.fspath(name)
   if '://' not in text:
     return epath.Path(text)
-  if not text.startswith(_BUCKET_SCHEME):
+  if not text.startswith(BUCKET_SCHEME):
     raise ValueError(
-      f'a path must be on a disk or begin with {_BUCKET_SCHEME}, got {text}'
+      f'a path must be on a disk or begin with {BUCKET_SCHEME}, got {text}'
     )
   if importlib.util.find_spec('gcsfs') is None:
     raise ValueError(
@@ -68,11 +67,6 @@ def absolute(path: epath.Path) -> epath.Path:
   return path if is_bucket(path) else path.absolute()
 
 
-def is_bucket(path: epath.PathLike) -> bool:
-  """Returns whether a path is in a bucket."""
-  return os.fspath(path).startswith(_BUCKET_SCHEME)
-
-
 def is_regular_file(path: epath.Path) -> bool:
   """Returns whether a path is a file; `epath` also accepts pipes and devices.
 
@@ -80,7 +74,7 @@ def is_regular_file(path: epath.Path) -> bool:
     OSError: the status cannot be read, as on a failing device.
   """
   if is_bucket(path):
-    return _type_in_bucket(path) == 'file'
+    return type_in_bucket(path) == 'file'
   status = _status(path)
   return status is not None and stat.S_ISREG(status.st_mode)
 
@@ -92,21 +86,21 @@ def is_directory(path: epath.Path) -> bool:
     OSError: the status cannot be read, as on a failing device.
   """
   if is_bucket(path):
-    return _type_in_bucket(path) == 'directory'
+    return type_in_bucket(path) == 'directory'
   status = _status(path)
   return status is not None and stat.S_ISDIR(status.st_mode)
 
 
-def _type_in_bucket(path: epath.Path) -> Literal['file', 'directory', '']:
-  """Returns the type of a path in a bucket, empty if nothing exists there.
+def entries(directory: epath.Path) -> list[epath.Path]:
+  """Returns the entries of a directory, sorted by name; none if it does not exist.
 
-  `isfile` and `isdir` of the client library return false on every error.
+  Raises:
+    OSError: the directory cannot be read.
   """
-  with reading(path):
-    try:
-      return _buckets().info(os.fspath(path))['type']
-    except FileNotFoundError:
-      return ''
+  if not is_directory(directory):
+    return []
+  with reading(directory):
+    return sorted(directory.iterdir(), key=lambda path: path.name)
 
 
 def _status(path: epath.Path) -> os.stat_result | None:
@@ -206,32 +200,12 @@ def move(source: epath.Path, target: epath.Path) -> None:
   """
   with writing(target):
     if is_bucket(source):
-      _buckets().mv(os.fspath(source), os.fspath(target), recursive=True)
+      bucket_filesystem().mv(
+        os.fspath(source), os.fspath(target), recursive=True
+      )
       return
     pathlib.Path(source).rename(target)
     sync_directory(pathlib.Path(target).parent)
-
-
-def create_object(file: epath.Path, text: str) -> bool:
-  """Creates an object in a bucket unless it exists.
-
-  Of several concurrent calls exactly one succeeds.
-
-  Returns:
-    Whether this call created the object.
-
-  Raises:
-    ValueError: if the bucket cannot be written to; the message gives the reason.
-  """
-  try:
-    _buckets().pipe_file(os.fspath(file), text.encode(), mode='create')
-  except FileExistsError:
-    return False
-  except Exception as error:
-    # Client library, network and store raise errors of many types.
-    reason = ' '.join(str(error).split())[:200] or type(error).__name__
-    raise ValueError(f'{file} cannot be written: {reason}') from error
-  return True
 
 
 def digests(
@@ -252,8 +226,8 @@ def digests(
   """
   if is_bucket(directory):
     root = os.fspath(directory)
-    objects = _buckets().find(root, detail=True)
-    prefix_length = len(root.removeprefix(_BUCKET_SCHEME)) + 1
+    objects = bucket_filesystem().find(root, detail=True)
+    prefix_length = len(root.removeprefix(BUCKET_SCHEME)) + 1
     return {
       name[prefix_length:]: f'{info["size"]}:{info["crc32c"]}'
       for name, info in sorted(objects.items())
@@ -390,7 +364,9 @@ def local_copy(path: epath.Path) -> pathlib.Path:
   if not is_bucket(path):
     return pathlib.Path(path)
   folder = temporary_directory()
-  _buckets().get(os.fspath(path), str(folder / path.name), recursive=True)
+  bucket_filesystem().get(
+    os.fspath(path), str(folder / path.name), recursive=True
+  )
   return folder / path.name
 
 
@@ -399,11 +375,6 @@ def temporary_directory() -> pathlib.Path:
   folder = tempfile.mkdtemp(prefix='covrl-')
   atexit.register(shutil.rmtree, folder, ignore_errors=True)
   return pathlib.Path(folder)
-
-
-def _buckets() -> Any:
-  """Returns the filesystem of buckets that `etils.epath` uses, too."""
-  return fsspec.filesystem('gcs', finalize_on_close=True)
 
 
 def _digest(file: pathlib.Path) -> str:

@@ -268,7 +268,7 @@ def open_run(
 
 def _warn_of_newer(saved: Checkpoint) -> None:
   """Warns of a newer checkpoint that is incomplete, which is not opened."""
-  for path in sorted(saved.path.parent.iterdir(), key=lambda path: path.name):
+  for path in storage.entries(saved.path.parent):
     is_newer = re.fullmatch('[0-9]{8,}', path.name) and (
       int(path.name) > saved.position
     )
