@@ -3,7 +3,8 @@
 
 In a bucket the lines are stored in numbered parts (`covrl.storage.append_log`);
 TensorBoard's events are uploaded whenever the run is saved. All starts of a run send
-to one run of Weights & Biases, whose id is in `wandb_id.txt` beside the metrics.
+to one run of Weights & Biases, whose id is in `wandb_id.txt` beside the metrics; a
+step there is the number of a line, and a start begins with the lines that it lacks.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import json
 import math
 import re
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
 from etils import epath
@@ -98,7 +99,12 @@ class MetricsWriter:
       try:
         run_id, is_new = _wandb_run_id(file.parent / _WANDB_ID)
         sink = _WeightsAndBiases(
-          logging.wandb_project, name, run_id, warn, is_new=is_new
+          logging.wandb_project,
+          name,
+          run_id,
+          self._log.content().splitlines(),
+          warn,
+          is_new=is_new,
         )
       except (RuntimeError, OSError):
         self.close()
@@ -187,12 +193,16 @@ def _wandb_run_id(file: epath.Path) -> tuple[str, bool]:
 class _WeightsAndBiases:
   """Weights & Biases scalars, named `PHASE/METRIC`.
 
+  A step is the number of a line of `metrics.jsonl`, from 0. Lines that the service
+  has, those of updates that are repeated after a kill among them, are not sent again.
   Errors after the start end the sending of metrics and not the run.
 
   Args:
     project: the project.
     name: the displayed name of the run.
     run_id: id of the run in the project; one that exists is continued.
+    lines: the lines of `metrics.jsonl` so far. Those that the service lacks are
+      sent.
     warn: receives a sentence if the service fails after the start.
     is_new: whether no earlier start has used the id.
 
@@ -205,12 +215,14 @@ class _WeightsAndBiases:
     project: str,
     name: str,
     run_id: str,
+    lines: Sequence[bytes],
     warn: Callable[[str], object],
     *,
     is_new: bool,
   ) -> None:
     wandb = importlib.import_module('wandb')
     self._warn = warn
+    self._lines_written = 0
     try:
       self._run: Any = wandb.init(
         project=project, name=name, id=run_id, resume='allow'
@@ -223,11 +235,18 @@ class _WeightsAndBiases:
         f' logging.wandb_project, got: {_one_line(error)}'
         f'{"" if is_new else advice}'
       ) from error
+    self._first_missing: int = self._run.step
+    for line in lines:
+      values = json.loads(line)
+      self.write(values['step'], values['phase'], values)
 
   def write(self, step: int, phase: str, line: Mapping[str, Any]) -> None:
     del step
-    values = {f'{phase}/{name}': value for name, value in line.items()}
-    self._call(lambda run: run.log(values))
+    number = self._lines_written
+    self._lines_written += 1
+    if number >= self._first_missing:
+      values = {f'{phase}/{name}': value for name, value in line.items()}
+      self._call(lambda run: run.log(values, step=number))
 
   def flush(self) -> None:
     """No-op: wandb flushes by itself."""

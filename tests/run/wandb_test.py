@@ -16,14 +16,19 @@ LOGGING = LoggingConfig(wandb_project='p', tensorboard=False)
 
 
 class Service:
-  """A run of Weights & Biases that fails after some calls."""
+  """A run of Weights & Biases that fails after some calls.
 
-  def __init__(self, calls):
-    self.calls, self.logged = calls, []
+  As there, the step of a run that is continued is that after the last one.
+  """
 
-  def log(self, values):
+  def __init__(self, calls, step=0):
+    self.calls, self.logged, self.step = calls, [], step
+
+  def log(self, values, step):
     if len(self.logged) == self.calls:
       raise ConnectionError('no route\nto host')
+    assert step == self.step
+    self.step = step + 1
     self.logged.append(values)
 
   def finish(self):
@@ -54,6 +59,30 @@ def test_a_service_that_fails_does_not_end_a_run(monkeypatch, tmp_path, calls):
     'Weights & Biases receives no further metrics, metrics.jsonl has all: no route'
     ' to host'
   )
+
+
+@pytest.mark.parametrize(
+  ('received', 'sent'),
+  # All lines; a killed start whose last lines were lost; repeated updates; all
+  # that is repeated and more.
+  [(0, range(5)), (2, range(2, 5)), (4, [4]), (7, [])],
+)
+def test_a_start_sends_the_lines_that_the_service_lacks(
+  monkeypatch, tmp_path, received, sent
+):
+  file, service = tmp_path / 'metrics.jsonl', Service(9, received)
+  writer = MetricsWriter(file, LoggingConfig(tensorboard=False), name='toy')
+  for step in range(3):
+    writer.write(step=step, iteration=0, phase='train', loss=0.5)
+  saved = writer.sync()
+  writer.close()
+  wandb = types.SimpleNamespace(init=lambda **options: service)
+  monkeypatch.setitem(sys.modules, 'wandb', wandb)
+  writer = MetricsWriter(file, LOGGING, name='toy', saved=saved)
+  for step in (3, 4):
+    writer.write(step=step, iteration=0, phase='train', loss=0.5)
+  writer.close()
+  assert [line['train/step'] for line in service.logged] == list(sent)
 
 
 def test_a_service_that_refuses_the_run_raises_an_error_with_the_project(
