@@ -131,7 +131,7 @@ class YarnScaling:
     fast: pairs with more turns are not scaled.
     slow: pairs with fewer turns are divided by `factor`.
     attention_factor: the magnitude; 0.1 log(factor) + 1 if `None`.
-    whole: whether the ends of the ramp are rounded outwards to whole pairs.
+    rounds_ramp: whether the ends of the ramp are rounded outwards to whole pairs.
 
   Raises:
     ValueError: if a number is not positive, or `slow` is not below `fast`.
@@ -146,7 +146,7 @@ class YarnScaling:
   fast: float = 32.0
   slow: float = 1.0
   attention_factor: float | None = None
-  whole: bool = True
+  rounds_ramp: bool = True
 
   def __post_init__(self) -> None:
     check_number('factor', self.factor, 0, is_open=True)
@@ -171,7 +171,7 @@ class YarnScaling:
       self._pair(self.fast, theta, half),
       self._pair(self.slow, theta, half),
     )
-    if self.whole:
+    if self.rounds_ramp:
       first, last = math.floor(first), math.ceil(last)
     first, last = max(first, 0), min(last, 2 * half - 1)
     # A ramp of length 0 is a step.

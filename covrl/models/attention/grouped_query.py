@@ -44,8 +44,8 @@ class AttentionMask(NamedTuple):
       kernel is used.
     segment_ids: of whole rows, for the kernel of `flash`.
     cached: tokens that a row's one query attends to beside itself; see
-      `decode_attention`.
-    chunk: rows that the tokens are a chunk of; see `chunk_attention`.
+      `attend_token`.
+    chunk: rows that the tokens are a chunk of; see `attend_chunk`.
     window: sliding window of the layer in tokens, for the kernel of `flash`;
       `None` if no layer has one.
     lengths: tokens of each row, for cuDNN: a row is one sequence, which begins

@@ -108,7 +108,7 @@ def _read_scaling(scaling_fields: Fields, fields: Fields) -> RopeScaling | None:
       fast=float(scaling_fields.get('beta_fast') or 32),
       slow=float(scaling_fields.get('beta_slow') or 1),
       attention_factor=scaling_fields.get('attention_factor'),
-      whole=scaling_fields.get('truncate', True),
+      rounds_ramp=scaling_fields.get('truncate', True),
     )
   raise ValueError(
     'rope_type must be default, linear, llama3 or yarn (without mscale), got'
@@ -149,6 +149,6 @@ def write_rope(scaling: RopeScaling | None) -> dict[str, Any] | None:
         'beta_fast': scaling.fast,
         'beta_slow': scaling.slow,
         'attention_factor': scaling.attention_factor,
-        'truncate': scaling.whole,
+        'truncate': scaling.rounds_ramp,
         'original_max_position_embeddings': scaling.original_length,
       }
