@@ -126,7 +126,7 @@ def _train(recipe: Recipe, arguments: argparse.Namespace) -> int:
   train_options = TrainOptions(
     stall_after=arguments.stall_after,
     profile_steps=arguments.profile_steps,
-    ends_process=True,
+    exits_after_run=True,
     resume=arguments.resume,
   )
   try:

@@ -96,14 +96,14 @@ class StopSignal:
     self._stop_after: int | None = None
 
   @contextlib.contextmanager
-  def handle_signals(self, *, ends_process: bool = False) -> Iterator[None]:
+  def handle_signals(self, *, exits_after_run: bool = False) -> Iterator[None]:
     """Turns SIGTERM, SIGINT and SIGHUP into requests to stop, within the context.
 
     SIGHUP remains ignored if it was ignored before, as under nohup. A repeated signal is ignored.
     The third within five seconds ends the process, even while native code runs.
 
     Args:
-      ends_process: whether the process ends after the context, and ignores
+      exits_after_run: whether the process ends after the context, and ignores
         repeated signals until then if the run stops.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -132,7 +132,7 @@ class StopSignal:
       try:
         yield
       finally:
-        if ends_process and self._requested.is_set():
+        if exits_after_run and self._requested.is_set():
           _lasting_handlers.append(stack.pop_all())
 
   def request(self) -> None:
@@ -209,7 +209,7 @@ _lasting_handlers: list[contextlib.ExitStack] = []
 
 
 def restore_handlers() -> None:
-  """Restores the handlers that were in place before `ends_process`."""
+  """Restores the handlers that were in place before `exits_after_run` kept others."""
   while _lasting_handlers:
     _lasting_handlers.pop().close()
 

@@ -60,7 +60,7 @@ class TrainOptions:
     stall_after: seconds without progress after which the run exits; 0 for
       never.
     profile_steps: `FIRST:LAST`, the updates to trace; empty for none.
-    ends_process: whether the process exits after the run; a run that a signal
+    exits_after_run: whether the process exits after the run; a run that a signal
       has stopped then ignores further signals.
     resume: behaviour if the newest checkpoint is damaged: 'fallback' resumes
       from the newest undamaged one, 'strict' raises an error.
@@ -68,7 +68,7 @@ class TrainOptions:
 
   stall_after: float = 3600.0
   profile_steps: str = ''
-  ends_process: bool = False
+  exits_after_run: bool = False
   resume: Literal['fallback', 'strict'] = 'fallback'
 
   def __post_init__(self) -> None:
@@ -116,7 +116,7 @@ def train(
   stop, watchdog = StopSignal(), Watchdog(options.stall_after)
   with (
     watchdog,
-    stop.handle_signals(ends_process=options.ends_process),
+    stop.handle_signals(exits_after_run=options.exits_after_run),
     maintenance.watch_events(stop.request),
     distributed.polling(stop.poll, on_progress=watchdog.beat),
     directory.locked(),
@@ -298,7 +298,7 @@ def train(
         metrics['seconds'] += rollout_seconds
         position.update += 1
         if math.isfinite(metrics['entropy']):
-          position.entropy = metrics['entropy']
+          position.last_entropy = metrics['entropy']
         publish_updates()
         profiler.after_step(position.updates_made(config) - 1)
         writer.write(

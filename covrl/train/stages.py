@@ -139,8 +139,8 @@ def update(
   if measures_change:
     change = run.programs.entropy_change(before, state, rows)
     metrics |= _to_floats(change)
-  if position.entropy is not None:
-    metrics['entropy_drift'] = metrics['entropy'] - position.entropy
+  if position.last_entropy is not None:
+    metrics['entropy_drift'] = metrics['entropy'] - position.last_entropy
   timing = {
     'seconds': seconds,
     'time/update': seconds,

@@ -110,7 +110,7 @@ def test_signals_are_requests_to_stop(signal_number, request):
   with stop_signal.handle_signals():
     stop_signal.poll()
   assert signal.getsignal(signal_number) == handler_before
-  with stop_signal.handle_signals(ends_process=True):
+  with stop_signal.handle_signals(exits_after_run=True):
     # The same signal, sent by a terminal and by the parent process.
     for _ in range(3):
       os.kill(os.getpid(), signal_number)

@@ -45,7 +45,7 @@ class RunPosition:
     evaluated: index of the iteration before which the policy was last
       evaluated, −1 for none.
     health: counts of updates that changed nothing.
-    entropy: mean token entropy at the last update, in nats.
+    last_entropy: mean token entropy at the last update, in nats.
     prompts: position in the stream of prompts after the rollout of the current
       iteration, or before it if no update has been made yet.
   """
@@ -53,7 +53,7 @@ class RunPosition:
   iteration: int = 0
   update: int = 0
   evaluated: int = -1
-  entropy: float | None = None
+  last_entropy: float | None = None
   prompts: StreamState | None = None
   health: UpdateHealth = dataclasses.field(default_factory=UpdateHealth)
 
@@ -295,6 +295,8 @@ def _restore(
   if 'position' not in metadata:
     raise _version_error(saved)
   fields = metadata['position']
+  if fields.keys() != {field.name for field in dataclasses.fields(RunPosition)}:
+    raise _version_error(saved)
   health = UpdateHealth(**fields['health'])
   position = RunPosition(**fields | {'health': health})
   like: dict[str, Any] = {

@@ -1,21 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Killed and resumed runs equal an uninterrupted one, bit for bit."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
 import signal
 import subprocess
 import time
+import types
+from typing import Any
 
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from etils import epath
 from train import runs
 from train.process import ENVIRONMENT, RECIPES, arguments, metric_lines
 
 from covrl.cli import main
+from covrl.config import Config
+from covrl.run.checkpoint import Checkpoint, CheckpointError
 from covrl.train import CheckpointStore
+from covrl.train.setup.resume import RunPosition, start_or_resume
 
 RECIPE = RECIPES / 'toy_kl_cov.py'
 
@@ -297,3 +304,28 @@ def test_samples_and_evaluates_a_run(capsys, uninterrupted, tmp_path):
   assert 'must be a run directory' in refused(
     capsys, 'sample', str(uninterrupted.parent), '1'
   )
+
+
+def test_a_position_of_another_version_is_refused():
+  position = {**dataclasses.asdict(RunPosition()), 'entropy': 0.5}
+  del position['last_entropy']
+  saved = Checkpoint(
+    path=epath.Path('run/7'),
+    position=7,
+    metadata={'position': position},
+    files={},
+  )
+  policy = types.SimpleNamespace(config=types.SimpleNamespace(lora=None))
+  components: Any = types.SimpleNamespace(policy=policy, shared_warm_start=None)
+  unused: Any = None
+  with pytest.raises(CheckpointError, match='written by another version of co'):
+    start_or_resume(
+      components,
+      Config(),
+      saved,
+      warm_starts=unused,
+      writer=unused,
+      progress=unused,
+      stop=unused,
+      inputs={},
+    )
