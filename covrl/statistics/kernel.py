@@ -223,7 +223,7 @@ def _matmul(
   Args:
     cotangent: cotangent of the logits.
     factor: columns of the unembedding, or hidden states.
-    contract: axis of each that is summed over.
+    contracted_axes: axis of each that is summed over.
     dtype: dtype of the factors.
   """
   cotangent, factor = cotangent.astype(dtype), factor.astype(dtype)
