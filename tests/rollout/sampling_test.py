@@ -100,7 +100,7 @@ def test_log_probabilities_equal_those_of_sorting_with_and_without_truncation(
 ):
   keys = jax.random.split(jax.random.key(seed), 4)
   sampling = Sampling.make(temperature, top_p, top_k)
-  token, policy_logprob, behaviour_logprob = DRAW(
+  token, sampler_logprob, behaviour_logprob = DRAW(
     jnp.asarray(logits), keys, sampling
   )
   log_pi = log_softmax(logits.astype(np.float64) / temperature)
@@ -108,7 +108,7 @@ def test_log_probabilities_equal_those_of_sorting_with_and_without_truncation(
   rows = np.arange(4)
   assert kept[rows, token].all()
   kept_mass = np.where(kept, np.exp(log_pi), 0).sum(axis=-1)
-  np.testing.assert_allclose(policy_logprob, log_pi[rows, token], atol=1e-5)
+  np.testing.assert_allclose(sampler_logprob, log_pi[rows, token], atol=1e-5)
   np.testing.assert_allclose(
     behaviour_logprob, log_pi[rows, token] - np.log(kept_mass), atol=1e-5
   )
@@ -146,12 +146,12 @@ def test_temperature_zero_is_greedy(top_p, top_k):
   logits = np.random.default_rng(0).normal(size=(32, 9)).astype(np.float32)
   keys = jax.random.split(jax.random.key(0), 32)
   sampling = Sampling.make(0.0, top_p, top_k)
-  token, policy_logprob, behaviour_logprob = DRAW(
+  token, sampler_logprob, behaviour_logprob = DRAW(
     jnp.asarray(logits), keys, sampling
   )
   np.testing.assert_array_equal(token, logits.argmax(axis=-1))
   log_pi = log_softmax(logits)
-  np.testing.assert_allclose(policy_logprob, log_pi.max(axis=-1), atol=1e-6)
+  np.testing.assert_allclose(sampler_logprob, log_pi.max(axis=-1), atol=1e-6)
   kept = oracle_mask(log_pi, top_p, top_k)
   share = np.where(kept, np.exp(log_pi), 0).sum(axis=-1)
   np.testing.assert_allclose(
@@ -162,14 +162,14 @@ def test_temperature_zero_is_greedy(top_p, top_k):
 @pytest.mark.parametrize('setting', [{}, {'top_p': 0.9}, {'top_k': 4}])
 def test_masked_tokens_are_never_sampled(setting):
   logits = np.array([-np.inf, 0.0, -np.inf, 1.0])
-  token, policy_logprob, behaviour_logprob = draw_many(
+  token, sampler_logprob, behaviour_logprob = draw_many(
     logits, 500, Sampling.make(**setting)
   )
   assert set(np.asarray(token).tolist()) == {1, 3}
-  assert np.isfinite(policy_logprob).all()
+  assert np.isfinite(sampler_logprob).all()
   assert np.isfinite(behaviour_logprob).all()
   expected = np.log(1 / (1 + np.exp(-1.0)))
-  np.testing.assert_allclose(policy_logprob[token == 3], expected, atol=1e-6)
+  np.testing.assert_allclose(sampler_logprob[token == 3], expected, atol=1e-6)
 
 
 def chi_square(counts, probs, count):
