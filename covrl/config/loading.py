@@ -64,8 +64,8 @@ def restore(directory: pathlib.Path, saved: Mapping[str, Any]) -> Recipe:
 
   Raises:
     ConfigError: the description was written by another version of covrl whose
-      recipes this one cannot execute, or a module that the recipe imports is
-      missing.
+      recipes this one cannot execute, or a module or file that the recipe needs
+      is missing.
   """
   stem, colon, function = saved['name'].partition(':')
   if not colon:
@@ -84,6 +84,12 @@ def restore(directory: pathlib.Path, saved: Mapping[str, Any]) -> Recipe:
     raise ConfigError(
       f'the recipe of the run needs the module {error.name!r}, which is not'
       ' installed here; only single files beside a recipe are kept with a run'
+    ) from error
+  except OSError as error:
+    reason = ' '.join(str(error).split())
+    raise ConfigError(
+      f'the recipe of the run cannot be executed ({type(error).__name__}: {reason});'
+      ' only Python files beside a recipe are kept with a run'
     ) from error
   except (AttributeError, ImportError, TypeError) as error:
     changes = version_difference(saved['config'])
@@ -215,4 +221,5 @@ def _call(files: RecipeFiles, file: pathlib.Path, function: str) -> Recipe:
     task=files.resolve_score_functions(recipe.task),
     name=f'{file.stem}:{function}',
     sources=files.sources,
+    directory=files.directory,
   )

@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import hashlib
 import json
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -52,6 +53,8 @@ class Recipe:
     name: file and function, `countdown:kl_cov`; set by `load`.
     sources: text of the recipe's file and of the neighbours that it imports, by
       file name; set by `load`.
+    directory: directory of these files, which may hold packages that they import;
+      set by `load`.
     overridden: dotted names of the fields that were overridden; set by `load`.
   """
 
@@ -67,6 +70,7 @@ class Recipe:
   estimator: Callable[[Config], Any] = lambda config: None
   name: str = ''
   sources: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  directory: pathlib.Path | None = None
   overridden: tuple[str, ...] = ()
 
   def __post_init__(self) -> None:

@@ -32,13 +32,14 @@ _FORM_HINT = (
 class RecipeFiles:
   """A recipe's file, and the files beside it that it imports.
 
-  They are imported anew for each recipe, and are importable only in the context
-  `importable`.
+  They, and packages beside the recipe, are imported anew for each recipe, and are
+  importable only in the context `importable`.
 
   Args:
     file: the recipe's file.
 
   Attributes:
+    directory: the directory of the recipe's file, an absolute path.
     module: the module of the recipe's file.
     sources: the text of each file by its name, see `Recipe.sources`.
 
@@ -47,7 +48,7 @@ class RecipeFiles:
   """
 
   def __init__(self, file: pathlib.Path) -> None:
-    self._directory = file.parent.absolute()
+    self.directory = file.parent.absolute()
     self._modules: dict[str, ModuleType] = {}
     name = f'recipe_{file.stem}'
     self.module, execute = _module_of(file, name)
@@ -59,8 +60,8 @@ class RecipeFiles:
   @contextlib.contextmanager
   def importable(self) -> Iterator[None]:
     """Makes the files beside the recipe importable within the context."""
-    entry = str(self._directory)
-    names = {*_imported_from(self._directory), *self._modules}
+    entry = str(self.directory)
+    names = {*_imported_from(self.directory), *self._modules}
     shadowed_modules = {
       name: sys.modules.pop(name) for name in names if name in sys.modules
     }
@@ -70,7 +71,7 @@ class RecipeFiles:
       yield
     finally:
       sys.path.remove(entry)
-      for name in _imported_from(self._directory):
+      for name in _imported_from(self.directory):
         self._modules[name] = sys.modules.pop(name)
       for name, module in self._modules.items():
         if sys.modules.get(name) is module:
@@ -120,7 +121,7 @@ class RecipeFiles:
       if not _is_installed(module_name.partition('.')[0]):
         raise ConfigError(
           f'the score function {name!r} must be in a file {module_name}.py beside the'
-          f' recipe, in {self._directory}, or in an installed module, got neither;'
+          f' recipe, in {self.directory}, or in an installed module, got neither;'
           f' {_FORM_HINT}'
         )
       return name
@@ -168,7 +169,7 @@ class RecipeFiles:
 
   def _find(self, module: str) -> pathlib.Path | None:
     """Returns the file of a module beside the recipe or in the working directory."""
-    for directory in (self._directory, pathlib.Path.cwd()):
+    for directory in (self.directory, pathlib.Path.cwd()):
       file = directory / f'{module}.py'
       if file.is_file():
         return file
@@ -202,7 +203,9 @@ class RecipeFiles:
     sources = {file: None}
     imported = _imported_from(file.parent.absolute(), self._modules)
     sources |= dict.fromkeys(
-      file.parent / path.name for path in imported.values()
+      file.parent / path.name
+      for path in imported.values()
+      if path.parent == file.parent.absolute() and path.is_file()
     )
     unread_files = list(sources)
     while unread_files:
@@ -270,18 +273,29 @@ def _path_entry(directory: pathlib.Path) -> Iterator[None]:
 def _imported_from(
   directory: pathlib.Path, modules: Mapping[str, ModuleType] | None = None
 ) -> dict[str, pathlib.Path]:
-  """Returns the files of top-level modules in a directory.
+  """Returns the files of modules and packages in a directory, but not covrl's.
 
   Args:
     directory: an absolute path.
     modules: the modules; all that are imported by default.
+
+  Returns:
+    Files by the names of modules, those of packages' modules included; a package
+    without a file of its own has its folder.
   """
   loaded = list((sys.modules if modules is None else modules).items())
-  files = {
-    name: pathlib.Path(file)
-    for name, module in loaded
-    if '.' not in name and (file := getattr(module, '__file__', None))
-  }
+  files = {name: file for name, module in loaded if (file := _location(module))}
   return {
-    name: file for name, file in files.items() if file.parent == directory
+    name: file
+    for name, file in files.items()
+    if (top := name.partition('.')[0]) != 'covrl'
+    and (file.parent == directory or directory / top in file.parents)
   }
+
+
+def _location(module: ModuleType) -> pathlib.Path | None:
+  """Returns the file of a module, or the first folder of a package without one."""
+  file = getattr(module, '__file__', None)
+  folders = [*getattr(module, '__path__', ())]
+  name = file or (folders[0] if folders else None)
+  return pathlib.Path(name) if isinstance(name, str) else None

@@ -248,6 +248,40 @@ def test_recipe_is_restored_from_copies_of_its_files(recipe_file, tmp_path):
     restore(copies, {**described, 'name': 'countdown_kl_cov'})
 
 
+@pytest.mark.parametrize(
+  ('line', 'message'),
+  [
+    (
+      "pathlib.Path(__file__).with_name('numbers.txt').read_text()",
+      'the recipe of the run cannot be executed (FileNotFoundError: [Errno 2] No such'
+      " file or directory: '{copies}/numbers.txt'); only Python files beside a recipe"
+      ' are kept with a run',
+    ),
+    (
+      'import helpers.sums',
+      "the recipe of the run needs the module 'helpers', which is not installed here;"
+      ' only single files beside a recipe are kept with a run',
+    ),
+  ],
+)
+def test_a_copy_of_a_recipe_that_lacks_other_files_is_refused_in_one_sentence(
+  recipe_file, tmp_path, line, message
+):
+  (tmp_path / 'helpers').mkdir()
+  (tmp_path / 'helpers' / 'sums.py').write_text('')
+  (tmp_path / 'numbers.txt').write_text('1')
+  copies = tmp_path / 'copies'
+  copies.mkdir()
+  text = f'import pathlib\n{line}\n{recipe_file.read_text()}'
+  recipe_file.write_text(text)
+  recipe = load(str(recipe_file))
+  for name, source in recipe.sources.items():
+    (copies / name).write_text(source)
+  with pytest.raises(ConfigError) as error:
+    restore(copies, recipe.as_json())
+  assert str(error.value) == message.format(copies=copies)
+
+
 def test_shipped_recipes_can_be_imported():
   module = importlib.import_module('covrl.recipes.countdown')
   recipe = module.grpo()

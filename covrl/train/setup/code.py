@@ -44,8 +44,8 @@ def code_fingerprints(recipe: Recipe, task: Task) -> dict[str, str]:
   fingerprints, remaining = dict[str, str](), {*_packages(names)}
   while remaining := remaining - recipe_modules - fingerprints.keys():
     name = min(remaining)
-    fingerprints[name] = _fingerprint(name)
-    remaining |= _imports(name)
+    fingerprints[name] = _fingerprint(name, recipe.directory)
+    remaining |= _imports(name, recipe.directory)
   return {
     f'code of {n}': fingerprints[n]
     for n in sorted(fingerprints)
@@ -110,9 +110,9 @@ def _packages(names: Iterable[str]) -> set[str]:
 
 
 @functools.cache
-def _imports(name: str) -> frozenset[str]:
+def _imports(name: str, directory: pathlib.Path | None) -> frozenset[str]:
   """Returns the packages that a package's files import, none if it is installed."""
-  files = _files(name)
+  files = _files(name, directory)
   if name == _COVRL or _is_installed(files):
     return frozenset()
   imported = set[str]()
@@ -122,8 +122,15 @@ def _imports(name: str) -> frozenset[str]:
   return frozenset(_packages(imported))
 
 
-def _files(name: str) -> list[pathlib.Path]:
-  """Returns the files of a package, none if it is absent."""
+def _files(name: str, directory: pathlib.Path | None) -> list[pathlib.Path]:
+  """Returns the files of a package, none if it is absent.
+
+  Args:
+    name: the package.
+    directory: a directory whose packages come before others; `None` for none.
+  """
+  if directory is not None and name != _COVRL and (directory / name).is_dir():
+    return sorted((directory / name).rglob('*.py'))
   try:
     spec = importlib.util.find_spec(name)
   except (ImportError, ValueError):
@@ -147,13 +154,13 @@ def _is_installed(files: list[pathlib.Path]) -> bool:
 
 
 @functools.cache
-def _fingerprint(name: str) -> str:
+def _fingerprint(name: str, directory: pathlib.Path | None) -> str:
   """Returns the version or digest of a package; empty for one without files.
 
   Packages outside of `site-packages` have a digest, since edits do not change their
   version.
   """
-  files = _files(name)
+  files = _files(name, directory)
   if not files:
     return ''
   if name != _COVRL and _is_installed(files):

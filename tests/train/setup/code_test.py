@@ -81,6 +81,32 @@ def task():
   assert fingerprints(source=source) != before
 
 
+def test_a_package_beside_the_recipe_has_a_fingerprint(tmp_path):
+  """It is importable while the recipe is loaded only."""
+  package = tmp_path / 'package_beside'
+  package.mkdir()
+  (package / 'numbers.py').write_text('rate = 1.0\n')
+  recipe_file = tmp_path / 'own.py'
+  recipe_file.write_text(
+    'from package_beside import numbers\nfrom covrl.recipes import countdown\n'
+    'def grpo():\n  recipe = countdown.grpo()\n'
+    '  recipe.config.train.learning_rate = numbers.rate\n  return recipe\n'
+  )
+  digests = []
+  for rate in ('1.0', '2.0'):
+    (package / 'numbers.py').write_text(f'rate = {rate}\n')
+    code._fingerprint.cache_clear()
+    recipe = load(str(recipe_file))
+    assert recipe.config.train.learning_rate == float(rate)
+    task = toy.make_task(toy.get_config())
+    digests.append(
+      code.code_fingerprints(recipe, task)['code of package_beside']
+    )
+  code._fingerprint.cache_clear()
+  assert '' != digests[0] != digests[1] != ''
+  assert not [name for name in sys.modules if name.startswith('package_beside')]
+
+
 def test_modules_that_a_score_function_uses_have_a_fingerprint(
   fingerprints, tmp_path
 ):
