@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from pretrained.fixtures import MODELS
 from train import process, runs
-from train.between_updates import KILL_AT
+from train.killing import KILL_AT
 from train.networks.critic_test import make_config
 from train.setup.resume_test import arrays
 from train.updates import padded_batch

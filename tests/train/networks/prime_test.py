@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from pretrained.fixtures import MODELS
 from train import process, runs
-from train.between_updates import KILL_AT
+from train.killing import KILL_AT
 from train.setup.resume_test import arrays
 from train.updates import POLICY, SEQUENCES, WIDTH, padded_batch
 

@@ -4,7 +4,7 @@
 import dataclasses
 
 import optax
-from train import between_updates, toy
+from train import killing, toy
 
 from covrl.config import Config, Recipe
 from covrl.train import Task
@@ -40,7 +40,7 @@ def no_critic() -> Recipe:
 
 
 def _networks(config: Config) -> dict[str, Network]:
-  between_updates.kill_if_requested()
+  killing.kill_before_policy_update_if_requested()
   return {'critic': critic(config)}
 
 

@@ -4,7 +4,7 @@
 import dataclasses
 
 import optax
-from train import between_updates, toy
+from train import killing, toy
 
 from covrl.config import Config, Recipe
 from covrl.train import Task
@@ -54,7 +54,7 @@ def without_model() -> Recipe:
 
 
 def _networks(config: Config) -> dict[str, Network]:
-  between_updates.kill_if_requested()
+  killing.kill_before_policy_update_if_requested()
   return {'prm': process_reward_model(config)}
 
 

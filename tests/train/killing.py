@@ -12,7 +12,7 @@ from covrl.train.compiled import CompiledPrograms
 KILL_AT = 'TOY_KILL_AT'
 
 
-def kill_if_requested() -> None:
+def kill_before_policy_update_if_requested() -> None:
   """Makes the process kill itself at step `KILL_AT` of the environment, if set.
 
   The network beside the policy is updated then, and the policy is not.
