@@ -28,7 +28,7 @@ class Admission(NamedTuple):
     request_row: row for each request; out of range for no request.
     prompt_index: index of each request's prompt among the new prompts.
     seed: seed of each request.
-    member: index of the request among those of the same seed.
+    sequence_id: of each request; distinguishes those of one prompt and seed.
     options: options of each request.
   """
 
@@ -38,7 +38,7 @@ class Admission(NamedTuple):
   request_row: Int[Array, ' B']
   prompt_index: Int[Array, ' B']
   seed: UInt[Array, ' B']
-  member: Int[Array, ' B']
+  sequence_id: Int[Array, ' B']
   options: RequestOptions
 
 
@@ -184,7 +184,7 @@ class Rows:
       request_row=rows(self.sizes.requests, np.int32),
       prompt_index=rows(0, np.int32),
       seed=rows(0, np.uint32),
-      member=rows(0, np.int32),
+      sequence_id=rows(0, np.int32),
       options=RequestOptions(
         Sampling(
           temperature=rows(1, np.float32),
@@ -279,7 +279,10 @@ class _Filling:
 
 def _write_options(admission: Any, entry: int, request: Request) -> None:
   """Writes seed and options of a request into an admission's arrays."""
-  admission.seed[entry], admission.member[entry] = request.seed, request.member
+  admission.seed[entry], admission.sequence_id[entry] = (
+    request.seed,
+    request.sequence_id,
+  )
   sampling, options = admission.options.sampling, admission.options
   sampling.temperature[entry] = request.temperature
   sampling.top_p[entry] = request.top_p

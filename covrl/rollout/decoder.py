@@ -224,8 +224,8 @@ class SlotDecoder:
       params: parameters of the policy.
       state: rows of the new prompts and requests are not in use in it.
       admission: the prompts and requests; scalar options of the state are kept.
-      key: PRNG key into which the `member` of each request, its index within its
-        group, is folded; by default a key made from the request's `seed`.
+      key: PRNG key into which the `sequence_id` of each request is folded; by
+        default a key made from the request's `seed`.
 
     Returns:
       The state, and the first token of each new request.
@@ -235,17 +235,17 @@ class SlotDecoder:
       self.policy, params, admission.prompts, admission.prompt_mask
     )
     keys = jax.vmap(
-      lambda seed, member: jax.random.fold_in(
-        jax.random.key(seed) if key is None else key, member
+      lambda seed, sequence_id: jax.random.fold_in(
+        jax.random.key(seed) if key is None else key, sequence_id
       )
-    )(admission.seed, admission.member)
+    )(admission.seed, admission.sequence_id)
     logits = self.policy.project(
       params, take_by_shard(hidden, admission.prompt_index, shards)
     )
     sampled = self._sample(
       logits,
       keys,
-      jnp.zeros_like(admission.member),
+      jnp.zeros_like(admission.sequence_id),
       admission.request_row,
       admission.options,
     )
@@ -303,13 +303,13 @@ class SlotDecoder:
     """Samples the first tokens of all requests, one of each prompt at a time."""
     logits = self.policy.project(params, hidden)
     position = jnp.zeros(hidden.shape[0], jnp.int32)
-    keys_by_member = keys.reshape(hidden.shape[0], -1).T
+    keys_by_index = keys.reshape(hidden.shape[0], -1).T
 
     def sample(keys: Key[Array, ' P']) -> tuple[Array, Array, Array]:
       keys = jax.vmap(jax.random.fold_in)(keys, position)
       return sample_token(logits, keys, options.sampling)
 
-    first_tokens = jax.lax.map(sample, keys_by_member)
+    first_tokens = jax.lax.map(sample, keys_by_index)
     token, *logprobs = (x.T.reshape(-1) for x in first_tokens)
     zeros = jnp.zeros_like(token)
     return SampledTokens(

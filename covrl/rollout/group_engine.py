@@ -344,7 +344,7 @@ class GroupEngine:
       'request_row': rows(self._sizes.requests, np.int32, requests),
       'prompt_index': rows(0, np.int32, requests),
       'seed': rows(0, np.uint32, requests),
-      'member': rows(0, np.int32, requests),
+      'sequence_id': rows(0, np.int32, requests),
       'options': None,
     }
     return Admission(**arrays)

@@ -19,13 +19,13 @@ class GroupResponse(NamedTuple):
 
   Attributes:
     number: number of its group.
-    member: index of the response in the group.
+    index_in_group: index of the response in the group.
     tokens: the tokens, including one that ends the response.
     samples: all responses of the group, if this was the last of them.
   """
 
   number: int
-  member: int
+  index_in_group: int
   tokens: list[int]
   samples: Samples | None
 
@@ -33,7 +33,7 @@ class GroupResponse(NamedTuple):
 class GroupRows:
   """Rows of groups: one for the prompt, and one for each response.
 
-  Row `prompt_row · group_size + member` of a shard is that of a response.
+  Row `prompt_row · group_size + index_in_group` of a shard is that of a response.
 
   Args:
     sizes: sizes of a shard.
@@ -141,7 +141,7 @@ class GroupRows:
     """
     if not any(self._unprocessed):
       return None
-    members = np.arange(self._group_size)
+    indices_in_group = np.arange(self._group_size)
     for shard, unprocessed in enumerate(self._unprocessed):
       for index in range(min(self._batch, len(unprocessed))):
         group, entry = unprocessed.popleft(), shard * self._batch + index
@@ -152,10 +152,10 @@ class GroupRows:
         )
         admission.prompt_row[entry] = group.prompt_row
         admission.request_row[rows] = (
-          group.prompt_row * self._group_size + members
+          group.prompt_row * self._group_size + indices_in_group
         )
         admission.prompt_index[rows] = index
-        admission.member[rows] = group.sequence_ids
+        admission.sequence_id[rows] = group.sequence_ids
     return admission
 
   def record(self, step: SampledTokens) -> Iterator[GroupResponse]:
@@ -186,7 +186,7 @@ class GroupRows:
 
   def _finish(self, shard: int, row: int) -> GroupResponse:
     """Ends a response; frees the rows of its group after the last."""
-    prompt_row, member = divmod(row, self._group_size)
+    prompt_row, index_in_group = divmod(row, self._group_size)
     number = int(self._group_numbers[shard, prompt_row])
     self._is_finished[shard, row] = True
     self._unfinished[shard] -= 1
@@ -196,7 +196,7 @@ class GroupRows:
       prompt_row * self._group_size, (prompt_row + 1) * self._group_size
     )
     if not self._is_finished[shard, rows].all():
-      return GroupResponse(number, member, tokens, None)
+      return GroupResponse(number, index_in_group, tokens, None)
     self._free_prompt_rows[shard].append(prompt_row)
     columns = np.arange(self._tokens.shape[2])
     arrays: dict[str, Any] = {
@@ -206,7 +206,7 @@ class GroupRows:
       'behaviour_logprobs': self._behaviour_logprobs[shard, rows].copy(),
       'truncated': self._truncated[shard, rows].copy(),
     }
-    return GroupResponse(number, member, tokens, Samples(**arrays))
+    return GroupResponse(number, index_in_group, tokens, Samples(**arrays))
 
 
 class _UnprocessedGroup(NamedTuple):

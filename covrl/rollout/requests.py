@@ -32,14 +32,14 @@ class Limits(NamedTuple):
 class Request:
   """A prompt, and options of the response to sample.
 
-  Token `t` is drawn with `fold_in(fold_in(key(seed), member), t)`, and so
+  Token `t` is drawn with `fold_in(fold_in(key(seed), sequence_id), t)`, and so
   depends on no other request.
 
   Attributes:
     prompt: token ids.
     max_tokens: length limit of the response.
     seed: seed of the response.
-    member: index of the response among those of the same seed.
+    sequence_id: distinguishes responses to the same prompt with the same seed.
     temperature: see `Sampling`, also for the next three.
     top_p: probability to sample from.
     top_k: number of tokens to sample from.
@@ -50,7 +50,7 @@ class Request:
   prompt: tuple[int, ...]
   max_tokens: int
   seed: int
-  member: int = 0
+  sequence_id: int = 0
   temperature: float = 1.0
   top_p: float = 1.0
   top_k: int = 0
@@ -92,7 +92,7 @@ class Request:
       )
     for name, number, bound in (
       ('seed', self.seed, 2**32),
-      ('member', self.member, 2**31),
+      ('sequence_id', self.sequence_id, 2**31),
     ):
       check_integer(name, number, 0, bound - 1)
     check_sampling(self.temperature, self.top_p, self.top_k, self.min_p)

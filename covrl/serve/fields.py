@@ -80,7 +80,7 @@ def parse_completion(
 ) -> Completion:
   """Parses and checks a completion request, without the limits of the engine.
 
-  Choice `i` of a prompt is sampled with `Request(seed=seed, member=i)`,
+  Choice `i` of a prompt is sampled with `Request(seed=seed, sequence_id=i)`,
   independent of the request's other prompts.
 
   Args:
@@ -117,9 +117,9 @@ def parse_completion(
   stream = _boolean(fields, 'stream')
   return Completion(
     requests=tuple(
-      Request(prompt=prompt, seed=seed, member=member, **options)
+      Request(prompt=prompt, seed=seed, sequence_id=i, **options)
       for prompt in prompts
-      for member in range(n)
+      for i in range(n)
     ),
     stop=_stop_strings(fields.get('stop'), tokenizer),
     prompts=len(prompts),

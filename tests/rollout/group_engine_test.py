@@ -46,15 +46,15 @@ def run(engine, order, params=PARAMS, at_once=COUNT, **sampling):
     params, key=KEY, sampling=Sampling.make(**(sampling or SAMPLING))
   )
   numbers = list(order)
-  waiting, finished, ended_members = list(numbers), {}, set()
+  waiting, finished, ended_responses = list(numbers), {}, set()
   while waiting or engine.is_busy:
     for response in engine.read():
-      assert (response.number, response.member) not in ended_members
-      ended_members.add((response.number, response.member))
+      assert (response.number, response.index_in_group) not in ended_responses
+      ended_responses.add((response.number, response.index_in_group))
       if response.samples is not None:
         finished[response.number] = response.samples
-        row = response.samples.response_tokens[response.member]
-        mask = response.samples.response_mask[response.member]
+        row = response.samples.response_tokens[response.index_in_group]
+        mask = response.samples.response_mask[response.index_in_group]
         assert row[mask].tolist() == response.tokens
     for _ in range(at_once):
       if waiting and engine.has_room:
@@ -63,7 +63,7 @@ def run(engine, order, params=PARAMS, at_once=COUNT, **sampling):
         engine.add(i, PROMPTS[i], MASK[i], ids)
     engine.run()
   assert engine.read() == []
-  assert len(ended_members) == len(numbers) * GROUP
+  assert len(ended_responses) == len(numbers) * GROUP
   engine.end()
   return finished
 

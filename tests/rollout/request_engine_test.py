@@ -126,7 +126,7 @@ def test_responses_equal_those_of_the_fixed_batch(engine):
         prompt=tuple(prompts[i // 2].tolist()),
         max_tokens=LIMIT,
         seed=11,
-        member=i,
+        sequence_id=i,
         **sampling,
       )
       for i in range(6)

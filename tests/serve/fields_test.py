@@ -68,8 +68,8 @@ def test_null_in_a_line_of_a_file_is_the_option_of_the_command():
 def test_prompts_are_texts_or_tokens(prompt, count):
   completion = parse(prompt=prompt, n=2, seed=7)
   assert completion.prompts == count
-  members = [request.member for request in completion.requests]
-  assert members == [0, 1] * count
+  sequence_ids = [request.sequence_id for request in completion.requests]
+  assert sequence_ids == [0, 1] * count
   assert {request.seed for request in completion.requests} == {7}
 
 

@@ -182,7 +182,7 @@ class DynamicSampling:
       for response in finished:
         response_scoring = groups[response.number].response_scoring
         if response_scoring is not None:
-          response_scoring.add(response.member, response.tokens)
+          response_scoring.add(response.index_in_group, response.tokens)
       now = time.monotonic()
       if engine.is_busy:
         cycle_seconds, cycle_start, idle_since = now - cycle_start, now, now
