@@ -36,16 +36,11 @@ from covrl.rewards import Scoring
 from covrl.tasks.task import make_task
 from covrl.tasks.verify import check_scores
 from covrl.train import Task
-from covrl.train.algorithm import Algorithm
-from covrl.train.effects import (
-  config_warnings,
-  direction_warnings,
-  gradient_warnings,
-  unused_override_warnings,
-)
+from covrl.train.algorithm import Algorithm, warm_start_transformation
+from covrl.train.effects import unused_override_warnings
+from covrl.train.recipe_warnings import recipe_warnings
 from covrl.train.setup.initial_policy import make_policy
 from covrl.train.state_sharding import check_mesh
-from covrl.train.token_schedules import schedule_warnings
 from covrl.types import TokenStats
 
 # Number of prompts that are shown.
@@ -80,6 +75,7 @@ def plan(
     task = make_task(recipe)
     policy = make_policy(recipe, task.tokenizer)
     algorithm = Algorithm.from_recipe(recipe)
+    warm_start_tx = warm_start_transformation(recipe)
     # Built before the first line, since these may raise errors about fields.
     networks = network_models(recipe, policy)
     memory = state_memory(recipe, policy)
@@ -89,10 +85,7 @@ def plan(
     yield _selection_line(config)
   for text in (
     *unused_override_warnings(recipe, read_fields, task, policy.config),
-    *config_warnings(config, algorithm, task.rewards),
-    *direction_warnings(policy, tx=(algorithm.tx, config.total_updates)),
-    *gradient_warnings(algorithm),
-    *schedule_warnings(algorithm.token_tx, config.total_updates),
+    *recipe_warnings(config, policy, algorithm, warm_start_tx, task.rewards),
   ):
     yield f'warning: {text}'
   yield from _example_lines(config, task)

@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 
+import optax
 import pytest
 from train.process import RECIPES
 
@@ -201,6 +202,23 @@ def test_fields_without_effect_are_reported(recipe):
   assert [line for line in warnings if 'has no effect: nothing' in line] == [
     'warning: maze.side = 5 has no effect: nothing in this recipe reads it'
   ]
+
+
+def test_warnings_of_a_run_are_reported(recipe):
+  """Those of parameter chains and micro-batches, like those of `covrl train`."""
+  changed = dataclasses.replace(
+    recipe,
+    token_tx=lambda config: optax.clip_by_global_norm(0.01),
+    warm_start_tx=lambda config: optax.sgd(-0.1),
+  )
+  changed.config.train.micro_batches = 2
+  changed.config.warm_start.steps = 3
+  warnings = [line for line in plan(changed) if line.startswith('warning')]
+  for start in (
+    "warning: the recipe's warm_start_tx moves parameters along their gradient",
+    "warning: the recipe's token chain has another result with train.micro_batches",
+  ):
+    assert sum(line.startswith(start) for line in warnings) == 1
 
 
 def test_fields_are_refused_before_the_first_line():

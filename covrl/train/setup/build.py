@@ -34,14 +34,9 @@ from covrl.train.algorithm import (
   recorded_algorithm,
   warm_start_transformation,
 )
-from covrl.train.batch_effects import micro_batch_warnings
 from covrl.train.collect.collector import RolloutCollector
 from covrl.train.compiled import CompiledPrograms
-from covrl.train.effects import (
-  config_warnings,
-  direction_warnings,
-  gradient_warnings,
-)
+from covrl.train.recipe_warnings import recipe_warnings
 from covrl.train.rollout_batch import (
   EVALUATE_STREAM,
   INIT_STREAM,
@@ -54,7 +49,6 @@ from covrl.train.setup.initial_policy import make_policy
 from covrl.train.setup.inputs import input_fingerprints, pretrained_fingerprint
 from covrl.train.sft import shared_warm_start
 from covrl.train.state_sharding import check_mesh, rollout_mesh
-from covrl.train.token_schedules import schedule_warnings
 from covrl.types import TrainState
 
 
@@ -152,9 +146,6 @@ def build(
       | fingerprints_of_code
     )
   warm_start_tx = warm_start_transformation(recipe)
-  chains = {'tx': (algorithm.tx, config.total_updates)}
-  if steps := config.warm_start.steps:
-    chains['warm_start_tx'] = warm_start_tx, steps
   if changeable:
     note(
       'warning: loss, chains, advantages or networks read'
@@ -162,12 +153,8 @@ def build(
       ' then differ from an uninterrupted one; schedules are to run over'
       ' train.schedule_iterations (config.schedule_updates)'
     )
-  for text in (
-    *config_warnings(config, algorithm, task.rewards),
-    *direction_warnings(policy, **chains),
-    *gradient_warnings(algorithm),
-    *schedule_warnings(algorithm.token_tx, config.total_updates),
-    *micro_batch_warnings(algorithm, config.train.micro_batches),
+  for text in recipe_warnings(
+    config, policy, algorithm, warm_start_tx, task.rewards
   ):
     warn(text)
   engine = make_engine(

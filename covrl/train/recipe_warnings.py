@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Warnings about a recipe: all that `covrl train` and `covrl plan` print."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import optax
+
+from covrl.config import Config
+from covrl.models import Policy
+from covrl.rewards.reward import RewardPart
+from covrl.train.algorithm import Algorithm
+from covrl.train.batch_effects import micro_batch_warnings
+from covrl.train.effects import (
+  config_warnings,
+  direction_warnings,
+  gradient_warnings,
+)
+from covrl.train.token_schedules import schedule_warnings
+
+
+def recipe_warnings(
+  config: Config,
+  policy: Policy,
+  algorithm: Algorithm,
+  warm_start_tx: optax.GradientTransformation,
+  rewards: Sequence[RewardPart],
+) -> Iterator[str]:
+  """Yields a sentence for each part of a recipe that has another effect than it seems.
+
+  Args:
+    config: the configuration.
+    policy: the policy.
+    algorithm: the functions and transformations of the run.
+    warm_start_tx: the parameter chain of the warm start.
+    rewards: the rewards of the task.
+  """
+  chains = {'tx': (algorithm.tx, config.total_updates)}
+  if steps := config.warm_start.steps:
+    chains['warm_start_tx'] = warm_start_tx, steps
+  yield from config_warnings(config, algorithm, rewards)
+  yield from direction_warnings(policy, **chains)
+  yield from gradient_warnings(algorithm)
+  yield from schedule_warnings(algorithm.token_tx, config.total_updates)
+  yield from micro_batch_warnings(algorithm, config.train.micro_batches)
