@@ -142,7 +142,7 @@ def prime_advantages(config: Config, network: str = PRM) -> Estimator:
       mask,
       coefficient=settings.coefficient,
     )
-    credit = process_advantages(
+    estimated = process_advantages(
       process_rewards,
       inputs.rewards,
       inputs.group_ids,
@@ -162,11 +162,11 @@ def prime_advantages(config: Config, network: str = PRM) -> Estimator:
         jax.nn.sigmoid(scores), is_correct, is_scored
       ),
       'reward': exact_mean(scores, is_scored),
-      'scale': credit.scale,
+      'scale': estimated.scale,
     }
     return (
       Credit(
-        credit.advantages,
+        estimated.advantages,
         targets(inputs),
         {f'{network}/scoring/{name}': value for name, value in metrics.items()},
       ),

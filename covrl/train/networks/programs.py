@@ -312,7 +312,7 @@ class Networks:
 
   def trace_score(self, name: str, batch: TokenBatch) -> jax.stages.Traced:
     """Traces the scoring of an iteration's rows, arrays or shapes."""
-    # Rows are scored before they have credit.
+    # Rows are scored before they have targets.
     batch = dataclasses.replace(batch, network_targets={})
     programs = self._programs[name]
     with self._use_mesh():

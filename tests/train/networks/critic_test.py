@@ -54,11 +54,13 @@ def estimate_credit(credit_inputs, **fields):
 def test_advantages_are_whitened_over_each_update_and_returns_are_not():
   credit_inputs = inputs()
   mask, values = credit_inputs.rows.loss_mask, credit_inputs.outputs['critic']
-  (advantages, credit, metrics), state = estimate_credit(credit_inputs)
+  (advantages, targets, metrics), state = estimate_credit(credit_inputs)
   # With γ = λ = 1 the return is the reward, at every token.
   returns = np.where(mask, credit_inputs.rewards[:, None], 0)
-  np.testing.assert_allclose(credit['returns'], returns, atol=1e-5)
-  np.testing.assert_array_equal(credit['old_values'], np.where(mask, values, 0))
+  np.testing.assert_allclose(targets['returns'], returns, atol=1e-5)
+  np.testing.assert_array_equal(
+    targets['old_values'], np.where(mask, values, 0)
+  )
   expected = np.zeros_like(returns)
   for update in range(UPDATES):
     update_mask = mask & (credit_inputs.update_ids == update)[:, None]
@@ -73,7 +75,7 @@ def test_advantages_are_whitened_over_each_update_and_returns_are_not():
 def test_penalties_clipped_rewards_and_coefficients_match_their_formulas():
   credit_inputs = inputs()
   mask, rows = credit_inputs.rows.loss_mask, credit_inputs.rows
-  (advantages, credit, metrics), state = estimate_credit(
+  (advantages, targets, metrics), state = estimate_credit(
     credit_inputs._replace(rewards=credit_inputs.rewards * 20),
     whiten=False,
     reward_clip=5.0,
@@ -87,7 +89,7 @@ def test_penalties_clipped_rewards_and_coefficients_match_their_formulas():
   returns = np.where(
     mask, 5 * credit_inputs.rewards[:, None] - 0.1 * penalties_to_go, 0
   )
-  np.testing.assert_allclose(credit['returns'], returns, atol=1e-4)
+  np.testing.assert_allclose(targets['returns'], returns, atol=1e-4)
   expected_advantages = np.where(
     mask, returns - credit_inputs.outputs['critic'], 0
   )
@@ -113,11 +115,11 @@ def test_length_adaptive_decay_changes_advantages_and_not_returns():
   credit_inputs = inputs()
   mask = credit_inputs.rows.loss_mask
   lengths = mask.sum(axis=1)
-  (advantages, credit, _), _ = estimate_credit(
+  (advantages, targets, _), _ = estimate_credit(
     credit_inputs, whiten=False, length_decay=0.5
   )
   returns = np.where(mask, credit_inputs.rewards[:, None], 0)
-  np.testing.assert_allclose(credit['returns'], returns, atol=1e-5)
+  np.testing.assert_allclose(targets['returns'], returns, atol=1e-5)
   # λ = 0 for up to two tokens: the difference of neighbouring values.
   row = int(np.argwhere(lengths == 2)[0, 0])
   first, last = np.flatnonzero(mask[row])
@@ -131,9 +133,9 @@ def test_equal_rewards_and_values_give_advantages_of_zero():
     rewards=np.ones(SEQUENCES, np.float32),
     outputs={'critic': np.zeros((SEQUENCES, WIDTH), np.float32)},
   )
-  (advantages, credit, metrics), _ = estimate_credit(credit_inputs)
+  (advantages, targets, metrics), _ = estimate_credit(credit_inputs)
   assert not advantages.any()
-  assert (credit['returns'] == credit_inputs.rows.loss_mask).all()
+  assert (targets['returns'] == credit_inputs.rows.loss_mask).all()
   assert metrics['advantage'] == 1
 
 
@@ -144,9 +146,9 @@ def test_an_empty_batch_has_no_advantages_and_no_metrics():
     rows=dataclasses.replace(rows, loss_mask=empty),
     rewards=np.full(SEQUENCES, np.nan, np.float32),
   )
-  (advantages, credit, metrics), _ = estimate_credit(credit_inputs)
+  (advantages, targets, metrics), _ = estimate_credit(credit_inputs)
   assert not advantages.any()
-  assert not credit['returns'].any()
+  assert not targets['returns'].any()
   assert np.isnan(metrics['advantage'])
 
 

@@ -42,9 +42,9 @@ def with_targets(batch):
   rng = np.random.default_rng(5)
   old, returns = rng.normal(size=(2, *batch.tokens.shape)).astype(np.float32)
   labels = np.repeat(rng.random((SEQUENCES, 1)) < 0.5, WIDTH, axis=1)
-  credit = {'old_values': old, 'returns': returns, 'labels': labels}
+  targets = {'old_values': old, 'returns': returns, 'labels': labels}
   return dataclasses.replace(
-    batch, network_targets={k: np.float32(v) for k, v in credit.items()}
+    batch, network_targets={k: np.float32(v) for k, v in targets.items()}
   )
 
 
@@ -128,7 +128,7 @@ def test_updates_of_networks_do_not_depend_on_meshes_micro_batches_or_packing(
 
 def test_critic_metrics_equal_those_of_numpy():
   batch = with_targets(padded_batch())
-  mask, credit = batch.loss_mask, batch.network_targets
+  mask, targets = batch.loss_mask, batch.network_targets
   _, _, metrics = update('critic', batch)
   values = np.asarray(
     jax.jit(
@@ -136,17 +136,17 @@ def test_critic_metrics_equal_those_of_numpy():
     )(initial_params('critic'), padded_batch())
   )
   clipped = np.clip(
-    values, credit['old_values'] - 0.5, credit['old_values'] + 0.5
+    values, targets['old_values'] - 0.5, targets['old_values'] + 0.5
   )
-  losses = [(x - credit['returns']) ** 2 / 2 for x in (values, clipped)]
+  losses = [(x - targets['returns']) ** 2 / 2 for x in (values, clipped)]
   expected = {
     'loss': np.maximum(*losses)[mask].mean(),
     'clip_fraction': (losses[1] > losses[0])[mask].mean(),
     'explained_variance': 1
-    - np.var((credit['returns'] - values)[mask])
-    / np.var(credit['returns'][mask]),
+    - np.var((targets['returns'] - values)[mask])
+    / np.var(targets['returns'][mask]),
     'value': values[mask].mean(),
-    'return': credit['returns'][mask].mean(),
+    'return': targets['returns'][mask].mean(),
   }
   for name, value in expected.items():
     assert metrics[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name

@@ -82,7 +82,7 @@ def _advantages(output, ref, rewards, ids, mask):
 def test_advantages_and_metrics_match_their_formulas(reference):
   credit_inputs = inputs()
   rows, mask = credit_inputs.rows, credit_inputs.rows.loss_mask
-  advantages, credit, metrics = estimate_credit(credit_inputs, reference)
+  advantages, targets, metrics = estimate_credit(credit_inputs, reference)
   ref = rows.ref_logprobs if reference == 'frozen' else rows.old_logprobs
 
   expected, scale = jax.device_get(
@@ -97,7 +97,7 @@ def test_advantages_and_metrics_match_their_formulas(reference):
   np.testing.assert_allclose(advantages, expected, atol=1e-5)
   assert metrics['prm/scoring/scale'] == pytest.approx(scale, rel=1e-6)
   is_right = credit_inputs.rewards > 0.5
-  np.testing.assert_array_equal(credit['labels'], mask & is_right[:, None])
+  np.testing.assert_array_equal(targets['labels'], mask & is_right[:, None])
   scores = 0.05 * np.where(mask, credit_inputs.outputs['prm'] - ref, 0).sum(
     axis=1
   )
@@ -138,10 +138,10 @@ def test_credit_does_not_depend_on_the_mesh():
 
 def test_equal_rewards_give_process_advantages_and_no_pair_accuracy():
   credit_inputs = inputs(rewards=np.ones(SEQUENCES, np.float32))
-  advantages, credit, metrics = estimate_credit(credit_inputs)
+  advantages, targets, metrics = estimate_credit(credit_inputs)
   mask = credit_inputs.rows.loss_mask
   assert np.abs(advantages[mask]).max() > 0.1
-  assert (credit['labels'] == mask).all()
+  assert (targets['labels'] == mask).all()
   assert np.isnan(metrics['prm/scoring/pair_accuracy'])
   # A model that equals its reference gives process rewards of 0.
   credit_inputs = inputs(
@@ -159,9 +159,9 @@ def test_an_empty_batch_has_no_advantages_and_no_metrics():
   credit_inputs = inputs(
     rows=empty, rewards=np.full(SEQUENCES, np.nan, np.float32)
   )
-  advantages, credit, metrics = estimate_credit(credit_inputs)
+  advantages, targets, metrics = estimate_credit(credit_inputs)
   assert not advantages.any()
-  assert not credit['labels'].any()
+  assert not targets['labels'].any()
   for name in ('pair_accuracy', 'calibration_error', 'reward'):
     assert np.isnan(metrics[f'prm/scoring/{name}']), name
 
