@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Config fields that have no effect in a run, or a biased one."""
+"""Warnings of config fields and functions that have no effect, or a wrong one.
+
+Also finds out which statistics a loss and a token chain read.
+"""
 
 from __future__ import annotations
 
