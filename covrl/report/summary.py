@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Summary of a run: accuracy, entropy, selected tokens, cost of control.
+"""Summary of a run: accuracy, entropy, selected tokens, effect of control.
 
 Public functions compute the numbers; `summarize` puts them into text.
 """
@@ -26,9 +26,6 @@ TOKEN_KINDS = {
   'negative_likely': 'likely tokens in wrong answers',
 }
 """Kinds of selected tokens, as logged and as displayed."""
-
-# Phases of an iteration that exist only because of entropy control.
-_CONTROL_PHASES = ('control', 'entropy_control', 'selection', 'token_chain')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +55,7 @@ def summarize(run: RunData) -> Summary:
     'Accuracy': _accuracy_text(run),
     'Entropy': _entropy_text(run),
     'Tokens selected': _selection_text(run),
-    'Cost of control': _cost_text(run),
+    'Effect of control': _control_text(run),
   }
   findings = [Finding(term, text) for term, text in texts.items() if text]
   return Summary(_headline(run), findings)
@@ -281,22 +278,11 @@ def _selection_text(run: RunData) -> str:
   return f'{"; ".join(parts)}.'
 
 
-def _cost_text(run: RunData) -> str:
-  """Time of entropy control, and its effect on the gradient signal."""
-  parts = []
-  seconds = run.train.seconds_per_iteration('seconds')
-  control_seconds = [
-    run.train.seconds_per_iteration(f'time/{name}') for name in _CONTROL_PHASES
-  ]
-  control_seconds = [value for value in control_seconds if value is not None]
-  if control_seconds and seconds:
-    time = formats.percent(sum(control_seconds) / seconds)
-    parts.append(Markup('<b>{}</b> of the time').format(time))
-  penalty = run.train.mean('penalty_share')
-  if penalty:
-    parts.append(
-      Markup('a change of <b>{}</b> of the gradient signal’s norm').format(
-        formats.percent(penalty)
-      )
-    )
-  return Markup('{}.').format(Markup('; ').join(parts)) if parts else ''
+def _control_text(run: RunData) -> str:
+  """Mean change of the gradient signal by the token chain."""
+  share = run.train.mean('penalty_share')
+  if not share:
+    return ''
+  return Markup('a change of <b>{}</b> of the gradient signal’s norm.').format(
+    formats.percent(share)
+  )

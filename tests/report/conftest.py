@@ -176,7 +176,6 @@ def _train_line(
       'quadrant/positive_rare': int(counts[1]),
       'quadrant/negative_likely': int(counts[2]),
       'quadrant/negative_rare': int(counts[3]),
-      'time/selection': abs(0.02 + 0.001 * noise[4]),
     }
   return line
 

@@ -290,7 +290,7 @@ def test_impossible_iterations_are_skipped(run, iteration):
     ('train', 'tokens', -3),
     ('train', 'selected_fraction', 7.0),
     ('train', 'quadrant/positive_likely', -40),
-    ('train', 'time/selection', -5.0),
+    ('train', 'time/update', -5.0),
     ('train', 'truncated_fraction', 3.0),
     ('train', 'skipped', -1.0),
     ('train', 'equal_reward_groups', 2.0),

@@ -251,18 +251,15 @@ def test_run_without_control_has_no_selected_tokens(make_run):
   findings = summarize(load_run(make_run(method='none'))).findings
   texts = {finding.term: finding.text for finding in findings}
   assert texts['Tokens selected'] == '0 tokens.'
-  assert 'Cost of control' not in texts
+  assert 'Effect of control' not in texts
 
 
-def test_cost_is_a_fraction_of_the_time(make_run):
+def test_the_effect_of_control_is_a_share_of_the_gradient_signal(make_run):
   path = make_run()
   train = [line for line in lines(path) if line['phase'] == 'train']
-  seconds = sum(line['seconds'] for line in train)
-  selection_seconds = sum(line['time/selection'] for line in train)
   penalty_share = np.mean([line['penalty_share'] for line in train])
   findings = summarize(load_run(path)).findings
-  text = next(f.text for f in findings if f.term == 'Cost of control')
-  assert f'{100 * selection_seconds / seconds:.1f}\u202f%' in text
+  text = next(f.text for f in findings if f.term == 'Effect of control')
   assert f'{100 * penalty_share:.1f}\u202f%' in text
 
 
