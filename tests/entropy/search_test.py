@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`largest`, the selection by counting: order of keys, extreme keys, vmap."""
+"""`select_largest`, a selection by counting: order of keys, extreme keys, vmap."""
 
 import hypothesis
 import hypothesis.extra.numpy as hnp
