@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypedDict, TypeVar
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 from jaxtyping import PyTree
@@ -31,6 +32,9 @@ _ARRAYS = 'arrays'
 # Attempts at reading, and seconds between two: a network file system may fail
 # once.
 _ATTEMPTS, _PAUSE = 3, 1.0
+
+# Implementations of random keys.
+_KEY_IMPLS = ('threefry2x32', 'rbg', 'unsafe_rbg')
 
 T = TypeVar('T')
 
@@ -64,6 +68,48 @@ def leaves_by_path(tree: PyTree) -> dict[str, Any]:
   }
 
 
+def _stored_leaves(tree: PyTree) -> dict[str, Any]:
+  """Returns the leaves by their dotted path, random keys as the integers they are.
+
+  Orbax does not restore typed keys, which states of chains such as
+  `optax.add_noise` have.
+  """
+
+  def stored(leaf: Any) -> Any:
+    if not _is_key(leaf):
+      return leaf
+    if isinstance(leaf, jax.Array):
+      return jax.random.key_data(leaf)
+    data = jax.eval_shape(jax.random.key_data, leaf)
+    return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=leaf.sharding)
+
+  return {name: stored(leaf) for name, leaf in leaves_by_path(tree).items()}
+
+
+def _unflatten(like: PyTree, stored: Sequence[Any]) -> PyTree:
+  """Returns a tree like `like` of stored leaves, see `_stored_leaves`."""
+
+  def leaf_of(like: Any, stored: Any) -> Any:
+    if not _is_key(like):
+      return stored
+    (impl,) = (i for i in _KEY_IMPLS if like.dtype == _key_dtype(i))
+    return jax.random.wrap_key_data(stored, impl=impl)
+
+  leaves, structure = jax.tree.flatten(like)
+  return jax.tree.unflatten(structure, map(leaf_of, leaves, stored))
+
+
+def _is_key(leaf: Any) -> bool:
+  """Returns whether a leaf is a typed random key."""
+  dtype = getattr(leaf, 'dtype', None)
+  return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+
+
+def _key_dtype(impl: str) -> Any:
+  """Returns the dtype of typed random keys of an implementation."""
+  return jax.eval_shape(lambda: jax.random.key(0, impl=impl)).dtype
+
+
 def write_arrays(path: epath.Path, arrays: PyTree) -> None:
   """Writes the arrays of a checkpoint, each process its own shards."""
   try:
@@ -71,7 +117,7 @@ def write_arrays(path: epath.Path, arrays: PyTree) -> None:
       without_repeated_errors(),
       ocp.StandardCheckpointer(**_multiprocess_options()) as checkpointer,
     ):
-      checkpointer.save(path / _ARRAYS, leaves_by_path(arrays))
+      checkpointer.save(path / _ARRAYS, _stored_leaves(arrays))
   except Exception as error:
     if distributed.is_peer_loss(error):
       raise
@@ -87,7 +133,7 @@ def read_arrays(path: epath.Path, like: PyTree, check: ShapeCheck) -> PyTree:
     like: arrays or `jax.ShapeDtypeStruct` with the requested shardings.
     check: called with the requested and the saved arrays by path, before reading.
   """
-  requested = leaves_by_path(like)
+  requested = _stored_leaves(like)
 
   def read() -> Mapping[str, Any]:
     with ocp.StandardCheckpointer(**_multiprocess_options()) as checkpointer:
@@ -95,8 +141,7 @@ def read_arrays(path: epath.Path, like: PyTree, check: ShapeCheck) -> PyTree:
       return checkpointer.restore(path / _ARRAYS, requested)
 
   restored = _retry_array_read(path, read)
-  leaves = [restored[name] for name in requested]
-  return jax.tree.unflatten(jax.tree.structure(like), leaves)
+  return _unflatten(like, [restored[name] for name in requested])
 
 
 def read_subtree(
@@ -110,7 +155,7 @@ def read_subtree(
     like: shapes and shardings of the subtree.
     check: see `read_arrays`.
   """
-  requested = leaves_by_path(like)
+  requested = _stored_leaves(like)
 
   def read() -> Mapping[str, Any]:
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
@@ -135,8 +180,7 @@ def read_subtree(
       )
 
   restored = _retry_array_read(path, read)
-  leaves = [restored[f'{prefix}.{name}'] for name in requested]
-  return jax.tree.unflatten(jax.tree.structure(like), leaves)
+  return _unflatten(like, [restored[f'{prefix}.{name}'] for name in requested])
 
 
 def _saved_leaves(checkpointer: Any, path: epath.Path) -> dict[str, Any]:

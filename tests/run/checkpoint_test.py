@@ -119,6 +119,47 @@ def test_restores_a_subtree(saved, shape):
   assert matrix.sharding == sharding_of(matrix, mesh)
 
 
+def key_data(tree):
+  """Returns a tree with the integers of its random keys in their place."""
+  return jax.tree.map(
+    lambda leaf: (
+      jax.random.key_data(leaf)
+      if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+      else leaf
+    ),
+    tree,
+  )
+
+
+@pytest.mark.parametrize('impl', ['threefry2x32', 'rbg', 'unsafe_rbg'])
+def test_restores_typed_random_keys(tmp_path, impl):
+  """States of parameter chains that draw random numbers have such keys."""
+  mesh = sharding.make_mesh((8,))
+  tx = optax.add_noise(0.01, 0.55, jax.random.key(3, impl=impl))
+  state = {
+    'opt_state': tx.init({'w': jnp.ones(3)}),
+    'keys': jax.random.split(jax.random.key(4, impl=impl), 3),
+  }
+  state = jax.device_put(state, sharding.replicated(mesh))
+  store = CheckpointStore(tmp_path, keep=1)
+  store.save(1, {'state': state}, {})
+  like = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding.replicated(mesh)
+    ),
+    state,
+  )
+  checkpoint = latest(store)
+  for restored in (
+    checkpoint.restore({'state': like})['state'],
+    checkpoint.restore_subtree('state', like),
+  ):
+    assert jax.tree.map(lambda leaf: (leaf.dtype, leaf.sharding), restored) == (
+      jax.tree.map(lambda leaf: (leaf.dtype, leaf.sharding), state)
+    )
+    assert_same(*map(key_data, (restored, state)))
+
+
 def test_restores_host_arrays_as_host_arrays(tmp_path):
   store = CheckpointStore(tmp_path, keep=1)
   arrays = {'order': np.arange(5, dtype=np.int32), 'mask': np.eye(2) > 0}
