@@ -32,12 +32,14 @@ def code_fingerprints(recipe: Recipe, task: Task) -> dict[str, str]:
   The packages are covrl, those that the recipe's files import, those of score
   functions, and what these import unless they are installed packages. Libraries
   whose versions checkpoints store anyway are included, the standard library is not.
+  A score function of none of them, and not of the recipe's files, as of a file that
+  the recipe loads by its path, has a digest of that file, as `code of FILE.py`.
 
   Args:
     recipe: the recipe.
     task: the task, whose score functions count.
   """
-  names = {_COVRL, *_score_modules(task)}
+  names = {_COVRL, *map(_module_name, _score_functions(task))}
   for text in recipe.sources.values():
     names |= set(_imported(text))
   recipe_modules = {name.removesuffix('.py') for name in recipe.sources}
@@ -46,6 +48,14 @@ def code_fingerprints(recipe: Recipe, task: Task) -> dict[str, str]:
     name = min(remaining)
     fingerprints[name] = _fingerprint(name, recipe.directory)
     remaining |= _imports(name, recipe.directory)
+  for function in _score_functions(task):
+    file = _file_of(function)
+    if file is not None and not (
+      file.parent == recipe.directory and file.name in recipe.sources
+    ):
+      package = _module_name(function).partition('.')[0]
+      if not fingerprints.get(package):
+        fingerprints[file.name] = _digest([file])
   return {
     f'code of {n}': fingerprints[n]
     for n in sorted(fingerprints)
@@ -80,18 +90,30 @@ def check_code(
     )
 
 
-def _score_modules(task: Task) -> Iterator[str]:
-  """Yields the modules of the task's score functions."""
+def _score_functions(task: Task) -> Iterator[Any]:
+  """Yields the task's score functions, or their names."""
   for part in task.rewards:
-    if not isinstance(part, Reward):
-      continue
-    function: Any = part.score
-    while isinstance(function, functools.partial):
-      function = function.func
-    if isinstance(function, str):
-      yield function.partition(':')[0]
-    else:
-      yield getattr(function, '__module__', None) or ''
+    if isinstance(part, Reward):
+      function: Any = part.score
+      while isinstance(function, functools.partial):
+        function = function.func
+      yield function
+
+
+def _module_name(function: Any) -> str:
+  """Returns the name of a score function's module, empty if it has none."""
+  if isinstance(function, str):
+    return function.partition(':')[0]
+  return getattr(function, '__module__', None) or ''
+
+
+def _file_of(function: Any) -> pathlib.Path | None:
+  """Returns the existing file of a score function's code, if there is one."""
+  code = getattr(function, '__code__', None)
+  if code is None:
+    return None
+  file = pathlib.Path(code.co_filename).absolute()
+  return file if file.is_file() else None
 
 
 def _imported(text: str) -> Iterator[str]:
@@ -166,6 +188,11 @@ def _fingerprint(name: str, directory: pathlib.Path | None) -> str:
   if name != _COVRL and _is_installed(files):
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
       return importlib.metadata.version(name)
+  return _digest(files)
+
+
+def _digest(files: list[pathlib.Path]) -> str:
+  """Returns a digest of the names and contents of the files that exist."""
   digest = hashlib.sha256()
   for file in files:
     with contextlib.suppress(FileNotFoundError):

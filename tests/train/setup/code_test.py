@@ -107,6 +107,43 @@ def test_a_package_beside_the_recipe_has_a_fingerprint(tmp_path):
   assert not [name for name in sys.modules if name.startswith('package_beside')]
 
 
+@pytest.mark.parametrize(
+  'statement',
+  [
+    "importlib.import_module('loaded_' + 'scorer')",
+    "runpy.run_path(pathlib.Path(__file__).with_name('loaded_scorer.py'))",
+  ],
+)
+def test_a_file_that_a_recipe_loads_by_its_name_has_a_fingerprint(
+  tmp_path, statement
+):
+  file = tmp_path / 'loaded_scorer.py'
+  recipe_file = tmp_path / 'own.py'
+  recipe_file.write_text(f"""
+import dataclasses, importlib, pathlib, runpy
+from covrl.recipes import countdown
+from covrl.rewards import Reward
+def own(response, reference):
+  return 0.0
+def grpo():
+  recipe = countdown.grpo()
+  def task(config):
+    loaded = {statement}
+    members = loaded if isinstance(loaded, dict) else vars(loaded)
+    rewards = [Reward(name=n, score=f) for n, f in (('a', members['score']), ('b', own))]
+    return dataclasses.replace(recipe.task(config), rewards=rewards)
+  return dataclasses.replace(recipe, task=task)
+""")
+  digests = []
+  for value in ('1.0', '2.00'):
+    file.write_text(SCORER.replace('1.0', value))
+    recipe = load(str(recipe_file))
+    found = code.code_fingerprints(recipe, recipe.task(recipe.config))
+    assert set(found) == {'code of covrl', 'code of loaded_scorer.py'}
+    digests.append(found['code of loaded_scorer.py'])
+  assert digests[0] != digests[1]
+
+
 def test_modules_that_a_score_function_uses_have_a_fingerprint(
   fingerprints, tmp_path
 ):
