@@ -53,7 +53,8 @@ def bootstrap_mean(
 ) -> Estimate:
   """Mean with the percentile interval of the bootstrap.
 
-  On differences per problem it is the paired bootstrap.
+  On differences per problem it is the paired bootstrap. Of values that are all equal
+  the interval has width 0, however few they are.
 
   Args:
     values: one value per problem; a single one has no interval.
@@ -96,7 +97,8 @@ def bootstrap_sets(
 
   Problems are resampled within each set, so that sets keep their sizes and
   weights. The numbers of draws of each distinct value are multinomial, which
-  makes few distinct values fast. On differences it is the paired bootstrap.
+  makes few distinct values fast. On differences it is the paired bootstrap. Of
+  values that are all equal the interval has width 0.
 
   Args:
     sets: for each set one value per problem. A set with a single one has no
