@@ -96,7 +96,7 @@ class Job:
         )
     return value
 
-  def check_config(self) -> None:
+  def check_config_file(self) -> None:
     """Refuses a config file that does not exist on this machine."""
     spec = self.value('--config') or ''
     path, suffix, _ = spec.rpartition('.py')

@@ -53,7 +53,7 @@ def run(job: Job, options: argparse.Namespace, shell: Shell) -> int:
       '--secret must be given to tpu or gke only, got'
       f' {", ".join(job.secrets)}; local processes inherit this environment'
     )
-  job.check_config()
+  job.check_config_file()
   code = int(Exit.RESTART)
   for attempt in range(job.restarts + 1):
     commands = _commands(job, options)

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(job: Job, options: argparse.Namespace, shell: Shell) -> int:
   """Submits the script and returns the exit status of the submission."""
-  job.check_config()
+  job.check_config_file()
   script = batch_script(job, options)
   shell.show(f'{job.name}.sh', script)
   with tempfile.TemporaryDirectory(prefix='covrl-') as folder:

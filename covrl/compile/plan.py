@@ -37,10 +37,10 @@ from covrl.tasks.task import make_task
 from covrl.tasks.verify import check_scores
 from covrl.train import Task
 from covrl.train.algorithm import Algorithm, warm_start_transformation
-from covrl.train.effects import unused_override_warnings
-from covrl.train.recipe_warnings import recipe_warnings
 from covrl.train.setup.initial_policy import make_policy
 from covrl.train.state_sharding import check_mesh
+from covrl.train.warnings.recipe import recipe_warnings
+from covrl.train.warnings.settings import unused_override_warnings
 from covrl.types import TokenStats
 
 # Number of prompts that are shown.

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Int, PyTree
 # token but is processed, and products of small blocks are slow.
 NUM_BLOCKS = 8
 # Fewest rows of a block, if there are several.
-MIN_ROWS = 512
+MIN_ROWS_PER_BLOCK = 512
 
 Block: TypeAlias = Int[Array, ''] | int
 State = TypeVar('State')
@@ -108,7 +108,7 @@ class _Order(NamedTuple):
 
 def block_rows(length: int) -> int:
   """Number of rows of a block of a list of `length` tokens."""
-  num_blocks = max(min(NUM_BLOCKS, length // MIN_ROWS), 1)
+  num_blocks = max(min(NUM_BLOCKS, length // MIN_ROWS_PER_BLOCK), 1)
   return max(-(-length // num_blocks), 1)
 
 

@@ -8,7 +8,8 @@ draws prompts, samples and scores responses, and chooses the groups to train on,
 `rollout_batch` assembles. An update is `step`, a pure function of state and batch: a
 forward pass, the loss, the token chain, one pull-back and the parameter chain;
 `compiled` jits it with the programs that score tokens. `networks` holds second
-networks, such as a critic, which are trained beside the policy and estimate advantages.
+networks, such as a critic, which are trained beside the policy and estimate advantages,
+and `warnings` finds parts of a recipe that have no effect, or another than it seems.
 """
 
 from covrl.run.checkpoint import Checkpoint as Checkpoint

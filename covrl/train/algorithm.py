@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The functions and gradient transformations that a recipe trains with."""
+"""The functions and gradient transformations of a recipe, and what they read."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import optax
 
 from covrl.array_checks import check_scalar
@@ -17,6 +18,8 @@ from covrl.config import (
   Recipe,
   recorded_reads,
 )
+from covrl.entropy.base import update_signal
+from covrl.entropy.inspection import single_token
 from covrl.objectives import LossAux
 from covrl.objectives.base import check_aux
 from covrl.train.networks.estimator import Estimator
@@ -117,6 +120,57 @@ def checked_loss(loss: Any) -> Loss:
         )
 
   return checked
+
+
+def reads_reference(algorithm: Algorithm) -> bool:
+  """Returns whether an algorithm depends on the reference policy.
+
+  Loss and token chain are traced on a single token and not computed; what cannot
+  be traced there counts as dependent.
+  """
+  if algorithm.estimator is not None and algorithm.estimator.reads_reference:
+    return True
+  return _reads(algorithm, 'ref_logprobs')
+
+
+def reads_moments(algorithm: Algorithm) -> bool:
+  """Returns whether a loss or token chain reads moments of the policy.
+
+  Both the current moments and those of the old policy count, since a decision on
+  the statistics of the old policy receives its moments as `moments`. They are
+  traced as in `reads_reference`.
+  """
+  return _reads(algorithm, 'moments', 'old_moments')
+
+
+def _reads(algorithm: Algorithm, *entries: str) -> bool:
+  """Returns whether loss or token chain depend on entries of the context."""
+  stats, context = single_token()
+  given_by_loss = ('score_weight', 'clipped')
+  loss_context: dict[str, Any] = {
+    name: value for name, value in context.items() if name not in given_by_loss
+  }
+
+  def run(inputs: dict[str, Any]) -> tuple[Any, Any]:
+    values = loss_context | inputs
+    (value, aux), signal = jax.value_and_grad(algorithm.loss, has_aux=True)(
+      stats, **values
+    )
+    state = algorithm.token_tx.init(stats.template())
+    return value, update_signal(
+      algorithm.token_tx, signal, state, stats, **(values | aux.for_selection)
+    )
+
+  try:
+    traced = jax.make_jaxpr(run)(
+      {name: loss_context[name] for name in entries}
+    ).jaxpr
+  except Exception:
+    return True
+  variables = [*traced.outvars, *(x for eqn in traced.eqns for x in eqn.invars)]
+  return any(
+    variable is argument for variable in variables for argument in traced.invars
+  )
 
 
 def _function(name: str, value: Any) -> Any:

@@ -19,8 +19,7 @@ from covrl.data.packing import pack_if_fit, prompt_width
 from covrl.entropy import Selection, required_truncation
 from covrl.models import Policy
 from covrl.parallel import sharding
-from covrl.train.algorithm import Algorithm
-from covrl.train.effects import reads_moments
+from covrl.train.algorithm import Algorithm, reads_moments
 from covrl.train.forward import (
   PolicyStats,
   make_entropy_change,

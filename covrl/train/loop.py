@@ -29,7 +29,6 @@ from covrl.run.watchdog import Watchdog
 from covrl.storage import StorageError
 from covrl.storage.append_log import describe_log_damage
 from covrl.train import stages
-from covrl.train.effects import unused_override_warnings
 from covrl.train.rollout_batch import RolloutBatch
 from covrl.train.setup.adapter_base_files import AdapterBaseFiles
 from covrl.train.setup.build import build
@@ -49,6 +48,7 @@ from covrl.train.setup.resume import (
   start_or_resume,
 )
 from covrl.train.sft import warm_start_store
+from covrl.train.warnings.settings import unused_override_warnings
 from covrl.types import TrainState
 
 

@@ -284,7 +284,7 @@ def test_weights_move_to_the_sampler_mesh_layer_by_layer(compiled_modules):
 
 @needs_libtpu
 def test_reports_programs_that_do_not_fit():
-  # Too many rows at once, without rematerialisation: out of memory.
+  # Too many rows at once, even if everything is recomputed: out of memory.
   report = compile_report(
     'v5e:2x4',
     '--config.rollout.prompts_per_iteration=32768',

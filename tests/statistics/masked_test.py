@@ -26,7 +26,7 @@ def _small_blocks(monkeypatch):
 
   Kernels have three blocks of 32 positions.
   """
-  monkeypatch.setattr(compaction, 'MIN_ROWS', 8)
+  monkeypatch.setattr(compaction, 'MIN_ROWS_PER_BLOCK', 8)
   monkeypatch.setattr(tiling, 'BLOCKS', ((32, 128),))
   monkeypatch.setattr(tiling, 'TILE', 16)
 

@@ -28,7 +28,7 @@ def test_gathered_update_equals_one_with_whole_logits(monkeypatch):
   )
   monkeypatch.setattr(stats, 'MAX_WHOLE_LOGITS', 0)
   # 96 tokens of a device and micro-batch, in eight blocks, and several chunks.
-  monkeypatch.setattr(compaction, 'MIN_ROWS', 8)
+  monkeypatch.setattr(compaction, 'MIN_ROWS_PER_BLOCK', 8)
   monkeypatch.setattr(stats, 'MIN_CHUNK_LOGITS', 0)
   program.cache_clear()
   new_state, metrics = update(*setup, rows, state, chain='kl_cov_and_bonus')

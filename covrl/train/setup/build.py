@@ -36,7 +36,6 @@ from covrl.train.algorithm import (
 )
 from covrl.train.collect.collector import RolloutCollector
 from covrl.train.compiled import CompiledPrograms
-from covrl.train.recipe_warnings import recipe_warnings
 from covrl.train.rollout_batch import (
   EVALUATE_STREAM,
   INIT_STREAM,
@@ -49,6 +48,7 @@ from covrl.train.setup.initial_policy import make_policy
 from covrl.train.setup.inputs import input_fingerprints, pretrained_fingerprint
 from covrl.train.sft import shared_warm_start
 from covrl.train.state_sharding import check_mesh, rollout_mesh
+from covrl.train.warnings.recipe import recipe_warnings
 from covrl.types import TrainState
 
 

@@ -27,7 +27,7 @@ from covrl.rewards import (
   PendingScores,
 )
 from covrl.train.algorithm import Algorithm
-from covrl.train.effects import config_warnings
+from covrl.train.warnings.settings import config_warnings
 
 
 def test_the_next_rollout_is_sampled_by_the_policy_before_the_updates():

@@ -5,7 +5,7 @@ import optax
 import pytest
 
 import covrl
-from covrl.train.token_schedules import schedule_warnings
+from covrl.train.warnings.schedules import schedule_warnings
 
 UPDATES = 20
 

@@ -1,19 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Warnings of config fields and functions that have no effect, or a wrong one.
-
-Also finds out which statistics a loss and a token chain read.
-"""
+"""Warnings of config fields that have no effect, or a biased one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
-from jax.extend.core import Var
 from jaxtyping import PyTree
 
 from covrl.config import Config, Recipe, flatten
@@ -22,12 +14,10 @@ from covrl.entropy import (
   ImportanceWeightState,
   TokenMaskedState,
 )
-from covrl.entropy.base import update_signal
-from covrl.entropy.inspection import single_token
-from covrl.models import ModelConfig, Policy
+from covrl.models import ModelConfig
 from covrl.rewards.reward import RewardPart
 from covrl.tasks.task import Task
-from covrl.train.algorithm import Algorithm
+from covrl.train.algorithm import Algorithm, reads_reference
 from covrl.types import TokenStats
 
 # Fields and sections (`NAME.`) that have an effect only if something reads them while
@@ -184,181 +174,6 @@ def config_warnings(
       ' the token chain has no importance weights: add'
       ' truncated_importance_weights, icepop or decoupled_ppo'
     )
-
-
-def direction_warnings(
-  policy: Policy, **chains: tuple[optax.GradientTransformation, int]
-) -> Iterator[str]:
-  """Yields a sentence for each chain that moves parameters along gradients.
-
-  Args:
-    policy: the policy.
-    **chains: parameter chains of the policy with their numbers of updates, by their
-      names in a `Recipe`.
-  """
-  trainable, _ = policy.split(policy.abstract_params())
-  for name, (tx, updates) in chains.items():
-    update = _first_ascent(tx, trainable, updates)
-    if update is None:
-      continue
-    along = (
-      f"the recipe's {name} moves parameters along their gradient, which raises"
-      ' the loss'
-    )
-    if update < 2:
-      yield (
-        f'{along}: a chain needs scale_by_learning_rate at its end, and'
-        ' optax.masked returns the gradients of the parameters that it leaves out'
-      )
-    else:
-      yield (
-        f'{along}, at update {update} of {updates}: its learning rate becomes'
-        ' negative'
-      )
-
-
-def _first_ascent(
-  tx: optax.GradientTransformation, params: PyTree, updates: int
-) -> int | None:
-  """Returns an update at which a chain moves a parameter along its gradient.
-
-  It is run on gradients of 1 and parameters of 0 with one entry each, twice, since
-  a learning rate may begin at 0; then once for each of some later updates, whose
-  number takes the place of the counts in its state. A chain that fails on such
-  shapes counts as one that does not.
-
-  Args:
-    tx: a parameter chain.
-    params: shapes and dtypes of the parameters.
-    updates: number of updates that the chain makes.
-  """
-  update = optax.with_extra_args_support(tx).update
-  count = 32 if updates > 2 else 0
-  later = np.unique(np.linspace(2, updates - 1, count).astype(np.int32))
-
-  def is_along(moves: PyTree) -> jax.Array:
-    return jnp.any(
-      jnp.stack([jnp.any(leaf > 0) for leaf in jax.tree.leaves(moves)])
-    )
-
-  def run() -> tuple[list[jax.Array], jax.Array]:
-    zeros = jax.tree.map(
-      lambda leaf: jnp.zeros((1,) * len(leaf.shape), leaf.dtype), params
-    )
-    gradients = jax.tree.map(jnp.ones_like, zeros)
-    first, state = update(gradients, tx.init(zeros), zeros)
-    second, state = update(gradients, state, zeros)
-
-    def at(count: jax.Array) -> jax.Array:
-      counted = jax.tree.map(
-        lambda leaf: count if is_update_count(leaf) else leaf, state
-      )
-      return is_along(update(gradients, counted, zeros)[0])
-
-    return [is_along(first), is_along(second)], jax.lax.map(at, later)
-
-  try:
-    early, along = jax.jit(run)()
-  except Exception:
-    return None
-  if any(early):
-    return 0
-  found = later[np.asarray(along)]
-  return int(found[0]) if found.size else None
-
-
-def is_update_count(leaf: Any) -> bool:
-  """Whether an array of a chain's state counts updates."""
-  return jnp.shape(leaf) == () and jnp.result_type(leaf) == jnp.int32
-
-
-def gradient_warnings(algorithm: Algorithm) -> Iterator[str]:
-  """Yields a sentence if loss and token chain have no gradient.
-
-  They are traced on a single token and not computed; an algorithm that cannot be
-  traced there yields none.
-  """
-  stats, context = single_token()
-  given_by_loss = ('score_weight', 'clipped')
-  values: dict[str, Any] = {
-    name: value for name, value in context.items() if name not in given_by_loss
-  }
-
-  def run(stats: TokenStats, advantages: Any, weights: Any) -> PyTree:
-    loss_context = values | {'advantages': advantages, 'weights': weights}
-    (_, aux), signal = jax.value_and_grad(algorithm.loss, has_aux=True)(
-      stats, **loss_context
-    )
-    state = algorithm.token_tx.init(stats.template())
-    context = loss_context | aux.for_selection
-    return update_signal(algorithm.token_tx, signal, state, stats, **context)[0]
-
-  try:
-    traced = jax.make_jaxpr(run)(stats, values['advantages'], values['weights'])
-  except Exception:
-    return
-  dependent = set(traced.jaxpr.invars)
-  for eqn in traced.eqns:
-    if any(x in dependent for x in eqn.invars if isinstance(x, Var)):
-      dependent.update(eqn.outvars)
-  if not any(
-    x in dependent for x in traced.jaxpr.outvars if isinstance(x, Var)
-  ):
-    yield (
-      "the recipe's loss and token chain have no gradient: no token trains the"
-      ' policy, whatever its advantage'
-    )
-
-
-def reads_reference(algorithm: Algorithm) -> bool:
-  """Returns whether an algorithm depends on the reference policy.
-
-  Loss and token chain are traced on a single token and not computed; what cannot
-  be traced there counts as dependent.
-  """
-  if algorithm.estimator is not None and algorithm.estimator.reads_reference:
-    return True
-  return _reads(algorithm, 'ref_logprobs')
-
-
-def reads_moments(algorithm: Algorithm) -> bool:
-  """Returns whether a loss or token chain reads moments of the policy.
-
-  Both the current moments and those of the old policy count, since a decision on
-  the statistics of the old policy receives its moments as `moments`. They are
-  traced as in `reads_reference`.
-  """
-  return _reads(algorithm, 'moments', 'old_moments')
-
-
-def _reads(algorithm: Algorithm, *entries: str) -> bool:
-  """Returns whether loss or token chain depend on entries of the context."""
-  stats, context = single_token()
-  given_by_loss = ('score_weight', 'clipped')
-  loss_context: dict[str, Any] = {
-    name: value for name, value in context.items() if name not in given_by_loss
-  }
-
-  def run(inputs: dict[str, Any]) -> tuple[Any, Any]:
-    values = loss_context | inputs
-    (value, aux), signal = jax.value_and_grad(algorithm.loss, has_aux=True)(
-      stats, **values
-    )
-    state = algorithm.token_tx.init(stats.template())
-    return value, update_signal(
-      algorithm.token_tx, signal, state, stats, **(values | aux.for_selection)
-    )
-
-  try:
-    traced = jax.make_jaxpr(run)(
-      {name: loss_context[name] for name in entries}
-    ).jaxpr
-  except Exception:
-    return True
-  variables = [*traced.outvars, *(x for eqn in traced.eqns for x in eqn.invars)]
-  return any(
-    variable is argument for variable in variables for argument in traced.invars
-  )
 
 
 def _reason(

@@ -15,7 +15,7 @@ from jaxtyping import Array, Int
 from covrl.entropy import DecisionCache
 from covrl.entropy.base import update_signal
 from covrl.entropy.inspection import single_token
-from covrl.train.effects import is_update_count
+from covrl.train.warnings.directions import is_update_count
 
 # Number of updates at which schedules are evaluated, at most.
 _NUM_UPDATES = 1000

@@ -6,17 +6,17 @@ import dataclasses
 import jax.numpy as jnp
 import optax
 import pytest
-from train.effects_test import algorithm_of
+from train.warnings.directions_test import algorithm_of
 
 import covrl
 from covrl.config import Config
-from covrl.train.batch_effects import micro_batch_warnings
 from covrl.train.networks import (
   critic,
   critic_advantages,
   prime_advantages,
   process_reward_model,
 )
+from covrl.train.warnings.micro_batches import micro_batch_warnings
 
 
 def mean_loss(stats, **context):

@@ -11,13 +11,13 @@ from covrl.config import Config
 from covrl.models import Policy
 from covrl.rewards.reward import RewardPart
 from covrl.train.algorithm import Algorithm
-from covrl.train.batch_effects import micro_batch_warnings
-from covrl.train.effects import (
-  config_warnings,
+from covrl.train.warnings.directions import (
   direction_warnings,
   gradient_warnings,
 )
-from covrl.train.token_schedules import schedule_warnings
+from covrl.train.warnings.micro_batches import micro_batch_warnings
+from covrl.train.warnings.schedules import schedule_warnings
+from covrl.train.warnings.settings import config_warnings
 
 
 def recipe_warnings(

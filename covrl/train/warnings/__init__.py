@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Warnings of parts of a recipe that have no effect, or another than it seems."""
