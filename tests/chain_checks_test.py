@@ -55,7 +55,7 @@ def test_states_of_another_form_are_refused(name):
   chain = chain_of(state, change)
   params = {'w': jnp.ones(2)}
   with pytest.raises(TypeError, match=f'a parameter chain must.*{sentence}'):
-    run_chain(chain, params, state, params)
+    run_chain(chain, params, state, params, jnp.zeros(()))
   stats = covrl.TokenStats(logprobs=-jnp.ones((1, 2)), entropy=jnp.ones((1, 2)))
   with pytest.raises(TypeError, match=f'a token chain must.*{sentence}'):
     update_signal(chain, stats, state, stats)
@@ -101,5 +101,24 @@ def test_a_second_moment_of_float16_that_overflows_is_not_finite():
   params = {'w': jnp.ones(2, jnp.float16)}
   for gradient, is_finite in ((10.0, True), (1e4, False)):
     gradients = {'w': jnp.full(2, gradient, jnp.float16)}
-    _, _, finite = run_chain(chain, gradients, chain.init(params), params)
+    _, _, finite = run_chain(
+      chain, gradients, chain.init(params), params, jnp.zeros(())
+    )
     assert bool(finite) is is_finite
+
+
+def test_parameter_chains_get_the_loss():
+  """Reduced by half at the second loss in a row that is no better."""
+  chain = optax.chain(
+    optax.sgd(1.0),
+    optax.contrib.reduce_on_plateau(0.5, patience=1, accumulation_size=1),
+  )
+  params = {'w': jnp.zeros(())}
+  state, moves = chain.init(params), []
+  for loss in (3.0, 2.0, 2.0, 2.0):
+    gradients = {'w': jnp.ones(())}
+    updated, state, _ = run_chain(
+      chain, gradients, state, params, jnp.asarray(loss)
+    )
+    moves.append(float(updated['w']))
+  assert moves == [-1.0, -1.0, -0.5, -0.25]

@@ -43,7 +43,8 @@ class Recipe:
       tokens `[S, T]`, may return advantages `[S, T]`.
     loss: config -> policy loss, such as `covrl.clipped_surrogate`.
     token_tx: config -> token chain, such as `covrl.kl_cov`.
-    tx: config -> parameter chain, any optax transformation.
+    tx: config -> parameter chain, any optax transformation. It gets the loss as
+      `value`.
     warm_start_tx: config -> parameter chain of the supervised warm start.
     networks: config -> networks beside the policy by name, such as a critic; see
       `covrl.train.networks`.

@@ -48,7 +48,7 @@ def apply_gradients(
     lambda g, p: g.astype(p.dtype), gradients, state.trainable
   )
   trainable, opt_state, is_valid = run_chain(
-    tx, gradients, state.opt_state, state.trainable
+    tx, gradients, state.opt_state, state.trainable, loss
   )
   finite = is_valid & jnp.isfinite(norm) & (jnp.isfinite(loss) | ~has_tokens)
   applied = finite & has_tokens
@@ -85,6 +85,7 @@ def run_chain(
   gradients: PyTree,
   opt_state: PyTree,
   params: PyTree,
+  loss: Scalar,
 ) -> tuple[PyTree, PyTree, Bool[Array, '']]:
   """Updates parameters by a parameter chain.
 
@@ -93,6 +94,8 @@ def run_chain(
     gradients: a gradient for each parameter.
     opt_state: the chain's state.
     params: the parameters.
+    loss: the loss, which the chain gets as `value`, an argument that transformations
+      such as `optax.contrib.reduce_on_plateau` take.
 
   Returns:
     The updated parameters, the chain's next state, and whether both are finite.
@@ -102,12 +105,24 @@ def run_chain(
   """
   name = 'a parameter chain'
   updates, next_state = check_pair(
-    name, tx.update(gradients, opt_state, params)
+    name, chain_update(tx, gradients, opt_state, params, loss)
   )
   check_state(name, next_state, opt_state)
   updated = apply_updates(params, updates)
   finite = all_finite(updated) & _stays_finite(opt_state, next_state)
   return updated, next_state, finite
+
+
+def chain_update(
+  tx: optax.GradientTransformation,
+  gradients: PyTree,
+  opt_state: PyTree,
+  params: PyTree,
+  loss: Scalar,
+) -> Any:
+  """Returns what a parameter chain returns; see `run_chain`."""
+  update = optax.with_extra_args_support(tx).update
+  return update(gradients, opt_state, params, value=loss)
 
 
 def apply_updates(params: PyTree, updates: PyTree) -> PyTree:

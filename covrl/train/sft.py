@@ -134,7 +134,7 @@ def make_sft_step(
       state.params, batch
     )
     params, opt_state, is_valid = run_chain(
-      tx, gradients, state.opt_state, state.params
+      tx, gradients, state.opt_state, state.params, value
     )
     norm = optax.tree.norm(gradients)
     finite = jnp.isfinite(norm) & is_valid

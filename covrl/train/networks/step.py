@@ -91,7 +91,7 @@ def make_network_step(
       lambda g, p: g.astype(p.dtype), gradients, state.params
     )
     params, next_opt_state, is_valid = run_chain(
-      network.tx, gradients, opt_state, state.params
+      network.tx, gradients, opt_state, state.params, value
     )
     finite = jnp.isfinite(value) & jnp.isfinite(norm) & is_valid
     old_state = NetworkState(params=state.params, opt_state=opt_state)

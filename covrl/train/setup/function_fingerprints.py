@@ -27,6 +27,7 @@ from covrl.rewards.reward import RewardPart
 from covrl.run.checkpoint import Checkpoint
 from covrl.run.consistency import library_versions
 from covrl.train.algorithm import Algorithm
+from covrl.train.apply import chain_update
 from covrl.train.networks.estimator import CreditInputs
 from covrl.train.networks.network import Network
 from covrl.train.rollout_batch import token_advantages
@@ -201,8 +202,9 @@ def _chain_text(tx: optax.GradientTransformation, params: PyTree) -> str | None:
     state = jax.eval_shape(tx.init, params)
   except Exception:
     return None
-  update = optax.with_extra_args_support(tx).update
-  return _lowered(lambda *arguments: update(*arguments), params, state, params)
+  loss = _shape((), jnp.float32)
+  update = functools.partial(chain_update, tx)
+  return _lowered(update, params, state, params, loss)
 
 
 def _network_texts(

@@ -17,6 +17,7 @@ from covrl.entropy.base import update_signal
 from covrl.entropy.inspection import single_token
 from covrl.models import Policy
 from covrl.train.algorithm import Algorithm
+from covrl.train.apply import chain_update
 from covrl.types import TokenStats
 
 
@@ -66,7 +67,7 @@ def _first_ascent(
     params: shapes and dtypes of the parameters.
     updates: number of updates that the chain makes.
   """
-  update = optax.with_extra_args_support(tx).update
+  loss = jnp.zeros(())
   count = 32 if updates > 2 else 0
   later = np.unique(np.linspace(2, updates - 1, count).astype(np.int32))
 
@@ -80,14 +81,15 @@ def _first_ascent(
       lambda leaf: jnp.zeros((1,) * len(leaf.shape), leaf.dtype), params
     )
     gradients = jax.tree.map(jnp.ones_like, zeros)
-    first, state = update(gradients, tx.init(zeros), zeros)
-    second, state = update(gradients, state, zeros)
+    first, state = chain_update(tx, gradients, tx.init(zeros), zeros, loss)
+    second, state = chain_update(tx, gradients, state, zeros, loss)
 
     def at(count: jax.Array) -> jax.Array:
       counted = jax.tree.map(
         lambda leaf: count if is_update_count(leaf) else leaf, state
       )
-      return is_along(update(gradients, counted, zeros)[0])
+      moves, _ = chain_update(tx, gradients, counted, zeros, loss)
+      return is_along(moves)
 
     return [is_along(first), is_along(second)], jax.lax.map(at, later)
 
