@@ -50,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
   """Writes the weights and prints the target directory."""
   from covrl import pretrained
+  from covrl.config import ConfigError
   from covrl.run.progress import Progress
   from covrl.train.setup.restore import open_run
 
@@ -60,11 +61,18 @@ def run(arguments: argparse.Namespace) -> None:
     if is_run(arguments.policy):
       with open_run(arguments.policy, trust=arguments.trust) as opened:
         source = opened.config.pretrained
+        is_merged = arguments.output_format != 'adapter'
+        if source and not is_merged and opened.config.warm_start.steps:
+          raise ConfigError(
+            'warm_start.steps of the run must be 0 with --adapter, got'
+            f' {opened.config.warm_start.steps}: its adapters belong to the'
+            f' weights after the warm start, and not to {source}; write all weights,'
+            ' without --adapter'
+          )
         policy = pretrained.as_pretrained(
           opened.policy, source, opened.task.tokenizer
         )
         params = opened.params
-        is_merged = arguments.output_format != 'adapter'
         if source and is_merged and not opened.config.warm_start.steps:
           policy, params = pretrained.with_source_dtype(policy, params, source)
     else:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,8 +13,9 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from covrl.config import Config, ConfigError
+from covrl.data import Tokenizer
 from covrl.models import Policy, add_value_head, value_config
-from covrl.pretrained import load_params, load_policy
+from covrl.pretrained import load_params, load_policy, load_tokenizer
 from covrl.train.networks.network import POLICY, RANDOM, Network
 from covrl.train.rollout_batch import INIT_STREAM
 from covrl.train.state_sharding import shardings
@@ -48,6 +50,43 @@ def network_model(name: str, network: Network, policy: Policy) -> Policy:
     config, lora=None, param_dtype=param_dtype, remat=policy.config.remat
   )
   return Policy(value_config(config) if network.output == 'values' else config)
+
+
+def check_network_tokenizers(
+  networks: Mapping[str, Network],
+  tokenizer: Tokenizer,
+  warn: Callable[[str], object],
+) -> None:
+  """Checks that pretrained networks read the tokens as the policy does.
+
+  Tokens of which one model has no text, such as unused ones, may differ.
+
+  Args:
+    networks: the networks by name.
+    tokenizer: the policy's tokenizer.
+    warn: receives a sentence about a model without a tokenizer.
+
+  Raises:
+    ConfigError: a token has another text in a network's tokenizer.
+  """
+  for name, network in networks.items():
+    if network.initial in (POLICY, RANDOM):
+      continue
+    try:
+      other = load_tokenizer(network.initial)
+    except ValueError as error:
+      warn(
+        f'whether the network {name!r} reads the tokens as the policy does cannot be'
+        f' checked: {error}'
+      )
+      continue
+    for token in range(min(tokenizer.vocab_size, other.vocab_size)):
+      text, other_text = tokenizer.decode([token]), other.decode([token])
+      if text and other_text and text != other_text:
+        raise ConfigError(
+          f'the network {name!r} must have the tokenizer of the policy, in which'
+          f' token {token} is {text!r}, got {other_text!r} in {network.initial}'
+        )
 
 
 def initial_params(

@@ -36,6 +36,7 @@ from covrl.train.algorithm import (
 )
 from covrl.train.collect.collector import RolloutCollector
 from covrl.train.compiled import CompiledPrograms
+from covrl.train.networks.init import check_network_tokenizers
 from covrl.train.rollout_batch import (
   EVALUATE_STREAM,
   INIT_STREAM,
@@ -133,6 +134,7 @@ def build(
   check_mesh(config, policy.config, mesh)
   algorithm, changeable = recorded_algorithm(recipe)
   check_settings(trains=True)
+  check_network_tokenizers(algorithm.networks, task.tokenizer, warn)
   programs = CompiledPrograms(policy, algorithm, config, mesh)
   # A resumed run needs a warm start only as the base of its adapters.
   warm_start = None

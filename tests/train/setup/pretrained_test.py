@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training from a pretrained model, and exporting the result."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -14,10 +15,13 @@ from pretrained.fixtures import MODELS, tensors_of
 from train.process import RECIPES, metric_lines, train
 
 from covrl.cli import main
-from covrl.config import Config
+from covrl.config import Config, ConfigError
 from covrl.models import tiny
-from covrl.pretrained import load_policy, load_pretrained
+from covrl.pretrained import load_policy, load_pretrained, load_tokenizer
 from covrl.train import CheckpointStore
+from covrl.train.networks import critic
+from covrl.train.networks.init import check_network_tokenizers
+from covrl.train.setup import restore
 from covrl.train.setup.initial_policy import with_adapters
 from covrl.train.setup.restore import open_run
 
@@ -184,6 +188,23 @@ def test_converts_a_run_to_adapters_or_a_merged_model(
   assert capsys.readouterr().out.count(' nats  ') == 4
 
 
+def test_adapters_on_a_warm_start_are_not_written_without_it(
+  adapter_run, tmp_path, capsys, monkeypatch
+):
+  @contextlib.contextmanager
+  def open_warm_started(*arguments, **options):
+    with open_run(*arguments, **options) as opened:
+      opened.config.warm_start.steps = 4
+      yield opened
+
+  monkeypatch.setattr(restore, 'open_run', open_warm_started)
+  with pytest.raises(SystemExit):
+    main(['convert', str(adapter_run), str(tmp_path / 'adapter'), '--adapter'])
+  error = capsys.readouterr().err
+  assert 'warm_start.steps of the run must be 0 with --adapter, got 4:' in error
+  assert not (tmp_path / 'adapter').exists()
+
+
 def test_adapters_can_be_trained_further(adapter_run, tmp_path, capsys):
   main(['convert', str(adapter_run), str(tmp_path / 'adapter'), '--adapter'])
   workdir = tmp_path / 'run'
@@ -217,6 +238,54 @@ def test_frozen_parameters_have_the_compute_dtype(model):
   assert with_adapters(mixed, config) == mixed
   config.lora.rank, config.warm_start.steps = 2, 5
   assert with_adapters(mixed, config).param_dtype == 'float32'
+
+
+@pytest.mark.parametrize(
+  ('edit', 'message'),
+  [
+    (lambda words: words, ''),
+    # Unused in one of the models.
+    (lambda words: ['', *words[1:]], ''),
+    (
+      lambda words: [words[1], words[0], *words[2:]],
+      "the network 'critic' must have the tokenizer of the policy, in which token 0"
+      " is '<0>', got '<1>' in {directory}",
+    ),
+    (None, "whether the network 'critic' reads the tokens as the policy does"),
+  ],
+)
+def test_networks_with_another_tokenizer_are_refused(
+  model, tmp_path, edit, message
+):
+  directory = tmp_path / 'critic'
+  shutil.copytree(model, directory)
+  file = directory / 'tokenizer.json'
+  if edit is None:
+    file.unlink()
+  else:
+    fields = json.loads(file.read_text())
+    vocabulary = fields['model']['vocab']
+    words = edit(sorted(vocabulary, key=vocabulary.get))
+    fields['model']['vocab'] = {word: i for i, word in enumerate(words)}
+    file.write_text(json.dumps(fields))
+  config = Config()
+  config.critic.initial, warnings = str(directory), []
+
+  def check():
+    check_network_tokenizers(
+      {'critic': critic(config)}, load_tokenizer(model), warnings.append
+    )
+
+  if edit is None:
+    check()
+    assert [text.startswith(message) for text in warnings] == [True]
+  elif message:
+    with pytest.raises(ConfigError) as error:
+      check()
+    assert str(error.value) == message.format(directory=directory)
+  else:
+    check()
+    assert warnings == []
 
 
 def test_evaluates_a_pretrained_model_with_a_recipe(
