@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt
 from covrl.models import remat
 from covrl.models.attention import flash
 from covrl.models.attention.chunk import ChunkContext
-from covrl.models.attention.cudnn import uses_attend_sequences
+from covrl.models.attention.cudnn import attends_without_mask
 from covrl.models.attention.grouped_query import (
   AttentionMask,
   KeyValues,
@@ -85,7 +85,7 @@ class Transformer(nnx.Module):
     """
     graphdef, layers = nnx.split(self.layers)
     first_column = None
-    if one_sequence and uses_attend_sequences(self.config):
+    if one_sequence and attends_without_mask(self.config):
       first_column = jnp.argmax(segment_ids > 0, axis=1)
       tokens, positions, segment_ids = (
         roll_rows(x, -first_column) for x in (tokens, positions, segment_ids)

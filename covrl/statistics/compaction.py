@@ -39,7 +39,7 @@ class Blocks:
     self._order = None if wanted is None else _order_of(wanted)
 
   @property
-  def count(self) -> Int[Array, ''] | None:
+  def num_wanted(self) -> Int[Array, ''] | None:
     """Number of wanted tokens; `None` if all are."""
     return None if self._order is None else self._order.num_wanted
 

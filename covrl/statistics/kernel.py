@@ -66,17 +66,17 @@ def sums(
   gathered = gather_inputs(inputs, blocks)
   grid = make_grid(gathered, outer='tokens')
   wide_dtype = statistics_dtype(inputs.hidden, inputs.unembedding)
-  like = jax.ShapeDtypeStruct((grid.padded_count, 1), wide_dtype)
+  like = jax.ShapeDtypeStruct((grid.num_padded_tokens, 1), wide_dtype)
   shapes = jax.eval_shape(functools.partial(empty_sums, moments=moments), like)
 
-  def kernel(count: Ref, refs: Inputs, *sum_refs: Ref) -> None:
+  def kernel(num_wanted: Ref, refs: Inputs, *sum_refs: Ref) -> None:
     out = SoftmaxSums(*sum_refs)
 
     @pl.when(pl.program_id(1) == 0)
     def _init() -> None:
       _write(out, empty_sums(out.peak[...], moments=moments), slice(None))
 
-    @grid.for_each_wanted_tile(count)
+    @grid.for_each_wanted_tile(num_wanted)
     def _accumulate(tile: Slice) -> None:
       logits = logit_tile(grid.read_inputs(refs, tile), soft_cap)
       merged = merge_sums(
@@ -93,7 +93,7 @@ def sums(
     out_shape=shapes,
   )
   gathered_sums = grid.unpad_tokens(
-    call(blocks.count, grid.pad_inputs(gathered))
+    call(blocks.num_wanted, grid.pad_inputs(gathered))
   )
   empty = empty_sums(inputs.temperatures, moments=moments)
   return jax.tree.map(blocks.scatter, gathered_sums, empty)
@@ -119,9 +119,9 @@ def cotangents(
   blocks = Blocks(wanted)
   gathered = gather_inputs(inputs, blocks)
   residuals = jax.tree.map(blocks.gather, residuals)
-  count = blocks.count
+  num_wanted = blocks.num_wanted
   hidden, unembedding = (
-    _cotangent(factor, gathered, residuals, count, soft_cap, dtype)
+    _cotangent(factor, gathered, residuals, num_wanted, soft_cap, dtype)
     for factor, dtype in zip(('hidden', 'unembedding'), dtypes, strict=True)
   )
   return blocks.scatter(hidden), unembedding
@@ -131,7 +131,7 @@ def _cotangent(
   factor: Literal['hidden', 'unembedding'],
   inputs: Inputs,
   residuals: Residuals,
-  count: Int[Array, ''] | None,
+  num_wanted: Int[Array, ''] | None,
   soft_cap: int | float | None,
   dtype: jnp.dtype,
 ) -> Float[Array, '_ _']:
@@ -142,7 +142,7 @@ def _cotangent(
   )
 
   def kernel(
-    count: Ref,
+    num_wanted: Ref,
     refs: Inputs,
     residual_refs: Residuals,
     out: Ref,
@@ -152,7 +152,7 @@ def _cotangent(
     def _init() -> None:
       total[...] = jnp.zeros_like(total)
 
-    @grid.for_each_wanted_tile(count)
+    @grid.for_each_wanted_tile(num_wanted)
     def _accumulate(tile: Slice) -> None:
       block = grid.read_inputs(refs, tile)
       cotangent = logit_cotangent(
@@ -177,7 +177,7 @@ def _cotangent(
   if is_hidden:
     out_spec, shape = (
       grid.token_spec(grid.width, written=True),
-      (grid.padded_count, grid.width),
+      (grid.num_padded_tokens, grid.width),
     )
   else:
     out_spec, shape = (
@@ -199,7 +199,7 @@ def _cotangent(
     ],
   )
   # Padding tokens have cotangents of 0 and add nothing to the unembedding's.
-  result = call(count, grid.pad_inputs(inputs), grid.pad_tokens(residuals))
+  result = call(num_wanted, grid.pad_inputs(inputs), grid.pad_tokens(residuals))
   return grid.unpad_tokens(result) if is_hidden else result
 
 

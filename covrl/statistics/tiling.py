@@ -48,7 +48,7 @@ class BlockGrid:
 
   Attributes:
     outer: axis of the outer loop; the other axis is iterated for each block.
-    count: number of tokens, not necessarily a multiple of the block size.
+    num_tokens: number of tokens, not necessarily a multiple of the block size.
     width: model width D.
     vocabulary: number of columns, not necessarily a multiple of the block size.
     dtype: dtype in which hidden states and unembedding are multiplied.
@@ -57,7 +57,7 @@ class BlockGrid:
   """
 
   outer: Axis
-  count: int
+  num_tokens: int
   width: int
   vocabulary: int
   dtype: jnp.dtype
@@ -65,14 +65,14 @@ class BlockGrid:
   vmem: int
 
   @property
-  def padded_count(self) -> int:
+  def num_padded_tokens(self) -> int:
     """Number of tokens, padded to whole blocks."""
-    return pl.cdiv(self.count, self.block[0]) * self.block[0]
+    return pl.cdiv(self.num_tokens, self.block[0]) * self.block[0]
 
   @property
   def shape(self) -> tuple[int, int]:
     """Numbers of outer and inner blocks."""
-    tokens = self.padded_count // self.block[0]
+    tokens = self.num_padded_tokens // self.block[0]
     columns = pl.cdiv(self.vocabulary, self.block[1])
     if self.outer == 'tokens':
       return tokens, columns
@@ -91,8 +91,8 @@ class BlockGrid:
     axis = int(self.outer == 'columns')
 
     def block_index(*index: Any) -> tuple[Any, int]:
-      block, count = self._token_block(index[axis]), index[2]
-      last = jnp.maximum(pl.cdiv(count[0], self.block[0]) - 1, 0)
+      block, num_wanted = self._token_block(index[axis]), index[2]
+      last = jnp.maximum(pl.cdiv(num_wanted[0], self.block[0]) - 1, 0)
       return block if written else jnp.minimum(block, last), 0
 
     return pl.BlockSpec(
@@ -161,23 +161,23 @@ class BlockGrid:
     jax.lax.fori_loop(0, length // size if trips is None else trips, step, None)
 
   def for_each_wanted_tile(
-    self, count: Any
+    self, num_wanted: Any
   ) -> Callable[[Callable[[Slice], None]], None]:
     """Returns a decorator like `for_each_tile`, for tiles with a wanted token only.
 
     Args:
-      count: reference to the number of wanted tokens, which are at the front.
+      num_wanted: reference to the number of wanted tokens, which are at the front.
     """
     axis = int(self.outer == 'columns')
     block = self._token_block(pl.program_id(axis))
-    num_wanted = jnp.maximum(count[0] - block * self.block[0], 0)
+    num_in_block = jnp.maximum(num_wanted[0] - block * self.block[0], 0)
     tiles = self.outer_block_size // min(self.outer_block_size, TILE)
     if axis == 0:
       trips = jnp.minimum(
-        pl.cdiv(num_wanted, min(self.outer_block_size, TILE)), tiles
+        pl.cdiv(num_in_block, min(self.outer_block_size, TILE)), tiles
       )
     else:
-      trips = jnp.where(num_wanted > 0, tiles, 0)
+      trips = jnp.where(num_in_block > 0, tiles, 0)
     return functools.partial(self.for_each_tile, trips=trips)
 
   def read_token_values(self, refs: PyTree, tile: Slice) -> PyTree:
@@ -207,7 +207,7 @@ class BlockGrid:
 
   def pad_tokens(self, tree: PyTree, value: int = 0) -> PyTree:
     """Pads arrays `[N, …]` to whole blocks."""
-    padding = (0, self.padded_count - self.count), (0, 0)
+    padding = (0, self.num_padded_tokens - self.num_tokens), (0, 0)
     return jax.tree.map(
       lambda x: jnp.pad(x, padding, constant_values=value), tree
     )
@@ -223,7 +223,7 @@ class BlockGrid:
 
   def unpad_tokens(self, tree: PyTree) -> PyTree:
     """Inverse of `pad_tokens`."""
-    return jax.tree.map(lambda x: x[: self.count], tree)
+    return jax.tree.map(lambda x: x[: self.num_tokens], tree)
 
   def pallas_call(
     self,
@@ -249,7 +249,7 @@ class BlockGrid:
     Returns:
       Function of the number of wanted tokens, `None` for all, and of the arrays.
     """
-    logits = self.padded_count * self.vocabulary
+    logits = self.num_padded_tokens * self.vocabulary
     call = pl.pallas_call(
       kernel,
       grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -271,10 +271,10 @@ class BlockGrid:
       **arguments,
     )
 
-    def run(count: Int[Array, ''] | None, *arrays: PyTree) -> PyTree:
-      if count is None:
-        count = jnp.asarray(self.count, jnp.int32)
-      return call(count[None], *arrays)
+    def run(num_wanted: Int[Array, ''] | None, *arrays: PyTree) -> PyTree:
+      if num_wanted is None:
+        num_wanted = jnp.asarray(self.num_tokens, jnp.int32)
+      return call(num_wanted[None], *arrays)
 
     return run
 
@@ -290,7 +290,10 @@ def make_grid(
     accumulated: dtype of the cotangent that each outer block accumulates;
       `None` if there is no such array.
   """
-  (count, width), vocabulary = inputs.hidden.shape, inputs.unembedding.shape[1]
+  (num_tokens, width), vocabulary = (
+    inputs.hidden.shape,
+    inputs.unembedding.shape[1],
+  )
   dtype = jnp.dtype(jnp.result_type(inputs.hidden, inputs.unembedding))
   vmem = int(VMEM_SHARE * _vmem())
 
@@ -312,12 +315,12 @@ def make_grid(
   )
   return BlockGrid(
     outer=outer,
-    count=count,
+    num_tokens=num_tokens,
     width=width,
     vocabulary=vocabulary,
     dtype=dtype,
     block=(
-      min(tokens, _rounded_up(count, SUBLANES)),
+      min(tokens, _rounded_up(num_tokens, SUBLANES)),
       min(columns, _rounded_up(vocabulary, LANES)),
     ),
     vmem=vmem,

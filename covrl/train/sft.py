@@ -18,13 +18,8 @@ from jaxtyping import Array, Bool, Int, PyTree
 
 from covrl.config import (
   Config,
-  ConfigError,
-  flatten,
-  from_dict,
-  version_difference,
 )
 from covrl.data import StreamState, SupervisedStream
-from covrl.data.problems import source_fingerprint
 from covrl.models import Policy
 from covrl.parallel import distributed, sharding
 from covrl.run.checkpoint import Checkpoint, CheckpointStore
@@ -43,19 +38,6 @@ from covrl.train.state_sharding import (
   shardings,
 )
 from covrl.types import Scalar
-
-# Fields in which two runs must agree to share a warm start.
-SHARED_FIELDS = (
-  'seed',
-  'pretrained',
-  'countdown.',
-  'maze.',
-  'arithmetic.',
-  'data.template',
-  'warm_start.',
-  'rollout.max_prompt_length',
-  'rollout.max_response_length',
-)
 
 
 @jax.tree_util.register_dataclass
@@ -323,67 +305,6 @@ def _check_skipped(state: SupervisedState, steps: int, limit: int) -> None:
       'because gradients or parameters were not finite '
       f'(train.max_skipped_updates = {limit}); lower warm_start.learning_rate'
     )
-
-
-def shared_warm_start(config: Config, task: Task) -> Checkpoint | None:
-  """Returns the warm start of the run `warm_start.from_run`, if configured.
-
-  Raises:
-    ConfigError: that run has no finished warm start, a different one or one of
-      other examples, or the task has no solved examples for a warm start of its
-      own.
-  """
-  if not config.warm_start.from_run:
-    if config.warm_start.steps and task.solved is None:
-      raise ConfigError(
-        'warm_start.steps must be 0 for a task without solved examples, got '
-        f'{config.warm_start.steps}'
-      )
-    return None
-  other = RunDirectory(config.warm_start.from_run)
-  other_config = other.read_config()['config']
-  other_fields = flatten(from_dict(other_config))
-  for name, value in flatten(config).items():
-    if name == 'warm_start.from_run' or not name.startswith(SHARED_FIELDS):
-      continue
-    if other_fields[name] != value:
-      changes = version_difference(other_config)
-      raise ConfigError(
-        'warm_start.from_run must be a run with the same warm start, got'
-        f' {other.path}, which '
-        + (
-          f'is of another version of covrl, {changes}'
-          if changes
-          else f'has {name}={other_fields[name]!r} and not {value!r}'
-        )
-      )
-  saved = warm_start_store(other).latest()
-  if saved is None or not is_warm_start_finished(saved, config):
-    raise ConfigError(
-      'warm_start.from_run must be a run with a finished warm start, got'
-      f' {other.path}'
-    )
-  _check_same_examples(saved, task, other)
-  return saved
-
-
-def _check_same_examples(
-  saved: Checkpoint, task: Task, other: RunDirectory
-) -> None:
-  """Checks that another run's warm start was trained on the task's examples.
-
-  Examples without a fingerprint count as the same.
-  """
-  expected = {'tokenizer': getattr(task.tokenizer, 'fingerprint', '')}
-  if task.solved is not None:
-    expected['solved examples'] = source_fingerprint(task.solved)
-  inputs = saved.metadata.get('inputs', {})
-  for name, fingerprint in expected.items():
-    if fingerprint and inputs.get(name, fingerprint) not in ('', fingerprint):
-      raise ConfigError(
-        f'warm_start.from_run must be a run with the same {name}, got'
-        f' {other.path}, which has others'
-      )
 
 
 def warm_start_store(directory: RunDirectory) -> CheckpointStore:

@@ -139,7 +139,7 @@ def test_attention_of_sequences_matches_that_with_a_mask(window):
     return jnp.where(is_token, attended, 0)
 
   def with_lengths(q, k, v):
-    return attention.attend_sequences(
+    return attention.attend_unpacked(
       q, k, v, lengths, config, implementation='xla'
     )
 

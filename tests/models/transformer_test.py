@@ -165,8 +165,8 @@ def test_rows_of_one_sequence_need_no_mask(monkeypatch):
   """GPUs roll rows so that they begin in the first column, and back."""
   monkeypatch.setattr(
     attention,
-    'attend_sequences',
-    functools.partial(attention.attend_sequences, implementation='xla'),
+    'attend_unpacked',
+    functools.partial(attention.attend_unpacked, implementation='xla'),
   )
   tokens = draw_tokens(3, 3, 9)
   # Padding on the left, padding on both sides, and a row of padding only.
@@ -179,9 +179,9 @@ def test_rows_of_one_sequence_need_no_mask(monkeypatch):
   }
   weights = jax.random.normal(jax.random.key(1), (3, 9, CONFIG.model_dim))
 
-  def value(params, uses_attend_sequences):
+  def value(params, attends_without_mask):
     monkeypatch.setattr(
-      transformer, 'uses_attend_sequences', lambda _: uses_attend_sequences
+      transformer, 'attends_without_mask', lambda _: attends_without_mask
     )
     hidden, _ = POLICY.hidden_and_routing(
       params, tokens, one_sequence=True, **rows
@@ -209,15 +209,15 @@ def test_gpus_compute_rows_of_one_sequence_without_a_mask():
     abstract_device=jax.sharding.AbstractDevice('NVIDIA H100', None, 'gpu'),
   )
   narrow = dataclasses.replace(CONFIG, dtype='bfloat16', head_dim=64)
-  assert not cudnn.uses_attend_sequences(narrow)
+  assert not cudnn.attends_without_mask(narrow)
   with jax.sharding.use_abstract_mesh(mesh):
-    assert cudnn.uses_attend_sequences(narrow)
-    assert not cudnn.uses_attend_sequences(CONFIG)
+    assert cudnn.attends_without_mask(narrow)
+    assert not cudnn.attends_without_mask(CONFIG)
     windows = tuple(range(CONFIG.num_layers))
-    assert not cudnn.uses_attend_sequences(
+    assert not cudnn.attends_without_mask(
       dataclasses.replace(narrow, windows=windows)
     )
-    assert cudnn.uses_attend_sequences(
+    assert cudnn.attends_without_mask(
       dataclasses.replace(narrow, windows=(4,) * CONFIG.num_layers)
     )
 

@@ -54,7 +54,7 @@ def visits_per_token(num_wanted: int) -> np.ndarray:
       matmuls=1,
       in_specs=(),
       out_specs=grid.token_spec(1, written=True),
-      out_shape=jax.ShapeDtypeStruct((grid.padded_count, 1), jnp.float32),
+      out_shape=jax.ShapeDtypeStruct((grid.num_padded_tokens, 1), jnp.float32),
     )
     return np.asarray(call(jnp.asarray(num_wanted, jnp.int32)))[:, 0]
 

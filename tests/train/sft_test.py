@@ -28,7 +28,9 @@ from covrl.run.metrics_writer import MetricsWriter
 from covrl.run.preemption import Stopped, StopSignal
 from covrl.run.progress import Progress
 from covrl.train import sft
+from covrl.train.setup.inputs import policy_fingerprints
 from covrl.train.setup.resume import saved_metrics
+from covrl.train.setup.shared_warm_start import shared_warm_start
 
 STEPS = 7
 CONFIG = toy.get_config()
@@ -181,12 +183,12 @@ def test_an_unfinished_warm_start_is_not_shared(tmp_path):
   with pytest.raises(
     ConfigError, match='a run with a finished warm start, got'
   ):
-    sft.shared_warm_start(config, TASK)
+    shared_warm_start(config, TASK, POLICY)
   config.rollout.max_response_length = 5
   with pytest.raises(
     ConfigError, match=r'has rollout\.max_response_length=4 and not 5'
   ):
-    sft.shared_warm_start(config, TASK)
+    shared_warm_start(config, TASK, POLICY)
   # A field that was renamed since is not reported as one with another value.
   fields = saved['config']
   fields['task'] = fields.pop('countdown') | {'held_out': 1}
@@ -194,20 +196,22 @@ def test_an_unfinished_warm_start_is_not_shared(tmp_path):
   with pytest.raises(
     ConfigError, match=r'version of covrl, with task and without countdown$'
   ):
-    sft.shared_warm_start(config, TASK)
+    shared_warm_start(config, TASK, POLICY)
 
 
-@pytest.mark.parametrize('name', ['tokenizer', 'solved examples'])
-def test_a_warm_start_of_other_examples_is_not_shared(tmp_path, name):
+@pytest.mark.parametrize(
+  'name', ['tokenizer', 'solved examples', 'configuration of the model']
+)
+def test_a_warm_start_of_another_model_or_examples_is_not_shared(
+  tmp_path, name
+):
   saved = {'name': 'toy', 'config': dataclasses.asdict(CONFIG), 'identity': ''}
   recipe: Any = types.SimpleNamespace(
     as_json=lambda: saved, sources={}, identity=''
   )
   RunDirectory(tmp_path).write_recipe(recipe)
-  inputs = {
-    'tokenizer': TASK.tokenizer.fingerprint,
-    'solved examples': source_fingerprint(TASK.train),
-  }
+  inputs = policy_fingerprints(CONFIG, TASK, POLICY, None)
+  inputs['solved examples'] = source_fingerprint(TASK.train)
   config = toy.get_config()
   config.warm_start.steps = STEPS
   config.warm_start.from_run = str(tmp_path)
@@ -215,7 +219,7 @@ def test_a_warm_start_of_other_examples_is_not_shared(tmp_path, name):
   def share(inputs):
     store = sft.warm_start_store(RunDirectory(tmp_path))
     store.save(STEPS, {'w': np.zeros(2)}, {'inputs': inputs})
-    return sft.shared_warm_start(config, TASK)
+    return shared_warm_start(config, TASK, POLICY)
 
   with pytest.raises(ConfigError, match=f'a run with the same {name}, '):
     share(inputs | {name: 'another'})

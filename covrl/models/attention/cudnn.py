@@ -13,7 +13,7 @@ from covrl.models.config import ModelConfig
 from covrl.parallel import sharding
 
 
-def attend_sequences(
+def attend_unpacked(
   queries: Float[Array, 'B T H h'],
   keys: Float[Array, 'B T K h'],
   values: Float[Array, 'B T K h'],
@@ -57,8 +57,8 @@ def attend_sequences(
   return jnp.where(real, attended, 0)
 
 
-def uses_attend_sequences(config: ModelConfig) -> bool:
-  """Whether rows of one sequence each use `attend_sequences`.
+def attends_without_mask(config: ModelConfig) -> bool:
+  """Whether rows of one sequence each use `attend_unpacked`, without a mask.
 
   Layers must not differ in their windows, nor devices split rows.
   """

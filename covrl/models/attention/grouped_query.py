@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from covrl.models.attention import flash
 from covrl.models.attention.chunk import ChunkContext, attend_chunk
-from covrl.models.attention.cudnn import attend_sequences, cudnn_supports
+from covrl.models.attention.cudnn import attend_unpacked, cudnn_supports
 from covrl.models.attention.decode import attend_token
 from covrl.models.cache import repeat_rows
 from covrl.models.cached_tokens import CachedTokens
@@ -284,7 +284,7 @@ class Attention(nnx.Module):
       return attend_chunk(query, keys, values, mask.chunk, config)
     if mask.lengths is not None:
       keys, values = keys.swapaxes(1, 2), values.swapaxes(1, 2)
-      attended = attend_sequences(query, keys, values, mask.lengths, config)
+      attended = attend_unpacked(query, keys, values, mask.lengths, config)
       return checkpoint_name(attended, flash.CHECKPOINT_NAME)
     if mask.segment_ids is not None:
       return flash.attend_rows(

@@ -47,7 +47,7 @@ from covrl.train.setup.code import code_fingerprints
 from covrl.train.setup.function_fingerprints import function_fingerprints
 from covrl.train.setup.initial_policy import make_policy
 from covrl.train.setup.inputs import input_fingerprints, pretrained_fingerprint
-from covrl.train.sft import shared_warm_start
+from covrl.train.setup.shared_warm_start import shared_warm_start
 from covrl.train.state_sharding import check_mesh, rollout_mesh
 from covrl.train.warnings.recipe import recipe_warnings
 from covrl.types import TrainState
@@ -139,7 +139,7 @@ def build(
   # A resumed run needs a warm start only as the base of its adapters.
   warm_start = None
   if saved is None or policy.config.lora is not None:
-    warm_start = shared_warm_start(config, task)
+    warm_start = shared_warm_start(config, task, policy)
   fingerprints_of_code = code_fingerprints(recipe, task)
   if distributed.process_count() > 1:
     check_inputs_of_processes(

@@ -57,7 +57,7 @@ def input_fingerprints(
   return (
     fingerprints
     | _evaluation_fingerprints(config, task)
-    | _policy_fingerprints(config, task, policy, shared_warm_start)
+    | policy_fingerprints(config, task, policy, shared_warm_start)
   )
 
 
@@ -96,7 +96,7 @@ def check_opened_run(
     ]
 
   if names := changed(
-    _policy_fingerprints(config, task, policy, shared_warm_start)
+    policy_fingerprints(config, task, policy, shared_warm_start)
   ):
     raise ConfigError(
       f'{", ".join(names)} must be the same as in training, got others than when'
@@ -119,7 +119,7 @@ def _evaluation_fingerprints(config: Config, task: Task) -> dict[str, str]:
   }
 
 
-def _policy_fingerprints(
+def policy_fingerprints(
   config: Config,
   task: Task,
   policy: Policy,

@@ -46,8 +46,9 @@ from covrl.train.setup.initial_policy import initial_base_params, make_policy
 from covrl.train.setup.inputs import check_opened_run, warm_start_of
 from covrl.train.setup.model_lengths import model_lengths
 from covrl.train.setup.sample import response_limit, sample_responses
+from covrl.train.setup.shared_warm_start import shared_warm_start
 from covrl.train.setup.suite_choice import SuiteChoice, with_suites
-from covrl.train.sft import shared_warm_start, warm_start_store
+from covrl.train.sft import warm_start_store
 
 # Lengths of a model that is evaluated without a recipe, in tokens.
 _PROMPT_LENGTH = 2048
@@ -240,7 +241,7 @@ def open_run(
   policy = make_policy(recipe, task.tokenizer)
   warm_start = None
   if policy.config.lora is not None:
-    warm_start = shared_warm_start(recipe.config, task)
+    warm_start = shared_warm_start(recipe.config, task, policy)
 
   def read(saved: Checkpoint) -> PyTree:
     check_opened_run(config, task, policy, warm_start, saved, _warn)
@@ -269,9 +270,8 @@ def open_run(
 def _warn_of_newer(saved: Checkpoint) -> None:
   """Warns of a newer checkpoint that is incomplete, which is not opened."""
   for path in storage.entries(saved.path.parent):
-    is_newer = re.fullmatch('[0-9]{8,}', path.name) and (
-      int(path.name) > saved.position
-    )
+    is_name = re.fullmatch('[0-9]{8,}', path.name)
+    is_newer = is_name and int(path.name) > saved.position
     if is_newer and not storage.is_regular_file(path / MANIFEST):
       _warn(
         f'{path} has no {MANIFEST}, as where it is being written or was copied in'

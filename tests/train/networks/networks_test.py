@@ -236,13 +236,11 @@ def test_a_critic_uses_a_causal_mask_alone_for_rows_of_one_sequence(
   """A mask of segments makes cuDNN compute blocks that a causal mask alone skips."""
   configs = []
 
-  def uses_attend_sequences(config):
+  def attends_without_mask(config):
     configs.append(config)
     return False
 
-  monkeypatch.setattr(
-    transformer, 'uses_attend_sequences', uses_attend_sequences
-  )
+  monkeypatch.setattr(transformer, 'attends_without_mask', attends_without_mask)
   jax.eval_shape(
     lambda params, rows: network_output(
       'values', CRITIC, params, rows, 1.0, first_column
