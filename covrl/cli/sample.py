@@ -12,9 +12,9 @@ A line of --file is a JSON object with a prompt, and may have options that
 replace those of the command: n, max_tokens, temperature, top_p, top_k, min_p,
 seed, stop (texts that end a response), stop_token_ids, and an id that is repeated
 in the output. An option that is null is that of the command. An interrupted
-command leaves the first lines in --output. The same command with --resume samples
-the last of them again, refuses to continue if the responses differ, and continues
-after it. Responses have log-probabilities at temperature 1, and under the
+command leaves the first lines in --output, and the same command with --resume
+continues after them. Each has a fingerprint of policy and options; --resume refuses
+others. Responses have log-probabilities at temperature 1, and under the
 distribution that they were sampled from. The result of an
 invalid line is an error.
 """

@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import dataclasses
 import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,9 +18,16 @@ from covrl.cli.policies import caching, check_numbers, is_run, prompt_format
 if TYPE_CHECKING:
   from etils import epath
 
+  from covrl.serve import ServedPolicy
+
 # Default limits of a pretrained model's prompts and responses, in tokens.
 _MODEL_LENGTHS = (2048, 256)
 _SLOTS = 16
+# Options on which responses depend, besides those of the policy and of prompts.
+_OPTIONS = (
+  *('count', 'temperature', 'top_p', 'top_k', 'min_p', 'seed'),
+  'cache_dtype',
+)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -65,6 +73,8 @@ def run(arguments: argparse.Namespace) -> None:
     else:
       served = load_model(arguments.policy, lengths, _MODEL_LENGTHS)
     render = prompt_format(arguments, served.config)
+    fingerprint = _fingerprint(arguments, served, render)
+    tally.check_fingerprint(fingerprint)
     slots = _SLOTS if arguments.slots is None else arguments.slots
     engine = served.engine(slots=slots, segment=16, caching=cache)
     progress.stage('sampling')
@@ -84,9 +94,9 @@ def run(arguments: argparse.Namespace) -> None:
         },
         seed=arguments.seed,
         render=render,
-        after_line=min(tally.earlier_results, default=tally.last + 1) - 1,
+        after_line=tally.last,
       )
-      _write(results, write, tally)
+      _write(results, write, tally, fingerprint)
   tally.check(arguments.file)
 
 
@@ -99,17 +109,15 @@ class _Tally:
     refused: number of results that are errors.
     last: number of the last line of the file that has a result.
     first_error: the first error; empty without one.
-    earlier_results: the last results of an interrupted command, by line: one with responses
-      and the errors after it. They are computed again and compared.
+    fingerprints: those of policy and options in the results of an interrupted
+      command, see `_fingerprint`.
   """
 
   count: int = 0
   refused: int = 0
   last: int = 0
   first_error: str = ''
-  earlier_results: dict[int, Mapping[str, Any]] = dataclasses.field(
-    default_factory=dict
-  )
+  fingerprints: set[Any] = dataclasses.field(default_factory=set)
 
   def add(self, result: Mapping[str, Any]) -> None:
     """Counts a result."""
@@ -119,6 +127,14 @@ class _Tally:
       self.refused += 1
       self.first_error = (
         self.first_error or f'line {result["line"]}: {result["error"]}'
+      )
+
+  def check_fingerprint(self, expected: str) -> None:
+    """Raises `ValueError` if results are of another policy or other options."""
+    if self.fingerprints - {expected}:
+      raise ValueError(
+        '--resume must be given with the policy and the options of the interrupted'
+        ' command, got others than those of the results in --output'
       )
 
   def check(self, file: str) -> None:
@@ -134,47 +150,31 @@ def _write(
   results: Iterable[dict[str, Any]],
   write: Callable[[str], object],
   tally: _Tally,
+  fingerprint: str,
 ) -> None:
-  """Writes a line per result, except for known ones.
-
-  Raises:
-    ValueError: the policy or the options are not those of the known results.
-  """
+  """Writes a line per result, with the fingerprint of policy and options."""
   for result in results:
-    earlier = tally.earlier_results.get(result['line'])
-    if earlier is not None:
-      if _exact_fields(json.loads(json.dumps(result))) != _exact_fields(
-        earlier
-      ):
-        raise ValueError(
-          '--resume must be given with the policy and the options of the'
-          f' interrupted command, got other responses to line {result["line"]}'
-        )
-      continue
-    text = json.dumps(result, ensure_ascii=False)
+    text = json.dumps(
+      {**result, 'fingerprint': fingerprint}, ensure_ascii=False
+    )
     # Halves of surrogate pairs become escapes, as JSON has them.
     write(text.encode(errors='backslashreplace').decode() + '\n')
     tally.add(result)
 
 
-def _exact_fields(result: Any) -> list[Any]:
-  """Returns the fields of a result that must be equal after a restart."""
-  responses = result.get('responses')
-  responses = responses if isinstance(responses, list) else []
-  return [
-    result.get('id'),
-    result.get('seed'),
-    result.get('error'),
-    *(
-      (
-        response.get('text'),
-        response.get('tokens'),
-        response.get('finish_reason'),
-      )
-      for response in responses
-      if isinstance(response, dict)
-    ),
-  ]
+def _fingerprint(
+  arguments: argparse.Namespace,
+  served: ServedPolicy,
+  render: Callable[[str], str],
+) -> str:
+  """Returns a digest of all that the responses to a line depend on.
+
+  Those are the policy, the format of prompts, and the options, except for names of
+  files and the number of slots.
+  """
+  options = [getattr(arguments, name) for name in _OPTIONS]
+  parts = [served.fingerprint(), render('prompt'), options]
+  return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def _finished_lines(file: epath.Path, output: epath.Path) -> _Tally:
@@ -210,9 +210,7 @@ def _finished_lines(file: epath.Path, output: epath.Path) -> _Tally:
           f" line's result in line {result_number} of {output}"
         )
       tally.add(result)
-      if 'error' not in result:
-        tally.earlier_results.clear()
-      tally.earlier_results[number] = result
+      tally.fingerprints.add(str(result.get('fingerprint')))
       size += len(text)
   with storage.writing(output):
     os.truncate(output, size)

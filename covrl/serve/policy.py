@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 
+import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from covrl.config import Config
 from covrl.data import Tokenizer, check_tokenizer
@@ -48,6 +51,22 @@ class ServedPolicy:
   max_prompt_length: int
   max_response_length: int
 
+  def fingerprint(self) -> str:
+    """Returns a digest of the parameters, the model, tokenizer and limits.
+
+    Of each array it has the sum of its words, which depends on every bit, and on no
+    mesh.
+    """
+    sums = jax.device_get(jax.jit(_word_sums)(self.params))
+    tokenizer = self.tokenizer
+    parts = (
+      [int(total) for total in jax.tree.leaves(sums)],
+      dataclasses.replace(self.policy.config, remat='nothing'),
+      (tokenizer.fingerprint, tokenizer.bos_id, tuple(tokenizer.end_ids)),
+      (self.max_prompt_length, self.max_response_length),
+    )
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
   def engine(
     self, *, slots: int, segment: int, caching: Caching = EXACT_CACHING
   ) -> RequestEngine:
@@ -64,6 +83,17 @@ class ServedPolicy:
       segment=segment,
       caching=caching,
     )
+
+
+def _word_sums(params: PyTree) -> PyTree:
+  """Returns the sum of an array's words modulo 2³², for each array."""
+
+  def word_sum(leaf: Array) -> Array:
+    words = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
+    bits = jax.lax.bitcast_convert_type(leaf, words)
+    return jnp.sum(bits, dtype=jnp.uint32)
+
+  return jax.tree.map(word_sum, params)
 
 
 def load_run(
