@@ -93,8 +93,9 @@ class DataConfig:
     bare_questions: whether to remove the instructions that a file puts around
       its questions, and to append `math_instruction` or `code_instruction`.
     deduplicate: whether to drop repeated questions.
-    overlap_words: drop training questions that share this many consecutive
-      words with an evaluation problem (decontamination); 0 keeps them.
+    overlap_words: drop training questions that are those of evaluation
+      problems or share this many consecutive words with one (decontamination),
+      unless several problems of its set have these words; 0 keeps them.
     pass_rates: results of `covrl evaluate` on these problems, for the two
       bounds below; if empty, pass rates stored in the files are used.
     min_pass_rate: smallest pass rate of a training problem.

@@ -67,7 +67,9 @@ class ProblemFilter:
       if rate > self.max_pass_rate:
         return f'with a pass rate above {self.max_pass_rate:g}'
     ngrams = self.evaluation_ngrams
-    if ngrams is not None and (name := ngrams.find(problem.prompt)):
+    if ngrams is not None and (
+      name := ngrams.find(problem.prompt, problem.key)
+    ):
       return f'also in {name}'
     limit = self.max_prompt_length
     if limit is not None and self.prompt_length(problem) > limit:

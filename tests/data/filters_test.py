@@ -167,6 +167,53 @@ def test_ignores_ngrams_that_questions_of_a_set_share():
   )
 
 
+def test_whole_questions_are_found_whatever_ngrams_a_set_shares():
+  short = [
+    *(f'What is 12 {operator} 5?' for operator in '+-*/'),
+    *(f'What is {sign}7 + 5?' for sign in ('', '-', '±')),
+    *(f'Is x {relation} 3 for x = 2?' for relation in ('<', '>', '=', '≤')),
+    *(f'What is {n}?' for n in ('1.5', '15', '3', '3!', '(2+3)*4', '2+(3*4)')),
+    *(f'Find the roots of x{tail}.' for tail in ('^2 + 1', '^2 − 1', '2 + 1')),
+  ]
+  # Every 13 consecutive words of these are in both.
+  long = [f'{LONG}: what is 12 {operator} 5?' for operator in '+-']
+  texts = [*short, *long]
+  assert all(
+    NgramIndex({'one': [problem(text)]}).find(other) is None
+    for text in short
+    for other in short
+    if other != text
+  )
+  for keys in (True, False):
+    suite = [problem(text) for text in texts]
+    if not keys:
+      suite = [dataclasses.replace(each, key='') for each in suite]
+    index = NgramIndex({'suite': suite})
+    assert [index.find(text) for text in texts] == ['suite'] * len(texts)
+    assert index.find('what is: 12 − 5') == index.find('What is $12 - 5$?')
+    assert index.find('What is 12 − 5 .') == 'suite'
+    assert index.find('Find the roots of x² − 1.') == 'suite'
+    assert index.find('What is 12 ^ 5?') is None
+    assert index.find(f'{LONG}: what is 12 * 5?') is None
+  # Equal keys are equal questions, whatever the prompts are.
+  formatted = dataclasses.replace(problem('What is 12 + 5?'), prompt='Sum up!')
+  index = NgramIndex({'suite': [formatted]})
+  assert index.find('What is 12 + 5?') == 'suite'
+  assert index.find('Add it.', key=formatted.key) == 'suite'
+  # Texts without words and symbols are not one question.
+  assert NgramIndex({'suite': [problem('?')]}).find('…') is None
+
+
+def test_verbatim_copies_of_evaluation_questions_are_dropped_and_counted():
+  suite = [problem(f'What is 12 {operator} 5?') for operator in '+-*/']
+  (filtered,) = filter_sources(
+    [ListSource([*suite, problem('What is 12 ^ 5?')])],
+    ProblemFilter(evaluation_ngrams=NgramIndex({'sums': suite})),
+  )
+  assert prompts(filtered) == ['What is 12 ^ 5?']
+  assert filtered.dropped == {'also in sums': 4}
+
+
 def test_short_questions_match_as_a_whole():
   index = NgramIndex({'suite': [problem('Add 2 and 2.')]})
   assert index.find('add 2 and 2') == 'suite'
