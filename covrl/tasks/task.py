@@ -21,6 +21,7 @@ from covrl.data import (
   ListSource,
   Problem,
   ProblemSource,
+  PromptFormat,
   Suite,
   Tokenizer,
   check_suite_names,
@@ -55,6 +56,8 @@ class Task:
     notes: remarks on the problems, one sentence each.
     description: the problems and the reward, for readers of the report; empty for
       none.
+    prompt_format: the format of all prompts, without which a run is neither resumed
+      nor opened; `None` if the problems have their prompts as they are.
   """
 
   tokenizer: Tokenizer
@@ -68,6 +71,7 @@ class Task:
   checked_sources: Sequence[ProblemSource] = ()
   notes: Sequence[str] = ()
   description: str = ''
+  prompt_format: PromptFormat | None = None
 
   def __post_init__(self) -> None:
     """Checks the types of the fields, and the names of the suites.
@@ -95,6 +99,11 @@ class Task:
       ),
       ('notes', _is_sequence_of(str), 'a sequence of texts'),
       ('description', _has_type(str), 'a text'),
+      (
+        'prompt_format',
+        _has_type(PromptFormat, NoneType),
+        'a PromptFormat or None',
+      ),
     ):
       value = getattr(self, name)
       if not is_valid(value):

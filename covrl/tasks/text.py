@@ -117,6 +117,7 @@ def text_task(config: Config) -> Task:
       *(ListSource(suite.problems) for suite in prompted_suites),
     ],
     notes=[*notes, *sandbox_notes],
+    prompt_format=format_prompt,
   )
 
 

@@ -17,6 +17,7 @@ from train.process import metric_lines, start, train
 from train.runs import SMALL, without_clock
 
 from covrl.config import ConfigError
+from covrl.data import PromptFormat
 from covrl.data.problems import source_fingerprint
 from covrl.exit_codes import Exit
 from covrl.models import Policy
@@ -200,7 +201,13 @@ def test_an_unfinished_warm_start_is_not_shared(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'name', ['tokenizer', 'solved examples', 'configuration of the model']
+  'name',
+  [
+    'tokenizer',
+    'solved examples',
+    'configuration of the model',
+    'prompt format',
+  ],
 )
 def test_a_warm_start_of_another_model_or_examples_is_not_shared(
   tmp_path, name
@@ -210,7 +217,8 @@ def test_a_warm_start_of_another_model_or_examples_is_not_shared(
     as_json=lambda: saved, sources={}, identity=''
   )
   RunDirectory(tmp_path).write_recipe(recipe)
-  inputs = policy_fingerprints(CONFIG, TASK, POLICY, None)
+  task = dataclasses.replace(TASK, prompt_format=PromptFormat())
+  inputs = policy_fingerprints(CONFIG, task, POLICY, None)
   inputs['solved examples'] = source_fingerprint(TASK.train)
   config = toy.get_config()
   config.warm_start.steps = STEPS
@@ -219,7 +227,7 @@ def test_a_warm_start_of_another_model_or_examples_is_not_shared(
   def share(inputs):
     store = sft.warm_start_store(RunDirectory(tmp_path))
     store.save(STEPS, {'w': np.zeros(2)}, {'inputs': inputs})
-    return shared_warm_start(config, TASK, POLICY)
+    return shared_warm_start(config, task, POLICY)
 
   with pytest.raises(ConfigError, match=f'a run with the same {name}, '):
     share(inputs | {name: 'another'})

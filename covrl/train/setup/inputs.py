@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fingerprints of a run's inputs, stored in checkpoints and compared on resume.
 
-A run is not resumed on other problems, with another tokenizer, or with adapters of
-another base model.
+A run is not resumed on other problems, with another tokenizer, another format of
+prompts, or with adapters of another base model.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from covrl.train.sft import is_warm_start_finished
 
 # Name of the policy's configuration among the inputs.
 _MODEL = 'configuration of the model'
+# Name of the format of prompts among the inputs, which earlier versions did not store.
+_PROMPT_FORMAT = 'prompt format'
 # Endings of the names of files with a pretrained model's weights.
 _WEIGHTS = ('.safetensors', '.gguf')
 # Name of these weights among the inputs. Earlier versions stored samples of them as
@@ -82,8 +84,8 @@ def check_opened_run(
     warn: receives a sentence if the problems to evaluate on have changed.
 
   Raises:
-    ConfigError: the tokenizer, the base of the adapters or the shared warm start
-      has changed since.
+    ConfigError: the tokenizer, the format of prompts, the base of the adapters or
+      the shared warm start has changed since.
   """
   saved_inputs = saved.metadata.get('inputs', {})
 
@@ -125,7 +127,11 @@ def policy_fingerprints(
   policy: Policy,
   shared_warm_start: Checkpoint | None,
 ) -> dict[str, str]:
-  """Returns the fingerprints of a policy's inputs besides its checkpoint."""
+  """Returns the fingerprints of a policy's inputs besides its checkpoint.
+
+  The format of prompts is one where the task has one: it depends on the chat template
+  of the pretrained model, whose file may change.
+  """
   tokenizer = task.tokenizer
   special = tokenizer.bos_id, tuple(tokenizer.end_ids), tokenizer.pad_id
   # Adapters and rematerialisation are the run's, not the model's.
@@ -135,6 +141,8 @@ def policy_fingerprints(
     'special tokens': text_fingerprint(repr(special)),
     _MODEL: text_fingerprint(repr(model)),
   }
+  if task.prompt_format is not None:
+    fingerprints[_PROMPT_FORMAT] = task.prompt_format.fingerprint
   if shared_warm_start is not None:
     fingerprints['shared warm start'] = _files_fingerprint(shared_warm_start)
   elif policy.config.lora is not None and config.pretrained:

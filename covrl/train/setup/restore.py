@@ -215,8 +215,8 @@ def open_run(
     trust: whether to execute a recipe that another user may have written.
 
   Raises:
-    ConfigError: `workdir` is not a run directory, is another user's and not trusted,
-      or the tokenizer, the base of adapters or the shared warm start has changed.
+    ConfigError: `workdir` is not a run directory or not trusted, or the
+      tokenizer, prompt format, base of adapters or shared warm start have changed.
     CheckpointError: the run has no usable checkpoint.
     ValueError: suites are given, and the run's task has none.
   """

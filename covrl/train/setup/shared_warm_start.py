@@ -39,7 +39,7 @@ def shared_warm_start(
 
   Raises:
     ConfigError: that run has no finished warm start, a different one or one of
-      another model or other examples, or the task has no solved examples for a warm
+      another model, format of prompts or other examples, or the task has no solved examples for a warm
       start of its own.
   """
   if not config.warm_start.from_run:
@@ -83,7 +83,7 @@ def _check_same_inputs(
   policy: Policy,
   other: RunDirectory,
 ) -> None:
-  """Checks that another run's warm start was of the same model and examples.
+  """Checks that another run's warm start was of the same model, prompts and examples.
 
   Inputs without a fingerprint count as the same.
   """

@@ -3,6 +3,7 @@
 
 import dataclasses
 import os
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from covrl.run.checkpoint import (
 )
 from covrl.storage.fingerprints import directory_fingerprint
 from covrl.tasks.task import Task
+from covrl.tasks.text import text_task
 from covrl.train.setup.inputs import (
   check_inputs,
   check_opened_run,
@@ -36,6 +38,7 @@ from covrl.train.setup.inputs import (
   warm_start_of,
 )
 
+GOLDEN = pathlib.Path(__file__).parents[2] / 'golden'
 TOKENIZER = train_sentencepiece(['1', '2', '+'])
 OTHER_END = SentencePieceTokenizer(TOKENIZER.to_bytes(), ['<s>'])
 SUMS = [
@@ -198,6 +201,51 @@ def test_a_run_is_opened_with_the_tokenizer_and_problems_of_its_training():
   )
   with pytest.raises(ConfigError, match=r'^tokenizer must be the same as in'):
     open_run(before, tokenizer=train_sentencepiece(['1', '2', '+', '3']))
+
+
+@pytest.mark.parametrize(
+  ('file', 'text'),
+  [
+    ('chat_template.jinja', '### {{ messages[-1].content }}'),
+    (
+      'tokenizer_config.json',
+      '{"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "bos_token": "x"}',
+    ),
+    ('', 'Be brief.'),
+  ],
+)
+def test_a_run_is_neither_opened_nor_resumed_with_another_prompt_format(
+  tmp_path, file, text
+):
+  """The chat template is the pretrained model's, whose files may be updated."""
+  model = shutil.copytree(GOLDEN / 'tokenizers' / 'bytes', tmp_path / 'model')
+  config = Config(pretrained=str(model))
+  config.rollout.max_prompt_length = 1000
+  policy = Policy(tiny(320))
+
+  def current_inputs():
+    return input_fingerprints(config, text_task(config), policy, None)
+
+  def open_run(inputs):
+    check_opened_run(
+      config, text_task(config), policy, None, saved(inputs), pytest.fail
+    )
+
+  before = current_inputs()
+  open_run(before)
+  if file:
+    (model / file).write_text(text)
+  else:
+    config.data.system = text
+  with pytest.raises(
+    ConfigError, match=r'^prompt format must be the same as in'
+  ):
+    open_run(before)
+  assert inputs_error(current_inputs(), before).startswith('prompt format must')
+  # Checkpoints of earlier versions do not have it.
+  del before['prompt format']
+  open_run(before)
+  check_inputs(config, current_inputs(), saved(before), pytest.fail)
 
 
 @pytest.mark.parametrize('size', [0, 1, 2**22, 2**22 + 1, 9 * 2**20])
