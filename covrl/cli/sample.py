@@ -2,7 +2,8 @@
 """Samples responses to a prompt, or a file of prompts, from a run or a model.
 
 Prints one response per line after its log-probability under the policy, the sum
-of log p over the response's tokens, in nats. Examples:
+of log p over the response's tokens, in nats: at temperature 1 and of all tokens,
+whatever distribution the response is sampled from. Examples:
 
   covrl sample runs/kl_cov "3 7 2 = 42 :"
   covrl sample Qwen/Qwen2.5-0.5B-Instruct "What is 17 * 23?" --chat
@@ -196,8 +197,6 @@ def _sample_pretrained(
   from covrl.config import Config
   from covrl.data import Problem, prompt_ids
   from covrl.parallel import sharding
-  from covrl.rollout import Sampling
-  from covrl.train.setup.build import make_engine
   from covrl.train.setup.sample import response_limit, sample_responses
 
   tokenizer = pretrained.load_tokenizer(arguments.policy)
@@ -205,20 +204,23 @@ def _sample_pretrained(
   prompt = prompt_format(arguments, config)(arguments.prompt)
   problem = Problem(prompt=prompt, reference=None, source='prompt')
   mesh = sharding.make_mesh()
+  config.rollout.max_prompt_length = max(len(prompt_ids(problem, tokenizer)), 1)
   config.rollout.max_response_length = response_limit(
     arguments.policy, prompt, tokenizer, arguments.max_length
   )
   policy, params = pretrained.load_pretrained(arguments.policy, mesh)
   progress.stage('sampling')
   return sample_responses(
-    make_engine(config, policy, tokenizer, mesh),
+    policy,
     params,
+    mesh,
     tokenizer,
     prompt,
-    max_prompt_length=max(len(prompt_ids(problem, tokenizer)), 1),
+    rollout=config.rollout,
     count=arguments.count,
-    sampling=Sampling.make(
-      arguments.temperature, arguments.top_p, arguments.top_k, arguments.min_p
-    ),
+    temperature=arguments.temperature,
+    top_p=arguments.top_p,
+    top_k=arguments.top_k,
+    min_p=arguments.min_p,
     seed=arguments.seed,
   )

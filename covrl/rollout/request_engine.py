@@ -61,6 +61,7 @@ class RequestEngine:
     slots: int = 16,
     segment: int = 16,
     max_stop_ids: int = 8,
+    prompt_widths: Sequence[int] = PROMPT_WIDTHS,
     caching: Caching = EXACT_CACHING,
   ) -> None:
     """Creates the caches, and compiles all programs.
@@ -77,6 +78,8 @@ class RequestEngine:
         the devices that split rows.
       segment: tokens of each response that a step samples, at most.
       max_stop_ids: stop ids of a request, at most.
+      prompt_widths: widths of programs for shorter prompts than the longest, in
+        ascending order.
       caching: options of the KV cache and of prefill.
 
     Raises:
@@ -113,7 +116,7 @@ class RequestEngine:
       slots=slots_per_shard,
       stop_ids=max_stop_ids,
     )
-    self._widths = (*(w for w in PROMPT_WIDTHS if w < width), width)
+    self._widths = (*(w for w in prompt_widths if w < width), width)
     self._waiting = WaitingRequests(self._widths)
     self._rows = Rows(
       sizes, self._shards, batch=MAX_ADMITTED_PROMPTS, pad_id=pad_id

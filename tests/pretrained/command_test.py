@@ -66,6 +66,24 @@ def test_sample_uses_a_pretrained_model(model, capsys):
   assert capsys.readouterr().out != output_without_chat
 
 
+@pytest.mark.parametrize('sampling', ['--temperature=0.5', '--top_k=3'])
+def test_log_probabilities_of_a_prompt_and_of_a_file_are_the_policys(
+  model, tmp_path, capsys, sampling
+):
+  options = ['--count=3', '--max_length=4', sampling]
+  main(['sample', str(model), 'What is 1 + 1?', '--seed=3', *options])
+  printed = re.findall(r'log-probability +(\S+) nats ', capsys.readouterr().out)
+  file = tmp_path / 'prompts.jsonl'
+  file.write_text(json.dumps({'prompt': 'What is 1 + 1?', 'seed': 3}))
+  main(['sample', str(model), f'--file={file}', *options])
+  responses = json.loads(capsys.readouterr().out)['responses']
+  logprobs = [response['logprob'] for response in responses]
+  np.testing.assert_allclose([float(x) for x in printed], logprobs, atol=1e-3)
+  # They are not those of the distribution that was sampled from.
+  others = [response['sampling_logprob'] for response in responses]
+  assert (np.abs(np.subtract(logprobs, others)) > 0.01).all()
+
+
 @pytest.mark.parametrize(
   ('options', 'message'),
   [
@@ -145,8 +163,8 @@ def test_number_of_positions_includes_the_extension_by_rope_scaling(
 def test_responses_fit_into_the_positions(short_model, capsys, monkeypatch):
   limits = []
 
-  def sample(engine, *args, **kwargs):
-    limits.append(engine.max_response_length)
+  def sample(*args, rollout, **kwargs):
+    limits.append(rollout.max_response_length)
     return []
 
   monkeypatch.setattr('covrl.train.setup.sample.sample_responses', sample)

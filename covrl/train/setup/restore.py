@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import math
 import re
@@ -28,7 +27,6 @@ from covrl.evaluation.results import Evaluation
 from covrl.models import Policy
 from covrl.parallel import sharding
 from covrl.pretrained import load_params, load_pretrained
-from covrl.rollout import Sampling, SamplingEngine
 from covrl.run.checkpoint import Checkpoint, CheckpointError, CheckpointStore
 from covrl.run.checkpoint_files import MANIFEST
 from covrl.run.directory import RunDirectory
@@ -125,7 +123,7 @@ class OpenedRun:
       evaluator = make_evaluator(
         self.config,
         self.task,
-        self._engine(),
+        make_engine(self.config, self.policy, self.task.tokenizer, self.mesh),
         scoring,
         self.task.evaluation_suites(settings),
       )
@@ -159,25 +157,26 @@ class OpenedRun:
     Raises:
       ValueError: an argument is out of range, or the prompt is too long.
     """
-    config = self.config
+    rollout = self.config.rollout
     if max_length is not None:
-      config = copy.deepcopy(config)
-      config.rollout.max_response_length = response_limit(
-        config.pretrained, prompt, self.task.tokenizer, max_length
+      limit = response_limit(
+        self.config.pretrained, prompt, self.task.tokenizer, max_length
       )
+      rollout = dataclasses.replace(rollout, max_response_length=limit)
     return sample_responses(
-      make_engine(config, self.policy, self.task.tokenizer, self.mesh),
+      self.policy,
       self.params,
+      self.mesh,
       self.task.tokenizer,
       prompt,
-      max_prompt_length=self.config.rollout.max_prompt_length,
+      rollout=rollout,
       count=count,
-      sampling=Sampling.make(temperature, top_p, top_k, min_p),
+      temperature=temperature,
+      top_p=top_p,
+      top_k=top_k,
+      min_p=min_p,
       seed=seed,
     )
-
-  def _engine(self) -> SamplingEngine:
-    return make_engine(self.config, self.policy, self.task.tokenizer, self.mesh)
 
 
 def _override(

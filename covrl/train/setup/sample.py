@@ -3,80 +3,106 @@
 
 from __future__ import annotations
 
-import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from covrl.data import (
-  ListSource,
-  Problem,
-  PromptStream,
-  Tokenizer,
-  prompt_ids,
-)
+from covrl.config import RolloutConfig
+from covrl.data import Problem, Tokenizer, prompt_ids, prompt_rows
+from covrl.models import Policy
 from covrl.pretrained import max_positions
-from covrl.rollout import Sampling, SamplingEngine
-from covrl.rollout.score import decode_responses
+from covrl.rollout import Caching, Request, RequestEngine
+from covrl.rollout.sampling import check_sampling
+from covrl.train.state_sharding import rollout_mesh
+
+_SLOTS = 16  # responses that are decoded together, at most
 
 
 def sample_responses(
-  engine: SamplingEngine,
+  policy: Policy,
   params: PyTree,
+  mesh: Mesh,
   tokenizer: Tokenizer,
   prompt: str,
   *,
-  max_prompt_length: int,
+  rollout: RolloutConfig,
   count: int,
-  sampling: Sampling,
+  temperature: float,
+  top_p: float,
+  top_k: int,
+  min_p: float,
   seed: int,
 ) -> list[tuple[str, float]]:
   """Samples responses to one prompt.
 
   Args:
-    engine: the policy's sampler.
+    policy: the model.
     params: all parameters of the policy.
+    mesh: the mesh of the parameters.
     tokenizer: the policy's tokenizer.
     prompt: the text of the prompt, chat template included.
-    max_prompt_length: tokens of the prompt, at most.
+    rollout: limits of prompt and responses, in tokens, and options of the engine.
     count: number of responses.
-    sampling: temperature and truncation.
+    temperature: sampling temperature.
+    top_p: probability mass to sample from.
+    top_k: number of tokens to sample from, 0 for all.
+    min_p: least relative probability of a token, 0 for all.
     seed: seed of the samples.
 
   Returns:
-    Each response with its log-probability in nats.
+    Each response with its log-probability under the policy in nats: at
+    temperature 1 and before truncation, as of `covrl sample --file` and
+    `covrl serve`.
 
   Raises:
-    ValueError: `count` is below 1, the prompt is too long, or logits are not
-      finite.
+    ValueError: `count` is below 1, an option is out of range, the prompt is too
+      long, or logits are not finite.
   """
   if count < 1:
     raise ValueError(f'--count must be at least 1, got {count}')
-  stream = PromptStream(
-    ListSource([_bare_problem(prompt)]),
-    seed=0,
-    prompts_per_draw=1,
-    tokenizer=tokenizer,
-    max_prompt_length=max_prompt_length,
-    shuffle=False,
-    prefetch=0,
+  check_sampling(temperature, top_p, top_k, min_p)
+  rows, mask = prompt_rows(
+    [_bare_problem(prompt)], tokenizer, rollout.max_prompt_length
   )
-  batch = next(stream)
-  samples = jax.device_get(
-    engine.sample(
-      params,
-      batch.tokens,
-      batch.mask,
-      group_size=count,
-      key=jax.random.key(seed),
-      sequence_ids=np.arange(count, dtype=np.int32),
-      sampling=sampling,
+  prompt_tokens = tuple(rows[mask].tolist())
+  engine = RequestEngine(
+    policy,
+    params,
+    rollout_mesh(mesh, rollout.tensor),
+    end_ids=tokenizer.end_ids,
+    pad_id=tokenizer.pad_id,
+    max_prompt_length=len(prompt_tokens),
+    max_response_length=rollout.max_response_length,
+    slots=min(count, rollout.slots or _SLOTS),
+    segment=rollout.segment,
+    prompt_widths=(),
+    # A cache of 8 bits changes log-probabilities.
+    caching=Caching(chunk=rollout.prefill_chunk),
+  )
+  responses: dict[int, tuple[list[int], list[float]]] = {}
+  for index in range(count):
+    request = Request(
+      prompt=prompt_tokens,
+      max_tokens=rollout.max_response_length,
+      seed=seed,
+      sequence_id=index,
+      temperature=temperature,
+      top_p=top_p,
+      top_k=top_k,
+      min_p=min_p,
     )
-  )
-  if np.isnan(samples.sampler_logprobs).any():
+    responses[engine.submit(request)] = [], []
+  while engine.num_waiting or engine.num_running:
+    for number, new in engine.step().items():
+      tokens, logprobs = responses[number]
+      tokens += new.tokens
+      logprobs += new.policy_logprobs
+  if any(np.isnan(logprobs).any() for _, logprobs in responses.values()):
     raise ValueError('the logits of a response must be finite, got nan')
-  texts = decode_responses(tokenizer, samples)
-  logprobs = samples.sampler_logprobs.sum(axis=1).tolist()
-  return list(zip(texts, logprobs, strict=True))
+  return [
+    (tokenizer.decode(tokens), sum(logprobs))
+    for tokens, logprobs in responses.values()
+  ]
 
 
 def response_limit(
