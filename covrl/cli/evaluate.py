@@ -13,7 +13,9 @@ Examples:
 By default AIME and AMC are sampled 32 times at temperature 0.6 and the other
 suites greedily, as published. Results per problem are written to evaluation/ in
 the run's directory, or in that of --output, where `covrl report` finds them:
-held_out.jsonl, a file per suite, and summary.json.
+held_out.jsonl, a file per suite, and summary.json. Notes and warnings on the
+problems are printed on standard error, except those of a run's own problems,
+which its training has printed.
 """
 
 from __future__ import annotations
@@ -123,6 +125,10 @@ def run(arguments: argparse.Namespace) -> None:
     with _open(arguments) as opened:
       if output is not None:
         on_exit.enter_context(_lock_results(output))
+      # Those of a run's own problems were printed by its training.
+      if arguments.suite or not is_run(arguments.policy):
+        for text in opened.task.notes:
+          progress.note(text)
       progress.stage('evaluating')
       evaluation = opened.evaluate(
         samples=arguments.samples,

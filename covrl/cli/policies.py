@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
   from covrl.config import Config
+  from covrl.data import Tokenizer
   from covrl.rollout import Caching
+  from covrl.run.progress import Progress
 
 
 def add_policy(parser: argparse.ArgumentParser) -> None:
@@ -147,6 +149,27 @@ def prompt_format(
     now=PROMPT_DATE,
     **variables,
   )
+
+
+def print_chat_notes(
+  arguments: argparse.Namespace,
+  config: Config,
+  tokenizer: Tokenizer,
+  progress: Progress,
+) -> None:
+  """Prints notes on the ends of responses to conversations, with `--chat`.
+
+  Args:
+    arguments: the parsed option `chat`.
+    config: see `prompt_format`.
+    tokenizer: the policy's tokenizer.
+    progress: prints the notes.
+  """
+  if arguments.chat:
+    from covrl.tasks.text import chat_notes
+
+    for text in chat_notes(config.pretrained, tokenizer):
+      progress.note(text)
 
 
 def is_run(directory: str) -> bool:

@@ -33,6 +33,7 @@ from covrl.cli.policies import (
   add_trust,
   check_numbers,
   is_run,
+  print_chat_notes,
   prompt_format,
   refuse_unused,
 )
@@ -110,7 +111,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '--chat',
     action='store_true',
     help="format the prompt as a user's message with the chat template of the "
-    "model, or of the model that the run began with, after the run's system message",
+    "model, or of the model that the run began with, after the run's system "
+    'message; a note says if responses do not end where the template ends answers',
   )
   add_template_variables(parser)
   parser.add_argument(
@@ -176,6 +178,8 @@ def _sample_run(
 
   with open_run(arguments.policy, trust=arguments.trust) as opened:
     render = prompt_format(arguments, opened.config)
+    tokenizer = opened.task.tokenizer
+    print_chat_notes(arguments, opened.config, tokenizer, progress)
     progress.stage('sampling')
     return opened.sample(
       render(arguments.prompt),
@@ -202,6 +206,7 @@ def _sample_pretrained(
   tokenizer = pretrained.load_tokenizer(arguments.policy)
   config = Config(pretrained=arguments.policy)
   prompt = prompt_format(arguments, config)(arguments.prompt)
+  print_chat_notes(arguments, config, tokenizer, progress)
   problem = Problem(prompt=prompt, reference=None, source='prompt')
   mesh = sharding.make_mesh()
   config.rollout.max_prompt_length = max(len(prompt_ids(problem, tokenizer)), 1)

@@ -13,7 +13,13 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import IO, TYPE_CHECKING, Any
 
-from covrl.cli.policies import caching, check_numbers, is_run, prompt_format
+from covrl.cli.policies import (
+  caching,
+  check_numbers,
+  is_run,
+  print_chat_notes,
+  prompt_format,
+)
 
 if TYPE_CHECKING:
   from etils import epath
@@ -73,6 +79,7 @@ def run(arguments: argparse.Namespace) -> None:
     else:
       served = load_model(arguments.policy, lengths, _MODEL_LENGTHS)
     render = prompt_format(arguments, served.config)
+    print_chat_notes(arguments, served.config, served.tokenizer, progress)
     fingerprint = _fingerprint(arguments, served, render)
     tally.check_fingerprint(fingerprint)
     slots = _SLOTS if arguments.slots is None else arguments.slots

@@ -96,13 +96,8 @@ def text_task(config: Config) -> Task:
       none_answers.add(problem)
     notes += [f'warning: {text}' for text in none_answers.warnings()]
   rewards, sandbox_notes = make_rewards(kinds, config.rewards)
-  if format_prompt.template is not None and (
-    turn_end := unused_turn_end(config.pretrained, tokenizer)
-  ):
-    notes.append(
-      f'responses do not end with {turn_end}, which the chat template writes after'
-      ' an answer; eos_token_id in generation_config.json can name it'
-    )
+  if format_prompt.template is not None:
+    notes += chat_notes(config.pretrained, tokenizer)
   return Task(
     tokenizer=tokenizer,
     train=train,
@@ -119,6 +114,22 @@ def text_task(config: Config) -> Task:
     notes=[*notes, *sandbox_notes],
     prompt_format=format_prompt,
   )
+
+
+def chat_notes(directory: str, tokenizer: Tokenizer) -> list[str]:
+  """Returns a note if responses do not end where the chat template ends answers.
+
+  Args:
+    directory: the pretrained model.
+    tokenizer: the policy's tokenizer.
+  """
+  turn_end = unused_turn_end(directory, tokenizer)
+  if turn_end is None:
+    return []
+  return [
+    f'responses do not end with {turn_end}, which the chat template writes after'
+    ' an answer; eos_token_id in generation_config.json can name it'
+  ]
 
 
 def prompt_format(config: Config) -> PromptFormat:

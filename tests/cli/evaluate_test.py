@@ -43,6 +43,7 @@ def evaluations(monkeypatch):
     evaluate=policy_evaluate,
     iteration=3,
     config=types.SimpleNamespace(seed=0),
+    task=types.SimpleNamespace(notes=('warning: 1 of 2 answers',)),
   )
   monkeypatch.setattr(
     evaluate, '_open', lambda arguments: contextlib.nullcontext(opened_policy)
@@ -60,6 +61,23 @@ def test_results_are_written_and_no_lock_is_left(evaluations, tmp_path, capsys):
   assert files == ['held_out.jsonl', 'summary.json']
   assert str(tmp_path / 'evaluation/summary.json') in capsys.readouterr().out
   assert evaluations == [1.0]
+
+
+def test_notes_on_problems_that_training_has_not_printed_are_printed(
+  evaluations, tmp_path, capsys
+):
+  workdir = tmp_path / 'run'
+  (workdir / 'recipe').mkdir(parents=True)
+  for arguments, count in (
+    (['owner/model', '--suite=amc'], 1),
+    (['owner/model', '--config=recipe.py:recipe'], 1),
+    ([str(workdir), '--suite=amc'], 1),
+    ([str(workdir)], 0),
+  ):
+    main(['evaluate', *arguments, f'--output={tmp_path / "results"}'])
+    printed = capsys.readouterr()
+    assert printed.err.count('warning: 1 of 2 answers') == count
+    assert 'answers' not in printed.out
 
 
 def test_one_problem_is_printed_without_an_interval(
@@ -93,6 +111,7 @@ def test_samples_at_temperature_0_are_noted(monkeypatch, tmp_path, capsys):
       ),
       iteration=3,
       config=types.SimpleNamespace(seed=0),
+      task=types.SimpleNamespace(notes=()),
     )
     monkeypatch.setattr(
       evaluate,

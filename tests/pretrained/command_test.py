@@ -20,6 +20,7 @@ from pretrained.fixtures import (
 from covrl.cli import main
 from covrl.config import Config, ConfigError
 from covrl.data import JsonTokenizer
+from covrl.evaluation.results import Evaluation, SuiteResult
 from covrl.models import Policy, tiny
 from covrl.pretrained import (
   load_policy,
@@ -28,8 +29,10 @@ from covrl.pretrained import (
   max_positions,
   save_pretrained,
 )
+from covrl.serve.policy import ServedPolicy
 from covrl.train.setup.initial_policy import check_lengths
 from covrl.train.setup.model_lengths import model_lengths
+from covrl.train.setup.restore import OpenedRun
 
 TOKENIZER = (
   pathlib.Path(__file__).parents[1] / 'golden' / 'tokenizers' / 'bytes'
@@ -121,6 +124,62 @@ def test_chat_needs_a_template(model, tmp_path, capsys):
   assert re.match(
     r'log-probability +-\d+\.\d{3} nats  ', capsys.readouterr().out
   )
+
+
+def test_notes_on_chats_and_suites_are_printed_without_training(
+  model, tmp_path, capsys, monkeypatch
+):
+  directory = shutil.copytree(model, tmp_path / 'model')
+  # The end of a turn is not an end token.
+  (directory / 'generation_config.json').write_text('{"eos_token_id": [300]}')
+  suite = tmp_path / 'suite.jsonl'
+  suite.write_text('{"question": "What?", "answer": "None"}\n' * 2)
+  prompts = tmp_path / 'prompts.jsonl'
+  prompts.write_text('{"prompt": "What?"}')
+  # Nothing is sampled.
+  monkeypatch.setattr(
+    'covrl.train.setup.sample.sample_responses', lambda *_, **__: [('r', -1.0)]
+  )
+  monkeypatch.setattr(
+    'covrl.serve.sample_lines', lambda *_, **__: iter([{'line': 1}])
+  )
+  monkeypatch.setattr(ServedPolicy, 'engine', lambda *_, **__: None)
+  monkeypatch.setattr(
+    OpenedRun, 'evaluate', lambda opened, **_: evaluated(opened)
+  )
+  note = 'responses do not end with <|im_end|>, which the chat template writes'
+  for arguments in (['What?'], [f'--file={prompts}']):
+    for chat in ([], ['--chat']):
+      main(['sample', str(directory), *arguments, *chat])
+      printed = capsys.readouterr()
+      assert printed.err.count(note) == len(chat)
+      assert printed.out.count('\n') == 1
+  main(
+    ['evaluate', str(directory), f'--suite={suite}', '--max_prompt_length=320']
+  )
+  printed = capsys.readouterr()
+  for text in (
+    note,
+    "warning: 2 of 2 answers are the text 'None'",
+    '2 problems (schema',
+    '1 of which repeat a question of the set',
+  ):
+    assert printed.err.count(text) == 1
+    assert text not in printed.out
+
+
+def evaluated(opened):
+  """An evaluation without responses, of the suites of an opened policy."""
+  results = [
+    SuiteResult(
+      suite=suite,
+      greedy=np.zeros(len(suite.problems)),
+      correct=np.zeros((len(suite.problems), 0)),
+      responses=[[''] for _ in suite.problems],
+    )
+    for suite in opened.task.suites
+  ]
+  return Evaluation(results=tuple(results), entropy=0.0)
 
 
 @pytest.fixture
