@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -266,5 +267,8 @@ def _print_metrics(evaluation: Evaluation) -> int:
     print(f'{name:{width}} {estimate.value:.4f} {interval}')
   count = sum(len(result.greedy) for result in evaluation.results)
   print(f'{"problems":{width}} {count}')
-  print(f'{"entropy":{width}} {evaluation.entropy:.4f} nats per token')
+  entropy = 'not measured, without samples at temperature 1'
+  if not math.isnan(evaluation.entropy):
+    entropy = f'{evaluation.entropy:.4f} nats per token'
+  print(f'{"entropy":{width}} {entropy}')
   return width

@@ -151,6 +151,7 @@ class Evaluator:
     )
     greedy: list[PendingBatch] = []
     sampled: list[PendingBatch] = []
+    from_policy: list[PendingBatch] = []  # sampled at temperature 1
     done = 0
 
     def report(finished: int) -> None:
@@ -168,14 +169,15 @@ class Evaluator:
       for start in range(0, len(groups), self._prompts_per_batch):
         batch = groups[start : start + self._prompts_per_batch]
         batches.append(self._submit(batch, params, size, sampling, report))
+        if temperature == 1:
+          from_policy.append(batches[-1])
         done += len(batch) * size
         report(0)
     results = self._results(greedy, sampled)
-    nll = sum(batch.nll for batch in sampled or greedy)
-    tokens = sum(batch.tokens for batch in sampled or greedy)
-    return Evaluation(
-      results=results, entropy=nll / tokens if tokens else math.nan
-    )
+    nll = sum(batch.nll for batch in from_policy)
+    tokens = sum(batch.tokens for batch in from_policy)
+    entropy = nll / tokens if tokens else math.nan
+    return Evaluation(results=results, entropy=entropy)
 
   def _group_size_of(self, suite: Suite) -> int:
     """Returns the samples decoded together: the largest suitable divisor."""

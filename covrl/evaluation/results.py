@@ -160,7 +160,8 @@ class Evaluation:
 
   Attributes:
     results: the result of each suite.
-    entropy: mean of −log π over sampled tokens, in nats.
+    entropy: mean of −log π over the tokens of samples at temperature 1, in nats; NaN
+      without such samples, since other tokens are not drawn from the policy.
   """
 
   results: tuple[SuiteResult, ...]

@@ -4,6 +4,7 @@
 import dataclasses
 import inspect
 import itertools
+import math
 import zlib
 
 import jax
@@ -137,11 +138,14 @@ def test_majority_votes_on_extracted_answers(evaluator_parts):
     assert [t.split()[0] if t else None for t in texts[1:]] == list(answers)
 
 
-def test_entropy_is_over_samples_if_there_are_any(evaluator_parts):
-  both = evaluate(evaluator_parts, SUITES)
-  sampled = evaluate(evaluator_parts, [s for s in SUITES if s.samples])
-  assert both.entropy == pytest.approx(sampled.entropy, rel=1e-6)
-  assert evaluate(evaluator_parts, SUITES[1:2]).entropy > 0
+def test_entropy_is_over_samples_at_temperature_1_only(evaluator_parts):
+  """Greedy tokens and those at other temperatures are not drawn from the policy."""
+  assert math.isnan(evaluate(evaluator_parts, SUITES[:3]).entropy)
+  at_1 = dataclasses.replace(SUITES[2], name='at 1', temperature=1.0)
+  entropy = evaluate(evaluator_parts, [at_1]).entropy
+  assert entropy > 0
+  both = evaluate(evaluator_parts, [at_1, *SUITES[:3]])
+  assert both.entropy == pytest.approx(entropy, rel=1e-6)
 
 
 def test_known_suites_have_distinct_blocks_of_sequence_ids():
