@@ -89,7 +89,11 @@ def test_the_chain_of_a_warm_start_keeps_the_form_of_its_state():
     segment_ids=rows,
   )
   before = SupervisedState(
-    params=params, opt_state=state, step=COUNT, skipped_in_a_row=COUNT
+    params=params,
+    opt_state=state,
+    step=COUNT,
+    skipped_in_a_row=COUNT,
+    skipped=COUNT,
   )
   with pytest.raises(TypeError, match='must keep the form of its state'):
     jax.eval_shape(make_sft_step(policy, chain), before, batch)

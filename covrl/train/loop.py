@@ -210,7 +210,7 @@ def train(
 
     # Resume or warm start.
     position, state, rollout = start_or_resume(
-      run, config, saved, warm_starts, writer, progress, stop, inputs
+      run, config, saved, warm_starts, writer, progress, warn, stop, inputs
     )
     adapter_base_files = AdapterBaseFiles(run, config, warm_starts, warn)
     inputs |= adapter_base_files.fingerprint()

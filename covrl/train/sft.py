@@ -70,12 +70,14 @@ class SupervisedState:
     opt_state: state of the parameter chain.
     step: number of updates, int32; a skipped update counts.
     skipped_in_a_row: number of the latest updates that were skipped.
+    skipped: number of all updates that were skipped.
   """
 
   params: PyTree
   opt_state: PyTree
   step: Int[Array, '']
   skipped_in_a_row: Int[Array, '']
+  skipped: Int[Array, '']
 
 
 def make_sft_step(
@@ -130,8 +132,10 @@ def make_sft_step(
       opt_state=opt_state,
       step=state.step + 1,
       skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
+      skipped=state.skipped + ~finite,
     )
-    return new_state, {'loss': value, 'entropy': entropy, 'gradient_norm': norm}
+    metrics = {'loss': value, 'entropy': entropy, 'gradient_norm': norm}
+    return new_state, metrics | {'skipped_updates': new_state.skipped}
 
   return update
 
@@ -145,6 +149,7 @@ def warm_start(
   mesh: Mesh,
   writer: MetricsWriter,
   progress: Progress,
+  warn: Callable[[str], object],
   store: CheckpointStore,
   saved: Checkpoint | None,
   stop: StopSignal,
@@ -163,6 +168,7 @@ def warm_start(
     mesh: the mesh of the parameters.
     writer: receives the metrics.
     progress: displays the metrics.
+    warn: receives a sentence if updates are skipped.
     store: the warm start's checkpoints.
     saved: the checkpoint to resume from; `None` starts.
     stop: requests to stop.
@@ -199,6 +205,7 @@ def warm_start(
     opt_state=abstract_opt_state(tx, abstract_params, mesh),
     step=cast(Any, replicated_like(jnp.zeros((), jnp.int32), mesh)),
     skipped_in_a_row=cast(Any, replicated_like(jnp.zeros((), jnp.int32), mesh)),
+    skipped=cast(Any, replicated_like(jnp.zeros((), jnp.int32), mesh)),
   )
   state_shardings = shardings(abstract_state)
   step = jax.jit(
@@ -228,7 +235,7 @@ def warm_start(
   if steps_done:
     progress.update(steps_done)
   stop.set_finished_updates(steps_done)
-  started, tokens = time.monotonic(), 0
+  started, tokens, has_warned = time.monotonic(), 0, False
   with contextlib.closing(stream), jax.set_mesh(mesh):
     for update in range(steps_done + 1, settings.steps + 1):
       stream_state = stream.get_state()
@@ -258,6 +265,13 @@ def warm_start(
         writer.write(step=update, iteration=0, phase='warm_start', **values)
         progress.update(update, **values)
         _check_skipped(state, update, config.train.max_skipped_updates)
+        if values['skipped_updates'] and not has_warned:
+          has_warned = True
+          warn(
+            f'{values["skipped_updates"]:.0f} of the first {update} updates of the'
+            ' warm start were skipped, because gradients or parameters were not'
+            ' finite; further ones are counted only'
+          )
       stop.set_finished_updates(update)
       every = config.checkpoint.warm_start_every
       if every and update % every == 0 and update < settings.steps:
@@ -286,6 +300,7 @@ def _initial_state(
     skipped_in_a_row=distributed.put_global(
       zero, state_shardings.skipped_in_a_row
     ),
+    skipped=distributed.put_global(zero, state_shardings.skipped),
   )
 
 

@@ -10,7 +10,9 @@ import types
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from train import runs, toy
 from train.process import metric_lines, start, train
@@ -39,6 +41,7 @@ CONFIG.warm_start.steps = STEPS
 CONFIG.logging.warm_start_every = 2
 TASK = toy.make_task(CONFIG)
 POLICY = Policy(toy.make_model(CONFIG, TASK.tokenizer.vocab_size))
+TX = toy.make_warm_start_tx(CONFIG)
 MESH = sharding.make_mesh({'data': 1}, jax.devices()[:1])
 
 
@@ -48,7 +51,9 @@ def compiled_once():
   original_make, compiled = sft.make_sft_step, {}
 
   def shared_step(policy, tx):
-    return compiled.setdefault('update', original_make(policy, tx))
+    if tx not in compiled:
+      compiled[tx] = original_make(policy, tx)
+    return compiled[tx]
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(sft, 'make_sft_step', shared_step)
@@ -59,7 +64,13 @@ class Killed(Exception):
   """Stands for a kill of the process."""
 
 
-def run(workdir, before_step=lambda step: None, checkpoint_every=0):
+def run(
+  workdir,
+  before_step=lambda step: None,
+  checkpoint_every=0,
+  tx=TX,
+  warn=lambda text: None,
+):
   """Starts or resumes a warm start; `before_step` is called with each step before it."""
   CONFIG.checkpoint.warm_start_every = checkpoint_every
   directory = RunDirectory(workdir)
@@ -86,11 +97,12 @@ def run(workdir, before_step=lambda step: None, checkpoint_every=0):
         POLICY,
         lambda: POLICY.init(jax.random.key(0), MESH),
         TASK,
-        toy.make_warm_start_tx(CONFIG),
+        tx,
         CONFIG,
         MESH,
         writer,
         progress,
+        warn,
         store,
         saved,
         stop_signal,
@@ -152,6 +164,33 @@ def test_a_killed_warm_start_goes_on_at_its_last_checkpoint(
   began: list[int] = []
   assert run(tmp_path, began.append, checkpoint_every=2) == uninterrupted_run
   assert began == [5, 6, 7]
+
+
+def test_skipped_updates_are_counted_and_reported_once(tmp_path):
+  failures: list[bool] = []
+
+  def update(updates, state, params=None, *, value):
+    # Depends on the batch, since a skipped update changes no state.
+    fails = jnp.floor(value * 1e4) % 2 == 0
+    jax.debug.callback(lambda flag: failures.append(bool(flag)), fails)
+    return jax.tree.map(
+      lambda u: u + jnp.where(fails, jnp.nan, 0), updates
+    ), state
+
+  failing = optax.GradientTransformationExtraArgs(lambda params: (), update)
+  warnings = []
+  _, metrics = run(tmp_path, tx=optax.chain(failing, TX), warn=warnings.append)
+  jax.effects_barrier()
+  assert len(failures) == STEPS
+  assert 0 < sum(failures) < STEPS
+  steps = [line['step'] for line in metrics]
+  counts = [line['skipped_updates'] for line in metrics]
+  assert counts == [sum(failures[:step]) for step in steps]
+  (warning,) = warnings
+  step, count = next((s, c) for s, c in zip(steps, counts, strict=True) if c)
+  assert warning.startswith(
+    f'{count:.0f} of the first {step} updates of the warm start were skipped,'
+  )
 
 
 def test_a_signal_before_the_first_step_saves_nothing(tmp_path):

@@ -92,7 +92,8 @@ def with_adapters(model: ModelConfig, config: Config) -> ModelConfig:
   wider parameters would gain nothing, as they do not change.
 
   Raises:
-    ConfigError: the pretrained model has adapters and others are configured.
+    ConfigError: the pretrained model has adapters, and others or a warm start,
+      which would change the model under them, are configured.
   """
   settings = config.lora
   pretrained_lora = (
@@ -102,6 +103,12 @@ def with_adapters(model: ModelConfig, config: Config) -> ModelConfig:
     raise ConfigError(
       f'lora.rank must be 0 where pretrained is an adapter, {config.pretrained}'
       f' having one of rank {pretrained_lora.rank}, got {settings.rank}'
+    )
+  if pretrained_lora is not None and config.warm_start.steps:
+    raise ConfigError(
+      'warm_start.steps must be 0 where pretrained is an adapter, whose base model'
+      f' the warm start would change, got {config.warm_start.steps}; merge'
+      f' {config.pretrained} into a model first, with covrl convert'
     )
   lora = pretrained_lora
   if settings.rank > 0:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxtyping import PyTree
@@ -208,6 +208,7 @@ def start_or_resume(
   warm_starts: CheckpointStore,
   writer: MetricsWriter,
   progress: Progress,
+  warn: Callable[[str], object],
   stop: StopSignal,
   inputs: Mapping[str, str],
 ) -> tuple[RunPosition, TrainState, RolloutBatch | None]:
@@ -221,6 +222,7 @@ def start_or_resume(
     warm_starts: the store of the warm start.
     writer: receives the metrics of the warm start.
     progress: displays the warm start.
+    warn: receives a sentence if updates of the warm start are skipped.
     stop: requests to stop.
     inputs: fingerprints of the inputs by name, see `covrl.train.setup.inputs`.
 
@@ -269,6 +271,7 @@ def start_or_resume(
       run.mesh,
       writer,
       progress,
+      warn,
       warm_starts,
       unfinished_warm_start,
       stop,
