@@ -168,7 +168,11 @@ def train(
       strict=is_strict, warn=warn
     )
     inputs = input_fingerprints(
-      config, run.task, run.policy, run.shared_warm_start
+      config,
+      run.task,
+      run.policy,
+      run.shared_warm_start,
+      run.programs.networks.models,
     )
     inputs[RECIPE] = recipe.identity
     check_inputs(config, inputs, resumed_from, warn)

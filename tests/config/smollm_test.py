@@ -89,7 +89,7 @@ def test_every_recipe_builds_its_task_model_and_transforms(spec, model):
   assert callable(recipe.loss(config))
   recipe.token_tx(config).init(covrl.TokenStats.template())
   recipe.tx(config).init({'w': jnp.ones(3)})
-  inputs = input_fingerprints(config, task, policy, None)
+  inputs = input_fingerprints(config, task, policy, None, {})
   assert all(inputs.values())
   doc = inspect.getdoc(getattr(smollm, spec.partition(':')[2])) or ''
   assert f'--config={spec} --workdir=runs/smollm' in doc

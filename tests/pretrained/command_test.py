@@ -285,10 +285,10 @@ def test_given_lengths_must_fit_into_the_positions(
 def test_a_recipe_must_fit_into_the_positions(short_model):
   config = Config(pretrained=str(short_model))
   config.rollout.max_prompt_length, config.rollout.max_response_length = 20, 12
-  check_lengths(config)
+  check_lengths(config, str(short_model))
   config.rollout.max_response_length = 13
   with pytest.raises(ConfigError, match=r'at most 32, the positions of .* 20'):
-    check_lengths(config)
+    check_lengths(config, str(short_model))
 
 
 def test_convert_exports_a_model(tmp_path, capsys):

@@ -88,6 +88,11 @@ class Networks:
     self._compiled: dict[tuple[str, int], Callable[..., Any]] = {}
 
   @property
+  def models(self) -> dict[str, Policy]:
+    """The networks' models by name."""
+    return {name: each.model for name, each in self._programs.items()}
+
+  @property
   def names(self) -> tuple[str, ...]:
     """Names of the networks."""
     return tuple(self._programs)

@@ -37,6 +37,7 @@ from covrl.train.algorithm import (
 from covrl.train.collect.collector import RolloutCollector
 from covrl.train.compiled import CompiledPrograms
 from covrl.train.networks.init import check_network_tokenizers
+from covrl.train.networks.network import POLICY, RANDOM
 from covrl.train.rollout_batch import (
   EVALUATE_STREAM,
   INIT_STREAM,
@@ -45,7 +46,7 @@ from covrl.train.rollout_batch import (
 )
 from covrl.train.setup.code import code_fingerprints
 from covrl.train.setup.function_fingerprints import function_fingerprints
-from covrl.train.setup.initial_policy import make_policy
+from covrl.train.setup.initial_policy import check_lengths, make_policy
 from covrl.train.setup.inputs import input_fingerprints, pretrained_fingerprint
 from covrl.train.setup.shared_warm_start import shared_warm_start
 from covrl.train.state_sharding import check_mesh, rollout_mesh
@@ -135,6 +136,9 @@ def build(
   algorithm, changeable = recorded_algorithm(recipe)
   check_settings(trains=True)
   check_network_tokenizers(algorithm.networks, task.tokenizer, warn)
+  for network in algorithm.networks.values():
+    if network.initial not in (POLICY, RANDOM):
+      check_lengths(config, network.initial)
   programs = CompiledPrograms(policy, algorithm, config, mesh)
   # A resumed run needs a warm start only as the base of its adapters.
   warm_start = None
@@ -143,7 +147,9 @@ def build(
   fingerprints_of_code = code_fingerprints(recipe, task)
   if distributed.process_count() > 1:
     check_inputs_of_processes(
-      input_fingerprints(config, task, policy, warm_start)
+      input_fingerprints(
+        config, task, policy, warm_start, programs.networks.models
+      )
       | pretrained_fingerprint(config)
       | fingerprints_of_code
     )

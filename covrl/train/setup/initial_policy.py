@@ -57,7 +57,8 @@ def make_policy_of_size(recipe: Recipe, vocab_size: int) -> Policy:
       raise ConfigError(
         "the recipe's model must have floats of at most 32 bits, got float64"
       )
-  check_lengths(recipe.config)
+  if recipe.config.pretrained:
+    check_lengths(recipe.config, recipe.config.pretrained)
   if recipe.config.train.routing_replay and model.experts is None:
     raise ConfigError(
       'the model must have experts with train.routing_replay, got one without'
@@ -66,21 +67,23 @@ def make_policy_of_size(recipe: Recipe, vocab_size: int) -> Policy:
   return Policy(with_adapters(model, recipe.config))
 
 
-def check_lengths(config: Config) -> None:
-  """Checks that sequences fit into the positions of the pretrained model.
+def check_lengths(config: Config, pretrained: str) -> None:
+  """Checks that sequences fit into the positions of a pretrained model.
+
+  Args:
+    config: the run's configuration.
+    pretrained: the model, of the policy or of a network beside it.
 
   Raises:
     ConfigError: they do not.
   """
-  if not config.pretrained:
-    return
-  positions = max_positions(config.pretrained)
+  positions = max_positions(pretrained)
   prompt = config.rollout.max_prompt_length
   response = config.rollout.max_response_length
   if positions is not None and prompt + response > positions:
     raise ConfigError(
       'rollout.max_prompt_length + rollout.max_response_length must be at most'
-      f' {positions}, the positions of {config.pretrained}'
+      f' {positions}, the positions of {pretrained}'
       f' (max_position_embeddings), got {prompt} + {response}'
     )
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from covrl.config import Config, ConfigError
 from covrl.data.fingerprints import problems_fingerprint, text_fingerprint
 from covrl.data.problems import source_fingerprint
-from covrl.models import Policy
+from covrl.models import ModelConfig, Policy
 from covrl.pretrained.adapters import base_model_directory
 from covrl.pretrained.weights.orbax_cache import has_orbax
 from covrl.run.checkpoint import (
@@ -44,6 +44,7 @@ def input_fingerprints(
   task: Task,
   policy: Policy,
   shared_warm_start: Checkpoint | None,
+  networks: Mapping[str, Policy],
 ) -> dict[str, str]:
   """Returns the fingerprint of each input by its name; empty if it has none.
 
@@ -52,8 +53,11 @@ def input_fingerprints(
     task: the run's task.
     policy: the policy, with or without adapters.
     shared_warm_start: the warm start of another run, if it is used.
+    networks: models of the networks beside the policy by name.
   """
   fingerprints = {'problems to train on': source_fingerprint(task.train)}
+  for name, network in networks.items():
+    fingerprints[f'{_MODEL} of {name}'] = _model_fingerprint(network.config)
   if config.warm_start.steps and task.solved is not None:
     fingerprints['solved examples'] = source_fingerprint(task.solved)
   return (
@@ -134,12 +138,12 @@ def policy_fingerprints(
   """
   tokenizer = task.tokenizer
   special = tokenizer.bos_id, tuple(tokenizer.end_ids), tokenizer.pad_id
-  # Adapters and rematerialisation are the run's, not the model's.
-  model = dataclasses.replace(policy.config, lora=None, remat='nothing')
+  # Adapters that the run adds are not the model's.
+  model = policy.base.config if config.lora.rank else policy.config
   fingerprints = {
     'tokenizer': getattr(tokenizer, 'fingerprint', ''),
     'special tokens': text_fingerprint(repr(special)),
-    _MODEL: text_fingerprint(repr(model)),
+    _MODEL: _model_fingerprint(model),
   }
   if task.prompt_format is not None:
     fingerprints[_PROMPT_FORMAT] = task.prompt_format.fingerprint
@@ -148,6 +152,11 @@ def policy_fingerprints(
   elif policy.config.lora is not None and config.pretrained:
     fingerprints |= pretrained_fingerprint(config)
   return fingerprints
+
+
+def _model_fingerprint(model: ModelConfig) -> str:
+  """Returns a fingerprint of a model's configuration, without rematerialisation."""
+  return text_fingerprint(repr(dataclasses.replace(model, remat='nothing')))
 
 
 def pretrained_fingerprint(config: Config) -> dict[str, str]:

@@ -68,10 +68,12 @@ def task(**changes):
   return dataclasses.replace(default_task, **changes)
 
 
-def inputs(config=None, policy=None, **changes):
+def inputs(config=None, policy=None, networks=None, **changes):
   """Fingerprints of the inputs of a run, by name."""
   policy = policy or Policy(tiny(TOKENIZER.vocab_size))
-  return input_fingerprints(config or Config(), task(**changes), policy, None)
+  return input_fingerprints(
+    config or Config(), task(**changes), policy, None, networks or {}
+  )
 
 
 def saved(fingerprints):
@@ -99,6 +101,28 @@ def test_another_configuration_of_the_model_is_refused():
   assert 'configuration of the model' in message
   remat = dataclasses.replace(model, remat='everything')
   assert inputs(policy=Policy(remat)) == inputs()
+  message = inputs_error(
+    inputs(networks={'critic': Policy(other)}),
+    inputs(networks={'critic': Policy(model)}),
+  )
+  assert message.startswith('configuration of the model of critic must be')
+
+
+def test_other_adapters_of_the_pretrained_model_are_refused():
+  """Of adapters that the run adds, the configuration is among its fields."""
+  first, second = (
+    Policy(
+      dataclasses.replace(
+        tiny(TOKENIZER.vocab_size), lora=Lora(rank=1, alpha=alpha)
+      )
+    )
+    for alpha in (1.0, 3.0)
+  )
+  message = inputs_error(inputs(policy=second), inputs(policy=first))
+  assert message.startswith('configuration of the model must be the same')
+  config = Config()
+  config.lora.rank = 1
+  assert inputs(config, second) == inputs(config, first)
 
 
 def test_the_same_inputs_are_accepted():
@@ -161,7 +185,7 @@ def test_weights_under_adapters_are_inputs(tmp_path):
     )
 
   open_run(before)
-  shared = input_fingerprints(config, task(), adapted, warm_start)
+  shared = input_fingerprints(config, task(), adapted, warm_start, {})
   open_run(shared, warm_start)
   other_warm_start = dataclasses.replace(
     warm_start, files={'a': {'sha256': '2'}}

@@ -229,6 +229,21 @@ def test_adapters_can_be_trained_further(adapter_run, tmp_path, capsys):
   assert 'lora.rank must be 0 where pretrained is an adapter' in error
 
 
+def test_adapters_are_not_put_on_a_warm_start_of_their_base(
+  adapter_run, tmp_path, capsys
+):
+  main(['convert', str(adapter_run), str(tmp_path / 'adapter'), '--adapter'])
+  config = Config(pretrained=str(tmp_path / 'adapter'))
+  config.warm_start.steps = 0
+  assert with_adapters(tiny(48), config).lora is not None
+  config.warm_start.steps = 3
+  with pytest.raises(
+    ConfigError,
+    match=r'warm_start\.steps must be 0 where pretrained is an adapter',
+  ):
+    with_adapters(tiny(48), config)
+
+
 def test_frozen_parameters_have_the_compute_dtype(model):
   mixed = dataclasses.replace(tiny(48), dtype='bfloat16')
   config = Config(pretrained=str(model))

@@ -326,6 +326,7 @@ def test_a_position_of_another_version_is_refused():
       warm_starts=unused,
       writer=unused,
       progress=unused,
+      warn=unused,
       stop=unused,
       inputs={},
     )
