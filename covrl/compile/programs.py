@@ -227,7 +227,7 @@ def _network_programs(work: Workload, name: str) -> dict[str, Program]:
   """Compiles the update and the scoring of a network beside the policy."""
   config, networks = work.recipe.config, work.programs.networks
   rows, width = config.train.sequences_per_update, row_width(config)
-  model, batch = networks.model(name).config, _abstract_batch(work)
+  model, batch = networks.models[name].config, _abstract_batch(work)
   state = work.programs.abstract_state()
   network_state = state.networks[name]
   # State that the programs do not read stays in memory meanwhile.

@@ -169,9 +169,9 @@ def test_a_killed_warm_start_goes_on_at_its_last_checkpoint(
 def test_skipped_updates_are_counted_and_reported_once(tmp_path):
   failures: list[bool] = []
 
-  def update(updates, state, params=None, *, value):
+  def update(updates, state, params=None, **extra):
     # Depends on the batch, since a skipped update changes no state.
-    fails = jnp.floor(value * 1e4) % 2 == 0
+    fails = jnp.floor(extra['value'] * 1e4) % 2 == 0
     jax.debug.callback(lambda flag: failures.append(bool(flag)), fails)
     return jax.tree.map(
       lambda u: u + jnp.where(fails, jnp.nan, 0), updates

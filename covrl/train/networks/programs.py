@@ -107,10 +107,6 @@ class Networks:
     """Whether an estimator takes the place of response-level advantages."""
     return self._estimator is not None
 
-  def model(self, name: str) -> Policy:
-    """Returns the model of a network."""
-    return self._programs[name].model
-
   def abstract_state(self) -> tuple[dict[str, NetworkState], PyTree]:
     """Returns shapes and shardings of the networks' and estimator's state."""
     states = {name: programs.state for name, programs in self._programs.items()}
