@@ -111,11 +111,13 @@ class Comparison:
 
   Attributes:
     groups: at least one group.
-    metrics: names of the accuracies, and entropy.
+    metrics: accuracies that at least one run has, and entropy.
+    main_accuracy: accuracy by which the groups are compared first.
   """
 
   groups: Sequence[Group]
-  metrics: tuple[str, str, str, str]
+  metrics: Sequence[str]
+  main_accuracy: str
 
   @property
   def baseline(self) -> Group:
@@ -126,6 +128,11 @@ class Comparison:
   def seeds(self) -> list[int]:
     """All seeds in ascending order."""
     return sorted({seed for group in self.groups for seed in group.runs})
+
+  @property
+  def metrics_of_differences(self) -> list[str]:
+    """Metrics with differences in the table: greedy only as the main accuracy."""
+    return [m for m in self.metrics if m != 'greedy' or m == self.main_accuracy]
 
   def differences(self, metric: str) -> list[tuple[Group, Estimate]]:
     """Known differences from the baseline."""
@@ -189,8 +196,8 @@ def load_comparison(workdirs: Sequence[epath.PathLike]) -> Comparison:
     )
     for key, short_name in zip(runs_by_group, short_names, strict=True)
   ]
-  evaluated_runs = [run for run in runs if len(run.evals)] or runs
-  return Comparison(groups, (*evaluated_runs[0].accuracies, 'entropy'))
+  accuracies = dict.fromkeys(name for run in runs for name in run.accuracies)
+  return Comparison(groups, (*accuracies, 'entropy'), _main_accuracy(runs))
 
 
 def final_value(run: RunData, metric: str) -> float | None:
@@ -214,6 +221,18 @@ def differing_fields(group: Group, other: Group) -> dict[str, str]:
     for name, value in group.config.items()
     if other.config.get(name) != value
   }
+
+
+def _main_accuracy(runs: Sequence[RunData]) -> str:
+  """Main accuracy of the first evaluated run, or another one that all share."""
+  evaluated_runs = [run for run in runs if run.accuracies] or runs
+  names = [run.main_accuracy for run in evaluated_runs]
+  shared_names = (
+    name
+    for name in (*names, 'greedy')
+    if all(name in run.accuracies for run in evaluated_runs)
+  )
+  return next(shared_names, names[0])
 
 
 def _mean_over_seeds(values: Sequence[float | None]) -> Estimate | None:

@@ -100,12 +100,12 @@ def accuracy_gain(run: RunData, metric: str | None = None) -> Estimate | None:
 
   Args:
     run: the run.
-    metric: `'greedy'`, `'mean@8'`, …; the mean over samples by default.
+    metric: `'greedy'`, `'mean@8'`, …; `run.main_accuracy` by default.
 
   Returns:
     The change as a fraction; `None` with fewer than two evaluations.
   """
-  metric = metric or run.accuracies[1]
+  metric = metric or run.main_accuracy
   ends = first_and_last(run, metric)
   if ends is None:
     return None
@@ -196,8 +196,8 @@ def _problem_differences(
 
 
 def _headline(run: RunData) -> str:
-  """Change of the mean accuracy, or its only value, or the recorded lines."""
-  metric = run.accuracies[1]
+  """Change of the main accuracy, or its only value, or the recorded lines."""
+  metric = run.main_accuracy
   evaluated_indices = _indices_with(run, metric)
   gain, ends = accuracy_gain(run, metric), first_and_last(run, metric)
   if gain is not None and ends is not None:
@@ -221,6 +221,8 @@ def _headline(run: RunData) -> str:
     return Markup('{}: <b>{}</b> at the only evaluation so far.').format(
       metric, formats.percent(value)
     )
+  if len(run.evals):
+    return 'No accuracy in any evaluation so far.'
   return (
     f'No evaluation yet. Lines in metrics.jsonl: {len(run.warm_start):,} of '
     f'the warm start, {len(run.train):,} of training.'
@@ -230,8 +232,9 @@ def _headline(run: RunData) -> str:
 def _accuracy_text(run: RunData) -> str:
   """The other accuracies with their changes and intervals."""
   parts = []
-  greedy, _, pass_at_k = run.accuracies
-  for metric in (greedy, pass_at_k):
+  for metric in run.accuracies:
+    if metric == run.main_accuracy:
+      continue
     ends, gain = first_and_last(run, metric), accuracy_gain(run, metric)
     if ends is None or gain is None:
       continue

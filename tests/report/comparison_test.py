@@ -217,8 +217,49 @@ def test_compares_unfinished_and_unevaluated_runs(make_run, tmp_path):
   assert '20 of 40 iterations' in page
   (runs[0] / 'metrics.jsonl').write_text('')
   write_comparison(runs, tmp_path / 'page.html')
-  with pytest.raises(ValueError, match='entropy or mean@8'):
+  with pytest.raises(ValueError, match='entropy or accuracy'):
     comparison_svg(runs)
+
+
+def without_samples(run):
+  """Removes all accuracies but the greedy one from the evaluations of a run."""
+  metrics = run / 'metrics.jsonl'
+  lines = [
+    {name: value for name, value in json.loads(line).items() if '@' not in name}
+    for line in metrics.read_text().splitlines()
+  ]
+  metrics.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+
+
+def test_runs_that_are_evaluated_greedily_are_compared_by_greedy_accuracy(
+  study, tmp_path
+):
+  for run in study:
+    without_samples(run)
+  comparison = load_comparison(study)
+  assert comparison.metrics == ('greedy', 'entropy')
+  page = write_comparison(study, tmp_path / 'page.html').read_text()
+  assert 'greedy against grpo' in page
+  assert 'mean@8, %' not in page
+  assert 'Held-out mean@8' not in page
+  assert 'gain in greedy, points' in page
+  table = comparison_table(study)
+  assert table.startswith(
+    '| configuration | greedy, % | entropy | Δ greedy | Δ entropy |\n'
+  )
+  assert '–' not in table.partition('\n\n')[0]
+  assert 'Held-out greedy' in comparison_svg(study)
+
+
+def test_the_main_accuracy_is_one_that_all_evaluated_runs_have(study, tmp_path):
+  for run in study[3:]:
+    without_samples(run)
+  for runs in (study, study[::-1]):
+    comparison = load_comparison(runs)
+    assert comparison.main_accuracy == 'greedy'
+    assert comparison.metrics == ('greedy', 'mean@8', 'pass@8', 'entropy')
+    page = write_comparison(runs, tmp_path / 'page.html').read_text()
+    assert 'greedy against' in page
 
 
 def test_other_recipe_files_of_one_configuration_are_named(study, tmp_path):

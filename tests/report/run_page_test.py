@@ -128,7 +128,7 @@ def test_text_of_a_run_is_escaped(make_run):
       '{"phase": "eval", "mean@8": 0.25, "iteration": 0}\n',
       'at the only evaluation so far',
     ),
-    ('{"phase": "eval", "mean@8": null}\n', 'No evaluation yet'),
+    ('{"phase": "eval", "mean@8": null}\n', 'No accuracy in any evaluation'),
     ('{"phase": "train", "reward": NaN, "entropy": "x"}', '1 of training'),
     ('{"phase": "tra', '1 unreadable line of metrics.jsonl was skipped'),
     ('[1]\n3\n', '2 unreadable lines of metrics.jsonl were skipped'),

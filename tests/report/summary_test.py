@@ -288,6 +288,30 @@ def test_number_of_samples_is_read_from_the_metrics(make_run):
   assert 'mean@4' in write_report(path).read_text()
 
 
+def test_runs_without_samples_have_greedy_accuracy(make_run):
+  path = make_run(problems=120)
+  rewrite(
+    path,
+    [
+      {name: value for name, value in record.items() if '@' not in name}
+      for record in lines(path)
+    ],
+  )
+  run = load_run(path)
+  assert run.accuracies == ('greedy',)
+  headline = summarize(run).headline
+  assert headline.startswith('greedy: ')
+  assert 'over 120 problems' in headline
+  assert 'Accuracy' not in [f.term for f in summarize(run).findings]
+  page = write_report(path).read_text()
+  assert 'No evaluation yet' not in page
+  assert 'class="headline">greedy: ' in page
+  table = page.partition('<h2>Evaluations</h2>')[2].partition('</table>')[0]
+  titles = re.findall(r'<th scope="col">([^<]*)<', table)
+  assert titles == ['iteration', 'greedy, %', 'entropy, nats']
+  assert '–' not in table
+
+
 @pytest.mark.parametrize(
   ('settings', 'path', 'name'),
   [

@@ -53,8 +53,8 @@ class DifferencePlot:
 
 def comparison_figures(comparison: Comparison) -> list[FigureLayout]:
   """Curves of all configurations, mean over seeds."""
-  greedy, mean_at_k, pass_at_k, _ = comparison.metrics
-  fields = ('entropy', mean_at_k, greedy, pass_at_k, 'reward', 'covariance')
+  names = ('entropy', comparison.main_accuracy, *comparison.metrics)
+  fields = dict.fromkeys((*names, 'reward', 'covariance'))
   return lay_out_all([comparison_figure(comparison, field) for field in fields])
 
 

@@ -87,8 +87,8 @@ def warm_start_figures(run: RunData) -> list[FigureLayout]:
 def _accuracy_figure(run: RunData) -> Figure:
   """Held-out accuracies at each evaluation, with their intervals."""
   series = []
-  colors = zip(run.accuracies, (GREEN, BLUE, PURPLE), strict=True)
-  for name, color in reversed(list(colors)):
+  colors = {'greedy': GREEN, 'mean': BLUE, 'pass': PURPLE}
+  for name in reversed(run.accuracies):
     curve = run.evals.curve(name)
     stderr = dict(zip(*run.evals.curve(f'{name}_stderr'), strict=True))
     half_width = (100 * _NORMAL_95) * np.array(
@@ -102,7 +102,7 @@ def _accuracy_figure(run: RunData) -> Figure:
         y=100 * curve.y,
         low=100 * curve.y - np.nan_to_num(half_width) if has_stderr else None,
         high=100 * curve.y + np.nan_to_num(half_width) if has_stderr else None,
-        color=color,
+        color=colors[name.partition('@')[0]],
         kind='points',
       )
     )

@@ -93,12 +93,23 @@ class RunData:
     return stem or self.path.parent.name
 
   @property
-  def accuracies(self) -> tuple[str, str, str]:
-    """Names of the accuracies: greedy, mean@k and pass@k with the run's k."""
+  def accuracies(self) -> tuple[str, ...]:
+    """Accuracies that the evaluations have, of greedy, mean@k and pass@k.
+
+    Without samples there is greedy accuracy alone; empty without an evaluation.
+    """
+    names = ['greedy']
     for field in self.evals.names('mean@'):
       if re.fullmatch(r'mean@\d{1,6}', field, re.ASCII):
-        return 'greedy', field, f'pass@{field.removeprefix("mean@")}'
-    return 'greedy', 'mean@8', 'pass@8'
+        names += [field, f'pass@{field.removeprefix("mean@")}']
+        break
+    return tuple(name for name in names if self.evals.has(name))
+
+  @property
+  def main_accuracy(self) -> str:
+    """The accuracy to compare: mean@k, or greedy where there are no samples."""
+    means = [name for name in self.accuracies if name.startswith('mean@')]
+    return means[0] if means else 'greedy'
 
   @property
   def finished_iterations(self) -> int:

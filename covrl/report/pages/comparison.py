@@ -89,7 +89,13 @@ def write_comparison(
       ]
     ),
     runs=[
-      (group.name, seed, run.path.name, _progress_text(run), _gain_text(run))
+      (
+        group.name,
+        seed,
+        run.path.name,
+        _progress_text(run),
+        _gain_text(run, comparison.main_accuracy),
+      )
       for group in comparison.groups
       for seed, run in group.runs.items()
     ],
@@ -136,14 +142,14 @@ def comparison_svg(workdirs: Sequence[epath.PathLike]) -> str:
     ValueError: the runs have neither.
   """
   comparison = load_comparison(workdirs)
-  metric = comparison.metrics[1]
+  metric = comparison.main_accuracy
   panels = lay_out_all(
     [comparison_figure(comparison, field) for field in ('entropy', metric)],
     (430, 290),
   )
   if not panels:
     raise ValueError(
-      f'one of the runs must have the metric entropy or {metric}, got neither'
+      'one of the runs must have an entropy or accuracy, got neither'
     )
   return render(
     'comparison.svg.j2',
@@ -162,7 +168,7 @@ def _titles(comparison: Comparison) -> list[str]:
   ]
   if len(comparison.groups) == 1:
     return titles
-  return [*titles, *(f'Δ {name}' for name in comparison.metrics[1:])]
+  return [*titles, *(f'Δ {name}' for name in comparison.metrics_of_differences)]
 
 
 def _rows(comparison: Comparison) -> list[tuple[str, list[str]]]:
@@ -178,7 +184,7 @@ def _rows(comparison: Comparison) -> list[tuple[str, list[str]]]:
     elif blanks:
       cells += [
         _cell(group.difference(baseline, m), m, formats.signed)
-        for m in metrics[1:]
+        for m in comparison.metrics_of_differences
       ]
     rows.append((group.name, cells))
   return rows
@@ -236,8 +242,10 @@ def _table_note(comparison: Comparison) -> str:
 
 
 def _headline(comparison: Comparison) -> str:
-  """Differences in the mean accuracy, or the mean of a single group."""
-  metric, baseline = comparison.metrics[1], comparison.baseline
+  """Differences in the main accuracy, or the mean of a single group."""
+  metric, baseline = comparison.main_accuracy, comparison.baseline
+  if metric not in comparison.metrics:
+    return 'No accuracy yet.'
   if not comparison.differences(metric):
     return f'{baseline.name}: {metric} {_cell(baseline.mean(metric), metric)}.'
   return Markup('{} against {}, in percentage points: {}').format(
@@ -269,7 +277,7 @@ def _progress_text(run: RunData) -> str:
   return f'{run.finished_iterations:,} iterations'
 
 
-def _gain_text(run: RunData) -> str:
-  """Change of the mean accuracy since the first evaluation."""
-  gain = accuracy_gain(run)
+def _gain_text(run: RunData, metric: str) -> str:
+  """Change of an accuracy since the first evaluation."""
+  gain = accuracy_gain(run, metric)
   return '–' if gain is None else gain_text(gain)

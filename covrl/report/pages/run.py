@@ -115,7 +115,9 @@ def _evaluation_rows(run: RunData) -> list[list[str]]:
   for index in range(count):
     if half <= index < count - half:
       if index == half:
-        rows.append([f'{count - 2 * half:,} more', *4 * ['']])
+        rows.append(
+          [f'{count - 2 * half:,} more', *(1 + len(run.accuracies)) * ['']]
+        )
       continue
     iteration = run.evals.value_at(index, 'iteration')
     row = ['–' if iteration is None else f'{iteration:,.0f}']
