@@ -223,6 +223,9 @@ def save_adapters(
 ) -> None:
   """Writes the adapters of a policy, without its base model, for PEFT.
 
+  A tokenizer, chat template and end tokens that differ from those of the base model
+  are written beside them.
+
   Args:
     directory: must not exist, or be an empty directory.
     policy: a policy with adapters on a pretrained model.
@@ -263,6 +266,8 @@ def save_adapters(
     'inference_mode': True,
   }
   with atomic_directory(directory) as draft:
+    for name, content in policy.adapter_files.items():
+      (draft / name).write_bytes(content)
     (draft / _CONFIG_FILE).write_text(json.dumps(fields, indent=2) + '\n')
     write_tensors(draft, _WEIGHTS_NAME, mapped_params)
 

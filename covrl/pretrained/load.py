@@ -24,8 +24,12 @@ from covrl.pretrained.adapters import (
 )
 from covrl.pretrained.families.config_json import find_family, model_config
 from covrl.pretrained.json_files import read_json
+from covrl.pretrained.model_files import (
+  files_beside_adapters,
+  read_model_files,
+)
 from covrl.pretrained.policy import PretrainedPolicy
-from covrl.pretrained.resolve import read_config_files, resolve
+from covrl.pretrained.resolve import resolve
 from covrl.pretrained.weights.load_sharded import load_arrays
 from covrl.pretrained.weights.orbax_cache import has_orbax, load_orbax
 from covrl.pretrained.weights.redundant import (
@@ -89,14 +93,22 @@ def load_policy(
       f'{file}: JAX_ENABLE_X64 must be 1 for dtype float64, got 0; or pass'
       " another dtype, such as 'float32'"
     )
-  files = read_config_files(model_directory)
+  files = read_model_files(directory)
   if config.tied_embeddings and has_own_unembedding(
     model_directory, find_family(fields, file)
   ):
     config = dataclasses.replace(config, tied_embeddings=False)
     files = untied_files(files)
-  config = dataclasses.replace(config, lora=lora_config(directory))
-  return PretrainedPolicy(config, files=files, origin=model_origin(directory))
+  lora = lora_config(directory)
+  config = dataclasses.replace(config, lora=lora)
+  return PretrainedPolicy(
+    config,
+    files=files,
+    origin=model_origin(directory),
+    adapter_files={}
+    if lora is None
+    else files_beside_adapters(files, directory),
+  )
 
 
 def untied_files(files: Mapping[str, bytes]) -> dict[str, bytes]:

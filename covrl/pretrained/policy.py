@@ -13,15 +13,20 @@ from covrl.models import Policy
 class PretrainedPolicy(Policy):
   """A policy with the files and the origin of its pretrained model.
 
-  Both are ignored in comparisons.
+  They are ignored in comparisons.
 
   Attributes:
     files: content of `config.json`, tokenizer and generation files, by name.
     origin: directory of the model, or its name on the Hugging Face hub; for an
       adapter, of its base model.
+    adapter_files: content of the tokenizer and generation files that adapters need
+      beside them, since those of their base model differ, by name.
   """
 
   files: Mapping[str, bytes] = dataclasses.field(
     default_factory=dict, compare=False, repr=False
   )
   origin: str = dataclasses.field(default='', compare=False, repr=False)
+  adapter_files: Mapping[str, bytes] = dataclasses.field(
+    default_factory=dict, compare=False, repr=False
+  )

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from etils import epath
 
@@ -15,23 +14,24 @@ from covrl.data import (
   Tokenizer,
 )
 from covrl.data.columns import type_name
-from covrl.pretrained.adapters import base_model_directory
+from covrl.pretrained.adapters import base_model_directory, is_adapter
 from covrl.pretrained.json_files import (
   MAX_JSON_BYTES,
   MAX_TOKENIZER_BYTES,
   read_bytes,
-  read_json,
+)
+from covrl.pretrained.resolve import resolve
+from covrl.pretrained.tokenizer_files import (
+  check_added_tokens,
+  end_tokens_of,
+  has_chat_template,
+  read_fields,
+  special_tokens_of,
+  tokenizer_directory,
+  unnamed_special_tokens,
+  vocab_size_of,
 )
 
-_SPECIAL_TOKENS = (
-  'bos_token',
-  'eos_token',
-  'unk_token',
-  'sep_token',
-  'pad_token',
-  'cls_token',
-  'mask_token',
-)
 # A conversation by which the token is found that a chat template writes after a turn
 # of the model.
 _SAMPLE_ANSWER = 'The sum is 42.'
@@ -42,7 +42,9 @@ _SAMPLE_TURNS = (
 
 
 def load_tokenizer(directory: epath.PathLike) -> Tokenizer:
-  """Loads the tokenizer of a model, or of an adapter's base model.
+  """Loads the tokenizer of a model or of adapters.
+
+  The tokenizer of adapters is the one beside them, else that of their base model.
 
   `tokenizer.json` takes precedence over a sentencepiece `tokenizer.model`. Its
   post-processor alone determines whether prompts begin with a BOS token, as in
@@ -50,9 +52,11 @@ def load_tokenizer(directory: epath.PathLike) -> Tokenizer:
   `tokenizer_config.json` does, true unless given.
 
   The end tokens are those in `generation_config.json`, else in `config.json`,
-  else the `eos_token` of `tokenizer_config.json`. The first of several is the
-  one that the chat template writes after the model's turn, else `eos_token`:
-  supervised training ends responses with it.
+  else the `eos_token` of `tokenizer_config.json`. Those of adapters are the ones in
+  a `generation_config.json` beside them, else the `eos_token` of a tokenizer beside
+  them, and those of the base model. The first of several is the one that the chat
+  template writes after the model's turn, else `eos_token`: supervised training ends
+  responses with it.
 
   Args:
     directory: see `load_pretrained`.
@@ -61,10 +65,11 @@ def load_tokenizer(directory: epath.PathLike) -> Tokenizer:
     A tokenizer with the model's vocabulary size.
 
   Raises:
-    ValueError: the tokenizer is missing or has another vocabulary size, no file
-      states the end tokens, or a file is malformed.
+    ValueError: the tokenizer is missing or has another vocabulary size, a tokenizer
+      beside adapters has tokens that the base model lacks, no file states the end
+      tokens, or a file is malformed.
   """
-  directory = base_model_directory(directory)
+  directory = resolve(directory)
   tokenizer = _open_tokenizer(directory)
   if len(tokenizer.end_ids) > 1:
     for text in _turn_ends(directory):
@@ -90,7 +95,7 @@ def unused_turn_end(
     The text after an answer; `None` if it has an end token or no control token, or
     there is no such text.
   """
-  text = next(_template_turn_ends(base_model_directory(directory)), '')
+  text = next(_template_turn_ends(resolve(directory)), '')
   ids = tokenizer.encode(text)
   has_control = any(not tokenizer.decode([token]) for token in ids)
   if not has_control or not set(ids).isdisjoint(tokenizer.end_ids):
@@ -99,7 +104,10 @@ def unused_turn_end(
 
 
 def load_chat_template(directory: epath.PathLike) -> ChatTemplate:
-  """Loads the chat template of a model, or of an adapter's base model.
+  """Loads the chat template of a model or of adapters.
+
+  The chat template of adapters is the one beside them, else that of their base
+  model. Special tokens in it are those of the tokenizer, see `load_tokenizer`.
 
   Args:
     directory: see `load_pretrained`.
@@ -107,7 +115,10 @@ def load_chat_template(directory: epath.PathLike) -> ChatTemplate:
   Raises:
     ValueError: the model has no chat template, or a file is malformed.
   """
-  directory = base_model_directory(directory)
+  special_tokens = special_tokens_of(tokenizer_directory(directory))
+  directory = resolve(directory)
+  if is_adapter(directory) and not has_chat_template(directory):
+    directory = base_model_directory(directory)
   file = directory / 'chat_template.jinja'
   if file.is_file():
     try:
@@ -117,16 +128,20 @@ def load_chat_template(directory: epath.PathLike) -> ChatTemplate:
   else:
     file = directory / 'tokenizer_config.json'
     source = _template_of_config(directory)
-  return ChatTemplate(source, _special_tokens(directory), file=str(file))
+  return ChatTemplate(source, special_tokens, file=str(file))
 
 
 def _open_tokenizer(
   directory: epath.Path,
 ) -> JsonTokenizer | SentencePieceTokenizer:
   """The tokenizer with the end tokens in the order of the files."""
-  special_tokens = _special_tokens(directory)
-  end_tokens = _end_tokens(directory, special_tokens)
-  vocab_size = _vocab_size(directory)
+  end_tokens = end_tokens_of(directory)
+  base = base_model_directory(directory)
+  vocab_size = vocab_size_of(base)
+  directory = tokenizer_directory(directory)
+  if directory != base and vocab_size is not None:
+    check_added_tokens(directory, base, vocab_size)
+  special_tokens = special_tokens_of(directory)
   file = directory / 'tokenizer.json'
   if file.is_file():
     try:
@@ -137,7 +152,7 @@ def _open_tokenizer(
         vocab_size=vocab_size,
         special_tokens=(
           *special_tokens.values(),
-          *_unnamed_special_tokens(directory),
+          *unnamed_special_tokens(directory),
         ),
       )
     except ValueError as error:
@@ -147,7 +162,7 @@ def _open_tokenizer(
     raise ValueError(
       f'{directory} must hold tokenizer.json or tokenizer.model, got neither'
     )
-  config = _read_fields(directory, 'tokenizer_config.json')
+  config = read_fields(directory, 'tokenizer_config.json')
   adds_bos = config.get('add_bos_token')
   if adds_bos is not None and not isinstance(adds_bos, bool):
     raise ValueError(
@@ -173,7 +188,8 @@ def _open_tokenizer(
 def _turn_ends(directory: epath.Path) -> Iterator[str]:
   """Texts that contain the end of a turn, in order of precedence."""
   yield from _template_turn_ends(directory)
-  yield _special_tokens(directory).get('eos_token', '')
+  special_tokens = special_tokens_of(tokenizer_directory(directory))
+  yield special_tokens.get('eos_token', '')
 
 
 def _template_turn_ends(directory: epath.Path) -> Iterator[str]:
@@ -191,7 +207,7 @@ def _template_turn_ends(directory: epath.Path) -> Iterator[str]:
 def _template_of_config(directory: epath.Path) -> str:
   """The chat template in `tokenizer_config.json`."""
   file = directory / 'tokenizer_config.json'
-  source = _read_fields(directory, file.name).get('chat_template')
+  source = read_fields(directory, file.name).get('chat_template')
   if isinstance(source, list):
     # Several named templates; `default` is the one without tools.
     if not all(
@@ -213,98 +229,3 @@ def _template_of_config(directory: epath.Path) -> str:
       f'{file}: chat_template must be text, got {type_name(source)}'
     )
   return source
-
-
-def _end_tokens(
-  directory: epath.Path, special_tokens: Mapping[str, str]
-) -> list[str | int]:
-  """Tokens that end a response, by id or else by text.
-
-  Args:
-    directory: directory of the model.
-    special_tokens: special tokens by name.
-  """
-  for name in ('generation_config.json', 'config.json'):
-    eos_ids = _read_fields(directory, name).get('eos_token_id')
-    if eos_ids is None:
-      continue
-    ids = eos_ids if isinstance(eos_ids, list) else [eos_ids]
-    if not ids or not all(type(token) is int and token >= 0 for token in ids):
-      raise ValueError(
-        f'{directory / name}: eos_token_id must be the id of a token or several,'
-        f' got {str(eos_ids)[:40]}'
-      )
-    return list(dict.fromkeys(ids))
-  if 'eos_token' not in special_tokens:
-    raise ValueError(
-      f'{directory} must name the token that ends a response, by eos_token_id in'
-      ' generation_config.json or eos_token in tokenizer_config.json, got neither'
-    )
-  return [special_tokens['eos_token']]
-
-
-def _vocab_size(directory: epath.Path) -> int | None:
-  """The model's vocabulary size, if `config.json` has it."""
-  size = _read_fields(directory, 'config.json').get('vocab_size')
-  if size is not None and (type(size) is not int or size < 1):
-    raise ValueError(
-      f'{directory / "config.json"}: vocab_size must be a positive integer, got'
-      f' {str(size)[:40]}'
-    )
-  return size
-
-
-def _special_tokens(directory: epath.Path) -> dict[str, str]:
-  """Text of the special tokens by name, as chat templates name them."""
-  text_by_name: dict[str, str] = {}
-  # Older models have the tokens in a separate file.
-  for file in ('special_tokens_map.json', 'tokenizer_config.json'):
-    fields = _read_fields(directory, file)
-    extra = fields.get('extra_special_tokens')
-    token_by_name = {
-      **(extra if isinstance(extra, Mapping) else {}),
-      **{name: fields[name] for name in _SPECIAL_TOKENS if name in fields},
-    }
-    for name, token in token_by_name.items():
-      text = token.get('content') if isinstance(token, Mapping) else token
-      if token is None:
-        text_by_name.pop(name, None)
-      elif isinstance(text, str):
-        text_by_name[name] = text
-      else:
-        raise ValueError(
-          f'{directory / file}: {name} must be the text of a token, got'
-          f' {type_name(token)}'
-        )
-  return text_by_name
-
-
-def _unnamed_special_tokens(directory: epath.Path) -> list[str]:
-  """Text of the special tokens that no template names.
-
-  They are in lists of additional tokens, and among the added ones.
-  """
-  texts: list[str] = []
-  for file in ('special_tokens_map.json', 'tokenizer_config.json'):
-    fields = _read_fields(directory, file)
-    added = fields.get('added_tokens_decoder')
-    tokens: list[Any] = [
-      token
-      for token in (added.values() if isinstance(added, Mapping) else ())
-      if isinstance(token, Mapping) and token.get('special') is True
-    ]
-    for name in ('additional_special_tokens', 'extra_special_tokens'):
-      entries = fields.get(name)
-      tokens += entries if isinstance(entries, list) else []
-    contents = [
-      token.get('content') if isinstance(token, Mapping) else token
-      for token in tokens
-    ]
-    texts += [text for text in contents if isinstance(text, str)]
-  return texts
-
-
-def _read_fields(directory: epath.Path, name: str) -> Mapping[str, Any]:
-  """Fields of a JSON file, empty if the file is missing."""
-  file = directory / name
-  return read_json(file)[0] if file.exists() else {}

@@ -61,7 +61,7 @@ class JsonTokenizer:
     self._vocab_size = self._check_size(vocab_size)
     if not end_tokens:
       raise ValueError('end_tokens must name at least one token, got none')
-    self._end_ids = tuple(map(self._id, end_tokens))
+    self._end_ids = tuple(dict.fromkeys(map(self._id, end_tokens)))
     bos = self._post_processor_bos_id() if bos_token is None else bos_token
     self._bos_id = None if bos is None else self._id(bos)
     self._pad_id = (

@@ -49,7 +49,7 @@ class SentencePieceTokenizer:
         'a sentencepiece model must have an end-of-sequence token, got one'
         ' without it'
       )
-    ids = tuple(map(self._id, end_ids))
+    ids = tuple(dict.fromkeys(map(self._id, end_ids)))
     self._end_ids = ids or (self._processor.eos_id(),)
     self._bos_id = _id_or_none(self._processor.bos_id()) if adds_bos else None
     self._control_ids = {
