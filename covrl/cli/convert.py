@@ -3,7 +3,8 @@
 
 Writes a directory that transformers loads, with adapters merged into the
 weights; with --adapter the LoRA adapters alone, as PEFT loads them; with
---orbax a copy of a pretrained model that covrl loads faster. Examples:
+--orbax a copy of a pretrained model that covrl loads faster. Tokenizer and end
+tokens are the run's. Examples:
 
   covrl convert runs/kl_cov models/kl_cov
   covrl convert Qwen/Qwen2.5-0.5B models/qwen --dtype=float32 --orbax
@@ -70,7 +71,10 @@ def run(arguments: argparse.Namespace) -> None:
             ' without --adapter'
           )
         policy = pretrained.as_pretrained(
-          opened.policy, source, opened.task.tokenizer
+          opened.policy,
+          source,
+          opened.task.tokenizer,
+          arguments.output_format,
         )
         params = opened.params
         if source and is_merged and not opened.config.warm_start.steps:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from typing import Literal
 
@@ -14,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
-from covrl.data import JsonTokenizer, Tokenizer
+from covrl.data import Tokenizer
 from covrl.models import Policy
 from covrl.models.input_checks import check_params, param_shapes
 from covrl.models.lora import join_adapters, split_adapters
@@ -26,8 +25,13 @@ from covrl.pretrained.load import (
   model_origin,
   untied_files,
 )
+from covrl.pretrained.model_files import (
+  check_adapter_ends,
+  files_beside_adapters,
+  read_model_files,
+  with_tokenizer,
+)
 from covrl.pretrained.policy import PretrainedPolicy
-from covrl.pretrained.resolve import read_config_files
 from covrl.pretrained.save import model_files, save_pretrained
 from covrl.pretrained.weights.finite import check_finite
 from covrl.pretrained.weights.orbax_cache import save_orbax
@@ -79,51 +83,41 @@ def convert(
 
 
 def as_pretrained(
-  policy: Policy, pretrained: str, tokenizer: Tokenizer
+  policy: Policy,
+  pretrained: str,
+  tokenizer: Tokenizer,
+  output_format: OutputFormat = 'model',
 ) -> PretrainedPolicy:
   """Adds the files that an export needs to a trained policy.
+
+  Responses of the export end as those of the run: where its tokenizer or its end
+  tokens differ from the pretrained model's, those of the run are written.
 
   Args:
     policy: the trained policy.
     pretrained: the model that training started from, whose configuration and
       tokenizer files are used; empty to make them from `tokenizer`.
     tokenizer: the tokenizer of the training run.
+    output_format: the format of the export, see `convert`.
 
   Raises:
-    ValueError: the tokenizer adds a BOS token, or none, unlike its file.
+    ValueError: the tokenizer adds a BOS token, or none, unlike its file; or with
+      `'adapter'`, an end token of the base model ends no response of the run.
   """
-  if pretrained:
-    files = read_config_files(base_model_directory(pretrained))
+  if not pretrained:
     return PretrainedPolicy(
-      policy.config,
-      # See `has_own_unembedding`.
-      files=files if policy.config.tied_embeddings else untied_files(files),
-      origin=model_origin(pretrained),
+      policy.config, files=with_tokenizer({}, '', tokenizer)
     )
-  is_json = isinstance(tokenizer, JsonTokenizer)
-  if is_json:
-    json_tokenizer = JsonTokenizer(
-      tokenizer.to_bytes(), end_tokens=tokenizer.end_ids
-    )
-    if json_tokenizer.bos_id != tokenizer.bos_id:
-      raise ValueError(
-        'the tokenizer of a policy without a pretrained model must have a file'
-        f' that determines the BOS token, got the BOS token {tokenizer.bos_id} and'
-        f' a file that adds {"none" if json_tokenizer.bos_id is None else json_tokenizer.bos_id}'
-      )
-  generation_config = {
-    'eos_token_id': list(tokenizer.end_ids),
-    'pad_token_id': tokenizer.pad_id,
-  }
-  name = 'tokenizer.json' if is_json else 'tokenizer.model'
-  text = json.dumps(generation_config, indent=2) + '\n'
-  files = {
-    name: tokenizer.to_bytes(),
-    'generation_config.json': text.encode(),
-  }
-  if not is_json and tokenizer.bos_id is None:
-    files['tokenizer_config.json'] = b'{"add_bos_token": false}\n'
-  return PretrainedPolicy(policy.config, files=files)
+  if output_format == 'adapter':
+    check_adapter_ends(pretrained, tokenizer)
+  files = with_tokenizer(read_model_files(pretrained), pretrained, tokenizer)
+  return PretrainedPolicy(
+    policy.config,
+    # See `has_own_unembedding`.
+    files=files if policy.config.tied_embeddings else untied_files(files),
+    origin=model_origin(pretrained),
+    adapter_files=files_beside_adapters(files, pretrained),
+  )
 
 
 def with_source_dtype(

@@ -16,6 +16,7 @@ from train.process import RECIPES, metric_lines, train
 
 from covrl.cli import main
 from covrl.config import Config, ConfigError
+from covrl.data import JsonTokenizer
 from covrl.models import tiny
 from covrl.pretrained import load_policy, load_pretrained, load_tokenizer
 from covrl.train import CheckpointStore
@@ -203,6 +204,31 @@ def test_adapters_on_a_warm_start_are_not_written_without_it(
   error = capsys.readouterr().err
   assert 'warm_start.steps of the run must be 0 with --adapter, got 4:' in error
   assert not (tmp_path / 'adapter').exists()
+
+
+@pytest.mark.parametrize('run', ['full_run', 'adapter_run'])
+def test_an_export_has_the_end_tokens_of_the_run(
+  run, request, model, tmp_path, capsys, monkeypatch
+):
+  """The task of a recipe may have others than the pretrained model."""
+  tokenizer = JsonTokenizer.load(model / 'tokenizer.json', end_tokens=['7'])
+
+  @contextlib.contextmanager
+  def open_with_tokenizer(*arguments, **options):
+    with open_run(*arguments, **options) as opened:
+      task = dataclasses.replace(opened.task, tokenizer=tokenizer)
+      yield dataclasses.replace(opened, task=task)
+
+  monkeypatch.setattr(restore, 'open_run', open_with_tokenizer)
+  workdir = str(request.getfixturevalue(run))
+  for form in ('--dtype=float32', '--orbax'):
+    main(['convert', workdir, str(tmp_path / form), form])
+    assert load_tokenizer(tmp_path / form).end_ids == tokenizer.end_ids
+  if run == 'adapter_run':
+    with pytest.raises(SystemExit):
+      main(['convert', workdir, str(tmp_path / 'adapter'), '--adapter'])
+    error = capsys.readouterr().err
+    assert 'end tokens of the run must include those of' in error
 
 
 def test_adapters_can_be_trained_further(adapter_run, tmp_path, capsys):
