@@ -85,7 +85,7 @@ def plan(
     yield _selection_line(config)
   for text in (
     *unused_override_warnings(recipe, read_fields, task, policy.config),
-    *recipe_warnings(config, policy, algorithm, warm_start_tx, task.rewards),
+    *recipe_warnings(config, policy, algorithm, warm_start_tx, task),
   ):
     yield f'warning: {text}'
   yield from _example_lines(config, task)

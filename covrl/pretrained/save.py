@@ -88,16 +88,27 @@ def model_files(policy: Policy, params: PyTree) -> dict[str, bytes]:
   return {**files, 'config.json': text.encode()}
 
 
+_KEPT_FIELDS = (
+  *('bos_token_id', 'eos_token_id', 'pad_token_id'),
+  'max_position_embeddings',
+)
+
+
 def _config_json(
   config: ModelConfig, files: Mapping[str, bytes], dtype: str
 ) -> dict[str, Any]:
-  """The pretrained model's config.json if it still applies, else a new one."""
+  """The pretrained model's config.json if it still applies, else a new one.
+
+  A new one keeps the ids of special tokens and the number of positions.
+  """
   if 'config.json' in files:
     fields = json.loads(files['config.json'])
     original = model_config(fields, config.dtype, 'config.json')
     if _with_default_dtypes(original) == _with_default_dtypes(config):
       key = 'dtype' if 'dtype' in fields else 'torch_dtype'
       return fields | {key: dtype}
+    kept = {name: fields[name] for name in _KEPT_FIELDS if name in fields}
+    return kept | config_fields(config) | {'torch_dtype': dtype}
   return config_fields(config) | {'torch_dtype': dtype}
 
 

@@ -87,6 +87,25 @@ def check_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> None:
   check_token_ids(special_ids, tokenizer, 'special tokens')
 
 
+def find_different_token(
+  tokenizer: Tokenizer, other: Tokenizer
+) -> tuple[int, str, str] | None:
+  """Finds a token that two tokenizers read as different texts.
+
+  Tokens of which one has no text, such as special and unused ones, may differ.
+
+  Returns:
+    The id, its text, and its text in `other`; `None` without such a token.
+  """
+  if tokenizer.fingerprint == other.fingerprint:
+    return None
+  for token in range(min(tokenizer.vocab_size, other.vocab_size)):
+    text, other_text = tokenizer.decode([token]), other.decode([token])
+    if text and other_text and text != other_text:
+      return token, text, other_text
+  return None
+
+
 def check_token_ids(
   ids: Sequence[int], tokenizer: Tokenizer, name: str
 ) -> None:

@@ -14,6 +14,7 @@ from jaxtyping import PyTree
 
 from covrl.config import Config, ConfigError
 from covrl.data import Tokenizer
+from covrl.data.tokenizers.tokenizer import find_different_token
 from covrl.models import Policy, add_value_head, value_config
 from covrl.pretrained import load_params, load_policy, load_tokenizer
 from covrl.train.networks.network import POLICY, RANDOM, Network
@@ -59,8 +60,6 @@ def check_network_tokenizers(
 ) -> None:
   """Checks that pretrained networks read the tokens as the policy does.
 
-  Tokens of which one model has no text, such as unused ones, may differ.
-
   Args:
     networks: the networks by name.
     tokenizer: the policy's tokenizer.
@@ -80,13 +79,12 @@ def check_network_tokenizers(
         f' checked: {error}'
       )
       continue
-    for token in range(min(tokenizer.vocab_size, other.vocab_size)):
-      text, other_text = tokenizer.decode([token]), other.decode([token])
-      if text and other_text and text != other_text:
-        raise ConfigError(
-          f'the network {name!r} must have the tokenizer of the policy, in which'
-          f' token {token} is {text!r}, got {other_text!r} in {network.initial}'
-        )
+    if different := find_different_token(tokenizer, other):
+      token, text, other_text = different
+      raise ConfigError(
+        f'the network {name!r} must have the tokenizer of the policy, in which'
+        f' token {token} is {text!r}, got {other_text!r} in {network.initial}'
+      )
 
 
 def initial_params(

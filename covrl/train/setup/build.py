@@ -161,9 +161,7 @@ def build(
       ' then differ from an uninterrupted one; schedules are to run over'
       ' train.schedule_iterations (config.schedule_updates)'
     )
-  for text in recipe_warnings(
-    config, policy, algorithm, warm_start_tx, task.rewards
-  ):
+  for text in recipe_warnings(config, policy, algorithm, warm_start_tx, task):
     warn(text)
   engine = make_engine(
     config,

@@ -47,10 +47,10 @@ from covrl.train.setup.sample import response_limit, sample_responses
 from covrl.train.setup.shared_warm_start import shared_warm_start
 from covrl.train.setup.suite_choice import SuiteChoice, with_suites
 from covrl.train.sft import warm_start_store
+from covrl.train.warnings.pretrained import pretrained_warnings
 
 # Lengths of a model that is evaluated without a recipe, in tokens.
-_PROMPT_LENGTH = 2048
-_RESPONSE_LENGTH = 8192
+_PROMPT_LENGTH, _RESPONSE_LENGTH = 2048, 8192
 
 
 def _print_message(text: str) -> None:
@@ -291,8 +291,7 @@ def open_pretrained(
 
   Raises:
     ConfigError: the recipe does not exist.
-    ValueError: the directory is not a pretrained model, its shape or tokenizer
-      differ from the recipe's, or the recipe's task has no suites.
+    ValueError: it is not a model of the recipe's shape, or the task has no suites.
   """
   # Adapters are part of the pretrained model or absent.
   overrides = [f'--config.pretrained={directory}', '--config.lora.rank=0']
@@ -300,6 +299,8 @@ def open_pretrained(
   mesh = sharding.make_mesh(dataclasses.asdict(recipe.config.mesh))
   config, task = _config_and_task(recipe, suites)
   policy = make_policy(recipe, task.tokenizer)
+  for text in pretrained_warnings(directory, policy, task.tokenizer):
+    _warn(text)
   yield OpenedRun(
     config=config,
     iteration=None,

@@ -3,19 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import optax
 
 from covrl.config import Config
 from covrl.models import Policy
-from covrl.rewards.reward import RewardPart
+from covrl.tasks.task import Task
 from covrl.train.algorithm import Algorithm
 from covrl.train.warnings.directions import (
   direction_warnings,
   gradient_warnings,
 )
 from covrl.train.warnings.micro_batches import micro_batch_warnings
+from covrl.train.warnings.pretrained import pretrained_warnings
 from covrl.train.warnings.schedules import schedule_warnings
 from covrl.train.warnings.settings import config_warnings
 
@@ -25,7 +26,7 @@ def recipe_warnings(
   policy: Policy,
   algorithm: Algorithm,
   warm_start_tx: optax.GradientTransformation,
-  rewards: Sequence[RewardPart],
+  task: Task,
 ) -> Iterator[str]:
   """Yields a sentence for each part of a recipe that has another effect than it seems.
 
@@ -34,12 +35,13 @@ def recipe_warnings(
     policy: the policy.
     algorithm: the functions and transformations of the run.
     warm_start_tx: the parameter chain of the warm start.
-    rewards: the rewards of the task.
+    task: the task.
   """
   chains = {'tx': (algorithm.tx, config.total_updates)}
   if steps := config.warm_start.steps:
     chains['warm_start_tx'] = warm_start_tx, steps
-  yield from config_warnings(config, algorithm, rewards)
+  yield from config_warnings(config, algorithm, task.rewards)
+  yield from pretrained_warnings(config.pretrained, policy, task.tokenizer)
   yield from direction_warnings(policy, **chains)
   yield from gradient_warnings(algorithm)
   yield from schedule_warnings(algorithm.token_tx, config.total_updates)

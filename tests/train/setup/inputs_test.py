@@ -248,7 +248,7 @@ def test_a_run_is_neither_opened_nor_resumed_with_another_prompt_format(
   policy = Policy(tiny(320))
 
   def current_inputs():
-    return input_fingerprints(config, text_task(config), policy, None)
+    return input_fingerprints(config, text_task(config), policy, None, {})
 
   def open_run(inputs):
     check_opened_run(

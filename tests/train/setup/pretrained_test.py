@@ -17,14 +17,20 @@ from train.process import RECIPES, metric_lines, train
 from covrl.cli import main
 from covrl.config import Config, ConfigError
 from covrl.data import JsonTokenizer
-from covrl.models import tiny
-from covrl.pretrained import load_policy, load_pretrained, load_tokenizer
+from covrl.models import Lora, Policy, tiny
+from covrl.pretrained import (
+  load_policy,
+  load_pretrained,
+  load_tokenizer,
+  save_pretrained,
+)
 from covrl.train import CheckpointStore
 from covrl.train.networks import critic
 from covrl.train.networks.init import check_network_tokenizers
 from covrl.train.setup import restore
 from covrl.train.setup.initial_policy import with_adapters
 from covrl.train.setup.restore import open_run
+from covrl.train.warnings.pretrained import pretrained_warnings
 
 RECIPE = 'toy_pretrained'
 LORA = {'lora__rank': 2, 'lora__alpha': 4.0, 'lora__targets': 'query,down'}
@@ -279,6 +285,53 @@ def test_frozen_parameters_have_the_compute_dtype(model):
   assert with_adapters(mixed, config) == mixed
   config.lora.rank, config.warm_start.steps = 2, 5
   assert with_adapters(mixed, config).param_dtype == 'float32'
+
+
+def test_a_recipe_that_ignores_the_pretrained_configuration_is_reported(
+  model, tmp_path
+):
+  """Weights fit into models that compute differently."""
+  policy, tokenizer = load_policy(model), load_tokenizer(model)
+  trained_so = dataclasses.replace(
+    policy.config,
+    dtype='bfloat16',
+    remat='everything',
+    lora=Lora(rank=1, alpha=1.0),
+  )
+  name = str(model)
+  assert not [*pretrained_warnings('', Policy(tiny(8)), tokenizer)]
+  assert not [*pretrained_warnings(name, Policy(trained_so), tokenizer)]
+  other = dataclasses.replace(policy.config, norm_eps=0.5, windows=(3, 3))
+  (warning,) = pretrained_warnings(name, Policy(other), tokenizer)
+  assert warning == (
+    f"the recipe's model has another windows, norm_eps than {model}, whose weights it"
+    ' takes'
+  )
+  other_model = shutil.copytree(model, tmp_path / 'model')
+  file = other_model / 'tokenizer.json'
+  file.write_text(file.read_text().replace('"<3>"', '"<three>"'))
+  (warning,) = pretrained_warnings(name, policy, load_tokenizer(other_model))
+  assert warning == (
+    "token 3 is '<three>' in the tokenizer of the recipe's task and '<3>' in that of"
+    f' {model}, whose weights the model takes'
+  )
+
+
+def test_an_export_with_another_configuration_keeps_the_special_tokens(
+  model, tmp_path
+):
+  policy, params = load_pretrained(model)
+  changed = dataclasses.replace(
+    policy, config=dataclasses.replace(policy.config, norm_eps=0.5)
+  )
+  save_pretrained(tmp_path / 'out', changed, params)
+  before, after = (
+    json.loads((directory / 'config.json').read_text())
+    for directory in (model, tmp_path / 'out')
+  )
+  assert after['rms_norm_eps'] == 0.5
+  for name in ('eos_token_id', 'max_position_embeddings'):
+    assert after[name] == before[name]
 
 
 @pytest.mark.parametrize(
