@@ -79,6 +79,20 @@ def test_warnings_of_the_run_are_at_the_top(make_run):
   assert '1 unreadable line of notices.jsonl was skipped.' in page
 
 
+def test_older_warnings_of_the_run_are_counted(make_run):
+  path = make_run()
+  texts = [f'warning number {index} of the run' for index in range(23)]
+  records = [json.dumps({'text': text}) + '\n' for text in texts]
+  (path / 'notices.jsonl').write_text(''.join(records[:20]))
+  page = write_report(path).read_text()
+  assert texts[0] in page
+  assert 'left out here' not in page
+  (path / 'notices.jsonl').write_text(''.join(records))
+  page = write_report(path).read_text()
+  assert 'left out here: 3; notices.jsonl in the run directory has all' in page
+  assert [text in page for text in texts] == 3 * [False] + 20 * [True]
+
+
 def test_gain_is_paired_by_problem(make_run):
   path = make_run(problems=120)
   before = {p['prompt']: p['correct'] for p in results(path, 0)}

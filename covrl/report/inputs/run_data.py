@@ -35,6 +35,8 @@ from covrl.report.inputs.run_json import (
 # Suffix with the seed in the name of a run directory.
 _SEED_SUFFIX = re.compile(r'(^|[-_.])(seed|s)?[-_=]?\d+$')
 
+# Warnings of a run on its page, at most.
+_MAX_NOTICES = 20
 
 # Files and directories by which a run directory is recognised. A pretrained
 # model also has a config.json, with other fields.
@@ -156,10 +158,24 @@ class RunData:
 
   @functools.cached_property
   def notices(self) -> list[str]:
-    """Warnings of the run about damaged files, oldest first; at most 20."""
+    """Warnings of the run about damaged files, oldest first.
+
+    With more than 20 these are the newest, after a sentence about the others.
+    """
     name = 'notices.jsonl'
     lines = list(read_objects(self.path / name, name, self.unreadable))
-    return [short_text(line.get('text') or '', 500) for _, line in lines[-20:]]
+    texts = [
+      short_text(line.get('text') or '', 500)
+      for _, line in lines[-_MAX_NOTICES:]
+    ]
+    num_older = len(lines) - len(texts)
+    if not num_older:
+      return texts
+    return [
+      f'Older warnings that are left out here: {num_older:,}; {name} in the run'
+      ' directory has all of them.',
+      *texts,
+    ]
 
   @functools.cached_property
   def task_description(self) -> str:
