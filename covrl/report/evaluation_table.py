@@ -16,6 +16,7 @@ from jaxtyping import Float
 from covrl.evaluation.intervals import Estimate, bootstrap_sets
 from covrl.report import formats
 from covrl.report.evaluation_settings import setting_notes
+from covrl.report.formats import join_words
 from covrl.report.inputs.problem_results import ProblemId, problem_score
 from covrl.report.inputs.published_results import PUBLISHED_ROWS
 from covrl.report.inputs.run_data import RunData
@@ -81,11 +82,12 @@ def evaluation_table(
     configurations: name and runs of each; the first one is the baseline.
 
   Returns:
-    The table; `None` if no results by problem were saved.
+    The table, without rows if the runs share no set; `None` if no results by
+    problem were saved.
   """
-  names = _shared_sets(configurations)
+  names, notes = _shared_sets(configurations)
   if not names:
-    return None
+    return EvaluationTable([], [], [], notes) if notes else None
   metrics = {name: _metric_of(configurations, name) for name in names}
   columns = [
     _Column(
@@ -94,11 +96,16 @@ def evaluation_table(
     for name, runs in configurations
   ]
   # A problem whose responses could not be scored has no score.
-  names = [
-    n for n in names if all(column.scores_of(n).size for column in columns)
-  ]
+  for name in tuple(names):
+    unscored = [c.name for c in columns if not c.scores_of(name).size]
+    if unscored:
+      names.remove(name)
+      notes.append(
+        f'{name or OWN_PROBLEMS} is left out, of which {join_words(unscored)} has'
+        ' no response with a score.'
+      )
   if not names:
-    return None
+    return EvaluationTable([], [], [], notes)
   baseline, *others = columns
   published = {
     column.recipe: PUBLISHED_ROWS[column.recipe]
@@ -136,7 +143,7 @@ def evaluation_table(
       formats.fixed(row.printed_average, 1) for row in published.values()
     ]
     means.append(('average as printed', [*blanks, *printed_cells]))
-  notes = [
+  notes += [
     note
     for other in others
     for name in names
@@ -148,14 +155,21 @@ def evaluation_table(
 
 def _shared_sets(
   configurations: Sequence[tuple[str, Sequence[RunData]]],
-) -> list[str]:
-  """Sets of which every run has results, in the order of the first run."""
-  sets: list[dict[str, None]] = [
-    dict.fromkeys(set_name for set_name, _ in run.latest_results)
-    for _, runs in configurations
-    for run in runs
+) -> tuple[list[str], list[str]]:
+  """Sets of which every run has results, and a note on each of the other ones."""
+  runs = [run for _, runs in configurations for run in runs]
+  runs_by_set: dict[str, list[str]] = {}
+  for run in runs:
+    for name in dict.fromkeys(set_name for set_name, _ in run.latest_results):
+      runs_by_set.setdefault(name, []).append(run.path.name)
+  shared = [n for n, names in runs_by_set.items() if len(names) == len(runs)]
+  notes = [
+    f'{name or OWN_PROBLEMS} is left out, of which only {join_words(names)} of the'
+    f' {len(runs):,} runs {"has" if len(names) == 1 else "have"} results.'
+    for name, names in runs_by_set.items()
+    if len(names) < len(runs)
   ]
-  return [name for name in sets[0] if all(name in other for other in sets)]
+  return shared, notes
 
 
 def _metric_of(

@@ -195,6 +195,30 @@ def test_uses_sets_and_metrics_that_all_runs_have(make_results):
   )
   ((name, cells),) = table.rows
   assert (name, cells[1]) == ('amc', 'greedy')
+  assert table.notes == [
+    'gsm8k is left out, of which only a of the 2 runs has results.'
+  ]
+
+
+def test_sets_that_are_left_out_are_named_with_the_runs_that_have_them(
+  make_results, tmp_path
+):
+  amc, gsm8k = results('amc', [1, 0]), results('gsm8k', [1])
+  unscored = [line | {'greedy': None} for line in gsm8k]
+  paths = [
+    make_results('a', {'amc': amc, 'gsm8k': gsm8k}, recipe='one'),
+    make_results('b', {'amc': amc, 'gsm8k': unscored}, recipe='two'),
+    make_results('c', {'minerva': results('minerva', [1])}),
+  ]
+  page = write_comparison(paths[:2], tmp_path / 'page.html').read_text()
+  assert 'gsm8k is left out, of which two has no response with a score.' in page
+  page = write_comparison(paths, tmp_path / 'page.html').read_text()
+  assert 'Accuracy by evaluation set' in page
+  for sentence in (
+    'amc is left out, of which only a and b of the 3 runs have results.',
+    'minerva is left out, of which only c of the 3 runs has results.',
+  ):
+    assert sentence in page
 
 
 def test_seeds_are_averaged_problem_by_problem(make_results):
