@@ -97,7 +97,8 @@ class DataConfig:
       problems or share this many consecutive words with one (decontamination),
       unless several problems of its set have these words; 0 keeps them.
     pass_rates: results of `covrl evaluate` on these problems, for the two
-      bounds below; if empty, pass rates stored in the files are used.
+      bounds below, with one rate for each question (of a conversation its last
+      user message); if empty, pass rates stored in the files are used.
     min_pass_rate: smallest pass rate of a training problem.
     max_pass_rate: largest pass rate of a training problem.
     checked_programs: number of programming problems, evenly spaced, whose

@@ -10,8 +10,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from covrl import storage
 from covrl.config import Config, ConfigError, DataConfig
 from covrl.data import (
@@ -42,6 +40,7 @@ from covrl.tasks.graders import (
   make_shaping_rewards,
   reference_response,
 )
+from covrl.tasks.pass_rates import read_pass_rates
 from covrl.tasks.task import Task
 
 
@@ -260,7 +259,7 @@ def _training_problems(
       max_prompt_length=config.rollout.max_prompt_length,
       deduplicate=data.deduplicate,
       evaluation_ngrams=_evaluation_ngrams(data, suites),
-      pass_rates=_pass_rates(data.pass_rates),
+      pass_rates=read_pass_rates(data.pass_rates),
       min_pass_rate=data.min_pass_rate,
       max_pass_rate=data.max_pass_rate,
     ),
@@ -349,41 +348,6 @@ def _evaluation_ngrams(
     {suite.name: suite.problems for suite in suites},
     ngram_words=data.overlap_words,
   )
-
-
-def _pass_rates(file: str) -> dict[str, float]:
-  """Returns pass rates by problem key, from an evaluation's results."""
-  if not file:
-    return {}
-  rates: dict[str, float] = {}
-  try:
-    lines = storage.as_path(file).read_bytes().splitlines()
-  except OSError as error:
-    raise ConfigError(
-      'data.pass_rates must name a file that can be read, got'
-      f' {file}: {error.strerror or error}'
-    ) from None
-  for number, line in enumerate(lines, 1):
-    try:
-      result = json.loads(line)
-      correct = [
-        is_correct
-        for is_correct in result['correct'] or [result['greedy']]
-        if is_correct is not None
-      ]
-      if not correct:
-        # No response has a score, so that the rate is unknown.
-        continue
-      rate = float(np.mean(correct))
-      if not 0 <= rate <= 1:
-        raise ValueError
-      rates[result['key']] = rate
-    except (ValueError, KeyError, TypeError, RecursionError):
-      raise ConfigError(
-        'data.pass_rates must be results written by covrl evaluate, got'
-        f' something else in row {number} of {file}'
-      ) from None
-  return rates
 
 
 def _merge_kinds(

@@ -13,6 +13,7 @@ from tasks.text_config import DATA, MODEL, config
 
 from covrl.config import Config, ConfigError
 from covrl.data import ConcatenatedSource, MixtureSource, Problem
+from covrl.data.problems import question_key
 from covrl.tasks.graders import answer_extractor, reference_response
 from covrl.train import text_task
 
@@ -183,6 +184,39 @@ def test_problems_are_filtered_by_pass_rate(tmp_path):
   assert str(caught.value) == (
     'data.pass_rates must be results written by covrl evaluate, got something'
     f' else in row 1 of {file}'
+  )
+
+
+def test_pass_rates_that_differ_for_one_question_are_refused(tmp_path):
+  def row(value, question):
+    turns = (f'Let x = {value}.', 'user'), ('Yes.', 'assistant')
+    messages = [
+      {'role': role, 'content': text}
+      for text, role in (*turns, (question, 'user'))
+    ]
+    return {'prompt': messages, 'answer': str(value)}
+
+  train, file = tmp_path / 'train.jsonl', tmp_path / 'rates.jsonl'
+  rows = [row(3, 'What is x?'), row(7, 'What is x?'), row(3, 'What is 2x?')]
+  train.write_text('\n'.join(map(json.dumps, rows)))
+  settings = config(str(train), deduplicate=False, min_pass_rate=0.9)
+  settings.data.pass_rates = str(file)
+  key, other_key = question_key('What is x?'), question_key('What is 2x?')
+  rates = [(key, 1), (other_key, 1), (key, 1)]
+
+  def write(rates):
+    lines = ({'key': k, 'greedy': 0, 'correct': [c]} for k, c in rates)
+    file.write_text('\n'.join(map(json.dumps, lines)))
+
+  write(rates)
+  assert len(text_task(settings).train) == 3
+  write([*rates, (key, 0)])
+  with pytest.raises(ConfigError) as caught:
+    text_task(settings)
+  assert str(caught.value) == (
+    'data.pass_rates must have one rate for each question, got 1 in row 1 and 0'
+    f' in row 4 of {file} for the key {key!r}; leave out all but one of its'
+    ' rows'
   )
 
 
