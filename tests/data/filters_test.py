@@ -222,6 +222,43 @@ def test_short_questions_match_as_a_whole():
     NgramIndex({}, ngram_words=0)
 
 
+def test_questions_within_longer_ones_are_found():
+  questions = [
+    'How many primes are there below 100?',
+    'Find the remainder of $7^{100}$ modulo 13.',
+    'What is the value of 12 + 5?',
+    'What is the value of 12 - 5?',
+    # Every 13 consecutive words of these are in both.
+    *(f'{LONG}: what is 12 {operator} 5?' for operator in '+-'),
+  ]
+  index = NgramIndex({'suite': list(map(problem, questions))})
+  for text in (
+    '{} Let us think step by step and write the answer within \\boxed{{}}.',
+    'Question: {}\nAnswer:',
+    'Solve this problem:\n{}\n### Response',
+    '{}<think>',
+    '**{}** - give a number.',
+  ):
+    found = [index.find(text.format(question)) for question in questions]
+    assert found == ['suite'] * len(questions)
+  for text in (
+    'How many primes are there below 1000? Think step by step.',
+    'How many primes are there below 100! Think step by step.',
+    'Now find the remainder of $7^{101}$ modulo 13.',
+    'Tell me: What is the value of 12 * 5?',
+    'What is the value of 12 + 5 * 3?',
+    'What is the value of 12 - 5x?',
+    'What is the value of 12 + 5.5?',
+    'What is the value of 12 + 5^x?',
+  ):
+    assert index.find(text) is None
+  # Fewer than 5 words may occur by chance.
+  four = NgramIndex({'suite': [problem('What is 2 + 2?')]})
+  assert four.find('Question: What is 2 + 2? Think.') is None
+  five = NgramIndex({'suite': [problem('What then is 2 + 2?')]})
+  assert five.find('Question: What then is 2 + 2? Think.') == 'suite'
+
+
 @given(
   st.lists(st.sampled_from('abcdef'), min_size=13, max_size=30),
   st.integers(0, 17),
