@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Operations on buckets (`gs://…`) that have no counterpart on a disk."""
+"""Operations on buckets (`gs://…`): types of paths, and creation of objects."""
 
 from __future__ import annotations
 

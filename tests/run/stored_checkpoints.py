@@ -27,7 +27,9 @@ def damage(directory, kind):
   if kind == 'manifest':
     manifest.write_text('{')
   elif kind == 'edited manifest':
-    manifest.write_text(manifest.read_text().replace('"at": ', '"at": 1'))
+    text = manifest.read_text()
+    assert '"position": ' in text
+    manifest.write_text(text.replace('"position": ', '"position": 1'))
   else:
     file = max(directory.rglob('d/*'), key=lambda file: file.stat().st_size)
     if kind == 'data':

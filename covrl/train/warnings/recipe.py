@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Warnings about a recipe: all that `covrl train` and `covrl plan` print."""
+"""Warnings about the parts of a recipe, which `covrl train` and `covrl plan` print."""
 
 from __future__ import annotations
 
