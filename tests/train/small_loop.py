@@ -87,6 +87,8 @@ def abstract_array(array):
 class Programs:
   """Replaces the compiled programs: an update adds its rows to the parameters."""
 
+  networks = types.SimpleNamespace(models={})
+
   def __init__(self, on_stage):
     self.on_stage = on_stage
 
