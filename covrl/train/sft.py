@@ -263,12 +263,15 @@ def warm_start(
         values['tokens_per_second'] = tokens / seconds
         started, tokens = time.monotonic(), 0
         writer.write(step=update, iteration=0, phase='warm_start', **values)
+        skipped = values.pop('skipped_updates')
+        if skipped:
+          values['skipped_updates'] = skipped
         progress.update(update, **values)
         _check_skipped(state, update, config.train.max_skipped_updates)
-        if values['skipped_updates'] and not has_warned:
+        if skipped and not has_warned:
           has_warned = True
           warn(
-            f'{values["skipped_updates"]:.0f} of the first {update} updates of the'
+            f'{skipped:.0f} of the first {update} updates of the'
             ' warm start were skipped, because gradients or parameters were not'
             ' finite; further ones are counted only'
           )
