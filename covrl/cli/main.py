@@ -12,6 +12,7 @@ sentence on standard error and status 2, failed writes with status 45.
 from __future__ import annotations
 
 import argparse
+import atexit
 import difflib
 import importlib.metadata
 import re
@@ -63,6 +64,17 @@ _COMMANDS = {
 }
 # Commands that take `--config.FIELD=VALUE`.
 _TAKE_OVERRIDES = ('plan', 'compile', 'train')
+
+
+def _finish_stopped_run() -> None:
+  """Ignores signals from here on, if a run has stopped; see `covrl.run.preemption`."""
+  preemption = sys.modules.get('covrl.run.preemption')
+  if preemption is not None:
+    preemption.ignore_signals_of_stopped_run()
+
+
+# Called after the functions that JAX registers, which is not imported yet.
+atexit.register(_finish_stopped_run)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -214,6 +214,18 @@ def restore_handlers() -> None:
     _lasting_handlers.pop().close()
 
 
+def ignore_signals_of_stopped_run() -> None:
+  """Ignores signals while the process of a stopped run exits.
+
+  To be called last: before it frees its modules, Python restores the system's
+  handlers in place of its own, so that a repeated signal would end the process with
+  another status.
+  """
+  if _lasting_handlers:
+    for number in SIGNALS:
+      signal.signal(number, signal.SIG_IGN)
+
+
 def _count_signals(reader: int) -> None:
   """Ends the process at the third signal within `_THIRD_SIGNAL_SECONDS` seconds.
 
