@@ -15,7 +15,11 @@ from covrl.data import JsonTokenizer, Tokenizer
 from covrl.data.chat import ChatTemplate
 from covrl.pretrained.adapters import base_model_directory
 from covrl.pretrained.json_files import parse_json
-from covrl.pretrained.resolve import read_config_files, resolve
+from covrl.pretrained.resolve import (
+  TOKENIZER_FILES,
+  read_config_files,
+  resolve,
+)
 from covrl.pretrained.tokenizer import load_chat_template, load_tokenizer
 from covrl.pretrained.tokenizer_files import (
   end_tokens_of,
@@ -24,16 +28,6 @@ from covrl.pretrained.tokenizer_files import (
   tokenizer_directory,
 )
 
-# Files that belong to one tokenizer, without the chat template.
-_TOKENIZER_FILES = (
-  'tokenizer.json',
-  'tokenizer.model',
-  'tokenizer_config.json',
-  'special_tokens_map.json',
-  'added_tokens.json',
-  'vocab.json',
-  'merges.txt',
-)
 _GENERATION_CONFIG = 'generation_config.json'
 _CHAT_TEMPLATE = 'chat_template.jinja'
 
@@ -61,7 +55,7 @@ def read_model_files(directory: epath.PathLike) -> dict[str, bytes]:
   if has_tokenizer(directory):
     template = _template(base)
     files = _without_tokenizer(files)
-    files |= {name: beside[name] for name in _TOKENIZER_FILES if name in beside}
+    files |= {name: beside[name] for name in TOKENIZER_FILES if name in beside}
     if template is not None and not has_chat_template(directory):
       files[_CHAT_TEMPLATE] = template.source.encode()
   if has_chat_template(directory) and (template := _template(directory)):
@@ -124,7 +118,7 @@ def files_beside_adapters(
     pretrained: the base model, or adapters on it.
   """
   base_files = read_config_files(base_model_directory(pretrained))
-  tokenizer_files = {name: files.get(name) for name in _TOKENIZER_FILES}
+  tokenizer_files = {name: files.get(name) for name in TOKENIZER_FILES}
   names = [
     name
     for name in (_GENERATION_CONFIG, _CHAT_TEMPLATE)
@@ -189,7 +183,7 @@ def _self_contained(template: ChatTemplate) -> str:
 
 def _without_tokenizer(files: Mapping[str, bytes]) -> dict[str, bytes]:
   """The files that are not those of a tokenizer or its chat template."""
-  names = files.keys() - {*_TOKENIZER_FILES, _CHAT_TEMPLATE}
+  names = files.keys() - {*TOKENIZER_FILES, _CHAT_TEMPLATE}
   return {name: files[name] for name in files if name in names}
 
 

@@ -16,9 +16,7 @@ from covrl.pretrained.json_files import (
 from covrl.pretrained.json_files import read_json as read_json
 from covrl.pretrained.packages import is_in_package, package_path
 
-CONFIG_FILES = (
-  'config.json',
-  'generation_config.json',
+TOKENIZER_FILES = (
   'tokenizer.json',
   'tokenizer.model',
   'tokenizer_config.json',
@@ -26,6 +24,13 @@ CONFIG_FILES = (
   'added_tokens.json',
   'vocab.json',
   'merges.txt',
+)
+"""Files that belong to one tokenizer, without the chat template."""
+
+CONFIG_FILES = (
+  'config.json',
+  'generation_config.json',
+  *TOKENIZER_FILES,
   'chat_template.jinja',
 )
 

@@ -29,6 +29,12 @@ from covrl.pretrained.weights.param_mapping import MappedParam, map_params
 
 SHARD_BYTES = 4 * 2**30
 
+# Fields of a config.json that a model with another configuration keeps.
+_KEPT_FIELDS = (
+  *('bos_token_id', 'eos_token_id', 'pad_token_id'),
+  'max_position_embeddings',
+)
+
 
 def save_pretrained(
   directory: epath.PathLike,
@@ -86,12 +92,6 @@ def model_files(policy: Policy, params: PyTree) -> dict[str, bytes]:
   fields = _config_json(policy.config, files, dtype)
   text = json.dumps(fields, indent=2) + '\n'
   return {**files, 'config.json': text.encode()}
-
-
-_KEPT_FIELDS = (
-  *('bos_token_id', 'eos_token_id', 'pad_token_id'),
-  'max_position_embeddings',
-)
 
 
 def _config_json(

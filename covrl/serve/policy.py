@@ -89,7 +89,7 @@ def _word_sums(params: PyTree) -> PyTree:
   """Returns the sum of an array's words modulo 2³², for each array."""
 
   def word_sum(leaf: Array) -> Array:
-    words = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
+    words = jnp.dtype(f'uint{8 * leaf.dtype.itemsize}')
     bits = jax.lax.bitcast_convert_type(leaf, words)
     return jnp.sum(bits, dtype=jnp.uint32)
 
