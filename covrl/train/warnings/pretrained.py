@@ -21,6 +21,8 @@ def pretrained_warnings(
 ) -> Iterator[str]:
   """Yields a sentence if model or tokenizer are not those of the weights.
 
+  The tokenizer of a model that has none cannot be compared.
+
   Args:
     pretrained: the pretrained model; empty without one.
     policy: the policy that the recipe makes.
