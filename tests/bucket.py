@@ -14,11 +14,14 @@ import re
 import struct
 import sys
 import threading
+import time
 import urllib.parse
 
 import google_crc32c
 
 NAME = 'bucket'
+# Seconds by which writes of delayed objects are late.
+DELAY = 0.7
 
 
 class Bucket:
@@ -28,6 +31,7 @@ class Bucket:
     objects: content and generation by name.
     failing_requests: number of requests that are still to fail.
     refused: pattern of the names of objects that must not be written.
+    delayed: pattern of the names of objects that are written late.
     unlisted: pattern of the prefixes that must not be listed.
     uploads: name and content so far of uploads in parts, by number.
   """
@@ -36,6 +40,7 @@ class Bucket:
     self.objects = {}
     self.failing_requests = 0
     self.refused = '(?!)'
+    self.delayed = '(?!)'
     self.unlisted = '(?!)'
     self.lock = threading.RLock()
     self.uploads = {}
@@ -248,6 +253,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
   def _write(self, name, content, query):
     """Stores an object, or answers with an error."""
+    if re.search(self.bucket.delayed, name):
+      time.sleep(DELAY)
     with self.bucket.lock:
       if re.search(self.bucket.refused, name):
         error = {'code': 403, 'message': f'{name} must not be written'}

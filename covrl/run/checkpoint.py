@@ -322,7 +322,7 @@ class CheckpointStore:
         path / MANIFEST
       ):
         with contextlib.suppress(storage.StorageError):
-          storage.remove(path)
+          checkpoint_files.discard(path)
       raise
 
   def _complete(self, path: epath.Path, metadata: dict[str, Any]) -> None:

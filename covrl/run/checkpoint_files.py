@@ -32,6 +32,9 @@ _ARRAYS = 'arrays'
 # Attempts at reading, and seconds between two: a network file system may fail
 # once.
 _ATTEMPTS, _PAUSE = 3, 1.0
+# Seconds between two looks at a discarded checkpoint, looks that must find nothing,
+# and looks at most.
+_LOOK_SECONDS, _EMPTY_LOOKS, _MAX_LOOKS = 0.2, 5, 50
 
 # Implementations of random keys.
 _KEY_IMPLS = ('threefry2x32', 'rbg', 'unsafe_rbg')
@@ -123,6 +126,26 @@ def write_arrays(path: epath.Path, arrays: PyTree) -> None:
       raise
     with storage.writing(path / _ARRAYS):
       raise
+
+
+def discard(path: epath.Path) -> None:
+  """Removes a checkpoint whose write has failed, with what is still being written.
+
+  Orbax raises the first error of its threads and does not wait for the others,
+  which may create files after a removal.
+
+  Raises:
+    StorageError: it cannot be removed.
+  """
+  empty_looks = 0
+  for _ in range(_MAX_LOOKS):
+    if storage.is_directory(path):
+      storage.remove(path)
+      empty_looks = 0
+    elif empty_looks == _EMPTY_LOOKS:
+      return
+    empty_looks += 1
+    time.sleep(_LOOK_SECONDS)
 
 
 def read_arrays(path: epath.Path, like: PyTree, check: ShapeCheck) -> PyTree:

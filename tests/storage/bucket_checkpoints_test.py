@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints in an emulated bucket: saves, refused writes and lost objects."""
 
+import time
+
+import bucket as bucket_server
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,6 +73,25 @@ def test_a_refused_write_raises_one_sentence_and_leaves_the_last_checkpoint(
   checkpoints.save(8, {'a': jnp.full(3, 8)}, {})
   assert checkpoints.newest_undamaged() is not None
   assert checkpoints.position == 8
+
+
+def test_writes_that_end_after_the_error_leave_nothing(
+  bucket, checkpoints, monkeypatch
+):
+  monkeypatch.setattr(bucket, 'refused', 'array_metadatas')
+  monkeypatch.setattr(bucket, 'delayed', '/d/')
+  written = []
+  put = bucket.put
+  monkeypatch.setattr(
+    bucket,
+    'put',
+    lambda name, content: (written.append(name), put(name, content)),
+  )
+  with pytest.raises(StorageError, match='cannot be written'):
+    checkpoints.save(8, {'a': jnp.full(3, 8)}, {})
+  time.sleep(bucket_server.DELAY)
+  assert any('00000008' in name and '/d/' in name for name in written)
+  assert not any('00000008' in name for name in bucket.names())
 
 
 def test_a_missing_object_is_noticed_and_the_checkpoint_set_aside(
