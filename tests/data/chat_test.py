@@ -164,6 +164,26 @@ def test_an_interrupted_exchange_does_not_answer_the_next(monkeypatch):
   assert template.render([{'role': 'user', 'content': 'after'}]) == 'after'
 
 
+def test_a_killed_process_is_started_again_once(monkeypatch):
+  template = ChatTemplate('{{ messages[0].content }}')
+  assert template.render(CHAT) == 'hello'
+  exchange = process._exchange
+  kills = iter([True, False])
+
+  def killed(process_, line):
+    if next(kills, True):
+      process_.kill()
+      process_.wait()
+    return exchange(process_, line)
+
+  monkeypatch.setattr(process, '_exchange', killed)
+  assert template.render(CHAT) == 'hello'
+  with pytest.raises(ValueError, match=r'ended twice \(SIGKILL\)'):
+    template.render(CHAT)
+  monkeypatch.setattr(process, '_exchange', exchange)
+  assert template.render(CHAT) == 'hello'
+
+
 def test_the_process_ends_with_its_parent():
   program = """
     import os, signal

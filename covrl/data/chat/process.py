@@ -28,6 +28,14 @@ MAX_CHARACTERS = 4_000_000
 MAX_MEMORY = 512 * 1024**2
 """Address space of the process, in bytes."""
 
+# Signals that no template causes: the system's when memory runs out, a user's.
+_SENT_FROM_OUTSIDE = (
+  signal.SIGKILL,
+  signal.SIGTERM,
+  signal.SIGINT,
+  signal.SIGHUP,
+)
+
 _PROGRAM = pathlib.Path(__file__).with_name('program.py')
 
 
@@ -54,31 +62,41 @@ class RenderingProcess:
       request: JSON values; the limits are added to them.
 
     Raises:
-      ProcessEndedError: rendering takes too much time or memory.
+      ProcessEndedError: rendering takes too much time or memory, or the process
+        was killed twice.
       TypeError: the request is not JSON.
     """
     limits = {'characters': MAX_CHARACTERS, 'seconds': MAX_SECONDS}
     line = json.dumps({**request, **limits}).encode() + b'\n'
     with self._lock:
-      process = self._running_process()
-      try:
-        reply = _exchange(process, line)
-      except BaseException:
-        # An interrupted exchange leaves a reply that the next one would read.
-        self._process = None
-        process.kill()
-        _end(process)
-        raise
-      if reply.endswith(b'\n'):
-        return json.loads(reply)
-      self._process = None
-      raise ProcessEndedError(_reason(_end(process)))
+      reply = self._reply(line)
+      if isinstance(reply, int) and -reply in _SENT_FROM_OUTSIDE:
+        reply = self._reply(line)
+      if isinstance(reply, int):
+        raise ProcessEndedError(_reason(reply))
+      return json.loads(reply)
 
   def close(self) -> None:
     """Ends the process."""
     if self._process is not None and self._owner_pid == os.getpid():
       _end(self._process)
     self._process = None
+
+  def _reply(self, line: bytes) -> bytes | int:
+    """Returns the reply to a line, or the exit status of the process that ended."""
+    process = self._running_process()
+    try:
+      reply = _exchange(process, line)
+    except BaseException:
+      # An interrupted exchange leaves a reply that the next one would read.
+      self._process = None
+      process.kill()
+      _end(process)
+      raise
+    if reply.endswith(b'\n'):
+      return reply
+    self._process = None
+    return _end(process)
 
   def _running_process(self) -> subprocess.Popen[bytes]:
     """Returns the rendering process; starts one, also after a fork."""
@@ -122,6 +140,11 @@ def _reason(status: int) -> str:
   """The cause of an exit status, for the error message."""
   if status == -signal.SIGXCPU:
     return f'more than {MAX_SECONDS} s of computing'
+  if -status in _SENT_FROM_OUTSIDE:
+    return (
+      'the end of the process that renders it, which something else ended twice'
+      f' ({signal.Signals(-status).name}); the memory of the machine may be full'
+    )
   if status < 0:
     return (
       f'more than {MAX_MEMORY >> 20} MiB or too deep a nesting'
