@@ -30,6 +30,7 @@ class Bucket:
   Attributes:
     objects: content and generation by name.
     failing_requests: number of requests that are still to fail.
+    failure: status and message with which every request is to fail, if any.
     refused: pattern of the names of objects that must not be written.
     delayed: pattern of the names of objects that are written late.
     unlisted: pattern of the prefixes that must not be listed.
@@ -39,6 +40,7 @@ class Bucket:
   def __init__(self):
     self.objects = {}
     self.failing_requests = 0
+    self.failure: tuple[int, str] | None = None
     self.refused = '(?!)'
     self.delayed = '(?!)'
     self.unlisted = '(?!)'
@@ -149,6 +151,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
     if self.bucket.failing_requests > 0:
       self.bucket.failing_requests -= 1
       self.close_connection = True
+      raise ConnectionAbortedError
+    if self.bucket.failure is not None:
+      status, message = self.bucket.failure
+      self.close_connection = True
+      error = {'code': status, 'message': message}
+      self._answer({'error': error}, {}, status)
       raise ConnectionAbortedError
     url = urllib.parse.urlsplit(self.path)
     return url.path, dict(urllib.parse.parse_qsl(url.query))

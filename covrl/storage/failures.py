@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import re
+import traceback
 from collections.abc import Iterator
 
 # Causes that libraries report as text only. Others have texts that occur in errors
@@ -35,8 +37,16 @@ _ERRNO_IN_TEXT = re.compile(r"os_error_code='([0-9]+)'")
 # Its status for files that another program has removed, without such a number.
 _NOT_FOUND = 'NOT_FOUND: '
 _NO_THREAD = "can't start new thread"
-# Packages of the client of buckets that raise errors of their own.
-_BUCKET_LIBRARIES = ('gcsfs', 'aiohttp', 'google', 'requests')
+# The client of buckets, which raises errors of its own and of other libraries.
+_BUCKET_CLIENT = 'gcsfs'
+
+
+def _is_new(record: logging.LogRecord) -> bool:
+  """Returns whether a record of the client of buckets is not an error it raises."""
+  return record.exc_info is None or bool(os.environ.get('COVRL_TRACEBACK'))
+
+
+logging.getLogger(_BUCKET_CLIENT).addFilter(_is_new)
 
 
 class StorageError(OSError):
@@ -103,10 +113,17 @@ def reading(path: os.PathLike[str] | str) -> Iterator[None]:
 
 
 def _is_error_of_bucket(error: Exception) -> bool:
-  """Returns whether a read from a bucket failed, other than by an absent object."""
-  if isinstance(error, OSError):
-    return error.errno is None and not isinstance(error, FileNotFoundError)
-  return type(error).__module__.partition('.')[0] in _BUCKET_LIBRARIES
+  """Returns whether a request to a bucket failed, other than by an absent object.
+
+  The client also writes local files, whose errors have the system's numbers.
+  """
+  if isinstance(error, FileNotFoundError | FileExistsError):
+    return False
+  if type(error).__module__ == 'builtins' and getattr(error, 'errno', None):
+    return False
+  frames = traceback.walk_tb(error.__traceback__)
+  modules = (str(frame.f_globals.get('__name__')) for frame, _ in frames)
+  return any(name.partition('.')[0] == _BUCKET_CLIENT for name in modules)
 
 
 def _system_errno(error: BaseException | None) -> int | None:
@@ -145,6 +162,8 @@ def read_failure_message(error: BaseException) -> str | None:
   'a.json cannot be read: input/output error'
   >>> read_failure_message(FileNotFoundError(errno.ENOENT, 'No such file', 'a.json'))
   """
+  if isinstance(error, Exception) and _is_error_of_bucket(error):
+    return f'a bucket cannot be read: {_lower(_one_line(error))}'
   if not isinstance(error, OSError) or error.filename is None:
     return None
   number = _error_number(error)

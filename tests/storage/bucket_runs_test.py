@@ -2,6 +2,7 @@
 """Data, models, metrics and compiled programs of runs in an emulated bucket."""
 
 import json
+import operator
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from etils import epath
 from pretrained.fixtures import MODELS
 
+from covrl import storage
 from covrl.config import LoggingConfig
 from covrl.data import open_records
 from covrl.pretrained import load_pretrained, save_pretrained
@@ -130,6 +132,23 @@ def test_a_directory_that_cannot_be_listed_is_an_error_and_not_absent(
     f'gs://bucket/run/{name} cannot be read: forbidden'
   )
   assert 'rate limit exceeded' in sentence
+
+
+@pytest.mark.parametrize('message', ['Bucket not valid', 'invalid bucket'])
+@pytest.mark.parametrize(
+  'examine', [operator.methodcaller('exists'), storage.is_directory]
+)
+def test_a_bucket_that_answers_with_errors_is_one_sentence(
+  bucket, monkeypatch, caplog, message, examine
+):
+  monkeypatch.setattr(bucket, 'failure', (400, message))
+  with pytest.raises(Exception, match=message) as caught:
+    examine(ROOT)
+  sentence = read_failure_message(caught.value)
+  assert sentence is not None
+  assert 'cannot be read: ' in sentence
+  assert '\n' not in sentence
+  assert all(record.name != 'gcsfs' for record in caplog.records)
 
 
 def test_keeps_compiled_programs_in_a_bucket(bucket):
