@@ -96,9 +96,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     )
     if move_match:
       source, target = map(urllib.parse.unquote, move_match.groups())
-      self._copy(source, target)
-      self.bucket.objects.pop(source, None)
-      return None
+      return self._copy(source, target, is_move=True)
     if 'upload_id' in query:
       return self._append_to_upload(query, body)
     if path != f'/upload/storage/v1/b/{NAME}/o':
@@ -272,12 +270,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
       self.bucket.put(name, content)
       return self._answer(self._metadata(name))
 
-  def _copy(self, source, target):
-    """Copies an object."""
+  def _copy(self, source, target, *, is_move=False):
+    """Copies an object, or moves it; the answer comes after both."""
     with self.bucket.lock:
       if source not in self.bucket.objects:
         return self._not_found(source)
       self.bucket.put(target, self.bucket.objects[source][0])
+      if is_move:
+        del self.bucket.objects[source]
       metadata = self._metadata(target)
     return self._answer({'done': True, 'resource': metadata, **metadata})
 

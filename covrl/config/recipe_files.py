@@ -284,7 +284,12 @@ def _imported_from(
     without a file of its own has its folder.
   """
   loaded = list((sys.modules if modules is None else modules).items())
-  files = {name: file for name, module in loaded if (file := _location(module))}
+  # Paths are parsed only where they can match: thousands of modules are imported.
+  files = {
+    name: pathlib.Path(file)
+    for name, module in loaded
+    if directory.name in (file := _location(module))
+  }
   return {
     name: file
     for name, file in files.items()
@@ -293,9 +298,12 @@ def _imported_from(
   }
 
 
-def _location(module: ModuleType) -> pathlib.Path | None:
-  """Returns the file of a module, or the first folder of a package without one."""
+def _location(module: ModuleType) -> str:
+  """Returns the file of a module, or the first folder of a package without one.
+
+  Empty if the module has neither.
+  """
   file = getattr(module, '__file__', None)
   folders = [*getattr(module, '__path__', ())]
   name = file or (folders[0] if folders else None)
-  return pathlib.Path(name) if isinstance(name, str) else None
+  return name if isinstance(name, str) else ''

@@ -87,10 +87,11 @@ def test_overrides_change_fields_of_every_type():
       '--config.seed=7',
     ],
   )
+  unchanged = flatten(load(KL_COV).config)
   changed = {
     name: value
     for name, value in flatten(recipe.config).items()
-    if value != flatten(load(KL_COV).config)[name]
+    if value != unchanged[name]
   }
   assert changed == {
     'train.iterations': 3,
