@@ -32,15 +32,23 @@ def code_reward(
   In evaluations only a program that passes all tests is correct.
 
   Args:
-    backend: sandbox backend of programs, see `Judge`; the best that works if
-      `None`. Programs run unsandboxed only on request.
+    backend: sandbox backend of programs, see `Judge`; if `None` the best that
+      works in this process, which all workers then use. Programs run unsandboxed
+      only on request.
     url: address of the server of the backend 'remote'.
     packages: installed packages that programs may import, see `Judge`.
     time_limit: seconds that each test may take.
     name: name in the metrics, see `Reward`.
     weight: weight in the total, see `Reward`.
     sources: data sources that it scores, see `Reward`.
+
+  Raises:
+    JudgeError: `backend` is `None` and none works.
+    ValueError: `backend` is `None` and a package is not installed.
   """
+  if backend is None:
+    # Backends have other rules, so workers must not choose one each.
+    backend = cached_judge(None, url, packages).backend
   return Reward(
     name=name,
     score=functools.partial(

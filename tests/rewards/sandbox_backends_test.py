@@ -2,6 +2,7 @@
 """The sandbox backends besides bubblewrap: Landlock, a remote server, and no sandbox."""
 
 import contextlib
+import functools
 import http.server
 import json
 import math
@@ -16,8 +17,9 @@ import time
 import pytest
 from rewards.leftovers import leftovers, leftovers_once_ended
 
-from covrl.rewards import Judge, Status
-from covrl.rewards.sandbox import interpreter
+from covrl.rewards import Judge, JudgeError, Status, cached_judge, code_reward
+from covrl.rewards.code import score_code
+from covrl.rewards.sandbox import backends, interpreter
 from covrl.rewards.sandbox import landlock as landlock_backend
 from covrl.rewards.sandbox.limits import Limits
 from covrl.rewards.sandbox.session import Session
@@ -53,6 +55,27 @@ def test_landlock_runs_control_programs(landlock):
     thread.start()
     """
   assert landlock(threads).status is Status.SCORED
+
+
+def test_workers_have_the_backend_that_their_run_has_chosen(monkeypatch):
+  def arguments(backend=None):
+    score = code_reward(backend=backend).score
+    assert isinstance(score, functools.partial)
+    return score.keywords
+
+  assert arguments('landlock')['backend'] == 'landlock'
+  assert arguments()['backend'] == cached_judge().backend
+  # A worker in which bubblewrap does not work must not take another one.
+  monkeypatch.setattr(
+    backends, '_failure', lambda launcher, _: 'not in this worker'
+  )
+  chosen = arguments()
+  cached_judge.cache_clear()
+  try:
+    with pytest.raises(JudgeError, match=r"backend '\w+' must work here"):
+      score_code(ADD, SUM, **chosen)
+  finally:
+    cached_judge.cache_clear()
 
 
 def test_landlock_contains_attacks(landlock, tmp_path):

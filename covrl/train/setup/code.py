@@ -2,7 +2,8 @@
 """Fingerprints of the packages whose functions a run calls.
 
 The files of a recipe are part of a run's identity. Packages that they import can be
-edited or upgraded between two starts of a run, which is reported.
+edited or upgraded between two starts of a run, and arguments of score functions can
+depend on the machine, such as the sandbox backend of programs. Both are reported.
 """
 
 from __future__ import annotations
@@ -24,16 +25,20 @@ from covrl.run.checkpoint import Checkpoint
 from covrl.tasks.task import Task
 
 _COVRL = 'covrl'
+# Characters of a version or an argument that a warning shows, fewer than a digest has.
+_MAX_SHOWN = 40
 
 
 def code_fingerprints(recipe: Recipe, task: Task) -> dict[str, str]:
-  """Returns versions or digests of packages by `code of PACKAGE`.
+  """Returns versions or digests of packages by `code of PACKAGE`, and arguments.
 
   The packages are covrl, those that the recipe's files import, those of score
   functions, and what these import unless they are installed packages. Libraries
   whose versions checkpoints store anyway are included, the standard library is not.
   A score function of none of them, and not of the recipe's files, as of a file that
-  the recipe loads by its path, has a digest of that file, as `code of FILE.py`.
+  the recipe loads by its path, has a digest of that file, as `code of FILE.py`. The
+  numbers and texts with which `functools.partial` calls a score function are added
+  as `ARGUMENT of the reward PART`.
 
   Args:
     recipe: the recipe.
@@ -60,7 +65,7 @@ def code_fingerprints(recipe: Recipe, task: Task) -> dict[str, str]:
     f'code of {n}': fingerprints[n]
     for n in sorted(fingerprints)
     if fingerprints[n]
-  }
+  } | dict(_score_arguments(task))
 
 
 def check_code(
@@ -81,6 +86,8 @@ def check_code(
   saved_inputs = {} if saved is None else saved.metadata.get('inputs', {})
   changed = [
     name
+    if max(len(fingerprint), len(saved_inputs[name])) > _MAX_SHOWN
+    else f'{name} ({saved_inputs[name]}, now {fingerprint})'
     for name, fingerprint in fingerprints.items()
     if saved_inputs.get(name, fingerprint) != fingerprint
   ]
@@ -98,6 +105,15 @@ def _score_functions(task: Task) -> Iterator[Any]:
       while isinstance(function, functools.partial):
         function = function.func
       yield function
+
+
+def _score_arguments(task: Task) -> Iterator[tuple[str, str]]:
+  """Yields the named arguments of the task's score functions, and their values."""
+  for part in task.rewards:
+    if isinstance(part, Reward) and isinstance(part.score, functools.partial):
+      for name, value in sorted(part.score.keywords.items()):
+        if isinstance(value, str | int | float):
+          yield f'{name} of the reward {part.name}', str(value)
 
 
 def _module_name(function: Any) -> str:

@@ -171,6 +171,29 @@ def test_partial_functions_have_the_fingerprint_of_their_module(fingerprints):
   assert set(fingerprints(reward)) == {'code of covrl', 'code of numpy'}
 
 
+def test_arguments_of_score_functions_are_compared(fingerprints, tmp_path):
+  def part(backend):
+    score: Any = functools.partial(
+      np.mean, backend=backend, limit=2.5, functions=[np.sum]
+    )
+    return Reward(name='programs', score=score)
+
+  before, after = (fingerprints(part(name)) for name in ('strong', 'weak'))
+  assert before == after | {'backend of the reward programs': 'strong'}
+  assert before['limit of the reward programs'] == '2.5'
+  assert not any('functions' in name for name in before)
+  store, warnings = CheckpointStore(tmp_path / 'checkpoints', keep=1), []
+  store.save(0, {'x': np.ones(3)}, {'inputs': before})
+  code.check_code(after, store.latest(), warnings.append)
+  assert warnings == [
+    'backend of the reward programs (strong, now weak) has changed since the'
+    ' checkpoint was written: the resumed run may differ from an uninterrupted one'
+  ]
+  long = before | {'code of covrl': 'd' * 64}
+  code.check_code(long, store.latest(), warnings.append)
+  assert warnings[1].startswith('code of covrl has changed since')
+
+
 def test_a_run_that_is_resumed_with_other_code_is_reported(tmp_path):
   store, warnings = CheckpointStore(tmp_path / 'checkpoints', keep=1), []
   before = {'code of covrl': 'a', 'code of mine': 'b', 'problems': 'c'}
@@ -182,12 +205,13 @@ def test_a_run_that_is_resumed_with_other_code_is_reported(tmp_path):
   assert warnings == []
   code.check_code(unchanged | {'code of mine': 'e'}, saved, warnings.append)
   assert warnings == [
-    'code of mine has changed since the checkpoint was written: the resumed run'
-    ' may differ from an uninterrupted one'
+    'code of mine (b, now e) has changed since the checkpoint was written: the'
+    ' resumed run may differ from an uninterrupted one'
   ]
   code.check_code({'code of mine': 'e'}, saved, warnings.append, 'all differs')
   assert warnings[1] == (
-    'code of mine has changed since the checkpoint was written: all differs'
+    'code of mine (b, now e) has changed since the checkpoint was written: all'
+    ' differs'
   )
 
 
