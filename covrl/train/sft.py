@@ -221,15 +221,16 @@ def warm_start(
     stream.set_state(saved.metadata['stream'])
     progress.note(f'resuming the warm start at step {steps_done}')
 
+  def metadata() -> dict[str, Any]:
+    return {
+      'metrics': writer.sync(),
+      'inputs': inputs,
+      'versions': versions(),
+    }
+
   def save(update: int, stream_state: StreamState) -> None:
     if store.position != update:
-      metadata = {
-        'metrics': writer.sync(),
-        'inputs': inputs,
-        'versions': versions(),
-        'stream': stream_state,
-      }
-      store.save(update, state, metadata)
+      store.save(update, state, metadata() | {'stream': stream_state})
 
   progress.stage('warm start', settings.steps)
   if steps_done:
@@ -279,9 +280,7 @@ def warm_start(
       every = config.checkpoint.warm_start_every
       if every and update % every == 0 and update < settings.steps:
         save(update, stream.get_state())
-  store.save(
-    settings.steps, state.params, {'metrics': writer.sync(), 'inputs': inputs}
-  )
+  store.save(settings.steps, state.params, metadata())
   return state.params
 
 

@@ -26,6 +26,7 @@ from covrl.models import Policy
 from covrl.parallel import sharding
 from covrl.run import preemption
 from covrl.run.checkpoint import Checkpoint
+from covrl.run.consistency import versions
 from covrl.run.directory import RunDirectory
 from covrl.run.metrics_writer import MetricsWriter
 from covrl.run.preemption import Stopped, StopSignal
@@ -149,6 +150,8 @@ def test_a_signal_saves_the_warm_start_which_resumes_at_that_step(
   assert sft.is_warm_start_finished(latest_checkpoint(tmp_path), CONFIG)
   # Only the parameters are kept.
   latest_checkpoint(tmp_path).restore(POLICY.abstract_params(MESH))
+  # The run resumes from them, perhaps elsewhere.
+  assert latest_checkpoint(tmp_path).metadata['versions'] == versions()
 
 
 def test_a_killed_warm_start_goes_on_at_its_last_checkpoint(

@@ -16,6 +16,7 @@ from covrl.train.warnings.directions import (
   gradient_warnings,
 )
 from covrl.train.warnings.micro_batches import micro_batch_warnings
+from covrl.train.warnings.precision import precision_warnings
 from covrl.train.warnings.pretrained import pretrained_warnings
 from covrl.train.warnings.schedules import schedule_warnings
 from covrl.train.warnings.settings import config_warnings
@@ -42,6 +43,7 @@ def recipe_warnings(
     chains['warm_start_tx'] = warm_start_tx, steps
   yield from config_warnings(config, algorithm, task.rewards)
   yield from pretrained_warnings(config.pretrained, policy, task.tokenizer)
+  yield from precision_warnings(config, policy)
   yield from direction_warnings(policy, **chains)
   yield from gradient_warnings(algorithm)
   yield from schedule_warnings(algorithm.token_tx, config.total_updates)

@@ -173,9 +173,12 @@ def test_partial_functions_have_the_fingerprint_of_their_module(fingerprints):
 
 def test_arguments_of_score_functions_are_compared(fingerprints, tmp_path):
   def part(backend):
-    score: Any = functools.partial(
-      np.mean, backend=backend, limit=2.5, functions=[np.sum]
-    )
+    arguments: dict[str, Any] = {
+      'backend': backend,
+      'limit': 2.5,
+      'functions': [np.sum],
+    }
+    score: Any = functools.partial(np.mean, **arguments)
     return Reward(name='programs', score=score)
 
   before, after = (fingerprints(part(name)) for name in ('strong', 'weak'))
