@@ -371,7 +371,7 @@ class RolloutCollector:
     if self._config.rollout.carried_groups:
       pending, self._carried = self._partial.sample(
         self._carried,
-        self._prompts.__next__,
+        self._prompts,
         self._programs.params(state),
         step=int(state.step),
         current_iteration=current_iteration,

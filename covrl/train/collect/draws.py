@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
 
 from covrl.config import Config
-from covrl.data import Problem, PromptStream
+from covrl.data import Problem, PromptBatch, PromptStream
 from covrl.parallel import distributed
 from covrl.rollout.score import PendingRollouts, ScoredRollouts
 from covrl.tasks.task import Task
@@ -37,6 +37,23 @@ def prompt_stream(task: Task, config: Config) -> PromptStream:
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   )
+
+
+def prompts_in_order(
+  prompts: PromptStream, unused: int
+) -> Iterator[tuple[PromptBatch, int]]:
+  """Yields the next prompts as (draw, index in the draw).
+
+  Args:
+    prompts: the stream of prompts; draws are taken when they are needed.
+    unused: prompts at the end of its last draw that were not used.
+  """
+  if unused:
+    last = prompts.draw(prompts.get_state()['draw'] - 1)
+    size = len(last.problems)
+    yield from ((last, index) for index in range(size - unused, size))
+  for batch in prompts:
+    yield from ((batch, index) for index in range(len(batch.problems)))
 
 
 def problems_of(

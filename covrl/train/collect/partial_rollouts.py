@@ -11,7 +11,7 @@ that its baseline is computed from all of them, and at the latest after
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, Key, PyTree
 
 from covrl.config import Config
-from covrl.data import Problem, PromptBatch, Tokenizer
+from covrl.data import Problem, PromptBatch, PromptStream, Tokenizer
 from covrl.data.packing import prompt_width
 from covrl.models import ExpertRecordSpec
 from covrl.parallel import distributed
@@ -30,6 +30,7 @@ from covrl.rollout.score import (
   PendingRollouts,
   ResponseScoring,
 )
+from covrl.train.collect.draws import prompts_in_order
 from covrl.types import Rollouts
 
 # `group_ids` of group slots without a group.
@@ -202,7 +203,7 @@ class PartialRollouts:
   def sample(
     self,
     carried: GroupsInFlight | None,
-    draw: Callable[[], PromptBatch],
+    prompts: PromptStream,
     params: PyTree,
     *,
     step: int,
@@ -215,7 +216,7 @@ class PartialRollouts:
 
     Args:
       carried: groups that were carried over, if any.
-      draw: draws prompts for the group slots without groups.
+      prompts: the stream of prompts, for the group slots without groups.
       params: parameters of the policy.
       step: optimiser step of `params`.
       current_iteration: index of the current iteration.
@@ -227,7 +228,14 @@ class PartialRollouts:
       The responses of complete groups, and the other groups.
     """
     rollout = self.config.rollout
-    in_flight = self._begin(carried or self.empty(), draw, current_iteration)
+    # The first sampling begins that many groups more than an iteration trains on,
+    # and so does not use the end of its last draw; later ones begin whole draws.
+    unused = -rollout.carried_groups % rollout.prompts_per_iteration
+    in_flight = self._begin(
+      carried or self.empty(),
+      prompts_in_order(prompts, 0 if carried is None else unused),
+      current_iteration,
+    )
     carried_samples = in_flight.samples
     # Unfinished responses of one token begin again.
     length = np.asarray(carried_samples.response_mask).sum(axis=1)
@@ -331,10 +339,10 @@ class PartialRollouts:
   def _begin(
     self,
     groups: GroupsInFlight,
-    draw: Callable[[], PromptBatch],
+    prompts: Iterator[tuple[PromptBatch, int]],
     current_iteration: int,
   ) -> GroupsInFlight:
-    """Fills the group slots without groups with new prompts, in order."""
+    """Fills the group slots without groups with the next prompts, in order."""
     groups = dataclasses.replace(
       groups,
       **{
@@ -348,9 +356,9 @@ class PartialRollouts:
         )
       },
     )
-    response_scorings, new = list(groups.response_scorings), _prompts(draw)
+    response_scorings = list(groups.response_scorings)
     for group_slot in np.flatnonzero(groups.group_ids == NO_GROUP).tolist():
-      batch, index = next(new)
+      batch, index = next(prompts)
       groups.prompts[group_slot] = batch.tokens[index]
       groups.prompt_mask[group_slot] = batch.mask[index]
       groups.group_ids[group_slot] = batch.indices[index]
@@ -369,16 +377,6 @@ class PartialRollouts:
     return ResponseScoring(
       self.tokenizer, self.scoring, [problem] * size, group_slot * size
     )
-
-
-def _prompts(
-  draw: Callable[[], PromptBatch],
-) -> Iterator[tuple[PromptBatch, int]]:
-  """Yields prompts as (draw, index), drawing again after the last of a draw."""
-  while True:
-    batch = draw()
-    for index in range(len(batch.problems)):
-      yield batch, index
 
 
 def _masked(samples: Samples, mask: Bool[np.ndarray, ' R']) -> Samples:

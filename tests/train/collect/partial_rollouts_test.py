@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from train.collectors import (
   GROUP,
   PARTIAL,
@@ -22,6 +23,7 @@ from train.collectors import (
 )
 
 from covrl.models import Experts, Policy, tiny
+from covrl.train.collect.partial_rollouts import NO_GROUP
 from covrl.train.rollout_batch import shift_left
 
 
@@ -75,6 +77,25 @@ def test_unfinished_groups_go_on_with_newer_weights():
     assert (is_end.any(axis=1) | (lengths == 8)).all()
   assert len(sequences) == len(set(sequences)) == len(STATES) * PROMPTS * GROUP
   assert num_mixed > 0
+
+
+@pytest.mark.parametrize('carried_groups', [4, 5])
+def test_every_prompt_is_sampled_in_order(carried_groups):
+  options = PARTIAL | {'carried_groups': carried_groups}
+  collector = make_collector(engine=partial_engine(), **options)
+  trained = set[int]()
+  for k, current in enumerate(STATES[:-1]):
+    rollouts = collector.collect(k, current)
+    mask = rollouts.batch.loss_mask
+    trained |= {int(i) // GROUP for i in rollouts.batch.sequence_ids[mask]}
+    state = collector.state
+    assert state.ahead is not None
+    assert state.carried is not None
+    ahead = {int(i) for i in state.ahead.arrays()['group_ids']}
+    carried = {int(i) for i in state.carried.group_ids} - {NO_GROUP}
+    # None twice, none left out.
+    begun = [*trained, *ahead, *carried]
+    assert sorted(begun) == [*range((k + 2) * PROMPTS + carried_groups)]
 
 
 def test_carried_groups_are_restored():
