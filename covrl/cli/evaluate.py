@@ -146,6 +146,8 @@ def run(arguments: argparse.Namespace) -> None:
           'samples at temperature 0 are the greedy response each time, so that'
           ' mean@k and pass@k are greedy accuracy'
         )
+      if text := evaluation.grade_warning():
+        progress.warn(text)
       policy_fields = {
         'policy': arguments.policy,
         'iteration': opened.iteration,

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from covrl.rewards import PendingScores, Scores
+from covrl.rewards import PendingScores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,17 +52,18 @@ class PendingBatch:
   @functools.cached_property
   def local_correctness(self) -> list[float]:
     """Correctness of this process's responses; waits for their scores."""
-    return _correctness(self.scores.result())
+    return self.scores.result().correctness()
 
 
 def graded_responses(
-  batches: Sequence[PendingBatch], failures: list[str]
+  batches: Sequence[PendingBatch], failures: list[str], grades: list[float]
 ) -> Iterator[tuple[tuple[int, int, int], tuple[float, str]]]:
   """Waits for the scores of all processes, and yields every response.
 
   Args:
     batches: the batches.
     failures: receives a reason for each response without a score.
+    grades: receives the grade of each response.
 
   Yields:
     Indices of suite, problem and sample, and the response's correctness and text.
@@ -70,7 +71,8 @@ def graded_responses(
   for batch in batches:
     scores = batch.scores.result().gather()
     failures += scores.failures()
-    correctness = _correctness(scores)
+    grades += scores.grades()
+    correctness = scores.correctness()
     size = len(correctness) // len(batch.groups)
     for row, (is_correct, text) in enumerate(
       zip(correctness, batch.texts, strict=True)
@@ -98,11 +100,3 @@ def accuracies(**batches: Sequence[PendingBatch]) -> dict[str, float]:
     if correctness:
       means[name] = float(np.mean(correctness))
   return means
-
-
-def _correctness(scores: Scores) -> list[float]:
-  """Returns 1 for each correct response, 0 for others, NaN without a score."""
-  return [
-    is_correct if np.isnan(is_correct) else float(is_correct >= 1)
-    for is_correct in scores.grades()
-  ]

@@ -173,11 +173,13 @@ class Evaluator:
           from_policy.append(batches[-1])
         done += len(batch) * size
         report(0)
-    results = self._results(greedy, sampled)
+    results, highest_grade = self._results(greedy, sampled)
     nll = sum(batch.nll for batch in from_policy)
     tokens = sum(batch.tokens for batch in from_policy)
     entropy = nll / tokens if tokens else math.nan
-    return Evaluation(results=results, entropy=entropy)
+    return Evaluation(
+      results=results, entropy=entropy, highest_grade=highest_grade
+    )
 
   def _group_size_of(self, suite: Suite) -> int:
     """Returns the samples decoded together: the largest suitable divisor."""
@@ -305,18 +307,12 @@ class Evaluator:
 
   def _results(
     self, greedy: Sequence[PendingBatch], sampled: Sequence[PendingBatch]
-  ) -> tuple[SuiteResult, ...]:
-    """Collects the scores and sorts the responses by suite and problem."""
-    failures: list[str] = []
-    graded_greedy = dict(graded_responses(greedy, failures))
-    graded_samples = dict(graded_responses(sampled, failures))
-    correctness = [
-      is_correct
-      for is_correct, _ in (*graded_greedy.values(), *graded_samples.values())
-    ]
-    self._check_failures(
-      int(np.isnan(correctness).sum()), len(correctness), failures
-    )
+  ) -> tuple[tuple[SuiteResult, ...], float]:
+    """Returns the responses by suite and problem, and the highest grade."""
+    failures, grades = list[str](), list[float]()
+    graded_greedy = dict(graded_responses(greedy, failures, grades))
+    graded_samples = dict(graded_responses(sampled, failures, grades))
+    self._check_failures(grades, failures)
     results: list[SuiteResult] = []
     for index, suite in enumerate(self._suites):
       problems, samples = range(len(suite.problems)), range(suite.samples)
@@ -343,7 +339,7 @@ class Evaluator:
           undecided=undecided,
         )
       )
-    return tuple(results)
+    return tuple(results), float(np.nanmax(grades, initial=0))
 
   def _answers(
     self,
@@ -376,25 +372,26 @@ class Evaluator:
       problems = [suite.problems[row] for row, _, _ in pairs]
       references = [other for *_, other in pairs]
       scores = self._score(responses, problems, references=references)
-      correctness = scores.result().gather().grades()
+      correctness = scores.result().gather().correctness()
       undecided.update(
         row
         for (row, *_), is_correct in zip(pairs, correctness, strict=True)
         if np.isnan(is_correct)
       )
-      return [bool(is_correct >= 1) for is_correct in correctness]
+      return [is_correct == 1 for is_correct in correctness]
 
     merged = merge_equal_answers(answers, correct, are_equal)
     return merged, frozenset(undecided)
 
   def _check_failures(
-    self, count: int, total: int, failures: Sequence[str]
+    self, grades: Sequence[float], failures: Sequence[str]
   ) -> None:
     """Raises `EvaluationError` if too many responses have no score."""
-    if count > self._max_failures * total:
+    count = int(np.isnan(grades).sum())
+    if count > self._max_failures * len(grades):
       ((reason, _),) = Counter(failures).most_common(1)
       raise EvaluationError(
         f'responses without a score must be at most {self._max_failures:.0%} of an'
-        f' evaluation (rewards.max_failures), got {count} of {total}; the most'
+        f' evaluation (rewards.max_failures), got {count} of {len(grades)}; the most'
         f' frequent reason: {reason}'
       )

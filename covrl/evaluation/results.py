@@ -23,6 +23,7 @@ from covrl.evaluation.metrics import (
   mean_correct,
   pass_at_k,
 )
+from covrl.rewards import GRADE_TOLERANCE
 
 HELD_OUT = 'held_out'
 """Name of the files of held-out problems, whose suite has no name."""
@@ -162,15 +163,27 @@ class Evaluation:
     results: the result of each suite.
     entropy: mean of −log π over the tokens of samples at temperature 1, in nats; NaN
       without such samples, since other tokens are not drawn from the policy.
+    highest_grade: highest score of a response, relative to the score of a correct one.
   """
 
   results: tuple[SuiteResult, ...]
   entropy: float
+  highest_grade: float = 1.0
 
   @property
   def unscored(self) -> int:
     """Number of responses without a score."""
     return sum(result.unscored for result in self.results)
+
+  def grade_warning(self) -> str | None:
+    """Returns a sentence if grades are not on the scale from wrong to correct."""
+    if self.highest_grade <= 1 + GRADE_TOLERANCE:
+      return None
+    return (
+      'scores of rewards must be at most 1, that of a correct response, got'
+      f' {self.highest_grade:g}: accuracies count every response of 1 or more as'
+      ' correct; the score function can divide by its highest score'
+    )
 
   def values(self) -> dict[str, list[Float[np.ndarray, ' N']]]:
     """Returns all metrics per problem, as one array per suite.

@@ -57,6 +57,7 @@ from covrl.rewards.sandbox import Judge as Judge
 from covrl.rewards.sandbox import JudgeError as JudgeError
 from covrl.rewards.sandbox import find_program as find_program
 from covrl.rewards.sandbox import judge_code as judge_code
+from covrl.rewards.scores import GRADE_TOLERANCE as GRADE_TOLERANCE
 from covrl.rewards.scores import PendingScores as PendingScores
 from covrl.rewards.scores import Scores as Scores
 from covrl.rewards.scoring import Scoring as Scoring

@@ -28,7 +28,8 @@ class Reward:
 
   Attributes:
     name: name in the metrics.
-    score: `(response, reference) -> number or Outcome`: a function of the recipe's
+    score: `(response, reference) -> number or Outcome`, 1 for a correct response and
+      at most 1 for others, unless it is shaping: a function of the recipe's
       file, of a file beside it or of an installed module, or its name as
       `'module:function'`.
     weight: weight in the total; 0 only logs the score.

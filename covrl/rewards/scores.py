@@ -12,6 +12,9 @@ from concurrent.futures import Future
 from covrl.rewards.outcome import Outcome, Status
 from covrl.rewards.reward import RewardPart
 
+GRADE_TOLERANCE = 1e-6
+"""Largest difference of a correct response's grade from 1."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
@@ -60,6 +63,16 @@ class Scores:
       for score, highest in zip(
         self._sums(grading_parts), highest_scores, strict=True
       )
+    ]
+
+  def correctness(self) -> list[float]:
+    """Returns 1 for each correct response, 0 for others, NaN without a score.
+
+    Grades of a correct response may be rounded, as sums of tenths are.
+    """
+    return [
+      grade if math.isnan(grade) else float(grade > 1 - GRADE_TOLERANCE)
+      for grade in self.grades()
     ]
 
   def counts(self) -> dict[str, int]:

@@ -147,10 +147,10 @@ def _wrong_references(
   for start in range(0, len(problems), _BATCH_SIZE):
     batch = problems[start : start + _BATCH_SIZE]
     scores = _scores(task, scoring, batch)
-    for problem, grade, detail in zip(
-      batch, scores.grades(), _details(scores, len(batch)), strict=True
+    for problem, is_correct, detail in zip(
+      batch, scores.correctness(), _details(scores, len(batch)), strict=True
     ):
-      if not grade >= 1:
+      if is_correct != 1:
         reference = str(problem.reference)[:40]
         descriptions.append(
           f'column {problem.column!r} of {problem.location}, {reference!r} ({detail})'

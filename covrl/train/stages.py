@@ -51,6 +51,8 @@ def evaluate(
       f'{evaluation.unscored} responses of {description} could not be scored and are'
       ' left out'
     )
+  if text := evaluation.grade_warning():
+    warn(text)
   writer.write(
     step=int(state.step),
     iteration=position.iteration,

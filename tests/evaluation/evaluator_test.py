@@ -20,7 +20,7 @@ from covrl.evaluation.evaluator import EvaluationError, Evaluator
 from covrl.evaluation.metrics import majority_vote
 from covrl.evaluation.voting import checked_extractor
 from covrl.models import Policy
-from covrl.rewards import Reward, Scoring, math_reward
+from covrl.rewards import Reward, Scores, Scoring, math_reward
 from covrl.rewards.math import extract
 from covrl.rollout import SamplingEngine
 
@@ -94,6 +94,27 @@ def test_each_suite_has_its_number_of_samples(evaluator_parts):
       assert correct[0] == result.greedy[index]
       assert correct[1:] == result.correct[index].tolist()
   assert evaluate(evaluator_parts, SUITES).unscored == 0
+
+
+@pytest.mark.parametrize('points', [1, 10])
+def test_scores_above_that_of_a_correct_response_are_reported(
+  evaluator_parts, monkeypatch, points
+):
+  def grades(scores):
+    (outcomes,) = scores.outcomes.values()
+    return [points * (1.0 - index % 2) for index in range(len(outcomes))]
+
+  monkeypatch.setattr(Scores, 'grades', grades)
+  evaluation = evaluate(evaluator_parts, SUITES[:1])
+  assert evaluation.highest_grade == points
+  warning = evaluation.grade_warning()
+  if points == 1:
+    assert warning is None
+  else:
+    assert warning is not None
+    assert warning.startswith(
+      'scores of rewards must be at most 1, that of a correct response, got 10:'
+    )
 
 
 def test_responses_do_not_depend_on_other_suites_or_batch_sizes(

@@ -165,6 +165,16 @@ def test_grades_are_relative_to_the_highest_score():
   assert scores.grades() == [1.0, 2 / 3, 0.0]
 
 
+def test_a_correct_response_may_have_a_rounded_grade():
+  points = [sum([0.1] * 10), 1.0, 0.999, 0.0, 7.0, math.nan]
+  assert points[0] < 1
+  outcomes = [Outcome(x, Status.SCORED) for x in points[:-1]]
+  outcomes.append(Outcome(math.nan, Status.TIMEOUT))
+  scores = Scores((Reward(name='one', score=scorers.echo),), {'one': outcomes})
+  assert scores.correctness()[:-1] == [1.0, 1.0, 0.0, 0.0, 1.0]
+  assert math.isnan(scores.correctness()[-1])
+
+
 def test_parts_of_negative_weight_do_not_lower_the_highest_score():
   rewards = (
     Reward(name='right', score=scorers.echo),
