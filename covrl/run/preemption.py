@@ -6,7 +6,8 @@ under nohup) or a maintenance event publishes how many updates it has begun;
 every other process then publishes its own count. All of them stop after the update
 with the largest count, because an update needs all processes. Rollouts and evaluations
 change no state, so they are abandoned. Only the start of an update waits for the
-other processes' counts.
+other processes' counts. A thread publishes the count of a process whose main thread
+is inside of an update, which may wait for a process that has not begun it.
 
 A repeated signal changes nothing, so that it does not interrupt the final save;
 the third one within five seconds ends the process at once.
@@ -86,6 +87,8 @@ class StopSignal:
     clock: Callable[[], float] = time.monotonic,
   ) -> None:
     self._requested = threading.Event()
+    # Held to publish the count of updates, and to begin one unless it is published.
+    self._lock = threading.RLock()
     self._number = int(signal.SIGTERM)
     self._timeout = timeout
     self._clock = clock
@@ -130,10 +133,34 @@ class StopSignal:
         handler = signal.signal(number, self._receive)
         stack.callback(signal.signal, number, handler)
       try:
-        yield
+        with self._answering():
+          yield
       finally:
         if exits_after_run and self._requested.is_set():
           _lasting_handlers.append(stack.pop_all())
+
+  @contextlib.contextmanager
+  def _answering(self) -> Iterator[None]:
+    """Answers requests of other processes within the context."""
+    if jax.process_count() == 1:
+      yield
+      return
+    ended = threading.Event()
+
+    def answer() -> None:
+      while self._stop_after is None and not ended.wait(_INTERVAL):
+        try:
+          self._exchange(self._clock(), immediately=True)
+        except Exception:
+          # The main thread reports the loss of a process.
+          return
+
+    thread = threading.Thread(target=answer, name='stop requests', daemon=True)
+    thread.start()
+    try:
+      yield
+    finally:
+      ended.set()
 
   def request(self) -> None:
     """Requests that the run stops; may be called from any thread."""
@@ -169,39 +196,46 @@ class StopSignal:
       RuntimeError: the other processes did not publish their counts in time.
     """
     started = self._clock()
-    self._exchange(started, immediately=True)
-    while self._has_published and self._stop_after is None:
+    while not self._has_begun_update():
       time.sleep(_INTERVAL / 10)
-      now = self._clock()
-      if now - started > self._timeout:
+      if self._clock() - started > self._timeout:
         raise RuntimeError(
           'all processes must answer a request to stop, got no answer from some'
           f' within {self._timeout:g} s'
         )
-      self._exchange(now)
-    self.poll()
-    self._updates, self._is_updating = self._updates + 1, True
+
+  def _has_begun_update(self) -> bool:
+    """Starts an update unless the other processes' counts are to be waited for."""
+    with self._lock:
+      self._exchange(self._clock(), immediately=not self._has_published)
+      if self._has_published and self._stop_after is None:
+        return False
+      if self._stop_after is not None and self._stop_after <= self._updates:
+        raise Stopped(self._number)
+      self._updates, self._is_updating = self._updates + 1, True
+      return True
 
   def _exchange(self, now: float, *, immediately: bool = False) -> None:
     """Publishes this process's count of updates on a request; reads the others'."""
-    if self._stop_after is not None:
-      return
-    if jax.process_count() == 1:
-      if self._requested.is_set():
-        self._stop_after = self._updates
-      return
-    if now - self._last_read < _INTERVAL and not immediately:
-      return
-    self._last_read = now
-    client = _distributed_client()
-    counts = client.key_value_dir_get(_PREFIX)
-    if not self._has_published and (counts or self._requested.is_set()):
-      key = f'{_PREFIX}{jax.process_index()}'
-      client.key_value_set(key, str(self._updates))
-      self._has_published = True
+    with self._lock:
+      if self._stop_after is not None:
+        return
+      if jax.process_count() == 1:
+        if self._requested.is_set():
+          self._stop_after = self._updates
+        return
+      if now - self._last_read < _INTERVAL and not immediately:
+        return
+      self._last_read = now
+      client = _distributed_client()
       counts = client.key_value_dir_get(_PREFIX)
-    if len(counts) == jax.process_count():
-      self._stop_after = max(int(updates) for _, updates in counts)
+      if not self._has_published and (counts or self._requested.is_set()):
+        key = f'{_PREFIX}{jax.process_index()}'
+        client.key_value_set(key, str(self._updates))
+        self._has_published = True
+        counts = client.key_value_dir_get(_PREFIX)
+      if len(counts) == jax.process_count():
+        self._stop_after = max(int(updates) for _, updates in counts)
 
 
 # Handlers that remain until the process ends.

@@ -93,6 +93,29 @@ def test_a_rollout_is_abandoned_once_all_processes_have_answered(store):
     stop_signal.poll()
 
 
+def test_a_process_in_an_update_answers_another_that_has_not_begun_it(
+  store, monkeypatch
+):
+  monkeypatch.setattr(preemption, '_INTERVAL', 0.01)
+  stop_signal = StopSignal()
+  with stop_signal.handle_signals():
+    stop_signal.set_finished_updates(3)
+    stop_signal.begin_update()
+    # The other process was asked to stop, and waits; this one does not poll.
+    store.values['covrl/stop/1'] = '3'
+    for _ in range(500):
+      if 'covrl/stop/0' in store.values:
+        break
+      time.sleep(0.01)
+    assert store.values['covrl/stop/0'] == '4'
+    # The other makes the update, too, and both stop after it.
+    stop_signal.set_finished_updates(4)
+    with pytest.raises(Stopped):
+      stop_signal.begin_update()
+  names = {thread.name for thread in threading.enumerate()}
+  assert 'stop requests' not in names
+
+
 def test_waiting_for_other_processes_times_out(store):
   stop_signal = StopSignal(timeout=0.05)
   stop_signal.request()
