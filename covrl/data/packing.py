@@ -68,9 +68,7 @@ def prompt_ids(problem: Problem, tokenizer: Tokenizer) -> list[int]:
     raise TypeError(
       f'a source must hold Problem objects with a text prompt, got {entry!r:.200}'
     )
-  check_unicode(problem.prompt, 'the prompt', problem.location)
-  ids = tokenizer.encode(problem.prompt)
-  check_token_ids(ids, tokenizer, f'the prompt of {_description(problem)}')
+  ids = _encode(problem.prompt, problem, 'the prompt', tokenizer)
   bos = tokenizer.bos_id
   if bos is None and not ids:
     raise ValueError(
@@ -335,10 +333,23 @@ def _response_ids(problem: Problem, tokenizer: Tokenizer) -> list[int]:
     raise ValueError(
       f'a problem must have a solution, got {_description(problem)} without one'
     )
-  check_unicode(solution, 'the solution', problem.location)
-  ids = tokenizer.encode(solution)
-  check_token_ids(ids, tokenizer, f'the solution of {_description(problem)}')
+  ids = _encode(solution, problem, 'the solution', tokenizer)
   return [*ids, tokenizer.end_ids[0]]
+
+
+def _encode(
+  text: str, problem: Problem, name: str, tokenizer: Tokenizer
+) -> list[int]:
+  """Tokens of the prompt or the solution of a problem, see `prompt_ids`."""
+  check_unicode(text, name, problem.location)
+  try:
+    ids = tokenizer.encode(text)
+  except ValueError as error:
+    if not problem.location:
+      raise
+    raise ValueError(f'{problem.location}: {error}') from error
+  check_token_ids(ids, tokenizer, f'{name} of {_description(problem)}')
+  return ids
 
 
 def _description(problem: Problem) -> str:

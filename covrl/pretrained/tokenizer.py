@@ -73,7 +73,9 @@ def load_tokenizer(directory: epath.PathLike) -> Tokenizer:
   tokenizer = _open_tokenizer(directory)
   if len(tokenizer.end_ids) > 1:
     for text in _turn_ends(directory):
-      ids = [i for i in tokenizer.encode(text) if i in tokenizer.end_ids]
+      ids = [
+        i for i in _turn_end_ids(text, tokenizer) if i in tokenizer.end_ids
+      ]
       if ids:
         return tokenizer.with_first_end(ids[0])
   return tokenizer
@@ -96,7 +98,7 @@ def unused_turn_end(
     there is no such text.
   """
   text = next(_template_turn_ends(resolve(directory)), '')
-  ids = tokenizer.encode(text)
+  ids = _turn_end_ids(text, tokenizer)
   has_control = any(not tokenizer.decode([token]) for token in ids)
   if not has_control or not set(ids).isdisjoint(tokenizer.end_ids):
     return None
@@ -183,6 +185,19 @@ def _open_tokenizer(
       f' {tokenizer.vocab_size}'
     )
   return tokenizer
+
+
+def _turn_end_ids(text: str, tokenizer: Tokenizer) -> list[int]:
+  """Tokens of the end of a turn; none if it has text outside the vocabulary.
+
+  The line break after it need not have a token.
+  """
+  for part in (text, text.strip()):
+    try:
+      return tokenizer.encode(part)
+    except ValueError:
+      continue
+  return []
 
 
 def _turn_ends(directory: epath.Path) -> Iterator[str]:

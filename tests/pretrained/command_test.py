@@ -16,6 +16,7 @@ from pretrained.fixtures import (
   copy_of,
   tensors_of,
 )
+from pretrained.text_models import remove_character
 
 from covrl.cli import main
 from covrl.config import Config, ConfigError
@@ -124,6 +125,28 @@ def test_chat_needs_a_template(model, tmp_path, capsys):
   assert re.match(
     r'log-probability +-\d+\.\d{3} nats  ', capsys.readouterr().out
   )
+
+
+def test_text_without_a_token_is_refused_in_one_sentence(
+  model, tmp_path, capsys
+):
+  directory = shutil.copytree(model, tmp_path / 'model')
+  remove_character(directory / 'tokenizer.json', '+')
+  suite = tmp_path / 'suite.jsonl'
+  suite.write_text(
+    '{"question": "3 minus 4?", "answer": "-1"}\n'
+    '{"question": "3 + 4?", "answer": "7"}\n'
+  )
+  refusal = "a text must be of the tokenizer's vocabulary, got "
+  for arguments in (
+    ['sample', directory, '3 + 4'],
+    ['sample', directory, '3 + 4', '--chat'],
+    ['evaluate', directory, f'--suite={suite}'],
+  ):
+    error = error_of(capsys, *arguments).splitlines()[-1]
+    assert error.endswith(" without a token for '+'")
+    location = f'row 2 of {suite}: ' if arguments[0] == 'evaluate' else ''
+    assert error.startswith(f'covrl: {location}{refusal}')
 
 
 def test_notes_on_chats_and_suites_are_printed_without_training(

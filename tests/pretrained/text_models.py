@@ -59,3 +59,11 @@ def swap_letters(file):
   vocab = fields['model']['vocab']
   vocab['a'], vocab['b'] = vocab['b'], vocab['a']
   file.write_text(json.dumps(fields))
+
+
+def remove_character(file, character):
+  """Removes the token of a character from a tokenizer.json, but not its id."""
+  fields = json.loads(file.read_text())
+  model = json.dumps(fields['model'], ensure_ascii=False)
+  fields['model'] = json.loads(model.replace(character, '\ue000'))
+  file.write_text(json.dumps(fields))

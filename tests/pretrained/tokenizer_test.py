@@ -8,9 +8,11 @@ import shutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pretrained.text_models import remove_character
 
 from covrl.data import Problem, token_rows
 from covrl.pretrained import load_chat_template, load_tokenizer
+from covrl.pretrained.tokenizer import unused_turn_end
 
 TOKENIZERS = pathlib.Path(__file__).parents[1] / 'golden' / 'tokenizers'
 LOADED = {
@@ -210,6 +212,25 @@ def test_supervised_targets_end_with_the_end_of_a_turn(tmp_path):
   # A token at which sampling does not end is not trained.
   edit(copy / 'tokenizer_config.json', eos_token='a')
   assert end_of_turn(copy) == (301, (301, 300, 302))
+
+
+def test_the_end_of_a_turn_is_found_without_a_token_for_the_line_break(
+  tmp_path,
+):
+  copy = copy_of('bytes', tmp_path)
+  edit(copy / 'generation_config.json', eos_token_id=[301, 300, 302])
+  remove_character(copy / 'tokenizer.json', 'Ċ')
+  tokenizer = load_tokenizer(copy)
+  with pytest.raises(ValueError, match=r"without a token for '\\n'"):
+    tokenizer.encode('<|im_end|>\n')
+  assert tokenizer.end_ids == (302, 301, 300)
+  assert unused_turn_end(copy, tokenizer) is None
+  edit(copy / 'generation_config.json', eos_token_id=[300])
+  assert unused_turn_end(copy, load_tokenizer(copy)) == '<|im_end|>'
+  # No token has the text of this end.
+  template = copy / 'chat_template.jinja'
+  template.write_text(template.read_text().replace('<|im_end|>', '\\n.'))
+  assert unused_turn_end(copy, load_tokenizer(copy)) is None
 
 
 @pytest.mark.parametrize(

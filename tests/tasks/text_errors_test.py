@@ -2,9 +2,11 @@
 """Errors of tasks of text: settings, reference answers and files that are refused."""
 
 import json
+import shutil
 
 import pytest
-from tasks.text_config import DATA, config
+from pretrained.text_models import remove_character
+from tasks.text_config import DATA, MODEL, config
 
 from covrl.config import ConfigError
 from covrl.rewards import JudgeError, Scoring, cached_judge
@@ -29,6 +31,23 @@ def test_refuses_programs_without_a_sandbox(monkeypatch):
     text_task(config('plain.jsonl'))
   finally:
     cached_judge.cache_clear()
+
+
+def test_refuses_problems_of_which_a_character_has_no_token(tmp_path):
+  model = shutil.copytree(MODEL, tmp_path / 'model')
+  remove_character(model / 'tokenizer.json', '+')
+  (tmp_path / 'a.jsonl').write_text(
+    '{"question": "3 minus 4?", "answer": "-1"}\n'
+    '{"question": "3 + 4?", "answer": "7"}\n'
+  )
+  settings = config()
+  settings.pretrained = str(model)
+  settings.data.train = str(tmp_path / 'a.jsonl')
+  with pytest.raises(ValueError) as caught:
+    text_task(settings)
+  sentence = str(caught.value)
+  assert sentence.startswith(f'row 2 of {tmp_path}/a.jsonl: a text must be of')
+  assert sentence.endswith(" without a token for '+'")
 
 
 def test_refuses_a_source_of_two_kinds(tmp_path):

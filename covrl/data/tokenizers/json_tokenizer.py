@@ -4,12 +4,20 @@
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import itertools
 import json
 import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+from covrl.data.tokenizers.unknown_text import (
+  check_known_text,
+  mark_unknown_text,
+  refuse_unknown_text,
+  unigram_unknown_id,
+)
 
 # Smallest fraction of a model's embedding that its own tokenizer uses; padding
 # the embedding to a round number adds a few per cent.
@@ -56,8 +64,12 @@ class JsonTokenizer:
     special_tokens: Iterable[str] = (),
   ) -> None:
     self._file = file
+    self._special_tokens = tuple(special_tokens)
     self._tokenizer = _parse(file)
-    self._add_special(special_tokens)
+    _check_added_ids(file, self._tokenizer)
+    _add_special(self._tokenizer, self._special_tokens)
+    refuse_unknown_text(self._tokenizer)
+    self._unigram_unknown_id = unigram_unknown_id(file, self._tokenizer)
     self._vocab_size = self._check_size(vocab_size)
     if not end_tokens:
       raise ValueError('end_tokens must name at least one token, got none')
@@ -113,8 +125,22 @@ class JsonTokenizer:
     return hashlib.sha256(self._file).hexdigest()
 
   def encode(self, text: str) -> list[int]:
-    """Ids of a text, without adding special tokens."""
-    return self._tokenizer.encode(text, add_special_tokens=False).ids
+    """Ids of a text, without adding special tokens.
+
+    Raises:
+      ValueError: the text has characters or words outside the vocabulary.
+    """
+    try:
+      ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+    except Exception as error:
+      # The library raises plain `Exception`.
+      if type(error) is not Exception:
+        raise
+      self._check_known(text)
+      raise ValueError(f'a text cannot be tokenized: {error}') from error
+    if self._unigram_unknown_id is not None and self._unigram_unknown_id in ids:
+      self._check_known(text)
+    return ids
 
   def decode(self, ids: Sequence[int]) -> str:
     """Text of ids; special tokens are dropped."""
@@ -143,27 +169,29 @@ class JsonTokenizer:
       )
     return token_id
 
-  def _add_special(self, texts: Iterable[str]) -> None:
-    """Makes tokens of the vocabulary special, as transformers does."""
-    added = self._tokenizer.get_added_tokens_decoder().values()
-    added_texts = {token.content for token in added}
-    self._tokenizer.add_special_tokens(
-      [
-        text
-        for text in texts
-        if text not in added_texts
-        and self._tokenizer.token_to_id(text) is not None
-      ]
-    )
+  def _check_known(self, text: str) -> None:
+    """Refuses a text of which characters or words have no token."""
+    check_known_text(text, self._marked_tokenizer)
+
+  @functools.cached_property
+  def _marked_tokenizer(self) -> Any:
+    """The library's tokenizer that marks text without a token."""
+    tokenizer = _parse(mark_unknown_text(self._file))
+    _add_special(tokenizer, self._special_tokens)
+    return tokenizer
 
   def _post_processor_bos_id(self) -> int | None:
     """The token that the post-processor puts before a text, if any."""
     vocabulary = itertools.islice(self._tokenizer.get_vocab(), _MAX_PROBES)
     for text in ('a', *vocabulary):
-      encoding = self._tokenizer.encode(text, add_special_tokens=True)
+      try:
+        encoding = self._tokenizer.encode(text, add_special_tokens=True)
+      except Exception:
+        # The vocabulary has no token for this text.
+        continue
       is_added = encoding.special_tokens_mask
       if 0 not in is_added:
-        # The vocabulary has no token for this text.
+        # Nothing is left of this text.
         continue
       prefix_ids = encoding.ids[: is_added.index(0)]
       if len(prefix_ids) > 1:
@@ -210,12 +238,24 @@ def _parse(file: bytes) -> Any:
     raise ValueError(
       f'file must be a tokenizer.json, got {len(file)} other bytes'
     ) from error
-  _check_added_ids(file, tokenizer)
   tokenizer.no_truncation()
   tokenizer.no_padding()
   if isinstance(tokenizer.model, tokenizers.models.BPE):
     tokenizer.model.dropout = None
   return tokenizer
+
+
+def _add_special(tokenizer: Any, texts: Iterable[str]) -> None:
+  """Makes tokens of the vocabulary special, as transformers does."""
+  added = tokenizer.get_added_tokens_decoder().values()
+  added_texts = {token.content for token in added}
+  tokenizer.add_special_tokens(
+    [
+      text
+      for text in texts
+      if text not in added_texts and tokenizer.token_to_id(text) is not None
+    ]
+  )
 
 
 def _check_added_ids(file: bytes, tokenizer: Any) -> None:

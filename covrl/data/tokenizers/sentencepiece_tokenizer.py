@@ -10,6 +10,8 @@ import pathlib
 import re
 from collections.abc import Iterable, Sequence
 
+from covrl.data.tokenizers.tokenizer import abbreviate
+
 
 class SentencePieceTokenizer:
   """A tokenizer from a sentencepiece model.
@@ -106,7 +108,7 @@ class SentencePieceTokenizer:
     if self._processor.unk_id() in ids:
       raise ValueError(
         "a text must be of the tokenizer's vocabulary, got"
-        f' {_abbreviate(text)}, which has other words'
+        f' {abbreviate(text)}, which has other words'
       )
     return ids
 
@@ -199,8 +201,3 @@ def train_sentencepiece(
 def _id_or_none(piece: int) -> int | None:
   """The id; `None` for the negative id of an absent token."""
   return None if piece < 0 else piece
-
-
-def _abbreviate(text: str, length: int = 80) -> str:
-  """A quoted text of limited length, for errors."""
-  return repr(text if len(text) <= length else f'{text[:length]}…')

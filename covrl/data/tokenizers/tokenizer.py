@@ -47,7 +47,11 @@ class Tokenizer(Protocol):
     ...
 
   def encode(self, text: str) -> list[int]:
-    """Ids of a text, without adding special tokens."""
+    """Ids of a text, without adding special tokens.
+
+    Raises:
+      ValueError: a part of the text has no token.
+    """
     ...
 
   def decode(self, ids: Sequence[int]) -> str:
@@ -132,3 +136,8 @@ def check_token_ids(
     raise ValueError(
       f'{name} must have token ids in [0, {size}), the vocabulary, got {invalid}'
     )
+
+
+def abbreviate(text: str, length: int = 80) -> str:
+  """A quoted text of limited length, for errors."""
+  return repr(text if len(text) <= length else f'{text[:length]}…')
