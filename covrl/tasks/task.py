@@ -18,10 +18,13 @@ from covrl.config import (
   Recipe,
 )
 from covrl.data import (
+  ConcatenatedSource,
+  FileSource,
   ListSource,
   Problem,
   ProblemSource,
   PromptFormat,
+  SubsetSource,
   Suite,
   Tokenizer,
   check_suite_names,
@@ -174,34 +177,60 @@ def make_task(recipe: Recipe, config: Config | None = None) -> Task:
     raise ConfigError(
       f"the recipe's task must return a Task, got {type(task).__name__}"
     )
-  notes = (*task.notes, *_evaluated_in_training(task))
+  notes = (*task.notes, *_evaluation_notes(task))
   return dataclasses.replace(task, notes=notes)
 
 
-def _evaluated_in_training(task: Task) -> Iterator[str]:
+def _evaluation_notes(task: Task) -> Iterator[str]:
   """Yields a sentence for each evaluation set with problems that are trained on.
 
-  Only sources in memory are searched: those of files are decontaminated, and
-  generated ones leave held-out problems out.
+  Another one is on held-out problems that repeat; suites have such notes already.
   """
+  training_sets = [
+    _problems_to_search(s, task) for s in (task.train, task.solved)
+  ]
   training_prompts = {
-    ' '.join(str(source[index].prompt).split())
-    for source in (task.train, task.solved)
-    if isinstance(source, ListSource)
-    for index in range(len(source))
+    _words(problem) for problems in training_sets for problem in problems
   }
   for name, problems in (
     ('held-out problems', task.held_out),
     *((f'problems of {suite.name}', suite.problems) for suite in task.suites),
   ):
-    count = sum(
-      ' '.join(str(p.prompt).split()) in training_prompts for p in problems
-    )
+    count = sum(_words(problem) in training_prompts for problem in problems)
     if count:
       yield (
         f'{count} of {len(problems)} {name} are trained on, too: their results'
         ' do not measure accuracy on new problems'
       )
+  repeated = len(task.held_out) - len(set(map(_words, task.held_out)))
+  if repeated:
+    yield (
+      f'{repeated} of {len(task.held_out)} held-out problems repeat another one:'
+      ' each counts as a problem of its own, so that intervals are too narrow'
+    )
+
+
+def _problems_to_search(
+  source: ProblemSource | None, task: Task
+) -> Iterator[Problem]:
+  """Yields the training problems that may be evaluated, too.
+
+  Generated ones are not searched, which leave held-out problems out, nor those of
+  files in a task of text, which are decontaminated.
+  """
+  if isinstance(source, ConcatenatedSource):
+    for each in source.sources:
+      yield from _problems_to_search(each, task)
+  is_of_text = task.prompt_format is not None
+  if isinstance(source, ListSource) or (
+    isinstance(source, SubsetSource | FileSource) and not is_of_text
+  ):
+    yield from (source[index] for index in range(len(source)))
+
+
+def _words(problem: Problem) -> str:
+  """Returns a problem's prompt with single spaces."""
+  return ' '.join(str(problem.prompt).split())
 
 
 def _has_type(*types: type) -> Callable[[object], bool]:

@@ -178,6 +178,7 @@ def test_math_verify_runs_within_limits():
     ('itself', ['7', 0.1, 60.0], MathVerifyResult.TIMEOUT),
     # A process that sleeps uses no CPU time; it is killed at the wall-clock limit.
     ('sleep', ['7', 30.0, 0.2], MathVerifyResult.STARVED),
+    ('killed', ['7', 30.0, 60.0], MathVerifyResult.STARVED),
     ('abort', ['7', 30.0, 60.0], MathVerifyResult.CRASH),
     ('allocate', ['7', 30.0, 60.0], MathVerifyResult.CRASH),
   ]

@@ -82,6 +82,7 @@ def run_math_verify(response: str, reference: Any) -> float:
 
   replacements: dict[str, Callable[..., Any]] = {
     'sleep': lambda *_: time.sleep(3600.0),
+    'killed': lambda *_: os.kill(os.getpid(), signal.SIGKILL),
     'abort': lambda *_: os.abort(),
     'allocate': lambda *_: bytearray(1 << 40),
     'itself': math_verify._is_same,

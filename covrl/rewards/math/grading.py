@@ -177,7 +177,7 @@ def compare(
     case MathVerifyResult.CRASH:
       return Outcome(0.0, Status.CRASH, 'math-verify exited without a result')
     case MathVerifyResult.STARVED:
-      detail = 'math-verify got too little CPU time'
+      detail = 'math-verify got too little CPU time, or was killed'
       return Outcome(float('nan'), Status.INFRASTRUCTURE, detail)
 
 

@@ -75,7 +75,7 @@ def check_equivalence(
     The result; `DIFFERENT` without a comparison if covrl supports all operators
     itself or an expression is unsafe. `TIMEOUT` and `CRASH` (mostly out of
     memory) are caused by the expressions; `STARVED` means that the child got too
-    little CPU time.
+    little CPU time or was killed, as by the system when memory runs out.
   """
   texts = reference, answer
   if not any(map(_OPERATOR.search, texts)) or not all(map(_is_safe, texts)):
@@ -100,7 +100,9 @@ def check_equivalence(
   if os.WTERMSIG(status) == signal.SIGPROF:
     return MathVerifyResult.TIMEOUT
   if ready:
-    return MathVerifyResult.CRASH
+    # Not by this process, which kills a child only without a reply in time.
+    was_killed = os.WTERMSIG(status) == signal.SIGKILL
+    return MathVerifyResult.STARVED if was_killed else MathVerifyResult.CRASH
   used_seconds = usage.ru_utime + usage.ru_stime
   return (
     MathVerifyResult.TIMEOUT

@@ -50,20 +50,6 @@ class Source:
     raise IndexError(index)
 
 
-def test_problems_that_are_trained_on_and_evaluated_are_noted():
-  def overlapping(config):
-    task = toy.make_task(config)
-    training_problems = [task.train[index] for index in range(3)]
-    suite = Suite(name='others', problems=task.held_out[:5])
-    return dataclasses.replace(
-      task, held_out=[*training_problems, *task.held_out], suites=[suite]
-    )
-
-  assert make_task(toy.recipe()).notes == ()
-  (text,) = make_task(toy.recipe(task=overlapping)).notes
-  assert text.startswith('3 of 43 held-out problems are trained on, too')
-
-
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
