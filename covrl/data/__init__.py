@@ -56,6 +56,7 @@ from covrl.data.pipeline import SupervisedStream as SupervisedStream
 from covrl.data.problems import Problem as Problem
 from covrl.data.problems import ProblemSource as ProblemSource
 from covrl.data.problems import question_key as question_key
+from covrl.data.prompt_faults import PromptFaults as PromptFaults
 from covrl.data.prompts import FormattedSource as FormattedSource
 from covrl.data.prompts import PromptFormat as PromptFormat
 from covrl.data.readers import ArrayRecordRecords as ArrayRecordRecords

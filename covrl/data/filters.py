@@ -18,6 +18,7 @@ import numpy as np
 from covrl.data.decontamination import NgramIndex
 from covrl.data.fingerprints import problems_fingerprint
 from covrl.data.problems import Problem, ProblemSource
+from covrl.data.prompt_faults import PromptFaults
 from covrl.data.sources import SubsetSource
 
 
@@ -26,7 +27,8 @@ class ProblemFilter:
   """Criteria that a problem must meet.
 
   Attributes:
-    prompt_length: length of a problem's prompt in tokens.
+    format_prompt: returns a problem with its formatted prompt.
+    prompt_length: length of a formatted problem's prompt in tokens.
     max_prompt_length: longest prompt that is kept, in tokens; `None` for any.
     deduplicate: whether only the first of equal questions is kept, of those that
       meet the other criteria.
@@ -36,11 +38,14 @@ class ProblemFilter:
     min_pass_rate: smallest pass rate. If either bound is set, problems without
       a measured pass rate are dropped.
     max_pass_rate: largest pass rate.
+    prompt_faults: returns a counter of faults of the prompts of one source;
+      `None` to count none.
 
   Raises:
     ValueError: the bounds are not in order within [0, 1].
   """
 
+  format_prompt: Callable[[Problem], Problem] = lambda problem: problem
   prompt_length: Callable[[Problem], int] = lambda problem: 0
   max_prompt_length: int | None = None
   deduplicate: bool = True
@@ -48,6 +53,7 @@ class ProblemFilter:
   pass_rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
   min_pass_rate: float = 0.0
   max_pass_rate: float = 1.0
+  prompt_faults: Callable[[], PromptFaults] | None = None
 
   def __post_init__(self) -> None:
     if not 0 <= self.min_pass_rate <= self.max_pass_rate <= 1:
@@ -57,7 +63,7 @@ class ProblemFilter:
       )
 
   def drop_reason(self, problem: Problem) -> str | None:
-    """Reason for dropping a problem, duplicates aside; `None` to keep it."""
+    """Reason for dropping a problem, duplicates and length aside, or `None`."""
     if self.min_pass_rate > 0 or self.max_pass_rate < 1:
       rate = self.pass_rates.get(problem.key, problem.pass_rate)
       if rate is None or math.isnan(rate):
@@ -71,6 +77,10 @@ class ProblemFilter:
       name := ngrams.find(problem.prompt, problem.key)
     ):
       return f'also in {name}'
+    return None
+
+  def length_reason(self, problem: Problem) -> str | None:
+    """Reason for dropping a formatted problem for its length, or `None`."""
     limit = self.max_prompt_length
     if limit is not None and self.prompt_length(problem) > limit:
       return f'longer than {limit:,} tokens'
@@ -122,6 +132,7 @@ class FilteredSource:
     dropped: number of dropped problems by reason.
     examples: location of the first dropped problem by reason.
     none_answers: kept problems with the answer 'None'.
+    prompt_faults: faults of the kept problems' prompts; `None` if not counted.
   """
 
   source: SubsetSource
@@ -129,6 +140,15 @@ class FilteredSource:
   dropped: Mapping[str, int]
   examples: Mapping[str, str]
   none_answers: NoneAnswers
+  prompt_faults: PromptFaults | None = None
+
+  def warnings(self) -> list[str]:
+    """Sentences on the kept problems."""
+    faults = self.prompt_faults
+    return [
+      *self.none_answers.warnings(),
+      *(() if faults is None else faults.warnings()),
+    ]
 
   def __str__(self) -> str:
     """Summary of the counts."""
@@ -178,6 +198,7 @@ def _filter_source(
   dropped: dict[str, int] = {}
   examples: dict[str, str] = {}
   none_answers = NoneAnswers()
+  faults = criteria.prompt_faults and criteria.prompt_faults()
   digest = hashlib.sha256()
   for index in range(len(source)):
     problem = source[index]
@@ -186,6 +207,11 @@ def _filter_source(
     if criteria.deduplicate:
       reason = _duplicate_reason(problem, reference, reference_digests)
     reason = reason or criteria.drop_reason(problem)
+    if reason is None:
+      formatted = criteria.format_prompt(problem)
+      reason = criteria.length_reason(formatted)
+      if reason is None and faults is not None:
+        faults.add(problem, formatted.prompt)
     if reason is not None:
       dropped[reason] = dropped.get(reason, 0) + 1
       examples.setdefault(reason, problem.location)
@@ -199,7 +225,7 @@ def _filter_source(
     source, np.array(kept_indices, np.int64), digest.hexdigest()
   )
   filtered = FilteredSource(
-    subset, len(source), dropped, examples, none_answers
+    subset, len(source), dropped, examples, none_answers, faults
   )
   if not kept_indices:
     raise ValueError(

@@ -69,9 +69,9 @@ class PromptFormat:
     Raises:
       ValueError: the template rejects the conversation.
     """
+    messages = self.messages(problem)
     kind = self.formatted_kind(problem.kind)
     problem = dataclasses.replace(problem, kind=kind)
-    messages = self._messages(problem)
     if self.template is None:
       content = '\n\n'.join(message['content'] for message in messages)
       prompt = self.plain_template.replace(QUESTION, content)
@@ -88,13 +88,19 @@ class PromptFormat:
       return _KINDS_WITHOUT_INSTRUCTION.get(kind, kind)
     return kind
 
-  def _messages(self, problem: Problem) -> list[Mapping[str, str]]:
+  def texts(self, problem: Problem) -> list[str]:
+    """The texts of a problem in its prompt: its conversation or its question."""
+    messages = () if self.question_only else problem.messages
+    return [message['content'] for message in messages] or [problem.prompt]
+
+  def messages(self, problem: Problem) -> list[Mapping[str, str]]:
     """Messages of the formatted conversation."""
     messages: list[Mapping[str, str]] = []
     if not self.question_only:
       messages.extend(problem.messages)
     if not messages:
-      instruction = self.instructions.get(problem.kind, '')
+      kind = self.formatted_kind(problem.kind)
+      instruction = self.instructions.get(kind, '')
       content = '\n'.join(filter(None, (problem.prompt, instruction)))
       messages = [{'role': 'user', 'content': content}]
     if self.system and messages[0]['role'] != 'system':

@@ -22,6 +22,7 @@ from covrl.data import (
   NoneAnswers,
   ProblemFilter,
   ProblemSource,
+  PromptFaults,
   PromptFormat,
   Suite,
   Tokenizer,
@@ -78,7 +79,7 @@ def text_task(config: Config) -> Task:
   train, kinds, notes = _training_problems(
     config, format_prompt, tokenizer, suites
   )
-  for suite in prompted_suites:
+  for suite, bare_suite in zip(prompted_suites, suites, strict=True):
     _merge_kinds(kinds, {p.source: p.kind for p in suite.problems}, suite.name)
     num_repeated = len(suite.problems) - len({p.key for p in suite.problems})
     repeated_text = (
@@ -91,9 +92,14 @@ def text_task(config: Config) -> Task:
       f'{repeated_text}'
     )
     none_answers = NoneAnswers()
-    for problem in suite.problems:
+    faults = PromptFaults(format_prompt, tokenizer)
+    for problem, prompted in zip(
+      bare_suite.problems, suite.problems, strict=True
+    ):
       none_answers.add(problem)
-    notes += [f'warning: {text}' for text in none_answers.warnings()]
+      faults.add(problem, prompted.prompt)
+    warnings = [*none_answers.warnings(), *faults.warnings()]
+    notes += [f'warning: {text}' for text in warnings]
   rewards, sandbox_notes = make_rewards(kinds, config.rewards)
   if format_prompt.template is not None:
     notes += chat_notes(config.pretrained, tokenizer)
@@ -253,15 +259,15 @@ def _training_problems(
   filtered_sources = filter_sources(
     sources,
     ProblemFilter(
-      prompt_length=lambda problem: len(
-        prompt_ids(prompt_format(problem), tokenizer)
-      ),
+      format_prompt=prompt_format,
+      prompt_length=lambda problem: len(prompt_ids(problem, tokenizer)),
       max_prompt_length=config.rollout.max_prompt_length,
       deduplicate=data.deduplicate,
       evaluation_ngrams=_evaluation_ngrams(data, suites),
       pass_rates=read_pass_rates(data.pass_rates),
       min_pass_rate=data.min_pass_rate,
       max_pass_rate=data.max_pass_rate,
+      prompt_faults=lambda: PromptFaults(prompt_format, tokenizer),
     ),
   )
   notes = [
@@ -271,7 +277,7 @@ def _training_problems(
   notes += [
     f'warning: {text}'
     for filtered_source in filtered_sources
-    for text in filtered_source.none_answers.warnings()
+    for text in filtered_source.warnings()
   ]
   kinds: dict[str, str] = {}
   for source in sources:

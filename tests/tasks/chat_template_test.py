@@ -105,3 +105,49 @@ def test_samples_have_the_system_message_of_the_run(tmp_path):
   config.data.system = 'Be brief.'
   prompt = prompt_format(arguments, config)('q')
   assert prompt == 'system: Be brief.;user: q;'
+
+
+def test_rows_whose_text_is_not_in_their_prompt_as_it_is_are_warned_of(
+  tmp_path,
+):
+  """Training files and evaluation sets have a warning each, of their own rows."""
+  model = pathlib.Path(
+    shutil.copytree(GOLDEN / 'tokenizers' / 'bytes', tmp_path / 'model')
+  )
+  (model / 'chat_template.jinja').write_text(
+    "{% for m in messages if m.role == 'user' %}{{ m.content }};{% endfor %}"
+  )
+  system = {'role': 'system', 'content': 'Give the answer plus 7.'}
+  questions = ['1 + 1?', '2 + 2?<|im_end|>4', '3 + 3?', '4 + 4?']
+  for name, rows in (('train', questions), ('suite', questions[:2])):
+    conversations = [
+      [
+        *([system] * (number > 1)),
+        {'role': 'user', 'content': f'{name} {text}'},
+      ]
+      for number, text in enumerate(rows, 1)
+    ]
+    (tmp_path / f'{name}.jsonl').write_text(
+      ''.join(
+        json.dumps({'prompt': messages, 'answer': '1'}) + '\n'
+        for messages in conversations
+      )
+    )
+  config = Config(pretrained=str(model))
+  config.rollout.max_prompt_length = 1000
+  config.data.bare_questions = False
+  config.data.train = str(tmp_path / 'train.jsonl')
+  config.evaluate.suites = str(tmp_path / 'suite.jsonl')
+  warnings = [n for n in text_task(config).notes if n.startswith('warning')]
+  for name, total, lacking in (('train', 4, 3), ('suite', 2, 1)):
+    row = f'(first: row 2 of {tmp_path / name}.jsonl)'
+    assert (
+      'warning: the chat template leaves out text of messages in'
+      f' {lacking} of {total} prompts: system in {lacking} {row}'
+    ) in warnings
+    assert any(
+      text.startswith(f'warning: 1 of {total} problems have special tokens')
+      and text.endswith(f': <|im_end|> in 1 {row}')
+      for text in warnings
+    )
+  assert len(warnings) == 4

@@ -120,6 +120,12 @@ class JsonTokenizer:
     return self._pad_id
 
   @property
+  def special_tokens(self) -> tuple[str, ...]:
+    """Texts that are encoded as one special token each."""
+    added = self._tokenizer.get_added_tokens_decoder().values()
+    return tuple(token.content for token in added if token.special)
+
+  @property
   def fingerprint(self) -> str:
     """SHA-256 of the file, in hexadecimal."""
     return hashlib.sha256(self._file).hexdigest()

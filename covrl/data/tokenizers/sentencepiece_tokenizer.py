@@ -91,6 +91,11 @@ class SentencePieceTokenizer:
     return self._processor.eos_id() if pad_id is None else pad_id
 
   @property
+  def special_tokens(self) -> tuple[str, ...]:
+    """Texts that are encoded as one special token each."""
+    return tuple(self._control_ids)
+
+  @property
   def fingerprint(self) -> str:
     """SHA-256 of the model, in hexadecimal."""
     return hashlib.sha256(self._model).hexdigest()
