@@ -9,12 +9,14 @@ import pathlib
 import resource
 import sys
 
+from fast_compilation import FLAGS
+
 os.environ['XLA_FLAGS'] = ' '.join(
   (
     os.environ.get('XLA_FLAGS', ''),
     '--xla_force_host_platform_device_count=8',
     # Most of the time goes to compiling programs that run for milliseconds.
-    '--xla_backend_optimization_level=0',
+    FLAGS,
     # Tolerates devices that wait long for a busy processor.
     '--xla_cpu_collective_call_terminate_timeout_seconds=600',
     # See covrl.parallel.xla_flags, which is not imported before this is set.

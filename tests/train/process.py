@@ -20,6 +20,9 @@ ENVIRONMENT = {
   'PYTHONPATH': f'{TESTS.parent}{os.pathsep}{TESTS}',
   'XLA_FLAGS': FLAGS,
   'JAX_COMPILATION_CACHE_DIR': str(TESTS.parent / '.jax_cache'),
+  # Several processes run the same programs, most of which compile in less than
+  # the default of a second.
+  'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
 }
 
 

@@ -82,7 +82,7 @@ def start_endless(workdir):
     workdir,
     2,
     recipe='toy_plain',
-    heartbeat=30,
+    heartbeat=15,
     warm_start__steps=0,
     logging__samples=0,
     train__iterations=500,
@@ -251,11 +251,12 @@ def test_a_hanging_process_is_lost_within_the_heartbeat(tmp_path):
       {},
       'got another train.learning_rate on process 1 than on process 0',
     ),
-    (
+    pytest.param(
       {},
       {'rollout__prompts_per_iteration': 3, 'train__sequences_per_update': 12},
       'rollout.prompts_per_iteration must be a multiple of the 2 processes, '
       'got 3',
+      marks=pytest.mark.slow,
     ),
   ],
 )

@@ -125,6 +125,19 @@ def test_a_function_with_other_numbers_has_another_fingerprint(
   assert changed[f'{name} of the recipe']
 
 
+def recipe_fingerprints(recipe, *overrides):
+  return fingerprints(load(str(process.RECIPES / recipe), list(overrides)))
+
+
+@functools.cache
+def unchanged_fingerprints(recipe):
+  """Returns the fingerprints of a recipe file, the same at two starts."""
+  first, second = (recipe_fingerprints(recipe) for _ in range(2))
+  assert first == second
+  assert all(first.values())
+  return first
+
+
 @pytest.mark.parametrize(
   ('recipe', 'name', 'change'),
   [
@@ -137,13 +150,8 @@ def test_a_function_with_other_numbers_has_another_fingerprint(
 def test_a_network_with_other_numbers_has_another_fingerprint(
   recipe, name, change
 ):
-  before, same, after = (
-    fingerprints(load(str(process.RECIPES / recipe), overrides))
-    for overrides in ([], [], [f'--config.{change}'])
-  )
-  assert before == same
-  assert all(before.values())
-  assert changed_names(before, after) == [name]
+  after = recipe_fingerprints(recipe, f'--config.{change}')
+  assert changed_names(unchanged_fingerprints(recipe), after) == [name]
 
 
 def test_rewards_with_other_options_have_another_fingerprint(monkeypatch):
