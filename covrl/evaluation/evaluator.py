@@ -339,7 +339,8 @@ class Evaluator:
           undecided=undecided,
         )
       )
-    return tuple(results), float(np.nanmax(grades, initial=0))
+    highest_grade = max((g for g in grades if not math.isnan(g)), default=0.0)
+    return tuple(results), highest_grade
 
   def _answers(
     self,
