@@ -58,6 +58,8 @@ def small():
     for path in ('/tmp', '/dev/shm'):
       for i in range(2):
         with open(f'{path}/{i}', 'wb') as file: file.write(bytes(30 << 20))
+    import time
+    time.sleep(60)  # The limit is checked at intervals.
     """,
     """
     import os

@@ -19,6 +19,8 @@ from covrl.storage.orbax_errors import without_repeated_errors
 def reports(monkeypatch):
   """Errors that the interpreter reports without raising them."""
   errors: list[object] = []
+  # What earlier tests left may report errors, too.
+  gc.collect()
   filters = list(logging.getLogger('absl').filters)
   monkeypatch.setattr(
     sys, 'unraisablehook', lambda raised: errors.append(raised)
