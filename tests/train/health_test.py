@@ -265,7 +265,9 @@ def test_a_run_with_nan_parameters_ends_with_one_sentence(tmp_path, recipe):
 
 @pytest.mark.slow
 def test_resources_are_flat_over_many_iterations(tmp_path):
-  """Descriptors, threads and children do not grow after the first 50.
+  """Descriptors and children do not grow after the first 50, threads by at most two.
+
+  Pools of libraries start threads when they need them, a leak starts nine.
 
   Memory grows by less than 20 kB per update. Evaluations are left out: their
   reports read all metrics, which grow.
@@ -297,7 +299,7 @@ def test_resources_are_flat_over_many_iterations(tmp_path):
   }
   for name in ('descriptors', 'threads', 'children'):
     early, late = medians[name]
-    assert late <= early, medians
+    assert late <= early + (2 if name == 'threads' else 0), medians
   # Temporary allocations, by a save for example, do not count.
   early, late = (
     min(reading['memory'] for reading in readings_of_quarter)
