@@ -82,8 +82,11 @@ def _sums_within(
     return _sum_where(same, values[..., None, :], axes=(-1,))
   count, *inner_blocks = blocks
   padding = [*[(0, 0)] * (ids.ndim - 1), (0, -length % count)]
+  # Padding continues the last sequence: with an id of its own, such as 0, it would be
+  # a second part of the sequence of that id.
   ids, values = (
-    jnp.pad(x, padding).reshape(*x.shape[:-1], count, -1) for x in (ids, values)
+    jnp.pad(x, padding, mode=mode).reshape(*x.shape[:-1], count, -1)
+    for x, mode in ((ids, 'edge'), (values, 'constant'))
   )
   sums = _sums_within(ids, values, (*inner_blocks,))
   # A sequence that spans several blocks is at one end, or both, of each.
