@@ -99,7 +99,10 @@ def test_a_broken_channel_affects_one_response(pool, response):
   assert len(unscored) + (not first.has_score) <= 1, (first, others)
   for outcome, score in zip(others, (2.0, 3.0, 4.0), strict=True):
     assert outcome.detail if outcome in unscored else outcome.score == score
-  assert score_all(pool, '5') == [Outcome(5.0, Status.SCORED)]
+  (later,) = score_all(pool, '5')
+  # What a slow process writes late affects a later response, if no earlier one.
+  assert later.score == 5.0 or (first.has_score and not unscored), later
+  assert score_all(pool, '6') == [Outcome(6.0, Status.SCORED)]
 
 
 def test_the_trainer_executes_nothing_that_a_worker_sends(pool, tmp_path):
