@@ -321,7 +321,7 @@ class CheckpointStore:
       if distributed.is_first() and not storage.is_regular_file(
         path / MANIFEST
       ):
-        with contextlib.suppress(storage.StorageError):
+        with contextlib.suppress(OSError):
           checkpoint_files.discard(path)
       raise
 

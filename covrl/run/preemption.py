@@ -110,7 +110,8 @@ class StopSignal:
         repeated signals until then if the run stops.
     """
     if threading.current_thread() is not threading.main_thread():
-      yield
+      with self._answering():
+        yield
       return
     with contextlib.ExitStack() as stack:
       reader, writer = os.pipe()
@@ -152,8 +153,8 @@ class StopSignal:
         try:
           self._exchange(self._clock(), immediately=True)
         except Exception:
-          # The main thread reports the loss of a process.
-          return
+          # A later call may succeed; the main thread reports the loss of a process.
+          continue
 
     thread = threading.Thread(target=answer, name='stop requests', daemon=True)
     thread.start()

@@ -37,8 +37,10 @@ _ERRNO_IN_TEXT = re.compile(r"os_error_code='([0-9]+)'")
 # Its status for files that another program has removed, without such a number.
 _NOT_FOUND = 'NOT_FOUND: '
 _NO_THREAD = "can't start new thread"
-# The client of buckets, which raises errors of its own and of other libraries.
+# The client of buckets, which raises errors of its own and of other libraries, and
+# the library that runs its requests, which raises those that take too long.
 _BUCKET_CLIENT = 'gcsfs'
+_BUCKET_PACKAGES = (_BUCKET_CLIENT, 'fsspec')
 
 
 def _is_new(record: logging.LogRecord) -> bool:
@@ -123,7 +125,7 @@ def _is_error_of_bucket(error: Exception) -> bool:
     return False
   frames = traceback.walk_tb(error.__traceback__)
   modules = (str(frame.f_globals.get('__name__')) for frame, _ in frames)
-  return any(name.partition('.')[0] == _BUCKET_CLIENT for name in modules)
+  return any(name.partition('.')[0] in _BUCKET_PACKAGES for name in modules)
 
 
 def _system_errno(error: BaseException | None) -> int | None:

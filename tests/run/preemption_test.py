@@ -116,6 +116,35 @@ def test_a_process_in_an_update_answers_another_that_has_not_begun_it(
   assert 'stop requests' not in names
 
 
+def test_a_failed_request_does_not_end_the_answers(store, monkeypatch):
+  monkeypatch.setattr(preemption, '_INTERVAL', 0.01)
+  failures = [RuntimeError('not available'), RuntimeError('not available')]
+  read = store.key_value_dir_get
+
+  def read_or_fail(prefix):
+    if failures:
+      raise failures.pop()
+    return read(prefix)
+
+  monkeypatch.setattr(store, 'key_value_dir_get', read_or_fail)
+  store.values['covrl/stop/1'] = '3'
+  answers = []
+
+  def run():
+    # Signals are handled in the main thread only, other processes in any.
+    with StopSignal().handle_signals():
+      for _ in range(500):
+        if 'covrl/stop/0' in store.values:
+          break
+        time.sleep(0.01)
+      answers.append(store.values.get('covrl/stop/0'))
+
+  thread = threading.Thread(target=run)
+  thread.start()
+  thread.join()
+  assert answers == ['0']
+
+
 def test_waiting_for_other_processes_times_out(store):
   stop_signal = StopSignal(timeout=0.05)
   stop_signal.request()

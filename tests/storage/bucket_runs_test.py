@@ -151,6 +151,24 @@ def test_a_bucket_that_answers_with_errors_is_one_sentence(
   assert all(record.name != 'gcsfs' for record in caplog.records)
 
 
+@pytest.mark.parametrize(
+  'examine',
+  [operator.methodcaller('exists'), storage.is_directory, storage.entries],
+)
+def test_a_request_to_a_bucket_that_takes_too_long_is_one_sentence(
+  bucket, monkeypatch, examine
+):
+  async def request(*arguments, **options):
+    raise TimeoutError
+
+  monkeypatch.setattr('gcsfs.core.GCSFileSystem._request', request)
+  with pytest.raises(OSError) as caught:
+    examine(epath.Path('gs://bucket/late'))
+  sentence = read_failure_message(caught.value)
+  assert sentence is not None
+  assert 'cannot be read: ' in sentence
+
+
 def test_keeps_compiled_programs_in_a_bucket(bucket):
   script = (
     'import jax\n'
