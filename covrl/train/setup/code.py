@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from covrl.config import Recipe
+from covrl.data.fingerprints import text_fingerprint
 from covrl.rewards import Reward
 from covrl.run.checkpoint import Checkpoint
 from covrl.tasks.task import Task
@@ -113,7 +114,10 @@ def _score_arguments(task: Task) -> Iterator[tuple[str, str]]:
     if isinstance(part, Reward) and isinstance(part.score, functools.partial):
       for name, value in sorted(part.score.keywords.items()):
         if isinstance(value, str | int | float):
-          yield f'{name} of the reward {part.name}', str(value)
+          # Other texts may be secrets, which checkpoints must not store.
+          is_shown = name == 'backend' or not isinstance(value, str)
+          text = str(value) if is_shown else text_fingerprint(value)
+          yield f'{name} of the reward {part.name}', text
 
 
 def _module_name(function: Any) -> str:

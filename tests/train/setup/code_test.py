@@ -177,6 +177,7 @@ def test_arguments_of_score_functions_are_compared(fingerprints, tmp_path):
       'backend': backend,
       'limit': 2.5,
       'functions': [np.sum],
+      'api_key': 'secret',
     }
     score: Any = functools.partial(np.mean, **arguments)
     return Reward(name='programs', score=score)
@@ -185,6 +186,7 @@ def test_arguments_of_score_functions_are_compared(fingerprints, tmp_path):
   assert before == after | {'backend of the reward programs': 'strong'}
   assert before['limit of the reward programs'] == '2.5'
   assert not any('functions' in name for name in before)
+  assert 'secret' not in str(before)
   store, warnings = CheckpointStore(tmp_path / 'checkpoints', keep=1), []
   store.save(0, {'x': np.ones(3)}, {'inputs': before})
   code.check_code(after, store.latest(), warnings.append)
