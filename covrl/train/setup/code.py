@@ -115,8 +115,8 @@ def _score_arguments(task: Task) -> Iterator[tuple[str, str]]:
       for name, value in sorted(part.score.keywords.items()):
         if isinstance(value, str | int | float):
           # Other texts may be secrets, which checkpoints must not store.
-          is_shown = name == 'backend' or not isinstance(value, str)
-          text = str(value) if is_shown else text_fingerprint(value)
+          is_secret = isinstance(value, str) and name != 'backend'
+          text = text_fingerprint(str(value)) if is_secret else str(value)
           yield f'{name} of the reward {part.name}', text
 
 
