@@ -7,6 +7,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from covrl.data.problems import abbreviate
+
 _TYPE_NAMES = (
   (bool, 'true or false'),
   (int | float, 'a number'),
@@ -118,8 +120,7 @@ class Row:
     value = self.value(name)
     shown = type_name(value)
     if isinstance(value, str | int | float):
-      text = str(value)
-      shown = repr(text if len(text) <= 40 else f'{text[:40]}…')
+      shown = abbreviate(str(value), 40)
     return ValueError(
       f'column {name!r} of {self.location} must {requirement}, got {shown}'
     )

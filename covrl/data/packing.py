@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Int
 
-from covrl.data.problems import Problem, check_unicode
+from covrl.data.problems import Problem, abbreviate, check_unicode
 from covrl.data.tokenizers.tokenizer import Tokenizer, check_token_ids
 
 
@@ -356,6 +356,4 @@ def _description(problem: Problem) -> str:
   """A problem for error messages: its row, or its prompt and source."""
   if problem.location:
     return problem.location
-  prompt = problem.prompt
-  shown = prompt if len(prompt) <= 80 else f'{prompt[:80]}…'
-  return f'{shown!r} of source {problem.source!r}'
+  return f'{abbreviate(problem.prompt)} of source {problem.source!r}'

@@ -53,6 +53,15 @@ def question_key(question: str) -> str:
   return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
+def abbreviate(text: str, length: int = 80) -> str:
+  """Returns a quoted text of limited length, for errors.
+
+  >>> abbreviate('a question', 3)
+  "'a q…'"
+  """
+  return repr(text if len(text) <= length else f'{text[:length]}…')
+
+
 def check_unicode(text: str, name: str, location: str = '') -> None:
   """Checks that a text has no lone surrogates, which cannot be encoded.
 

@@ -137,12 +137,17 @@ def _list(by_name: Mapping[str, _Count]) -> str:
 
   names = sorted(by_name, key=order)
   parts = [
-    f'{name} in {by_name[name].number:,} (first: {by_name[name].first})'
+    f'{name} in {by_name[name].number:,}{_first(by_name[name])}'
     for name in names[:_MAX_NAMED]
   ]
   if len(names) > _MAX_NAMED:
     parts.append(f'{len(names) - _MAX_NAMED:,} others')
   return ', '.join(parts)
+
+
+def _first(count: _Count) -> str:
+  """The location of the first problem, if it has one."""
+  return f' (first: {count.first})' if count.first else ''
 
 
 def _is_written(message: Mapping[str, Any], prompt: str) -> bool:

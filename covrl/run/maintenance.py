@@ -6,9 +6,10 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
-import threading
 import urllib.request
 from collections.abc import Callable, Iterator
+
+from covrl.run.background import repeated_in_thread
 
 # Values of the metadata server while nothing is announced.
 _NOTHING_ANNOUNCED = {'maintenance-event': 'NONE', 'preempted': 'FALSE'}
@@ -28,20 +29,15 @@ def watch_events(
   if not has_metadata_server():
     yield
     return
-  closed = threading.Event()
 
-  def watch() -> None:
-    while not closed.wait(interval):
-      if any(is_announced(name) for name in _NOTHING_ANNOUNCED):
-        on_event()
-        return
+  def report_event() -> bool:
+    is_any = any(is_announced(name) for name in _NOTHING_ANNOUNCED)
+    if is_any:
+      on_event()
+    return is_any
 
-  thread = threading.Thread(target=watch, name='maintenance', daemon=True)
-  thread.start()
-  try:
+  with repeated_in_thread(report_event, interval=interval, name='maintenance'):
     yield
-  finally:
-    closed.set()
 
 
 def has_metadata_server() -> bool:

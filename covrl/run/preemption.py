@@ -32,6 +32,7 @@ from typing import Any
 import jax
 
 from covrl.exit_codes import Exit
+from covrl.run.background import repeated_in_thread
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # Seconds between two reads of the other processes' counts of updates.
@@ -140,28 +141,18 @@ class StopSignal:
         if exits_after_run and self._requested.is_set():
           _lasting_handlers.append(stack.pop_all())
 
-  @contextlib.contextmanager
-  def _answering(self) -> Iterator[None]:
+  def _answering(self) -> contextlib.AbstractContextManager[None]:
     """Answers requests of other processes within the context."""
     if jax.process_count() == 1:
-      yield
-      return
-    ended = threading.Event()
+      return contextlib.nullcontext()
 
-    def answer() -> None:
-      while self._stop_after is None and not ended.wait(_INTERVAL):
-        try:
-          self._exchange(self._clock(), immediately=True)
-        except Exception:
-          # A later call may succeed; the main thread reports the loss of a process.
-          continue
+    def answer() -> bool:
+      # A later call may succeed; the main thread reports the loss of a process.
+      with contextlib.suppress(Exception):
+        self._exchange(self._clock(), immediately=True)
+      return self._stop_after is not None
 
-    thread = threading.Thread(target=answer, name='stop requests', daemon=True)
-    thread.start()
-    try:
-      yield
-    finally:
-      ended.set()
+    return repeated_in_thread(answer, interval=_INTERVAL, name='stop requests')
 
   def request(self) -> None:
     """Requests that the run stops; may be called from any thread."""

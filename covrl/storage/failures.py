@@ -44,8 +44,12 @@ _BUCKET_PACKAGES = (_BUCKET_CLIENT, 'fsspec')
 
 
 def _is_new(record: logging.LogRecord) -> bool:
-  """Returns whether a record of the client of buckets is not an error it raises."""
-  return record.exc_info is None or bool(os.environ.get('COVRL_TRACEBACK'))
+  """Returns whether a record of the client of buckets is not an error it raises.
+
+  It logs the failures of requests, which it raises after its last attempt.
+  """
+  is_raised = record.funcName == 'retry_request' and record.exc_info
+  return not is_raised or bool(os.environ.get('COVRL_TRACEBACK'))
 
 
 logging.getLogger(_BUCKET_CLIENT).addFilter(_is_new)
@@ -121,7 +125,10 @@ def _is_error_of_bucket(error: Exception) -> bool:
   """
   if isinstance(error, FileNotFoundError | FileExistsError):
     return False
-  if type(error).__module__ == 'builtins' and getattr(error, 'errno', None):
+  if type(error).__module__ == 'builtins' and (
+    getattr(error, 'errno', None)
+    or not isinstance(error, OSError | ValueError | RuntimeError)
+  ):
     return False
   frames = traceback.walk_tb(error.__traceback__)
   modules = (str(frame.f_globals.get('__name__')) for frame, _ in frames)
@@ -165,7 +172,7 @@ def read_failure_message(error: BaseException) -> str | None:
   >>> read_failure_message(FileNotFoundError(errno.ENOENT, 'No such file', 'a.json'))
   """
   if isinstance(error, Exception) and _is_error_of_bucket(error):
-    return f'a bucket cannot be read: {_lower(_one_line(error))}'
+    return f'a bucket cannot be read: {_one_line(error)}'
   if not isinstance(error, OSError) or error.filename is None:
     return None
   number = _error_number(error)

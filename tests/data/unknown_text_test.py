@@ -131,7 +131,7 @@ def test_names_the_first_characters_only():
 
 
 @pytest.mark.parametrize(
-  ('normalizer', 'text'),
+  ('part', 'text'),
   [
     (normalizers.NFKC(), 'ａⓑ\u00a0ｃ'),
     (normalizers.Lowercase(), 'A Bc'),
@@ -142,23 +142,6 @@ def test_names_the_first_characters_only():
     (normalizers.Replace('☃', ''), 'a☃b'),
     (normalizers.Strip(), '\n\ta b\n'),
     (normalizers.BertNormalizer(), '\x00Á\ufffdb\tc'),
-  ],
-)
-@pytest.mark.parametrize('library', [bpe, unigram])
-def test_what_normalizers_change_or_remove_is_not_unknown(
-  normalizer, text, library
-):
-  tokenizer = library()
-  tokenizer.normalizer = normalizer
-  ids = covrl_tokenizer(tokenizer).encode(text)
-  assert ids == library_ids(tokenizer, text)
-  assert ids
-  assert tokenizer.token_to_id('<unk>') not in ids
-
-
-@pytest.mark.parametrize(
-  ('pre_tokenizer', 'text'),
-  [
     (pre_tokenizers.WhitespaceSplit(), '\ta\n\nb\u2003c'),
     (pre_tokenizers.BertPreTokenizer(), '\ta\n\nb\u2003c'),
     (pre_tokenizers.Split('☃', 'removed'), 'a☃b c'),
@@ -166,11 +149,12 @@ def test_what_normalizers_change_or_remove_is_not_unknown(
   ],
 )
 @pytest.mark.parametrize('library', [bpe, unigram])
-def test_what_pre_tokenizers_remove_is_not_unknown(
-  pre_tokenizer, text, library
-):
+def test_what_is_changed_or_removed_before_is_not_unknown(part, text, library):
   tokenizer = library()
-  tokenizer.pre_tokenizer = pre_tokenizer
+  if isinstance(part, normalizers.Normalizer):
+    tokenizer.normalizer = part
+  else:
+    tokenizer.pre_tokenizer = part
   ids = covrl_tokenizer(tokenizer).encode(text)
   assert ids == library_ids(tokenizer, text)
   assert ids

@@ -2,10 +2,12 @@
 """Data, models, metrics and compiled programs of runs in an emulated bucket."""
 
 import json
+import logging
 import operator
 import os
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import numpy as np
@@ -167,6 +169,32 @@ def test_a_request_to_a_bucket_that_takes_too_long_is_one_sentence(
   sentence = read_failure_message(caught.value)
   assert sentence is not None
   assert 'cannot be read: ' in sentence
+
+
+@pytest.mark.parametrize(
+  ('error', 'is_reported'),
+  [(ValueError('Bad Request'), True), (MemoryError(), False)],
+)
+def test_only_failed_requests_are_errors_of_a_bucket(error, is_reported):
+  client: dict[str, Any] = {'__name__': 'gcsfs.core'}
+  exec('def fail(error):\n  raise error', client)
+  with pytest.raises(type(error)) as caught:
+    client['fail'](error)
+  sentence = read_failure_message(caught.value)
+  assert sentence == (
+    'a bucket cannot be read: Bad Request' if is_reported else None
+  )
+
+
+def test_failures_that_the_client_only_logs_are_not_hidden(caplog):
+  logger = logging.getLogger('gcsfs')
+  try:
+    raise OSError('closed')
+  except OSError:
+    logger.exception('deferred close failed')
+  assert [record.message for record in caplog.records] == [
+    'deferred close failed'
+  ]
 
 
 def test_keeps_compiled_programs_in_a_bucket(bucket):

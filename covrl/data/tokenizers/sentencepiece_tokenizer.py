@@ -10,7 +10,7 @@ import pathlib
 import re
 from collections.abc import Iterable, Sequence
 
-from covrl.data.tokenizers.tokenizer import abbreviate
+from covrl.data.problems import abbreviate
 
 
 class SentencePieceTokenizer:

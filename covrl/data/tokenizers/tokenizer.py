@@ -136,8 +136,3 @@ def check_token_ids(
     raise ValueError(
       f'{name} must have token ids in [0, {size}), the vocabulary, got {invalid}'
     )
-
-
-def abbreviate(text: str, length: int = 80) -> str:
-  """A quoted text of limited length, for errors."""
-  return repr(text if len(text) <= length else f'{text[:length]}…')

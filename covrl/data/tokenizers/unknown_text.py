@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from covrl.data.tokenizers.tokenizer import abbreviate
+from covrl.data.problems import abbreviate
 
 # An unknown token that no vocabulary has.
 _UNKNOWN = '\U0010fffdunknown'
