@@ -12,12 +12,15 @@ import json
 import os
 import socket
 import struct
-import time
 from multiprocessing.connection import Connection
 from typing import Any
 
+from covrl.parallel.running_time import RunningTime
+
 # Bytes of a reply; workers cut texts to fewer.
 _MAX_REPLY_BYTES = 2**16
+# Seconds between two looks for a reply, so that a stop of this process is noticed.
+_POLL_SECONDS = 0.5
 # Bytes of the first reply, which lists the files that a worker has loaded.
 MAX_FIRST_REPLY_BYTES = 2**22
 
@@ -32,6 +35,10 @@ class WorkerChannel:
   Args:
     trainer_end: the trainer's socket, which the channel closes.
     send_timeout: seconds after which a worker that does not read is given up.
+
+  Attributes:
+    was_stopped: whether this process was stopped during the latest wait for a
+      reply, and the worker perhaps with it.
   """
 
   def __init__(self, trainer_end: socket.socket, send_timeout: float) -> None:
@@ -39,6 +46,7 @@ class WorkerChannel:
     trainer_end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, seconds)
     self._connection = Connection(trainer_end.detach())
     self._received = b''
+    self.was_stopped = False
 
   def send(self, message: object) -> None:
     """Sends an object.
@@ -54,7 +62,8 @@ class WorkerChannel:
     """Waits for a reply.
 
     Args:
-      timeout: seconds until all of it must be there.
+      timeout: seconds until all of it must be there; those for which this process
+        was stopped do not count.
       max_size: bytes of a reply, at most.
 
     Raises:
@@ -63,11 +72,18 @@ class WorkerChannel:
       OSError: the connection is broken.
       ReplyError: the reply is not a list in JSON, or too long.
     """
-    deadline = time.monotonic() + timeout
+    self.was_stopped = False
+    waited = RunningTime(_POLL_SECONDS)
     while b'\n' not in self._received:
       if len(self._received) > max_size:
         raise ReplyError
-      if not self._connection.poll(max(deadline - time.monotonic(), 0.0)):
+      seconds_left = max(timeout - waited.read(), 0.0)
+      is_readable = self._connection.poll(min(seconds_left, _POLL_SECONDS))
+      waited.read()
+      self.was_stopped = waited.was_stopped
+      if not is_readable:
+        if seconds_left:
+          continue
         raise TimeoutError
       chunk = os.read(self._connection.fileno(), _MAX_REPLY_BYTES)
       if not chunk:

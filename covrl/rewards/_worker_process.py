@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import json
 import os
 import pathlib
@@ -16,6 +15,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from covrl.rewards import _worker_isolation
 from covrl.rewards._worker_channel import (
   MAX_FIRST_REPLY_BYTES,
   ReplyError,
@@ -39,9 +39,8 @@ ENVIRONMENT = (
 )
 """Names of the environment variables that every worker receives."""
 
-_SUPERVISOR_SCRIPT = pathlib.Path(__file__).with_name('_worker_supervisor.py')
-# Seconds for the test whether a worker can have namespaces.
-_PROBE_SECONDS = 30.0
+# Times that a response is scored, at most, if the processes are stopped meanwhile.
+_MAX_ATTEMPTS = 3
 _WORKER_SCRIPT = pathlib.Path(__file__).with_name('_worker_main.py')
 
 Reply = tuple[str, float, str]
@@ -121,50 +120,6 @@ class WorkerSettings:
   loaded_files: LoadedFiles = dataclasses.field(default_factory=LoadedFiles)
 
 
-def isolation() -> str:
-  """Returns the kind of isolation of workers from the trainer and the network.
-
-  `namespaces`: in separate namespaces of processes and, unless a worker may use the
-  network, of the network. `filter`: a seccomp filter refuses signals to the trainer
-  and sockets of the network. `none`: neither is possible on this machine.
-  """
-  if _has_namespaces():
-    return 'namespaces'
-  return 'none' if _worker_filter(network=False) is None else 'filter'
-
-
-@functools.cache
-def _has_namespaces() -> bool:
-  """Returns whether workers can have their own namespaces."""
-  if sys.platform != 'linux':
-    return False
-  with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-    completed = subprocess.run(
-      [sys.executable, '-I', '-S', str(_SUPERVISOR_SCRIPT), 'probe'],
-      stdin=subprocess.DEVNULL,
-      capture_output=True,
-      check=False,
-      timeout=_PROBE_SECONDS,
-    )
-    return completed.returncode == 0
-  return False
-
-
-@functools.cache
-def _worker_filter(*, network: bool) -> bytes | None:
-  """Returns the seccomp filter of workers without namespaces, if possible."""
-  from covrl.rewards.sandbox.seccomp import make_worker_filter
-
-  if sys.platform != 'linux':
-    return None
-  try:
-    return make_worker_filter(
-      trainer=os.getpid(), group=os.getpgrp(), network=network
-    )
-  except OSError:
-    return None
-
-
 class WorkerProcess:
   """Handle on a worker process, which is replaced when it hangs or dies.
 
@@ -203,18 +158,36 @@ class WorkerProcess:
       self.start_finished.set()
 
   def score(self, response: str, reference: Any) -> Reply:
-    """Scores a response; reports a timeout or crash of the worker."""
-    channel = self._channel
-    if channel is None:
-      raise StartError('it was never started')
+    """Scores a response; reports a timeout or crash of the worker.
+
+    The end of an idle worker before does not count as a crash of this response.
+    It is scored again if all processes may have been stopped meanwhile, as a
+    scheduler does that suspends a job: limits of the scorer count that time.
+
+    Raises:
+      StartError: the worker cannot be started again.
+    """
+    attempts = 0
+    while True:
+      self.ensure_ready()
+      channel = self._channel
+      assert channel is not None
+      reply = self._score_once(channel, response, reference)
+      attempts += 1
+      if not channel.was_stopped or attempts == _MAX_ATTEMPTS:
+        return reply
+
+  def _score_once(
+    self, channel: WorkerChannel, response: str, reference: Any
+  ) -> Reply:
     self._num_requests += 1
     try:
       channel.send((self._num_requests, response, reference))
       return self._check_reply(channel.receive(self._settings.timeout))
     except TimeoutError:
       self.stop()
-      seconds = f'{self._settings.timeout:g} s'
-      return 'timeout', float('nan'), f'no score after {seconds}'
+      limit = self._settings.timeout
+      return 'timeout', float('nan'), f'no score after {limit:g} s'
     except ReplyError:
       self.stop()
       reason = (
@@ -296,8 +269,8 @@ class WorkerProcess:
         self._settings.start_timeout, MAX_FIRST_REPLY_BYTES
       )
     except TimeoutError:
-      seconds = f'{self._settings.start_timeout:g} s'
-      raise StartError(f'it was not ready after {seconds}') from None
+      limit = self._settings.start_timeout
+      raise StartError(f'it was not ready after {limit:g} s') from None
     except ReplyError:
       raise StartError('it sent a malformed reply') from None
     except (EOFError, OSError) as error:
@@ -341,8 +314,12 @@ def _launch(
     'OPENBLAS_NUM_THREADS': '1',
     'PYTHONHASHSEED': '0',
   }
-  namespaces = _has_namespaces()
-  filter_code = None if namespaces else _worker_filter(network=settings.network)
+  namespaces = _worker_isolation.has_namespaces()
+  filter_code = (
+    None
+    if namespaces
+    else _worker_isolation.worker_filter(network=settings.network)
+  )
   with contextlib.ExitStack() as stack:
     filter_descriptor = -1
     if filter_code is not None:
@@ -364,7 +341,7 @@ def _launch(
           sys.executable,
           '-I',
           '-S',
-          str(_SUPERVISOR_SCRIPT),
+          str(_worker_isolation.SUPERVISOR_SCRIPT),
           supervisor_settings,
         ),
         *(sys.executable, '-P', str(_WORKER_SCRIPT), str(connection)),

@@ -243,8 +243,6 @@ class RewardPool:
       while (item := self._queue.get()) is not None and not self._failure:
         if item.call not in self._calls:
           continue
-        # The end of an idle worker does not count as a crash of this response.
-        worker.ensure_ready()
         self._record(item, _outcome(worker.score(*item.arguments)))
         worker.ensure_ready()
     except Exception as error:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from covrl.rewards._worker_process import isolation
+from covrl.rewards._worker_isolation import isolation
 from covrl.rewards.outcome import Outcome, Status
 from covrl.rewards.pool import PoolCall, RewardPool
 from covrl.rewards.reward import Overlong, Reward, RewardPart

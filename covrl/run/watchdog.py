@@ -12,6 +12,7 @@ import time
 from typing import NoReturn, Self
 
 from covrl.exit_codes import Exit
+from covrl.parallel.running_time import RunningTime
 
 # Seconds in which the stacks of all threads are written.
 _DUMP_SECONDS = 1.0
@@ -73,15 +74,13 @@ class Watchdog:
 
   def _watch(self) -> None:
     interval = min(self._limit / 4, 10.0)
-    stopped_seconds, last_check = 0.0, time.monotonic()
     beat = self._last_beat
+    idle_time = RunningTime(interval, beat)
     while not self._closed.wait(interval):
-      now = time.monotonic()
       if beat != self._last_beat:
-        beat, stopped_seconds = self._last_beat, 0.0
-      stopped_seconds += max(now - last_check - 2 * interval, 0.0)
-      last_check = now
-      idle = now - beat - stopped_seconds
+        beat = self._last_beat
+        idle_time = RunningTime(interval, beat)
+      idle = idle_time.read()
       if idle > self._limit:
         self._end(idle)
 

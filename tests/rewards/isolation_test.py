@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from covrl.rewards import Reward, RewardPool, Scoring, _worker_process
+from covrl.rewards import Reward, RewardPool, Scoring, _worker_isolation
 
 MARK = f'COVRL_MARK={os.getpid()}'.encode()
 HERE = pathlib.Path(__file__).parent
@@ -30,8 +30,8 @@ def _scorers_are_importable(monkeypatch):
 def scorers(request, monkeypatch):
   """The scorers, on a machine with namespaces and on one without."""
   if request.param == 'filter':
-    monkeypatch.setattr(_worker_process, '_has_namespaces', lambda: False)
-  assert _worker_process.isolation() == request.param
+    monkeypatch.setattr(_worker_isolation, 'has_namespaces', lambda: False)
+  assert _worker_isolation.isolation() == request.param
   import scorers
 
   return scorers
@@ -105,9 +105,9 @@ def test_children_of_scorers_end_with_a_killed_trainer(scorers, tmp_path):
       import sys, time
       sys.path[:0] = [sys.argv[1], sys.argv[2]]
       import scorers
-      from covrl.rewards import RewardPool, _worker_process
+      from covrl.rewards import RewardPool, _worker_isolation
       if sys.argv[3] == 'filter':
-        _worker_process._has_namespaces = lambda: False
+        _worker_isolation.has_namespaces = lambda: False
       if __name__ == '__main__':
         pool = RewardPool(
           scorers.leave_children, workers=2, environment=['COVRL_MARK'])
@@ -115,7 +115,7 @@ def test_children_of_scorers_end_with_a_killed_trainer(scorers, tmp_path):
         time.sleep(3600)
       """)
   )
-  isolation = _worker_process.isolation()
+  isolation = _worker_isolation.isolation()
   with subprocess.Popen(
     [sys.executable, str(script), str(HERE), str(ROOT), isolation],
     stdout=subprocess.PIPE,

@@ -47,3 +47,15 @@ def leftovers_once_ended(expected: dict[str, int]) -> dict[str, int]:
   while (counts := leftovers()) != expected and time.monotonic() < deadline:
     time.sleep(0.02)
   return counts
+
+
+def descendants(pid: int) -> list[int]:
+  """Returns the child processes of a process, and theirs."""
+  found, pending = [], [pid]
+  while pending:
+    current = pending.pop()
+    for task in pathlib.Path(f'/proc/{current}/task').iterdir():
+      children = (task / 'children').read_text().split()
+      pending += map(int, children)
+      found += map(int, children)
+  return found

@@ -9,8 +9,10 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 
 import pytest
+from rewards.leftovers import descendants
 
 from covrl.rewards import Outcome, RewardPool, Status
 
@@ -210,6 +212,50 @@ def test_workers_end_with_a_killed_program(tmp_path):
   while any(map(is_running, workers)) and time.monotonic() < deadline:
     time.sleep(0.05)
   assert not any(map(is_running, workers))
+
+
+@pytest.mark.parametrize('stopped_seconds', [1.5, 4.0])
+def test_responses_are_scored_again_after_all_processes_were_stopped(
+  tmp_path, stopped_seconds
+):
+  """A scheduler suspends a job, for less and more than the pool's timeout."""
+  calls = tmp_path / 'calls'
+  script = tmp_path / 'program.py'
+  script.write_text(
+    textwrap.dedent("""
+      import sys
+      sys.path[:0] = [sys.argv[1], sys.argv[2]]
+      import scorers
+      from covrl.rewards import RewardPool
+      if __name__ == '__main__':
+        with RewardPool(scorers.measure_time, workers=1, timeout=1.4) as pool:
+          outcomes = pool.submit(['1.2'], [sys.argv[3]]).result()
+        print(outcomes[0].status.value, outcomes[0].score)
+      """)
+  )
+  with subprocess.Popen(
+    [sys.executable, str(script), str(HERE), str(ROOT), str(calls)],
+    stdout=subprocess.PIPE,
+    text=True,
+  ) as program:
+    wait_until(calls.exists)
+    time.sleep(0.1)
+    processes = [program.pid, *descendants(program.pid)]
+    for signal_number in (signal.SIGSTOP, signal.SIGCONT):
+      for pid in processes:
+        os.kill(pid, signal_number)
+      if signal_number == signal.SIGSTOP:
+        time.sleep(stopped_seconds)
+    assert program.stdout is not None
+    assert program.stdout.read() == 'scored 1.0\n'
+  assert len(calls.read_text().splitlines()) == 2
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+  deadline = time.monotonic() + 60.0
+  while not condition() and time.monotonic() < deadline:
+    time.sleep(0.02)
+  assert condition()
 
 
 def test_workers_do_not_import_jax(scorers):

@@ -10,7 +10,11 @@ import textwrap
 import time
 
 import pytest
-from rewards.leftovers import leftovers, leftovers_once_ended
+from rewards.leftovers import (
+  descendants,
+  leftovers,
+  leftovers_once_ended,
+)
 
 from covrl.rewards import Judge, Status
 from covrl.rewards.sandbox import (
@@ -131,7 +135,7 @@ def test_killed_trainer_leaves_no_sandbox_behind(tmp_path):
   ) as trainer:
     assert trainer.stdout is not None
     assert trainer.stdout.readline() == b'running\n'
-    inside = _descendants(trainer.pid)
+    inside = descendants(trainer.pid)
     assert len(inside) >= 4
     trainer.kill()
   deadline = time.monotonic() + 10.0
@@ -221,17 +225,6 @@ def _busy_seconds(judge: Judge) -> float:
     textwrap.dedent(program), [{'stdin': '', 'stdout': 'seconds'}]
   )
   return float(outcome.detail.rpartition("got '")[2].rstrip("'"))
-
-
-def _descendants(pid: int) -> list[int]:
-  descendants, pending = [], [pid]
-  while pending:
-    current = pending.pop()
-    for task in pathlib.Path(f'/proc/{current}/task').iterdir():
-      children = (task / 'children').read_text().split()
-      pending += map(int, children)
-      descendants += map(int, children)
-  return descendants
 
 
 def _is_running(pid: int) -> bool:
