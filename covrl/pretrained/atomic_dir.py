@@ -58,7 +58,7 @@ def atomic_directory(directory: epath.PathLike) -> Iterator[pathlib.Path]:
     )
   with contextlib.ExitStack() as stack:
     stack.enter_context(storage.writing(target))
-    target.parent.mkdir(parents=True, exist_ok=True)
+    storage.make_directories(target.parent)
     _remove_abandoned(target)
     temporary = stack.enter_context(
       tempfile.TemporaryDirectory(prefix=f'.{target.name}.', dir=target.parent)
@@ -69,7 +69,7 @@ def atomic_directory(directory: epath.PathLike) -> Iterator[pathlib.Path]:
     draft.mkdir()
     yield draft
     _apply_umask(draft)
-    _sync(draft)
+    storage.sync_tree(draft)
     if target.exists():
       target.rmdir()
     os.replace(draft, target)
@@ -95,16 +95,6 @@ def _try_to_lock(file: IO[bytes]) -> bool:
   except OSError:
     return False
   return True
-
-
-def _sync(directory: pathlib.Path) -> None:
-  """Forces the files below a directory to the disk."""
-  for path in (*directory.rglob('*'), directory):
-    if path.is_dir():
-      storage.sync_directory(path)
-    else:
-      with path.open('rb') as file:
-        os.fsync(file.fileno())
 
 
 def _apply_umask(directory: pathlib.Path) -> None:

@@ -278,10 +278,13 @@ class CheckpointStore:
         with storage.writing(path):
           _remove(path)
           if not storage.is_bucket(path):
-            path.mkdir(parents=True)
+            storage.make_directories(path)
       distributed.barrier(f'{barrier_id}/begun')
       checkpoint_files.write_arrays(path, arrays)
       distributed.barrier(f'{barrier_id}/written')
+      # Before the manifest names them, and an older checkpoint is removed.
+      checkpoint_files.sync(path)
+      distributed.barrier(f'{barrier_id}/synced')
       if distributed.is_first():
         self._complete(path, metadata)
     distributed.barrier(f'{barrier_id}/complete')

@@ -128,6 +128,17 @@ def write_arrays(path: epath.Path, arrays: PyTree) -> None:
       raise
 
 
+def sync(path: epath.Path) -> None:
+  """Makes the files of a checkpoint outlast a power cut.
+
+  Orbax forces arrays to the disk, but not the files that describe them. Each
+  process has to call it, since another host's disk cache may have its files.
+  """
+  if not storage.is_bucket(path):
+    with storage.writing(path):
+      storage.sync_tree(path)
+
+
 def discard(path: epath.Path) -> None:
   """Removes a checkpoint whose write has failed, with what is still being written.
 

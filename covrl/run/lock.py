@@ -65,7 +65,7 @@ def acquire(
   if storage.is_bucket(directory):
     return _lease(directory / FILE_NAME, option)
   with storage.writing(directory):
-    directory.mkdir(parents=True, exist_ok=True)
+    storage.make_directories(directory)
   return _file_lock(pathlib.Path(directory), option)
 
 

@@ -3,6 +3,12 @@
 
 from covrl.storage.buckets import create_object as create_object
 from covrl.storage.buckets import is_bucket as is_bucket
+from covrl.storage.durable import is_temporary as is_temporary
+from covrl.storage.durable import make_directories as make_directories
+from covrl.storage.durable import sync_directory as sync_directory
+from covrl.storage.durable import sync_tree as sync_tree
+from covrl.storage.durable import write_all as write_all
+from covrl.storage.durable import write_atomically as write_atomically
 from covrl.storage.failures import StorageError as StorageError
 from covrl.storage.failures import first_storage_error as first_storage_error
 from covrl.storage.failures import read_failure_message as read_failure_message
@@ -17,7 +23,6 @@ from covrl.storage.paths import file_version as file_version
 from covrl.storage.paths import is_directory as is_directory
 from covrl.storage.paths import is_link as is_link
 from covrl.storage.paths import is_regular_file as is_regular_file
-from covrl.storage.paths import is_temporary as is_temporary
 from covrl.storage.paths import local_copy as local_copy
 from covrl.storage.paths import move as move
 from covrl.storage.paths import numbered_sibling as numbered_sibling
@@ -25,8 +30,5 @@ from covrl.storage.paths import open_binary as open_binary
 from covrl.storage.paths import read_bytes as read_bytes
 from covrl.storage.paths import read_into as read_into
 from covrl.storage.paths import remove as remove
-from covrl.storage.paths import sync_directory as sync_directory
 from covrl.storage.paths import temporary_directory as temporary_directory
 from covrl.storage.paths import upload as upload
-from covrl.storage.paths import write_all as write_all
-from covrl.storage.paths import write_atomically as write_atomically

@@ -28,7 +28,7 @@ class AppendFile:
   def __init__(self, path: pathlib.Path) -> None:
     self._path = path
     with storage.writing(path):
-      path.parent.mkdir(parents=True, exist_ok=True)
+      storage.make_directories(path.parent)
       self._stream = path.open('a+b', buffering=0)
       storage.sync_directory(path.parent)
       self._size = os.fstat(self._stream.fileno()).st_size

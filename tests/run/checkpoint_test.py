@@ -2,6 +2,8 @@
 """Checkpoints are atomic and exact, and damage is detected."""
 
 import json
+import os
+import pathlib
 import shutil
 
 import jax
@@ -13,6 +15,7 @@ from run.stored_checkpoints import flip, latest
 
 import covrl
 from covrl.parallel import sharding
+from covrl.run import checkpoint_files
 from covrl.run.checkpoint import MANIFEST, CheckpointError, CheckpointStore
 from covrl.storage import write_atomically
 
@@ -75,6 +78,34 @@ def assert_same(actual, expected):
     assert (
       np.asarray(actual_leaf).tobytes() == np.asarray(expected_leaf).tobytes()
     )
+
+
+def test_all_files_are_on_the_disk_before_the_manifest_names_them(
+  tmp_path, monkeypatch
+):
+  """Of a file that was not forced to the disk a power cut leaves an empty one."""
+  synced, unsynced = set(), []
+  fsync, write_manifest = os.fsync, checkpoint_files.write_manifest
+
+  def recording_fsync(descriptor):
+    fsync(descriptor)
+    synced.add(os.fstat(descriptor).st_ino)
+
+  def check_before_manifest(path, *args):
+    folder = pathlib.Path(path)
+    below = [*folder.rglob('*')]
+    for each in (*below, folder, *folder.parents[:3]):
+      if each.stat().st_ino not in synced:
+        unsynced.append(each.name)
+    assert len(below) > 8
+    write_manifest(path, *args)
+
+  monkeypatch.setattr(os, 'fsync', recording_fsync)
+  monkeypatch.setattr(checkpoint_files, 'write_manifest', check_before_manifest)
+  CheckpointStore(tmp_path / 'run/checkpoints', keep=1).save(
+    3, training_state(), {}
+  )
+  assert unsynced == []
 
 
 @pytest.fixture(scope='module')
