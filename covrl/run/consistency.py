@@ -48,6 +48,8 @@ _SETTINGS = (
   'jax_use_direct_linearize',
   'jax_use_shardy_partitioner',
 )
+# Beginnings of the names of packages with compilers and kernels of accelerators.
+_ACCELERATOR_PREFIXES = ('jax-cuda', 'libtpu', 'nvidia-')
 # Variables that XLA's CPU client reads, of which the first valid one counts: how
 # many threads share an operation.
 _CPU_THREADS = ('PJRT_NPROC', 'NPROC')
@@ -195,8 +197,8 @@ def _compare(subject: str, values: Sequence[str], names: Sequence[str]) -> None:
 def versions(config: Config | None = None) -> dict[str, str]:
   """Returns the versions of Python, covrl and numerical libraries.
 
-  The devices, the flags of XLA and the settings of JAX that change the numbers of
-  a run are included. So is the number of processes, since sums over the same devices
+  The devices, their compilers and kernels, the flags of XLA and the settings of JAX
+  that change the numbers of a run are included. So is the number of processes, since sums over the same devices
   have another order where they are of other processes. So are the processor and
   threads if it computes: XLA compiles for the instructions of the processor, and
   splits sums among threads.
@@ -215,6 +217,10 @@ def versions(config: Config | None = None) -> dict[str, str]:
   result['processes'] = str(jax.process_count())
   if device.platform == 'cpu':
     result[_CPU] = f'{_processor()}, {_cpu_threads()} threads'
+  else:
+    # Versions of libtpu, or of CUDA and its driver.
+    result['platform'] = ' '.join(device.client.platform_version.split())
+    result |= _accelerator_versions()
   if config is not None:
     fields = flatten(config)
     result |= {name: str(fields[name]) for name in _ROUNDING_FIELDS}
@@ -225,6 +231,19 @@ def library_versions() -> dict[str, str]:
   """Returns the versions of numerical libraries, and settings of JAX."""
   return {n: importlib.metadata.version(n) for n in _LIBRARIES} | {
     n: str(getattr(jax.config, n, '')) for n in _SETTINGS
+  }
+
+
+def _accelerator_versions() -> dict[str, str]:
+  """Returns the versions of installed compilers and kernels of GPUs and TPUs."""
+  names = [
+    str(package.metadata['Name'])
+    for package in importlib.metadata.distributions()
+  ]
+  return {
+    name: importlib.metadata.version(name)
+    for name in sorted(names)
+    if name.startswith(_ACCELERATOR_PREFIXES)
   }
 
 

@@ -35,6 +35,7 @@ from covrl.run.checkpoint import (
 from covrl.run.checkpoint_files import MANIFEST, damaged_files
 from covrl.run.config_difference import describe_edit, difference
 from covrl.run.trust import check_files, check_owner
+from covrl.run.workdir_checks import WORKDIR, check_not_shared, check_path
 from covrl.storage.append_log import read_log
 
 _CONFIG = 'config.json'
@@ -47,10 +48,6 @@ _FILES = (_CONFIG, 'metrics.jsonl', 'tokenizer.model', *_LEFTOVERS)
 _RESULTS = ('rollouts/', 'evaluation/')
 RECIPE = 'recipe'
 """Name of the recipe's identity among the inputs recorded in checkpoints."""
-
-# Characters of glob patterns. Orbax searches for a checkpoint's metadata by a
-# pattern made of its path: a run whose path has one could not be resumed.
-_GLOB_CHARACTERS = ('*', '?', '[', '\\')
 
 
 class RunDirectory:
@@ -278,7 +275,11 @@ class RunDirectory:
   @property
   def records(self) -> dict[str, Any]:
     """The run's files as a checkpoint describes them, for `check_records`."""
-    return {'results': self.result_digests, 'notices': self._notices.content}
+    return {
+      'results': self.result_digests,
+      'notices': self._notices.content,
+      WORKDIR: str(self.path),
+    }
 
   def check_records(
     self, saved: Mapping[str, Any], warn: Callable[[str], object]
@@ -288,9 +289,13 @@ class RunDirectory:
     Args:
       saved: `records` of the run so far, or metadata of the checkpoint to resume.
       warn: receives a sentence about them.
+
+    Raises:
+      ConfigError: another run uses one of the directory's folders.
     """
     if not self.writes:
       return
+    check_not_shared(self.path, _FOLDERS, saved)
     if lost := self._notices.restore(saved.get('notices', '')):
       file = self.path / notices.FILE_NAME
       warn(f'{file} has lost {lost} notices; they are written again')
@@ -350,16 +355,7 @@ class RunDirectory:
       ConfigError: another run has locked it, or the path is a file, has
         characters of glob patterns or is not Unicode.
     """
-    path = str(storage.absolute(self.path))
-    if path.encode(errors='replace').decode() != path:
-      raise ConfigError(f'--workdir must be Unicode, got {path!r}')
-    if character := next((c for c in _GLOB_CHARACTERS if c in path), ''):
-      raise ConfigError(
-        f'--workdir must be without {" ".join(_GLOB_CHARACTERS)}, which are read as glob'
-        f' patterns when a checkpoint is restored, got {character} in {path}'
-      )
-    if self.path.exists() and not storage.is_directory(self.path):
-      raise ConfigError(f'--workdir must be a directory, got {self.path}')
+    check_path(self.path)
     if not self.writes:
       distributed.barrier('covrl/locked')
       yield

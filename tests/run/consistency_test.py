@@ -2,7 +2,9 @@
 """Processes of one run must agree; the error names the one that differs."""
 
 import dataclasses
+import importlib.metadata
 import os
+import types
 
 import jax
 import jax.numpy as jnp
@@ -288,6 +290,26 @@ def test_a_checkpoint_of_other_devices_or_flags_is_reported(monkeypatch):
   assert text.startswith(
     'the checkpoint was written with devices 1 × cpu (now 8 × cpu), xla_flags'
     ' none (now --xla_cpu_enable_fast_math=true): the resumed run may differ'
+  )
+
+
+def test_a_checkpoint_of_other_compilers_of_an_accelerator_is_reported(
+  monkeypatch,
+):
+  client = types.SimpleNamespace(platform_version='PJRT C API\nTFRT TPU v4')
+  device = types.SimpleNamespace(
+    platform='tpu', device_kind='TPU v4', client=client
+  )
+  monkeypatch.setattr(jax, 'devices', lambda: [device])
+  warnings, current = [], versions()
+  assert current['platform'] == 'PJRT C API TFRT TPU v4'
+  assert current['libtpu'] == importlib.metadata.version('libtpu')
+  saved = current | {'platform': 'TFRT TPU v3', 'libtpu': '0.0.1'}
+  check_versions({'versions': saved}, warnings.append)
+  (text,) = warnings
+  assert text.startswith(
+    'the checkpoint was written with platform TFRT TPU v3 (now PJRT C API TFRT TPU'
+    f' v4), libtpu 0.0.1 (now {current["libtpu"]}): the resumed run may differ'
   )
 
 

@@ -26,6 +26,18 @@ from covrl.run.checkpoint import Checkpoint
 from covrl.tasks.task import Task
 
 _COVRL = 'covrl'
+# Libraries by which covrl grades answers, makes problems and formats and tokenizes
+# prompts, and those that math-verify grades with.
+_LIBRARIES = (
+  'jinja2',
+  'latex2sympy2_extended',
+  'math_verify',
+  'mpmath',
+  'reasoning_gym',
+  'sentencepiece',
+  'sympy',
+  'tokenizers',
+)
 # Characters of a version or an argument that a warning shows, fewer than a digest has.
 _MAX_SHOWN = 40
 
@@ -33,8 +45,8 @@ _MAX_SHOWN = 40
 def code_fingerprints(recipe: Recipe, task: Task) -> dict[str, str]:
   """Returns versions or digests of packages by `code of PACKAGE`, and arguments.
 
-  The packages are covrl, those that the recipe's files import, those of score
-  functions, and what these import unless they are installed packages. Libraries
+  The packages are covrl and libraries that grade, those that the recipe's files
+  import, those of score functions, and what these import unless they are installed. Libraries
   whose versions checkpoints store anyway are included, the standard library is not.
   A score function of none of them, and not of the recipe's files, as of a file that
   the recipe loads by its path, has a digest of that file, as `code of FILE.py`. The
@@ -54,6 +66,7 @@ def code_fingerprints(recipe: Recipe, task: Task) -> dict[str, str]:
     name = min(remaining)
     fingerprints[name] = _fingerprint(name, recipe.directory)
     remaining |= _imports(name, recipe.directory)
+  fingerprints |= _library_versions()
   for function in _score_functions(task):
     file = _file_of(function)
     if file is not None and not (
@@ -96,6 +109,15 @@ def check_code(
     warn(
       f'{", ".join(changed)} has changed since the checkpoint was written: {effect}'
     )
+
+
+def _library_versions() -> dict[str, str]:
+  """Returns the versions of the libraries that covrl calls, if installed."""
+  versions = dict[str, str]()
+  for name in _LIBRARIES:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+      versions[name] = importlib.metadata.version(name)
+  return versions
 
 
 def _score_functions(task: Task) -> Iterator[Any]:

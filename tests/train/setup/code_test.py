@@ -3,6 +3,7 @@
 
 import dataclasses
 import functools
+import importlib.metadata
 import sys
 from typing import Any
 
@@ -15,6 +16,8 @@ from covrl.rewards import Overlong, Reward
 from covrl.run.checkpoint import CheckpointStore
 from covrl.train.setup import code
 
+# Packages of which every run has a fingerprint.
+ALWAYS = {f'code of {name}' for name in ('covrl', *code._LIBRARIES)}
 SCORER = 'def score(response, reference):\n  return 1.0\n'
 
 
@@ -48,12 +51,32 @@ def test_an_edited_module_of_a_score_function_has_another_fingerprint(
     Overlong(max_length=4, buffer=2),
   )
   before = fingerprints(*rewards)
-  assert set(before) == {'code of covrl', 'code of one_scorer'}
+  assert set(before) == ALWAYS | {'code of one_scorer'}
   assert fingerprints(*rewards) == before
   file.write_text(SCORER.replace('1.0', '2.0'))
   after = fingerprints(*rewards)
   assert after['code of covrl'] == before['code of covrl']
   assert after['code of one_scorer'] != before['code of one_scorer']
+
+
+def test_another_version_of_a_library_that_grades_is_reported(
+  fingerprints, monkeypatch, tmp_path
+):
+  store, warnings = CheckpointStore(tmp_path / 'checkpoints', keep=1), []
+  before = fingerprints()
+  store.save(0, {'x': np.ones(3)}, {'inputs': before})
+  version = importlib.metadata.version
+  monkeypatch.setattr(
+    importlib.metadata,
+    'version',
+    lambda name: '99.0' if name == 'math_verify' else version(name),
+  )
+  code.check_code(fingerprints(), store.latest(), warnings.append)
+  installed = version('math_verify')
+  assert warnings == [
+    f'code of math_verify ({installed}, now 99.0) has changed since the checkpoint'
+    ' was written: the resumed run may differ from an uninterrupted one'
+  ]
 
 
 def test_packages_that_a_recipe_imports_have_a_fingerprint(
@@ -73,9 +96,7 @@ def task():
   import absent_package, recipe
 """
   before = fingerprints(source=source)
-  assert set(before) == {
-    f'code of {n}' for n in ('covrl', 'optax', 'own_package')
-  }
+  assert set(before) == ALWAYS | {'code of optax', 'code of own_package'}
   assert before['code of optax'][0].isdigit()
   (package / 'other.py').write_text('a = 1\n')
   assert fingerprints(source=source) != before
@@ -139,7 +160,7 @@ def grpo():
     file.write_text(SCORER.replace('1.0', value))
     recipe = load(str(recipe_file))
     found = code.code_fingerprints(recipe, recipe.task(recipe.config))
-    assert set(found) == {'code of covrl', 'code of loaded_scorer.py'}
+    assert set(found) == ALWAYS | {'code of loaded_scorer.py'}
     digests.append(found['code of loaded_scorer.py'])
   assert digests[0] != digests[1]
 
@@ -153,8 +174,8 @@ def test_modules_that_a_score_function_uses_have_a_fingerprint(
   inner.write_text('import json, optax, outer_scorer, absent_package\n')
   reward = Reward(name='a', score='outer_scorer:score')
   before = fingerprints(reward)
-  assert set(before) == {
-    f'code of {n}' for n in ('covrl', 'inner_scorer', 'optax', 'outer_scorer')
+  assert set(before) == ALWAYS | {
+    f'code of {n}' for n in ('inner_scorer', 'optax', 'outer_scorer')
   }
   inner.write_text(inner.read_text() + 'a = 1\n')
   after = fingerprints(reward)
@@ -168,7 +189,7 @@ def test_modules_that_a_score_function_uses_have_a_fingerprint(
 def test_partial_functions_have_the_fingerprint_of_their_module(fingerprints):
   score: Any = functools.partial(np.mean)
   reward = Reward(name='a', score=score)
-  assert set(fingerprints(reward)) == {'code of covrl', 'code of numpy'}
+  assert set(fingerprints(reward)) == ALWAYS | {'code of numpy'}
 
 
 def test_arguments_of_score_functions_are_compared(fingerprints, tmp_path):
