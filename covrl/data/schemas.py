@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,6 +21,10 @@ from covrl.data.problems import Problem, question_key
 
 # Texts that data frames write for a missing value.
 _MISSING = frozenset(('nan', 'nat', '<na>', 'null'))
+
+# In verl's `reward_model.style`, scores of a language model instead of a rule. Rules
+# have names such as 'rule' and DAPO's 'rule-lighteval/MATH_v2'.
+_JUDGED_STYLE = re.compile('model|llm|judge|rubric', re.IGNORECASE)
 
 _PASS_RATE_COLUMNS = (
   'pass_rate',
@@ -155,7 +160,14 @@ def _verl_kind(row: Row) -> str:
 
 
 def _verl_reference(row: Row, column: str) -> Any:
-  """Reference of a row: tests of a program, or an answer."""
+  """Reference of a row: tests of a program, or an answer; refuses rubrics."""
+  style = row.value('reward_model.style')
+  if isinstance(style, str) and _JUDGED_STYLE.search(style):
+    raise row.error(
+      'reward_model.style',
+      "be 'rule', as responses are compared with the ground truth and not judged"
+      ' by a model',
+    )
   parse = parsers.code_tests if _is_code(row) else parsers.plain_answer
   return parse(row, column)
 

@@ -208,6 +208,23 @@ def test_declarations_of_kodcode_may_be_absent(tmp_path):
   assert FileSource(file)[0].prompt == 'q'
 
 
+@pytest.mark.parametrize('style', ['model', 'LLM', 'llm_judge', 'rubric'])
+@pytest.mark.parametrize('ability', ['math', 'code', 'writing'])
+def test_refuses_ground_truth_for_a_judge(style, ability, tmp_path):
+  def row(style):
+    truth = '{"inputs": ["1"], "outputs": ["2"]}'
+    model = {'style': style, 'ground_truth': truth}
+    return VERL | {'ability': ability, 'reward_model': model}
+
+  rows = [row(style) for style in ('rule', 'rule-lighteval/MATH_v2', None, 3)]
+  message = error_of(tmp_path, *rows, row(style))
+  assert message.startswith("column 'reward_model.style' of row 5 of ")
+  assert message.endswith(
+    " must be 'rule', as responses are compared with the ground truth and not"
+    f' judged by a model, got {style!r}'
+  )
+
+
 def test_text_of_parquet_files_must_be_utf8(tmp_path):
   file = tmp_path / 'a.parquet'
   texts = pyarrow.array([b'q'] * 1500 + [b'\xff'], pyarrow.binary())
