@@ -93,10 +93,10 @@ class DataConfig:
     bare_questions: whether to remove the instructions that a file puts around
       its questions, and to append `math_instruction` or `code_instruction`.
     deduplicate: whether to drop repeated questions.
-    overlap_words: drop training questions that are those of evaluation
-      problems, contain one of at least 5 words, or share this many consecutive
-      words with one (decontamination), unless several problems of its set have
-      these words; 0 keeps them.
+    overlap_words: drop training problems whose question, or a message of whose
+      prompt, is that of an evaluation problem, contains one of at least 5 words,
+      or shares this many consecutive words with one (decontamination), unless
+      several problems of its set have these words; 0 keeps them.
     pass_rates: results of `covrl evaluate` on these problems, for the two
       bounds below, with one rate for each question (of a conversation its last
       user message); if empty, pass rates stored in the files are used.

@@ -19,6 +19,7 @@ from covrl.data.decontamination import NgramIndex
 from covrl.data.fingerprints import problems_fingerprint
 from covrl.data.problems import Problem, ProblemSource
 from covrl.data.prompt_faults import PromptFaults
+from covrl.data.prompts import PromptFormat
 from covrl.data.sources import SubsetSource
 
 
@@ -28,6 +29,8 @@ class ProblemFilter:
 
   Attributes:
     format_prompt: returns a problem with its formatted prompt.
+    prompt_texts: returns the texts of a problem that its formatted prompt holds,
+      all of which are compared with evaluation sets.
     prompt_length: length of a formatted problem's prompt in tokens.
     max_prompt_length: longest prompt that is kept, in tokens; `None` for any.
     deduplicate: whether only the first of equal questions is kept, of those that
@@ -46,6 +49,7 @@ class ProblemFilter:
   """
 
   format_prompt: Callable[[Problem], Problem] = lambda problem: problem
+  prompt_texts: Callable[[Problem], Sequence[str]] = PromptFormat().texts
   prompt_length: Callable[[Problem], int] = lambda problem: 0
   max_prompt_length: int | None = None
   deduplicate: bool = True
@@ -72,12 +76,8 @@ class ProblemFilter:
         return f'with a pass rate below {self.min_pass_rate:g}'
       if rate > self.max_pass_rate:
         return f'with a pass rate above {self.max_pass_rate:g}'
-    ngrams = self.evaluation_ngrams
-    if ngrams is not None and (
-      name := ngrams.find(problem.prompt, problem.key)
-    ):
-      return f'also in {name}'
-    return None
+    name = self._evaluation_set(problem)
+    return f'also in {name}' if name else None
 
   def length_reason(self, problem: Problem) -> str | None:
     """Reason for dropping a formatted problem for its length, or `None`."""
@@ -85,6 +85,16 @@ class ProblemFilter:
     if limit is not None and self.prompt_length(problem) > limit:
       return f'longer than {limit:,} tokens'
     return None
+
+  def _evaluation_set(self, problem: Problem) -> str | None:
+    """Name of an evaluation set with a question in the prompt, or `None`."""
+    ngrams = self.evaluation_ngrams
+    if ngrams is None:
+      return None
+    if name := ngrams.find(problem.prompt, problem.key):
+      return name
+    texts = (t for t in self.prompt_texts(problem) if t != problem.prompt)
+    return next(filter(None, map(ngrams.find, texts)), None)
 
 
 @dataclasses.dataclass

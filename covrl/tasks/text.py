@@ -260,6 +260,7 @@ def _training_problems(
     sources,
     ProblemFilter(
       format_prompt=prompt_format,
+      prompt_texts=prompt_format.texts,
       prompt_length=lambda problem: len(prompt_ids(problem, tokenizer)),
       max_prompt_length=config.rollout.max_prompt_length,
       deduplicate=data.deduplicate,

@@ -2,6 +2,7 @@
 """Tests of problem filters: every reason to drop a problem, and counts."""
 
 import dataclasses
+import itertools
 import pathlib
 import unicodedata
 
@@ -16,6 +17,7 @@ from covrl.data import (
   NgramIndex,
   Problem,
   ProblemFilter,
+  PromptFormat,
   PromptStream,
   filter_sources,
   question_key,
@@ -133,6 +135,35 @@ def test_drops_questions_of_evaluation_sets():
   )
   assert prompts(filtered) == [f'zero {LONG[4:]}', 'short']
   assert filtered.dropped == {'also in suite': 1}
+
+
+def test_all_texts_of_a_prompt_are_compared_with_evaluation_sets():
+  roles = ('system', 'user', 'assistant', 'user')
+  sets = {
+    'short': [problem('Add 2 and 2.')],
+    'long': [problem(LONG)],
+    'contained': [problem('How many primes are below 9?')],
+  }
+  leaked = 'add 2 and 2', LONG, 'Think! How many primes are below 9?'
+  rows = [
+    problem(
+      f'Again, number {row}.',
+      messages=tuple(
+        {'role': role, 'content': text if role == other else f'{role} {row}'}
+        for role in roles
+      ),
+    )
+    for row, (text, other) in enumerate(itertools.product(leaked, roles[:3]))
+  ]
+  criteria = ProblemFilter(evaluation_ngrams=NgramIndex(sets))
+  (filtered,) = filter_sources([ListSource([*rows, problem('?')])], criteria)
+  assert filtered.dropped == {f'also in {name}': 3 for name in sets}
+  assert prompts(filtered) == ['?']
+  # A format may leave earlier messages out.
+  bare = dataclasses.replace(
+    criteria, prompt_texts=PromptFormat(question_only=True).texts
+  )
+  assert all(bare.drop_reason(row) is None for row in rows)
 
 
 @pytest.mark.parametrize('form', ['NFC', 'NFD'])

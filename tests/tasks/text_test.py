@@ -146,6 +146,26 @@ def test_problems_of_evaluation_suites_are_dropped(tmp_path):
   assert len(text_task(settings).train) == 2
 
 
+@pytest.mark.parametrize('role', ['system', 'user', 'assistant'])
+def test_conversations_with_evaluation_questions_are_dropped(role, tmp_path):
+  suite = DATA / 'suites' / 'omni_math.jsonl'
+  (leaked, *_) = map(json.loads, suite.read_text().splitlines())
+  others = [{'role': 'user', 'content': f'What is {n} + 1?'} for n in (1, 2)]
+  message = {'role': role, 'content': f'Task: {leaked["problem"]} Now think.'}
+  rows = [[message, others[0]], [others[0], message, others[1]], [others[1]]]
+  file = tmp_path / 'a.jsonl'
+  file.write_text(
+    '\n'.join(json.dumps({'prompt': row, 'answer': '2'}) for row in rows)
+  )
+  settings = config(suites='omni_math', deduplicate=False)
+  settings.data.train = str(file)
+  note = text_task(settings).notes[0]
+  assert '1 of 3 problems; left out: 2 also in omni_math (first: row 1' in note
+  # Earlier messages are not in the prompts.
+  settings.data.bare_questions = True
+  assert '3 of 3 problems' in text_task(settings).notes[0]
+
+
 def test_long_prompts_are_dropped():
   settings = config('plain.jsonl')
   task = text_task(settings)
