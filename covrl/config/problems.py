@@ -91,7 +91,8 @@ class DataConfig:
     code_instruction: text appended to programming questions that have no
       instruction.
     bare_questions: whether to remove the instructions that a file puts around
-      its questions, and to append `math_instruction` or `code_instruction`.
+      its questions, and to append `math_instruction` or `code_instruction`. Of
+      a conversation only the last user message remains.
     deduplicate: whether to drop repeated questions.
     overlap_words: drop training problems whose question, or a message of whose
       prompt, is that of an evaluation problem, contains one of at least 5 words,

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
+from covrl.data.counts import NamedCounts
 from covrl.data.problems import Problem
 from covrl.data.prompts import PromptFormat
 from covrl.data.tokenizers.tokenizer import Tokenizer
@@ -18,9 +18,6 @@ _REASONING_END = '</think>'
 _TAG_PARTS = ('</', '<|', '[/')
 # Commands in messages that templates read and remove.
 _COMMAND = re.compile(r'/(no_?)?think\b|/system_override\b')
-
-# Special tokens that a warning names, at most.
-_MAX_NAMED = 3
 
 
 @runtime_checkable
@@ -33,26 +30,14 @@ class HasSpecialTokens(Protocol):
     ...
 
 
-@dataclasses.dataclass
-class _Count:
-  """A number of problems and the location of the first one."""
-
-  number: int = 0
-  first: str = ''
-
-  def add(self, problem: Problem) -> None:
-    """Counts a problem."""
-    self.number += 1
-    self.first = self.first or problem.location
-
-
 class PromptFaults:
   """Counts prompts that lack text of a message, and texts with special tokens.
 
-  A chat template may ignore system messages or earlier turns, or shorten long
-  messages. White space does not count, and of answers only the text after their
-  reasoning; answers with other tags are not compared. A special token such as
-  `<|im_end|>` in the text of a row is encoded as one, and so ends the turn there.
+  Bare questions lack the other turns of a conversation. A chat template may
+  ignore system messages or earlier turns, or shorten long messages. White space
+  does not count, and of answers only the text after their reasoning; answers with
+  other tags are not compared. A special token such as `<|im_end|>` in the text of a
+  row is encoded as one, and so ends the turn there.
 
   Args:
     prompt_format: format of the prompts.
@@ -67,10 +52,9 @@ class PromptFaults:
       tokens = tokenizer.special_tokens
     self._token = _pattern(tokens)
     self._total = 0
-    self._shortened = _Count()
-    self._roles: dict[str, _Count] = {}
-    self._marked = _Count()
-    self._tokens: dict[str, _Count] = {}
+    self._omitted = NamedCounts()
+    self._shortened = NamedCounts()
+    self._tokens = NamedCounts()
 
   def add(self, problem: Problem, prompt: str) -> None:
     """Counts a problem.
@@ -80,29 +64,36 @@ class PromptFaults:
       prompt: its prompt in the format.
     """
     self._total += 1
+    turns = self._format.omitted_turns(problem)
+    self._omitted.add(problem.location, (turn['role'] for turn in turns))
     if self._format.template is not None:
       messages = self._format.messages(problem)
-      roles = {m['role'] for m in messages if not _is_written(m, prompt)}
-      _add(problem, self._shortened, self._roles, roles)
+      roles = [m['role'] for m in messages if not _is_written(m, prompt)]
+      self._shortened.add(problem.location, roles)
     texts = self._format.texts(problem)
-    tokens = {token for text in texts for token in self._token.findall(text)}
-    _add(problem, self._marked, self._tokens, tokens)
+    tokens = (token for text in texts for token in self._token.findall(text))
+    self._tokens.add(problem.location, tokens)
 
   def warnings(self) -> list[str]:
-    """A sentence for each of the two faults, if there are any."""
+    """A sentence for each of the three faults, if there are any."""
     result = []
+    if count := self._omitted.number:
+      result.append(
+        f'the bare questions of {count:,} of {self._total:,} problems are without'
+        f' the other turns of their conversations: {self._omitted}'
+      )
     if count := self._shortened.number:
       result.append(
         f'the chat template leaves out text of messages in {count:,} of'
-        f' {self._total:,} prompts: {_list(self._roles)}'
+        f' {self._total:,} prompts: {self._shortened}'
       )
-    count = self._marked.number
+    count = self._tokens.number
     # Without a chat template the texts of all rows may be formatted prompts.
     if count and (self._format.template or count < self._total):
       result.append(
         f'{count:,} of {self._total:,} problems have special tokens in their text,'
         ' which are encoded as such and may end a turn within the prompt:'
-        f' {_list(self._tokens)}'
+        f' {self._tokens}'
       )
     return result
 
@@ -117,37 +108,6 @@ def _pattern(tokens: Iterable[str]) -> re.Pattern[str]:
     f'{re.escape(start)}(?:{"|".join(rest)})' for start, rest in ends.items()
   ]
   return re.compile('|'.join(parts) or '(?!)')
-
-
-def _add(
-  problem: Problem, count: _Count, by_name: dict[str, _Count], names: set[str]
-) -> None:
-  """Counts a problem with faults of some names, once and by name."""
-  if names:
-    count.add(problem)
-  for name in names:
-    by_name.setdefault(name, _Count()).add(problem)
-
-
-def _list(by_name: Mapping[str, _Count]) -> str:
-  """The most frequent names, with number and first problem."""
-
-  def order(name: str) -> tuple[int, str]:
-    return -by_name[name].number, name
-
-  names = sorted(by_name, key=order)
-  parts = [
-    f'{name} in {by_name[name].number:,}{_first(by_name[name])}'
-    for name in names[:_MAX_NAMED]
-  ]
-  if len(names) > _MAX_NAMED:
-    parts.append(f'{len(names) - _MAX_NAMED:,} others')
-  return ', '.join(parts)
-
-
-def _first(count: _Count) -> str:
-  """The location of the first problem, if it has one."""
-  return f' (first: {count.first})' if count.first else ''
 
 
 def _is_written(message: Mapping[str, Any], prompt: str) -> bool:

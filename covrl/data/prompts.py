@@ -22,6 +22,9 @@ PROMPT_DATE = datetime.datetime(2024, 7, 26)
 # Kinds of problems without the instruction of their dataset.
 _KINDS_WITHOUT_INSTRUCTION = {'math_dapo': 'math'}
 
+# Roles of messages that hold instructions instead of a part of the conversation.
+_INSTRUCTION_ROLES = ('system', 'developer')
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PromptFormat:
@@ -92,6 +95,17 @@ class PromptFormat:
     """The texts of a problem in its prompt: its conversation or its question."""
     messages = () if self.question_only else problem.messages
     return [message['content'] for message in messages] or [problem.prompt]
+
+  def omitted_turns(self, problem: Problem) -> list[Mapping[str, Any]]:
+    """Turns of a conversation that `question_only` leaves out.
+
+    Messages with instructions, of the system or developer, are not turns.
+    """
+    if not self.question_only:
+      return []
+    turns = [m for m in problem.messages if m['role'] not in _INSTRUCTION_ROLES]
+    question = next((m for m in reversed(turns) if m['role'] == 'user'), None)
+    return [turn for turn in turns if turn is not question]
 
   def messages(self, problem: Problem) -> list[Mapping[str, str]]:
     """Messages of the formatted conversation."""

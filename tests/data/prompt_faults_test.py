@@ -110,9 +110,10 @@ def test_numbers_and_first_rows_are_those_of_each_role(tokenizer):
     'the chat template leaves out text of messages in 4 of 5 prompts: system in 3'
     ' (first: row 3 of a.jsonl), user in 2 (first: row 2 of a.jsonl)'
   ]
-  # Without conversations there is nothing else than the question.
+  # Of a bare question no other message is compared.
   settings = {'template': template, 'question_only': True}
-  assert warnings(problems, tokenizer, **settings) == []
+  (warning,) = warnings(problems, tokenizer, **settings)
+  assert 'template' not in warning
 
 
 @pytest.mark.parametrize(
@@ -143,6 +144,30 @@ def test_answers_whose_text_a_template_may_select_are_not_compared(tokenizer):
   answer = {'role': 'assistant', 'content': 'Hm. <answer>3</answer>'}
   problems = [problem(FIRST, answer, LAST)]
   assert warnings(problems, tokenizer, template=template) == []
+
+
+def test_turns_that_bare_questions_lack_are_counted(tokenizer):
+  developer = {'role': 'developer', 'content': 'Be brief.'}
+  result = {'role': 'tool', 'content': '3'}
+  problems = [
+    problem(),
+    problem(SYSTEM, developer, LAST, row=2),
+    problem(SYSTEM, FIRST, ANSWER, LAST, row=3),
+    problem(FIRST, LAST, row=4),
+    problem(LAST, ANSWER, result, row=5),
+    # Two turns of equal text.
+    problem({**LAST}, LAST, row=6),
+  ]
+  for template in (ChatTemplate(ALL), None):
+    settings = {'template': template, 'question_only': True}
+    assert warnings(problems, tokenizer, **settings) == [
+      'the bare questions of 4 of 6 problems are without the other turns of their'
+      ' conversations: user in 3 (first: row 3 of a.jsonl), assistant in 2 (first:'
+      ' row 3 of a.jsonl), tool in 1 (first: row 5 of a.jsonl)'
+    ]
+    assert warnings(problems[:2], tokenizer, **settings) == []
+    settings = {'template': template, 'question_only': False}
+    assert warnings(problems, tokenizer, **settings) == []
 
 
 def test_special_tokens_in_texts_are_counted(tokenizer):

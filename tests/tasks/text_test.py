@@ -161,9 +161,14 @@ def test_conversations_with_evaluation_questions_are_dropped(role, tmp_path):
   settings.data.train = str(file)
   note = text_task(settings).notes[0]
   assert '1 of 3 problems; left out: 2 also in omni_math (first: row 1' in note
-  # Earlier messages are not in the prompts.
+  # Bare questions are without earlier messages; those of instructions are removed.
   settings.data.bare_questions = True
-  assert '3 of 3 problems' in text_task(settings).notes[0]
+  notes = text_task(settings).notes
+  assert '3 of 3 problems' in notes[0]
+  (warning,) = (note for note in notes if note.startswith('warning: '))
+  number, row = (1, 2) if role == 'system' else (2, 1)
+  assert f'questions of {number} of 3 problems are without the other' in warning
+  assert f'(first: row {row} of {file})' in warning
 
 
 def test_long_prompts_are_dropped():
