@@ -58,7 +58,7 @@ def main(control: int) -> None:
       # A dot first: an empty message would mean that this process has ended.
       socket.send(b'.' + reason.encode(errors='replace')[:1000])
       continue
-    child = os.fork()
+    child = _fork()
     if child == 0:
       socket.detach()
       run_child(program, job, descriptors, confine)
@@ -150,6 +150,15 @@ def _receive(socket: Any) -> tuple[dict[str, Any], list[int]]:
         int.from_bytes(packed[start : start + 4], sys.byteorder)
       )
   return marshal.loads(data), descriptors
+
+
+def _fork() -> int:
+  """Forks; exits with `EX_OSERR` if the system has no process or memory left."""
+  try:
+    return os.fork()
+  except OSError as error:
+    os.write(2, str(error).encode())
+    os._exit(os.EX_OSERR)
 
 
 def _wait_for(child: int) -> int:

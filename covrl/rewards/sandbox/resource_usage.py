@@ -53,6 +53,17 @@ def descendants(pid: int) -> list[int]:
   return [process for process, _ in _process_tree(pid) if process != pid]
 
 
+def count_oom_kills() -> int:
+  """Returns how many processes the kernel has killed for lack of memory.
+
+  Of the machine since its start, those of full containers included.
+  """
+  for line in _read_proc('/proc/vmstat').splitlines():
+    if line.startswith('oom_kill '):
+      return int(line.split()[1])
+  return 0
+
+
 def _process_tree(pid: int) -> Iterator[tuple[int, int]]:
   """Yields a process and its descendants with their numbers of threads."""
   waiting = [pid]

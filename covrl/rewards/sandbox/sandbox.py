@@ -25,7 +25,12 @@ from covrl.rewards.sandbox.limits import (
   OutputPipe,
   supervise_job,
 )
-from covrl.rewards.sandbox.resource_usage import Usage, descendants, measure
+from covrl.rewards.sandbox.resource_usage import (
+  Usage,
+  count_oom_kills,
+  descendants,
+  measure,
+)
 from covrl.rewards.sandbox.scripts import compile_script
 from covrl.rewards.sandbox.seccomp import make_filter
 
@@ -51,12 +56,17 @@ class JobResult:
     output: standard output, up to a limit.
     result: bytes written to the result descriptor, up to a limit.
     report: report of the sandbox's process 1.
+    is_sigkill: whether SIGKILL ended the job's process, or process 1.
+    oom_kills: number of processes of the machine that the kernel killed
+      meanwhile for lack of memory; counted only after a SIGKILL.
   """
 
   end_reason: EndReason
   output: bytes = b''
   result: bytes = b''
   report: bytes = b''
+  is_sigkill: bool = False
+  oom_kills: int = 0
 
 
 class Sandbox:
@@ -105,7 +115,11 @@ class Sandbox:
     return measure(self._pid, self._launcher.writable, limit)
 
   def load(self, program: bytes, seconds: float) -> JobResult:
-    """Compiles a program; `report` is a dot followed by the error, if any."""
+    """Compiles a program; `report` is a dot followed by the error, if any.
+
+    Raises:
+      SandboxError: if the sandbox ended, for a reason other than the program.
+    """
     with memory_file(program) as source:
       return self._run_job({'kind': 'load'}, [source], seconds, [])
 
@@ -129,6 +143,9 @@ class Sandbox:
       max_result: maximal bytes of the result; a program that writes more is
         killed.
       pipes: descriptors that the process receives as 4 and 5; closed here.
+
+    Raises:
+      SandboxError: if the sandbox ended, for a reason other than the program.
     """
     with contextlib.ExitStack() as stack:
       for pipe in pipes:
@@ -154,20 +171,52 @@ class Sandbox:
     outputs: Sequence[OutputPipe],
   ) -> JobResult:
     """Sends a job to process 1 and supervises it until it ends."""
-    try:
+    oom_kills = count_oom_kills()
+    end_reason, report = EndReason.LOST, b''
+    # Fails if process 1 has ended.
+    with contextlib.suppress(OSError):
       socket.send_fds(self._control, [marshal.dumps(dict(job))], descriptors)
-    except OSError:
-      return JobResult(EndReason.LOST)
-    for pipe in outputs:
-      pipe.close_write_end()
-    end_reason, report = supervise_job(
-      self._control, outputs, seconds, self.usage, self._limits
-    )
+      for pipe in outputs:
+        pipe.close_write_end()
+      end_reason, report = supervise_job(
+        self._control, outputs, seconds, self.usage, self._limits
+      )
     if end_reason is EndReason.LOST:
+      is_sigkill = self._is_runner_killed()
       report = self._last_error().encode()
+    else:
+      is_sigkill = job['kind'] != 'load' and _is_sigkill(report)
     return JobResult(
-      end_reason, *(bytes(pipe.data) for pipe in outputs), report=report
+      end_reason,
+      *(bytes(pipe.data) for pipe in outputs),
+      report=report,
+      is_sigkill=is_sigkill,
+      oom_kills=count_oom_kills() - oom_kills if is_sigkill else 0,
     )
+
+  def _is_runner_killed(self) -> bool:
+    """Returns whether SIGKILL ended process 1, which may be the program's doing.
+
+    In a pid namespace it cannot be: the kernel drops a SIGKILL that a process
+    sends to process 1 of its own namespace. Without a namespace, a program can
+    send signals to process 1, for example by `fcntl` with F_SETOWN and F_SETSIG.
+
+    Raises:
+      SandboxError: if process 1 ended, for a reason other than the program.
+    """
+    try:
+      status = self._process.wait(_TIMEOUT)
+    except subprocess.TimeoutExpired:
+      return False
+    if status == os.EX_OSERR:
+      raise SandboxError(f'no process could be started: {self._last_error()}')
+    if not self._launcher.has_namespaces:
+      return status == -signal.SIGKILL
+    # Negative if a signal ended bubblewrap, which reports that of process 1 as
+    # shells do.
+    if status < 0 or status == 128 + signal.SIGKILL:
+      raise SandboxError('the sandbox was killed from outside')
+    return False
 
   def _start(self, cpu: int | None) -> None:
     """Starts the sandbox and sends its settings.
@@ -230,6 +279,7 @@ class Sandbox:
         # Ctrl-C is handled by the trainer.
         start_new_session=True,
       )
+      self._process = process
       info_writer.close()
       if not self._launcher.has_namespaces:
         self._stack.callback(_stop_runner, self._control, process)
@@ -257,6 +307,14 @@ class Sandbox:
     self._control.send(marshal.dumps(settings))
     if self._control.recv(64) != b'ready':
       raise OSError('process 1 of the sandbox did not become ready')
+
+
+def _is_sigkill(report: bytes) -> bool:
+  """Returns whether SIGKILL ended a process, by the report of process 1."""
+  if not report:
+    return False
+  status = int(report.split()[0])
+  return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
 
 
 @contextlib.contextmanager

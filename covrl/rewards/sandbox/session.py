@@ -62,6 +62,7 @@ class Session:
     self._cpu = cpu
     self.was_killed = False
     self._sandbox: Sandbox | None = None
+    self._results: list[JobResult] = []
 
   def __enter__(self) -> Session:
     return self
@@ -77,13 +78,44 @@ class Session:
   def check(self, test: Test) -> Outcome:
     """Runs a test and returns its outcome.
 
+    A failed test whose program was ended by SIGKILL is run once more, as the
+    signal may have come from outside: the program is at fault only if it is killed
+    again.
+
     Raises:
-      SandboxError: if a sandbox cannot be started.
+      SandboxError: if a sandbox cannot be started, is killed from outside, or the
+        kernel's OOM killer may have ended the program.
     """
+    outcome = self._check_once(test)
+    if self._is_sigkill(outcome):
+      self.was_killed = False
+      outcome = self._check_once(test)
+      self._is_sigkill(outcome)
+    return outcome
+
+  def _is_sigkill(self, outcome: Outcome) -> bool:
+    """Returns whether SIGKILL may be the reason for which a test failed.
+
+    Raises:
+      SandboxError: if the kernel killed a process of the machine meanwhile for
+        lack of memory.
+    """
+    killed = [result for result in self._results if result.is_sigkill]
+    if outcome.status is Status.SCORED or not killed:
+      return False
+    if any(result.oom_kills for result in killed):
+      raise SandboxError(
+        "the program was killed while the kernel's OOM killer killed processes"
+      )
+    return True
+
+  def _check_once(self, test: Test) -> Outcome:
+    """Runs a test once and returns its outcome."""
+    self._results = []
     sandbox = self._sandbox
     if sandbox is None or not sandbox.is_reusable:
       sandbox = self._sandbox = self._open()
-      run = sandbox.load(self._program, self._seconds)
+      run = self._record(sandbox.load(self._program, self._seconds))
       if run.end_reason is not EndReason.ENDED:
         return self._outcome_when_killed(run)
       if run.report != b'.':
@@ -97,18 +129,25 @@ class Session:
       case SuiteTest():
         return self._check_suite(sandbox, test)
 
+  def _record(self, result: JobResult) -> JobResult:
+    """Records a result of the current test, and returns it."""
+    self._results.append(result)
+    return result
+
   def _open(self) -> Sandbox:
     """Starts a sandbox."""
     return Sandbox(self._launcher, self._limits, self._cpu)
 
   def _check_output(self, sandbox: Sandbox, test: PrintTest) -> Outcome:
     """Runs the program and compares its printed output."""
-    run = sandbox.run(
-      {'kind': 'run'},
-      test.stdin,
-      seconds=self._seconds,
-      max_output=2 * len(test.stdout) + _MARGIN_BYTES,
-      max_result=_MARGIN_BYTES,
+    run = self._record(
+      sandbox.run(
+        {'kind': 'run'},
+        test.stdin,
+        seconds=self._seconds,
+        max_output=2 * len(test.stdout) + _MARGIN_BYTES,
+        max_result=_MARGIN_BYTES,
+      )
     )
     if run.end_reason is not EndReason.ENDED:
       return self._outcome_when_killed(run)
@@ -121,12 +160,14 @@ class Session:
 
   def _check_result(self, sandbox: Sandbox, test: CallTest) -> Outcome:
     """Calls a function of the program and compares its result."""
-    run = sandbox.run(
-      {'kind': 'call', 'name': test.name},
-      test.arguments,
-      seconds=self._seconds,
-      max_output=0,
-      max_result=2 * test.size + _MARGIN_BYTES,
+    run = self._record(
+      sandbox.run(
+        {'kind': 'call', 'name': test.name},
+        test.arguments,
+        seconds=self._seconds,
+        max_output=0,
+        max_result=2 * test.size + _MARGIN_BYTES,
+      )
     )
     if run.end_reason is not EndReason.ENDED:
       return self._outcome_when_killed(run)
@@ -169,7 +210,9 @@ class Session:
           max_result=_MARGIN_BYTES,
           pipes=(replies_read_end, requests_write_end),
         )
-      return self._compare_suite(program.result(), suite)
+      return self._compare_suite(
+        self._record(program.result()), self._record(suite)
+      )
 
   def _compare_suite(
     self, program_result: JobResult, suite_result: JobResult

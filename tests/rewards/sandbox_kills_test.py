@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Outcomes of programs whose processes are ended by SIGKILL."""
+
+import math
+import os
+import signal
+import textwrap
+import threading
+
+import pytest
+
+from covrl.rewards import Status
+from covrl.rewards.sandbox import (
+  interpreter,
+  landlock,
+  launcher,
+  sandbox,
+)
+from covrl.rewards.sandbox.limits import Limits
+from covrl.rewards.sandbox.resource_usage import descendants
+from covrl.rewards.sandbox.session import Session
+from covrl.rewards.sandbox.test_formats import PrintTest
+
+SLOW_ADD = """
+import time
+def add(a, b):
+  time.sleep(0.3)
+  return a + b
+if __name__ == '__main__':
+  print(add(*map(int, input().split())))
+"""
+SUM = {'stdin': '3 4', 'stdout': '7'}
+CALL = {'call': 'add', 'args': [3, 4], 'result': 7}
+SUITE = {'asserts': 'from solution import add\nassert add(3, 4) == 7'}
+# Sends SIGKILL to process 1 by a pipe that becomes readable.
+FCNTL_ATTACK = """
+import fcntl, os, time
+read_end, write_end = os.pipe()
+fcntl.fcntl(read_end, fcntl.F_SETOWN, os.getppid())
+fcntl.fcntl(read_end, 10, 9)  # F_SETSIG
+fcntl.fcntl(read_end, fcntl.F_SETFL, os.O_ASYNC)
+os.write(write_end, b'1')
+time.sleep(1)
+"""
+KILL_ATTACK = 'import os, time\nos.kill(os.getppid(), 9)\ntime.sleep(1)'
+
+
+@pytest.fixture
+def kills(monkeypatch):
+  """Kills a process of each sandbox; `kills` lists whether it is process 1."""
+  kills: list[bool] = []
+  usage = sandbox.Sandbox.usage
+  lock = threading.Lock()
+
+  def kill_and_measure(self, *, exact=False):
+    with lock:  # Suites measure two sandboxes in two threads.
+      if kills and (program := descendants(self._pid)):
+        victim = self._pid if kills.pop() else program[0]
+        os.kill(victim, signal.SIGKILL)
+    return usage(self, exact=exact)
+
+  monkeypatch.setattr(sandbox.Sandbox, 'usage', kill_and_measure)
+  return kills
+
+
+@pytest.mark.parametrize('test', [SUM, CALL, SUITE])
+def test_a_program_that_is_killed_once_is_run_again(judge, kills, test):
+  kills[:] = [False]
+  outcome = judge.judge(SLOW_ADD, [test])
+  assert outcome.status is Status.SCORED, outcome
+  assert not kills
+
+
+def test_a_program_that_is_killed_twice_fails(judge, kills):
+  kills[:] = [True, False, False]
+  outcome = judge.judge(SLOW_ADD, [SUM])
+  assert (outcome.score, outcome.status) == (0.0, Status.CRASH)
+  assert outcome.detail == 'test 1 of 1: it was killed by SIGKILL'
+  assert len(kills) == 1
+
+
+@pytest.mark.parametrize('test', [SUM, CALL, SUITE])
+def test_a_sandbox_that_is_killed_gives_no_score(judge, kills, test):
+  kills[:] = [True]
+  outcome = judge.judge(SLOW_ADD, [test])
+  assert outcome.status is Status.INFRASTRUCTURE, outcome
+  assert math.isnan(outcome.score)
+  assert outcome.detail == 'the sandbox was killed from outside'
+
+
+@pytest.mark.parametrize('test', [SUM, SUITE])
+def test_a_program_that_the_oom_killer_ends_has_no_score(
+  judge, kills, monkeypatch, test
+):
+  counts = iter(range(100))
+  monkeypatch.setattr(sandbox, 'count_oom_kills', lambda: next(counts))
+  kills[:] = [False]
+  outcome = judge.judge(SLOW_ADD, [test])
+  assert outcome.status is Status.INFRASTRUCTURE, outcome
+  assert math.isnan(outcome.score)
+  assert 'OOM killer' in outcome.detail
+  # A failure without a SIGKILL is the program's.
+  assert judge.judge('1 / 0', [SUM]).status is Status.CRASH
+
+
+def test_a_system_without_free_processes_gives_no_score(judge):
+  # The fork of process 1 fails, as where a container has no process left.
+  program, limits = SLOW_ADD.encode(), Limits(processes=1)
+  with (
+    Session(judge._launcher, limits, program, 4.0) as session,
+    pytest.raises(sandbox.SandboxError, match='no process could be'),
+  ):
+    session.check(PrintTest(b'3 4', b'7'))
+
+
+@pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGINT])
+def test_programs_in_a_namespace_get_no_exemption_by_signals(judge, number):
+  for source in (KILL_ATTACK, FCNTL_ATTACK):
+    source = source.replace('9', str(int(number)))
+    outcome = judge.judge(source, [SUM])
+    assert (outcome.score, outcome.has_score) == (0.0, True), outcome
+  suicide = f'import os\nos.kill(os.getpid(), {int(number)})'
+  assert judge.judge(suicide, [SUM]).status is Status.CRASH
+
+
+@pytest.mark.parametrize(
+  ('backend', 'source'),
+  [('landlock', FCNTL_ATTACK), ('unsandboxed', KILL_ATTACK)],
+)
+def test_without_a_namespace_a_program_that_kills_its_supervisor_fails(
+  backend, source
+):
+  files = interpreter.find_interpreter()
+  runner = (
+    landlock.Landlock(interpreter=files, give_up_root=False)
+    if backend == 'landlock'
+    else launcher.Unsandboxed(interpreter=files)
+  )
+  program = textwrap.dedent(source).encode()
+  with Session(runner, Limits(), program, 4.0) as session:
+    outcome = session.check(PrintTest(b'3 4', b'7'))
+  assert (outcome.score, outcome.status) == (0.0, Status.CRASH), outcome
+  assert outcome.detail.startswith('its sandbox failed')
