@@ -111,7 +111,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
   """Prints the numbers and writes the results."""
-  from covrl.evaluation.results import write_results
+  from covrl.evaluation.result_files import write_results
   from covrl.run.progress import Progress
 
   check_numbers(arguments)
@@ -152,8 +152,14 @@ def run(arguments: argparse.Namespace) -> None:
         'policy': arguments.policy,
         'iteration': opened.iteration,
         'seed': opened.config.seed,
+        'max_response_length': opened.config.rollout.max_response_length,
       }
     width = _print_metrics(evaluation)
+    print(
+      f'{"truncated":{width}} {evaluation.truncated} of'
+      f' {evaluation.num_responses} responses, by the limit of'
+      f' {opened.config.rollout.max_response_length} tokens'
+    )
     result_text = 'not written without --output'
     if output is not None:
       result_text = write_results(evaluation, output, policy_fields)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,6 +32,20 @@ class ProblemGroup:
   first: int
 
 
+class GradedResponse(NamedTuple):
+  """A response whose score is known.
+
+  Attributes:
+    correctness: 1 if it is correct, 0 if it is wrong, NaN without a score.
+    text: the response.
+    is_truncated: whether the length limit ended it.
+  """
+
+  correctness: float
+  text: str
+  is_truncated: bool
+
+
 @dataclasses.dataclass(frozen=True)
 class PendingBatch:
   """The responses of a batch whose scores are still being computed.
@@ -41,6 +56,7 @@ class PendingBatch:
     scores: the scores of this process's responses.
     nll: sum of −log π over all sampled tokens, in nats.
     tokens: number of sampled tokens.
+    truncated: whether the length limit ended each response.
   """
 
   groups: Sequence[ProblemGroup]
@@ -48,6 +64,7 @@ class PendingBatch:
   scores: PendingScores
   nll: float
   tokens: int
+  truncated: Sequence[bool]
 
   @functools.cached_property
   def local_correctness(self) -> list[float]:
@@ -57,7 +74,7 @@ class PendingBatch:
 
 def graded_responses(
   batches: Sequence[PendingBatch], failures: list[str], grades: list[float]
-) -> Iterator[tuple[tuple[int, int, int], tuple[float, str]]]:
+) -> Iterator[tuple[tuple[int, int, int], GradedResponse]]:
   """Waits for the scores of all processes, and yields every response.
 
   Args:
@@ -66,7 +83,7 @@ def graded_responses(
     grades: receives the grade of each response.
 
   Yields:
-    Indices of suite, problem and sample, and the response's correctness and text.
+    Indices of suite, problem and sample, and the response.
   """
   for batch in batches:
     scores = batch.scores.result().gather()
@@ -74,12 +91,12 @@ def graded_responses(
     grades += scores.grades()
     correctness = scores.correctness()
     size = len(correctness) // len(batch.groups)
-    for row, (is_correct, text) in enumerate(
-      zip(correctness, batch.texts, strict=True)
+    for row, fields in enumerate(
+      zip(correctness, batch.texts, batch.truncated, strict=True)
     ):
       group = batch.groups[row // size]
       sample = group.first + row % size
-      yield (group.suite, group.problem, sample), (is_correct, text)
+      yield (group.suite, group.problem, sample), GradedResponse(*fields)
 
 
 def accuracies(**batches: Sequence[PendingBatch]) -> dict[str, float]:

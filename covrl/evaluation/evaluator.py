@@ -229,6 +229,7 @@ class Evaluator:
       scores=scores,
       nll=-float(samples.sampler_logprobs.sum()),
       tokens=int(lengths.sum()),
+      truncated=samples.truncated[:count].tolist(),
     )
 
   def _score(
@@ -315,28 +316,26 @@ class Evaluator:
     self._check_failures(grades, failures)
     results: list[SuiteResult] = []
     for index, suite in enumerate(self._suites):
-      problems, samples = range(len(suite.problems)), range(suite.samples)
-      greedy_responses = [graded_greedy[index, n, 0] for n in problems]
-      sample_rows = [
-        [graded_samples[index, n, s] for s in samples] for n in problems
+      rows = [
+        [
+          graded_greedy[index, n, 0],
+          *(graded_samples[index, n, s] for s in range(suite.samples)),
+        ]
+        for n in range(len(suite.problems))
       ]
-      texts = [[text for _, text in row] for row in sample_rows]
-      correct = np.array(
-        [[is_correct for is_correct, _ in row] for row in sample_rows], float
-      )
-      correct = correct.reshape(len(problems), len(samples))
-      answers, undecided = self._answers(suite, texts, correct)
+      texts = [[response.text for response in row] for row in rows]
+      correct = np.array([[r.correctness for r in row] for row in rows], float)
+      samples = [row[1:] for row in texts]
+      answers, undecided = self._answers(suite, samples, correct[:, 1:])
       results.append(
         SuiteResult(
           suite=suite,
-          greedy=np.array([is_correct for is_correct, _ in greedy_responses]),
-          correct=correct,
-          responses=tuple(
-            (text, *row)
-            for (_, text), row in zip(greedy_responses, texts, strict=True)
-          ),
+          greedy=correct[:, 0],
+          correct=correct[:, 1:],
+          responses=texts,
           answers=answers,
           undecided=undecided,
+          truncated=sum(r.is_truncated for row in rows for r in row),
         )
       )
     highest_grade = max((g for g in grades if not math.isnan(g)), default=0.0)

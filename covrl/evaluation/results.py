@@ -4,16 +4,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-from etils import epath
 from jaxtyping import Bool, Float
 
-from covrl import storage
 from covrl.data import Suite
 from covrl.evaluation.intervals import Estimate, bootstrap_sets
 from covrl.evaluation.metrics import (
@@ -24,9 +21,6 @@ from covrl.evaluation.metrics import (
   pass_at_k,
 )
 from covrl.rewards import GRADE_TOLERANCE
-
-HELD_OUT = 'held_out'
-"""Name of the files of held-out problems, whose suite has no name."""
 
 NUM_EXAMPLES = 8
 """Problems of each suite whose greedy responses a run's evaluations keep."""
@@ -51,6 +45,7 @@ class SuiteResult:
       spelling; `None` if the problems have no short answers.
     undecided: indices of problems of which two wrong answers could not be
       compared, so that their vote is unknown.
+    truncated: number of responses that the length limit ended.
 
   Raises:
     ValueError: results or answers are not one per problem and sample, or an entry
@@ -63,6 +58,7 @@ class SuiteResult:
   responses: Sequence[Sequence[str]]
   answers: Sequence[Sequence[str | None]] | None = None
   undecided: frozenset[int] = frozenset()
+  truncated: int = 0
 
   def __post_init__(self) -> None:
     count, samples = len(self.suite.problems), self.suite.samples
@@ -175,6 +171,16 @@ class Evaluation:
     """Number of responses without a score."""
     return sum(result.unscored for result in self.results)
 
+  @property
+  def num_responses(self) -> int:
+    """Number of responses, the greedy ones and the samples."""
+    return sum(r.greedy.size + r.correct.size for r in self.results)
+
+  @property
+  def truncated(self) -> int:
+    """Number of responses that the length limit ended."""
+    return sum(result.truncated for result in self.results)
+
   def grade_warning(self) -> str | None:
     """Returns a sentence if grades are not on the scale from wrong to correct."""
     if self.highest_grade <= 1 + GRADE_TOLERANCE:
@@ -223,6 +229,7 @@ class Evaluation:
     summary: dict[str, float] = {
       'problems': sum(len(result.greedy) for result in self.results),
       'unscored': self.unscored,
+      'truncated_fraction': self.truncated / self.num_responses,
     }
     values = self.values()
     for name, estimate in self.estimates().items():
@@ -307,85 +314,3 @@ def _with_missing(correct: Correctness, value: float) -> Any:
 def _to_integer(value: Any) -> int | None:
   """Converts an entry to an integer, or `None` if it is missing."""
   return None if np.isnan(value) else int(value)
-
-
-def _finite(number: float | None) -> float | None:
-  """Replaces a number that JSON cannot hold, such as NaN, by `None`."""
-  return number if number is not None and math.isfinite(number) else None
-
-
-def write_results(
-  evaluation: Evaluation,
-  directory: epath.PathLike,
-  policy_fields: Mapping[str, Any],
-) -> epath.Path:
-  """Writes an evaluation's results; files of other suites are kept.
-
-  evaluation/held_out.jsonl  held-out problems, one object per problem, with the
-                             responses
-  evaluation/NAME.jsonl      the same of a named suite
-  evaluation/summary.json    metrics and sampling settings of all of them
-
-  A summary of earlier results that cannot be read is kept under another name.
-  Entries of the suites are removed from the summary before their files are replaced,
-  so that it never describes other results than those in the files. Only one process
-  may write at a time, see `covrl.run.lock`.
-
-  Args:
-    evaluation: the results.
-    directory: parent of the directory `evaluation`.
-    policy_fields: entries that describe the policy, added to the summary.
-
-  Returns:
-    The path of the summary.
-
-  Raises:
-    StorageError: a file cannot be written.
-  """
-  folder = storage.as_path(directory) / 'evaluation'
-  file = folder / 'summary.json'
-  summary = _earlier_summary(file)
-  names = [result.suite.name or HELD_OUT for result in evaluation.results]
-  if any(name in summary for name in names):
-    summary = {n: entry for n, entry in summary.items() if n not in names}
-    storage.write_atomically(file, json.dumps(summary, indent=2))
-  for result in evaluation.results:
-    suite = result.suite
-    name = suite.name or HELD_OUT
-    lines = map(json.dumps, result.lines(responses=True))
-    storage.write_atomically(folder / f'{name}.jsonl', '\n'.join((*lines, '')))
-    estimates = dataclasses.replace(evaluation, results=(result,)).estimates()
-    summary[name] = {
-      **policy_fields,
-      'problems': len(suite.problems),
-      'unscored': result.unscored,
-      'samples': suite.samples,
-      'temperature': suite.temperature if suite.samples else 0.0,
-      'schema': suite.schema,
-      'metrics': {
-        name.removeprefix(f'{suite.name}/'): [
-          _finite(estimate.value),
-          estimate.low,
-          estimate.high,
-        ]
-        for name, estimate in estimates.items()
-        if not suite.name or name.startswith(f'{suite.name}/')
-      },
-    }
-  storage.write_atomically(file, json.dumps(summary, indent=2))
-  return file
-
-
-def _earlier_summary(file: epath.Path) -> dict[str, Any]:
-  """Reads a summary to add to; copies a file that is not one."""
-  if not file.exists():
-    return {}
-  content = storage.read_bytes(file)
-  try:
-    summary = json.loads(content)
-  except (ValueError, RecursionError):
-    summary = None
-  if isinstance(summary, dict):
-    return summary
-  storage.write_atomically(storage.numbered_sibling(file, 'damaged'), content)
-  return {}

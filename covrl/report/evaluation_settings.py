@@ -8,16 +8,23 @@ own evaluations of the set.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from covrl.evaluation.results import HELD_OUT
+from covrl.evaluation.result_files import HELD_OUT
 from covrl.report.formats import join_words
 from covrl.report.inputs.run_data import RunData
 from covrl.report.inputs.run_json import finite_number, short_text
 
 # A run's own problems, whose set has no name, in a sentence.
 _OWN = 'held-out problems'
+
+_TEMPERATURE, _LENGTH_LIMIT = 'temperature', 'max_response_length'
+# The beginning of a note on different values of a setting.
+_SETTINGS = {
+  _TEMPERATURE: 'The samples of {} have different temperatures',
+  _LENGTH_LIMIT: 'The responses to {} have different limits of their length in tokens',
+}
 
 
 def setting_notes(
@@ -26,8 +33,8 @@ def setting_notes(
   """Returns sentences about results of some evaluation sets.
 
   They name results of a checkpoint before the run's last iteration, different
-  temperatures of the samples of one set, and results of several policies in one
-  directory.
+  temperatures, length limits and prompts of one set, and results of several policies
+  in one directory.
 
   Args:
     configurations: name and runs of each.
@@ -46,18 +53,22 @@ def setting_notes(
       *_policy_notes(run, entries),
     )
   ]
-  return notes + [
-    note for name in sets if (note := _temperature_note(settings, name))
-  ]
+  for name in sets:
+    for field, what in _SETTINGS.items():
+      notes += _difference_notes(settings, name, field, what)
+    notes += _prompt_notes([run for run, _ in settings], name)
+  return notes
 
 
 def _settings_of(run: RunData, name: str) -> Mapping[str, Any]:
   """Entry of a set in the summary of a run's evaluations; empty without one.
 
   Results on its own problems that the run itself has saved have its settings. The
-  temperature of samples is that of the results, where they have it.
+  temperature of samples is that of the results, where they have it. A run has one
+  length limit, for all of its evaluations.
   """
-  entry = _summarized_settings(run, name)
+  limit = run.config_value(f'rollout.{_LENGTH_LIMIT}')
+  entry = {_LENGTH_LIMIT: limit, **_summarized_settings(run, name)}
   temperatures = {
     record['temperature']
     for (set_name, _), records in run.latest_results.items()
@@ -120,22 +131,55 @@ def _policy_notes(
   ]
 
 
-def _temperature_note(
+def _difference_notes(
   settings: Sequence[tuple[RunData, Mapping[str, Mapping[str, Any]]]],
   name: str,
-) -> str:
-  """A note if the samples of a set have different temperatures; else empty."""
-  runs_by_temperature: dict[float, list[str]] = {}
+  field: str,
+  what: str,
+) -> Iterator[str]:
+  """A note if runs have different values of a setting of a set.
+
+  Args:
+    settings: runs, and the settings of each set.
+    name: name of the set.
+    field: the setting.
+    what: the beginning of the note, with `{}` in place of the set.
+  """
+  runs_by_value: dict[float, list[str]] = {}
   for run, entries in settings:
-    temperature = finite_number(entries[name].get('temperature'))
-    if temperature is not None and entries[name].get('samples'):
-      runs_by_temperature.setdefault(temperature, []).append(run.path.name)
-  if len(runs_by_temperature) < 2:
-    return ''
-  parts = [
-    f'{t:g} ({join_words(names)})' for t, names in runs_by_temperature.items()
-  ]
-  return (
-    f'The samples of {name or _OWN} have different temperatures:'
-    f' {join_words(parts)}.'
-  )
+    value = finite_number(entries[name].get(field))
+    is_used = field != _TEMPERATURE or entries[name].get('samples')
+    if value is not None and is_used and _has_results(run, name):
+      runs_by_value.setdefault(value, []).append(run.path.name)
+  if len(runs_by_value) > 1:
+    parts = [
+      f'{value:g} ({join_words(names)})'
+      for value, names in runs_by_value.items()
+    ]
+    yield f'{what.format(name or _OWN)}: {join_words(parts)}.'
+
+
+def _has_results(run: RunData, name: str) -> bool:
+  """Whether a run has results of a set."""
+  return any(set_name == name for set_name, _ in run.latest_results)
+
+
+def _prompt_notes(runs: Sequence[RunData], name: str) -> Iterator[str]:
+  """A note if runs have different prompts for the same problems of a set."""
+  first_prompts: dict[str, tuple[int, str]] = {}
+  for run in runs:
+    prompts = {
+      key: records[0]['prompt']
+      for (set_name, key), records in run.latest_results.items()
+      if set_name == name and records[0]['prompt'] is not None
+    }
+    differing = [
+      first_prompts[key][1]
+      for key, prompt in prompts.items()
+      if first_prompts.setdefault(key, (prompt, run.path.name))[0] != prompt
+    ]
+    if differing:
+      yield (
+        f'The prompts of {len(differing):,} of {len(prompts):,} problems of'
+        f' {name or _OWN} differ between {differing[0]} and {run.path.name}.'
+      )

@@ -11,11 +11,13 @@ from etils import epath
 
 from covrl import storage
 from covrl.cli import evaluate, main
+from covrl.config import Config
 from covrl.data import Problem, Suite
-from covrl.evaluation.results import Evaluation, SuiteResult, write_results
+from covrl.evaluation.result_files import write_results
+from covrl.evaluation.results import Evaluation, SuiteResult
 from covrl.exit_codes import Exit
 from covrl.run import lock
-from covrl.storage import paths
+from covrl.storage import durable
 
 
 def make_evaluation(greedy):
@@ -26,6 +28,7 @@ def make_evaluation(greedy):
     greedy=np.full(1, greedy),
     correct=np.zeros((1, 0)),
     responses=[['r']],
+    truncated=1,
   )
   return Evaluation(results=(result,), entropy=0.5)
 
@@ -42,7 +45,7 @@ def evaluations(monkeypatch):
   opened_policy = types.SimpleNamespace(
     evaluate=policy_evaluate,
     iteration=3,
-    config=types.SimpleNamespace(seed=0),
+    config=Config(),
     task=types.SimpleNamespace(notes=('warning: 1 of 2 answers',)),
   )
   monkeypatch.setattr(
@@ -59,7 +62,13 @@ def test_results_are_written_and_no_lock_is_left(evaluations, tmp_path, capsys):
   run(tmp_path)
   files = sorted(path.name for path in (tmp_path / 'evaluation').iterdir())
   assert files == ['held_out.jsonl', 'summary.json']
-  assert str(tmp_path / 'evaluation/summary.json') in capsys.readouterr().out
+  output = capsys.readouterr().out
+  assert str(tmp_path / 'evaluation/summary.json') in output
+  limit = Config().rollout.max_response_length
+  assert f'1 of 1 responses, by the limit of {limit} tokens' in output
+  summary = json.loads((tmp_path / 'evaluation/summary.json').read_text())
+  assert summary['held_out']['truncated'] == 1
+  assert summary['held_out']['max_response_length'] == limit
   assert evaluations == [1.0]
 
 
@@ -110,7 +119,7 @@ def test_samples_at_temperature_0_are_noted(monkeypatch, tmp_path, capsys):
         results=(result,), entropy=0.5
       ),
       iteration=3,
-      config=types.SimpleNamespace(seed=0),
+      config=Config(),
       task=types.SimpleNamespace(notes=()),
     )
     monkeypatch.setattr(
@@ -173,7 +182,7 @@ def test_a_directory_that_cannot_be_written_is_refused_before_evaluating(
   def fail(stream, data):
     raise OSError(30, 'Read-only file system')
 
-  monkeypatch.setattr(paths, 'write_all', fail)
+  monkeypatch.setattr(durable, 'write_all', fail)
   with pytest.raises(SystemExit) as ended:
     run(tmp_path)
   assert ended.value.code == Exit.STORAGE

@@ -96,6 +96,30 @@ def test_each_suite_has_its_number_of_samples(evaluator_parts):
   assert evaluate(evaluator_parts, SUITES).unscored == 0
 
 
+def test_responses_that_the_length_limit_ends_are_counted(evaluator_parts):
+  task, _, scoring, params = evaluator_parts
+  policy = Policy(toy.make_model(CONFIG, task.tokenizer.vocab_size))
+  vocab_size = task.tokenizer.vocab_size
+  # Any token ends a response, or one that this policy does not sample.
+  for end_ids, share in (
+    (tuple(range(vocab_size)), 0),
+    (task.tokenizer.end_ids, 1),
+  ):
+    engine = SamplingEngine(
+      policy,
+      None,
+      end_ids=end_ids,
+      pad_id=task.tokenizer.pad_id,
+      max_response_length=4,
+    )
+    evaluation = evaluate((task, engine, scoring, params), SUITES[:2])
+    assert evaluation.num_responses == 5 * 7 + 11
+    assert evaluation.truncated == share * evaluation.num_responses
+    assert evaluation.summary()['truncated_fraction'] == share
+    counts = [result.truncated for result in evaluation.results]
+    assert counts == [share * 5 * 7, share * 11]
+
+
 @pytest.mark.parametrize('points', [1, 10, math.nan])
 def test_scores_above_that_of_a_correct_response_are_reported(
   evaluator_parts, monkeypatch, points

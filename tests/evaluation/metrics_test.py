@@ -17,7 +17,8 @@ from covrl.evaluation.metrics import (
   mean_correct,
   pass_at_k,
 )
-from covrl.evaluation.results import Evaluation, SuiteResult, write_results
+from covrl.evaluation.result_files import write_results
+from covrl.evaluation.results import Evaluation, SuiteResult
 from covrl.evaluation.voting import merge_equal_answers
 
 ROWS = st.lists(st.booleans(), min_size=1, max_size=8)

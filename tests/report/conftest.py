@@ -256,3 +256,21 @@ def make_run(tmp_path: pathlib.Path) -> Callable[..., pathlib.Path]:
     return write_run(tmp_path / folder, **options)
 
   return make
+
+
+@pytest.fixture
+def make_results(tmp_path):
+  """Makes directories like those of `covrl evaluate`."""
+
+  def make(directory, sets, recipe=''):
+    folder = tmp_path / directory / 'evaluation'
+    folder.mkdir(parents=True)
+    for name, lines in sets.items():
+      text = '\n'.join(map(json.dumps, lines))
+      (folder / f'{name}.jsonl').write_text(f'{text}\n')
+    if recipe:
+      config = {'name': recipe, 'config': {'seed': 0}}
+      (tmp_path / directory / 'config.json').write_text(json.dumps(config))
+    return tmp_path / directory
+
+  return make

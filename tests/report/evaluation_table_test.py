@@ -7,50 +7,13 @@ import json
 
 import numpy as np
 import pytest
+from report.suite_results import results, table_of
 
 from covrl.report import write_comparison, write_report
 from covrl.report.evaluation_table import evaluation_table
 from covrl.report.inputs.problem_results import problem_score
 from covrl.report.inputs.published_results import PUBLISHED_ROWS
 from covrl.report.inputs.run_data import load_run
-
-
-def results(name, scores, *, samples=0, first=0):
-  """Results of a set with the given fraction of correct samples."""
-  return [
-    {
-      'suite': name,
-      'key': f'{name}{index}',
-      'prompt': f'{name} {index}?',
-      'greedy': int(score >= 0.5),
-      'correct': [int(n < score * samples) for n in range(samples)],
-    }
-    for index, score in enumerate(scores, start=first)
-  ]
-
-
-@pytest.fixture
-def make_results(tmp_path):
-  """Makes directories like those of `covrl evaluate`."""
-
-  def make(directory, sets, recipe=''):
-    folder = tmp_path / directory / 'evaluation'
-    folder.mkdir(parents=True)
-    for name, lines in sets.items():
-      text = '\n'.join(map(json.dumps, lines))
-      (folder / f'{name}.jsonl').write_text(f'{text}\n')
-    if recipe:
-      config = {'name': recipe, 'config': {'seed': 0}}
-      (tmp_path / directory / 'config.json').write_text(json.dumps(config))
-    return tmp_path / directory
-
-  return make
-
-
-def table_of(*paths):
-  table = evaluation_table([(path.name, [load_run(path)]) for path in paths])
-  assert table is not None
-  return table
 
 
 def test_unscored_responses_are_left_out(make_results):
@@ -230,83 +193,6 @@ def test_seeds_are_averaged_problem_by_problem(make_results):
   assert table is not None
   assert bounds(table.rows[0][1][2])[0] == 75.0
   assert table.rows[0][1][0] == '2'
-
-
-def test_results_of_other_settings_are_named(make_results):
-  sets = {name: results(name, [1, 0], samples=4) for name in ('amc', 'gsm8k')}
-  one, other = (make_results(name, sets, recipe='x') for name in 'ab')
-  line = {'phase': 'train', 'iteration': 6, 'step': 6}
-  (one / 'metrics.jsonl').write_text(f'{json.dumps(line)}\n')
-
-  def write(path, **entries):
-    common = {'policy': f'runs/{path.name}', 'iteration': 6, 'samples': 4}
-    summary = {
-      name: {**common, 'temperature': 0.6, **entry}
-      for name, entry in entries.items()
-    }
-    file = path / 'evaluation' / 'summary.json'
-    file.write_text(json.dumps(summary))
-
-  write(one, amc={}, gsm8k={'policy': f'{one}/'})
-  write(other, amc={}, gsm8k={})
-  assert table_of(one, other).notes == []
-  write(one, amc={'iteration': 4}, gsm8k={})
-  write(other, amc={'temperature': 1.0}, gsm8k={'policy': 'models/other'})
-  assert table_of(one, other).notes == [
-    'a: the results of amc are of iteration 4, and the run has trained to'
-    ' iteration 6 since.',
-    'b: the results are of several policies: b (amc) and other (gsm8k).',
-    'The samples of amc have different temperatures: 0.6 (a) and 1 (b).',
-  ]
-
-
-def test_held_out_problems_at_other_temperatures_are_named(make_results):
-  sets = {'iteration_000006': results('', [1, 0], samples=4)}
-  one, other = (make_results(name, sets, recipe='x') for name in 'ab')
-  for path in (one, other):
-    settings = {'seed': 0, 'evaluate': {'samples': 4, 'temperature': 1.0}}
-    config = json.dumps({'name': 'x', 'config': settings})
-    (path / 'config.json').write_text(config)
-  assert table_of(one, other).notes == []
-  lines = map(json.dumps, results('', [1, 0], samples=2))
-  (one / 'evaluation' / 'held_out.jsonl').write_text('\n'.join(lines))
-  for iteration, temperature, is_named in (
-    (6, 0.2, True),
-    (6, 1.0, False),
-    # Older than the run's own results, which are compared then.
-    (4, 0.2, False),
-  ):
-    entry = {'iteration': iteration, 'samples': 2, 'temperature': temperature}
-    summary = json.dumps({'held_out': entry})
-    (one / 'evaluation' / 'summary.json').write_text(summary)
-    sentence = (
-      'The samples of held-out problems have different temperatures: 0.2 (a) and'
-      ' 1 (b).'
-    )
-    assert table_of(one, other).notes == [sentence] * is_named
-
-
-def test_a_suite_of_the_run_itself_at_another_temperature_is_named(
-  make_results,
-):
-  lines = results('amc', [1, 0], samples=4)
-  own, other = (
-    [line | {'temperature': temperature} for line in lines]
-    for temperature in (1.0, 0.6)
-  )
-  run = make_results('a', {'iteration_000006': own}, recipe='x')
-  evaluated = make_results('b', {'amc': other})
-  entry = {'iteration': 6, 'samples': 4, 'temperature': 0.6}
-  file = evaluated / 'evaluation' / 'summary.json'
-  file.write_text(json.dumps({'amc': entry}))
-  assert table_of(run, evaluated).notes == [
-    'The samples of amc have different temperatures: 1 (a) and 0.6 (b).'
-  ]
-  same = make_results('c', {'iteration_000006': other}, recipe='x')
-  assert table_of(same, evaluated).notes == []
-  # Greedy responses have none.
-  greedy = make_results('d', {'iteration_000006': results('amc', [1, 0])})
-  assert table_of(greedy, evaluated).notes == []
 
 
 def test_summaries_that_are_not_settings_are_left_out(make_results):

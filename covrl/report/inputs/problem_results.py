@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -61,7 +62,9 @@ def problem_score(problem: Mapping[str, Any], metric: str) -> float | None:
 
 
 def _result(record: Mapping[str, Any]) -> dict[str, Any] | None:
-  """Scores of a problem and the temperature of its samples, `None` if not recorded.
+  """Scores of a problem, temperature of its samples, and digest of its prompt.
+
+  Temperature and digest are `None` if they are not recorded.
 
   Returns `None` if the record has invalid scores.
   """
@@ -79,7 +82,15 @@ def _result(record: Mapping[str, Any]) -> dict[str, Any] | None:
   ):
     return None
   temperature = finite_number(record.get('temperature')) if scores else None
-  return {'greedy': greedy, 'correct': scores, 'temperature': temperature}
+  prompt = record.get('prompt')
+  return {
+    'greedy': greedy,
+    'correct': scores,
+    'temperature': temperature,
+    'prompt': zlib.crc32(prompt.encode(errors='replace'))
+    if isinstance(prompt, str)
+    else None,
+  }
 
 
 def _score(value: Any) -> float | None:

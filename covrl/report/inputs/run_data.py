@@ -20,7 +20,7 @@ from typing import Any
 from etils import epath
 
 from covrl import storage
-from covrl.evaluation.results import HELD_OUT
+from covrl.evaluation.result_files import HELD_OUT
 from covrl.report.inputs.phase_metrics import PhaseMetrics, read_metrics
 from covrl.report.inputs.problem_results import ResultsByProblem, read_results
 from covrl.report.inputs.run_json import (
