@@ -15,7 +15,8 @@ suites greedily, as published. Results per problem are written to evaluation/ in
 the run's directory, or in that of --output, where `covrl report` finds them:
 held_out.jsonl, a file per suite, and summary.json. Notes and warnings on the
 problems are printed on standard error, except those of a run's own problems,
-which its training has printed.
+which its training has printed. The suites of --suite are compared with the
+training files of a run.
 """
 
 from __future__ import annotations

@@ -254,22 +254,10 @@ def _training_problems(
   data = config.data
   if not data.train:
     return ListSource([]), {}, []
-  files = _weighted_files(data.train)
+  files = weighted_files(data.train)
   sources = [FileSource(file, schema=data.schema or None) for file, _ in files]
   filtered_sources = filter_sources(
-    sources,
-    ProblemFilter(
-      format_prompt=prompt_format,
-      prompt_texts=prompt_format.texts,
-      prompt_length=lambda problem: len(prompt_ids(problem, tokenizer)),
-      max_prompt_length=config.rollout.max_prompt_length,
-      deduplicate=data.deduplicate,
-      evaluation_ngrams=_evaluation_ngrams(data, suites),
-      pass_rates=read_pass_rates(data.pass_rates),
-      min_pass_rate=data.min_pass_rate,
-      max_pass_rate=data.max_pass_rate,
-      prompt_faults=lambda: PromptFaults(prompt_format, tokenizer),
-    ),
+    sources, problem_filter(config, prompt_format, tokenizer, suites)
   )
   notes = [
     f'{source.file}: {filtered_source} (schema {source.schema.name})'
@@ -297,10 +285,45 @@ def _training_problems(
   return MixtureSource(prompts, weights), kinds, notes
 
 
-def _weighted_files(names: str) -> list[tuple[str, float | None]]:
+def problem_filter(
+  config: Config,
+  prompt_format: PromptFormat,
+  tokenizer: Tokenizer,
+  suites: Sequence[Suite],
+) -> ProblemFilter:
+  """Returns the criteria that problems to train on must meet.
+
+  Args:
+    config: the configuration of training.
+    prompt_format: the format of prompts.
+    tokenizer: the policy's tokenizer.
+    suites: evaluation suites, whose questions are not trained on.
+
+  Raises:
+    ValueError: the measured pass rates cannot be read.
+  """
+  data = config.data
+  return ProblemFilter(
+    format_prompt=prompt_format,
+    prompt_texts=prompt_format.texts,
+    prompt_length=lambda problem: len(prompt_ids(problem, tokenizer)),
+    max_prompt_length=config.rollout.max_prompt_length,
+    deduplicate=data.deduplicate,
+    evaluation_ngrams=_evaluation_ngrams(data, suites),
+    pass_rates=read_pass_rates(data.pass_rates),
+    min_pass_rate=data.min_pass_rate,
+    max_pass_rate=data.max_pass_rate,
+    prompt_faults=lambda: PromptFaults(prompt_format, tokenizer),
+  )
+
+
+def weighted_files(names: str) -> list[tuple[str, float | None]]:
   """Parses `FILE=WEIGHT, FILE, …` into files and weights; all `None` without any.
 
-  >>> _weighted_files('tfds:gsm8k/train=2, b.jsonl')
+  Raises:
+    ConfigError: a weight is not a positive number, or a pattern matches no file.
+
+  >>> weighted_files('tfds:gsm8k/train=2, b.jsonl')
   [('tfds:gsm8k/train', 2.0), ('b.jsonl', 1.0)]
   """
   # Files and weight of each entry.

@@ -288,20 +288,20 @@ def test_run_is_evaluated_on_its_suites(trained_run):
 
 
 def test_evaluates_a_run_on_other_suites(trained_run, capsys):
-  # The run's own suites and training problems are not read.
   main(
     [
       'evaluate',
       str(trained_run),
-      '--suite=amc,minerva',
+      f'--suite=amc,minerva,{DATA / "dapo_math_17k.parquet"}',
       f'--suite_directory={DATA / "suites"}',
       '--samples=2',
       '--problems=2',
     ]
   )
-  printed = capsys.readouterr().out
-  assert 'amc/mean@2' in printed
-  name, file = printed.splitlines()[-1].split()
+  printed = capsys.readouterr()
+  assert '5 of the problems that the run was trained on are' in printed.err
+  assert 'amc/mean@2' in printed.out
+  name, file = printed.out.splitlines()[-1].split()
   assert (name, file) == (
     'results',
     str(trained_run / 'evaluation' / 'summary.json'),
@@ -309,7 +309,7 @@ def test_evaluates_a_run_on_other_suites(trained_run, capsys):
   summary = json.loads(
     (trained_run / 'evaluation' / 'summary.json').read_text()
   )
-  assert set(summary) == {'amc', 'minerva'}
+  assert set(summary) == {'amc', 'minerva', 'dapo_math_17k'}
   assert summary['amc']['iteration'] == 2
   assert (summary['amc']['samples'], summary['amc']['temperature']) == (2, 0.6)
   value, low, high = summary['amc']['metrics']['mean@2']

@@ -17,7 +17,6 @@ from covrl import storage
 from covrl.config import (
   Config,
   EvaluateConfig,
-  Recipe,
   load,
   unknown_fields,
 )
@@ -30,7 +29,7 @@ from covrl.pretrained import load_params, load_pretrained
 from covrl.run.checkpoint import Checkpoint, CheckpointError, CheckpointStore
 from covrl.run.checkpoint_files import MANIFEST
 from covrl.run.directory import RunDirectory
-from covrl.tasks.task import Task, make_task
+from covrl.tasks.task import Task
 from covrl.tasks.text import text_task
 from covrl.train.rollout_batch import INIT_STREAM
 from covrl.train.setup.build import (
@@ -45,7 +44,11 @@ from covrl.train.setup.inputs import check_opened_run, warm_start_of
 from covrl.train.setup.model_lengths import model_lengths
 from covrl.train.setup.sample import response_limit, sample_responses
 from covrl.train.setup.shared_warm_start import shared_warm_start
-from covrl.train.setup.suite_choice import SuiteChoice, with_suites
+from covrl.train.setup.suite_choice import (
+  SuiteChoice,
+  config_and_task,
+  with_suites,
+)
 from covrl.train.sft import warm_start_store
 from covrl.train.warnings.pretrained import pretrained_warnings
 
@@ -236,7 +239,7 @@ def open_run(
       f'{workdir} must have a finished checkpoint, got none'
     )
   mesh = sharding.make_mesh(dataclasses.asdict(recipe.config.mesh))
-  config, task = _config_and_task(recipe, suites)
+  config, task = config_and_task(recipe, suites, is_trained=True)
   policy = make_policy(recipe, task.tokenizer)
   warm_start = None
   if policy.config.lora is not None:
@@ -297,7 +300,7 @@ def open_pretrained(
   overrides = [f'--config.pretrained={directory}', '--config.lora.rank=0']
   recipe = load(recipe_spec, overrides)
   mesh = sharding.make_mesh(dataclasses.asdict(recipe.config.mesh))
-  config, task = _config_and_task(recipe, suites)
+  config, task = config_and_task(recipe, suites, is_trained=False)
   policy = make_policy(recipe, task.tokenizer)
   for text in pretrained_warnings(directory, policy, task.tokenizer):
     _warn(text)
@@ -364,20 +367,6 @@ def open_model(
     params=params,
     mesh=mesh,
   )
-
-
-def _config_and_task(
-  recipe: Recipe, suites: SuiteChoice | None
-) -> tuple[Config, Task]:
-  """Returns a recipe's configuration and task, with other suites if given."""
-  config = with_suites(recipe.config, suites)
-  task = make_task(recipe, config)
-  if suites is not None and not task.suites:
-    raise ValueError(
-      'the task must be a text_task with --suite, got another one in'
-      f' {recipe.name}'
-    )
-  return config, task
 
 
 def _saved_params(

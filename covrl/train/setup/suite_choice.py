@@ -6,7 +6,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 
-from covrl.config import Config
+from covrl.config import Config, Recipe
+from covrl.tasks.task import Task, make_task
+from covrl.tasks.trained_questions import trained_question_notes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,3 +34,35 @@ def with_suites(config: Config, suites: SuiteChoice | None) -> Config:
     config.evaluate.suite_directory = suites.directory
   config.data.train = ''
   return config
+
+
+def config_and_task(
+  recipe: Recipe, suites: SuiteChoice | None, *, is_trained: bool
+) -> tuple[Config, Task]:
+  """Returns a recipe's configuration and task, with other suites if given.
+
+  Args:
+    recipe: the recipe.
+    suites: suites that replace those of the recipe.
+    is_trained: whether the policy was trained with the recipe; the task then has
+      a note for each of these suites with questions that were trained on.
+
+  Raises:
+    ValueError: suites are given, and the task has none.
+  """
+  config = with_suites(recipe.config, suites)
+  task = make_task(recipe, config)
+  if suites is None:
+    return config, task
+  if not task.suites:
+    raise ValueError(
+      'the task must be a text_task with --suite, got another one in'
+      f' {recipe.name}'
+    )
+  if is_trained:
+    evaluate = config.evaluate
+    notes = trained_question_notes(
+      recipe.config, evaluate.suites, evaluate.suite_directory
+    )
+    task = dataclasses.replace(task, notes=(*task.notes, *notes))
+  return config, task
