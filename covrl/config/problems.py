@@ -81,7 +81,7 @@ class DataConfig:
       `math-*.parquet=3,code.jsonl=1`. An entry without a weight beside others
       with one has the weight 1, which the files that match it share.
     schema: names and types of the files' columns, a name in
-      `covrl.data.SCHEMAS`; detected if empty.
+      `covrl.data.SCHEMAS`; detected if empty. Other columns are not read.
     template: prompt template that contains `{question}`; the model's own chat
       template if empty.
     template_variables: variables of the chat template, as a JSON object such

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable
 
 
@@ -32,9 +33,9 @@ class NamedCounts:
   >>> counts = NamedCounts()
   >>> counts.add('row 1', ['user'])
   >>> counts.add('row 2', [])
-  >>> counts.add('row 3', ['user', 'system'])
+  >>> counts.add('row 3', ['user', 'system', 'tool'])
   >>> f'{counts.number} in all: {counts}'
-  '2 in all: user in 2 (first: row 1), system in 1 (first: row 3)'
+  '2 in all: user in 2 (first: row 1), system, tool in 1 (first: row 3)'
   """
 
   def __init__(self, max_names: int = 3) -> None:
@@ -58,14 +59,16 @@ class NamedCounts:
     """The most frequent names, with number and first problem."""
 
     def order(name: str) -> tuple[int, str]:
-      return -self._by_name[name].number, name
-
-    names = sorted(self._by_name, key=order)
-    parts = []
-    for name in names[: self._max_names]:
       count = self._by_name[name]
-      first = f' (first: {count.first})' if count.first else ''
-      parts.append(f'{name} in {count.number:,}{first}')
+      return -count.number, count.first
+
+    names = sorted(sorted(self._by_name), key=order)
+    parts = []
+    # Names of the same problems, as far as the counts tell, are one part.
+    groups = itertools.groupby(names[: self._max_names], key=order)
+    for (negative_number, location), group in groups:
+      first = f' (first: {location})' if location else ''
+      parts.append(f'{", ".join(group)} in {-negative_number:,}{first}')
     if len(names) > self._max_names:
       parts.append(f'{len(names) - self._max_names:,} others')
     return ', '.join(parts)

@@ -16,6 +16,7 @@ from covrl.data.fingerprints import problems_fingerprint, text_fingerprint
 from covrl.data.problems import Problem, ProblemSource, source_fingerprint
 from covrl.data.readers import Records, open_records
 from covrl.data.schemas import Schema, detect_schema, schema_by_name
+from covrl.data.unread_columns import UnreadColumns
 
 
 class FileSource:
@@ -37,6 +38,7 @@ class FileSource:
     schema: schema of the columns.
     names: all values of `Problem.source`.
     kinds: `Problem.kind` of each of these names.
+    warnings: sentences on parts of questions that the schema does not read.
   """
 
   def __init__(
@@ -52,7 +54,9 @@ class FileSource:
     if schema is None:
       schema = detect_schema(self._row(0, self._records[0]))
     self.schema = schema_by_name(schema) if isinstance(schema, str) else schema
-    self.kinds = self._validate()
+    unread_columns = UnreadColumns(self.schema)
+    self.kinds = self._validate(unread_columns)
+    self.warnings = unread_columns.warnings()
     self.names = tuple(self.kinds)
 
   def __len__(self) -> int:
@@ -74,14 +78,15 @@ class FileSource:
     """The parsed row with its location."""
     return Row(columns, self._records.location(index))
 
-  def _validate(self) -> dict[str, str]:
-    """Parses all rows and returns the kind of each source's problems."""
+  def _validate(self, unread_columns: UnreadColumns) -> dict[str, str]:
+    """Parses and counts all rows; returns the kind of each source's problems."""
     kinds: dict[str, tuple[str, str]] = {}
     types: dict[str, tuple[str, str]] = {}
     column_of_part: dict[str, tuple[str, str]] = {}
     for index, columns in enumerate(self._records):
       row = self._row(index, columns)
       problem = self.schema.parse(row, self._name)
+      unread_columns.add(row, problem)
       _check_consistent(
         kinds,
         problem.source,

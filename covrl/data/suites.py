@@ -33,6 +33,7 @@ class Suite:
       the greedy one alone.
     temperature: temperature of the k samples.
     schema: names of the schemas of its files, separated by commas.
+    warnings: sentences on its files, see `FileSource`.
 
   Raises:
     TypeError: the problems are not a sequence of `Problem`, but a generator for
@@ -46,6 +47,7 @@ class Suite:
   samples: int = 0
   temperature: float = 1.0
   schema: str = ''
+  warnings: Sequence[str] = ()
 
   def __post_init__(self) -> None:
     samples, temperature = self.samples, self.temperature
@@ -178,6 +180,7 @@ def _load(name: str, directory: epath.Path) -> Suite:
     samples=info.samples,
     temperature=info.temperature,
     schema=', '.join(dict.fromkeys(source.schema.name for source in sources)),
+    warnings=[text for source in sources for text in source.warnings],
   )
 
 

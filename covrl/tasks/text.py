@@ -98,7 +98,11 @@ def text_task(config: Config) -> Task:
     ):
       none_answers.add(problem)
       faults.add(problem, prompted.prompt)
-    warnings = [*none_answers.warnings(), *faults.warnings()]
+    warnings = [
+      *suite.warnings,
+      *none_answers.warnings(),
+      *faults.warnings(),
+    ]
     notes += [f'warning: {text}' for text in warnings]
   rewards, sandbox_notes = make_rewards(kinds, config.rewards)
   if format_prompt.template is not None:
@@ -265,8 +269,8 @@ def _training_problems(
   ]
   notes += [
     f'warning: {text}'
-    for filtered_source in filtered_sources
-    for text in filtered_source.warnings()
+    for source, filtered_source in zip(sources, filtered_sources, strict=True)
+    for text in (*source.warnings, *filtered_source.warnings())
   ]
   kinds: dict[str, str] = {}
   for source in sources:

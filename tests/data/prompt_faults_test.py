@@ -94,7 +94,8 @@ def test_messages_that_a_template_leaves_out_are_counted(
   assert ' of 3 prompts: ' in warning
   for role in roles:
     assert role in warning
-  assert warning.count('(first: row ') == len(roles)
+  # Roles that are left out in the same rows have one location.
+  assert warning.count('(first: row ') <= len(roles)
 
 
 def test_numbers_and_first_rows_are_those_of_each_role(tokenizer):
@@ -201,7 +202,7 @@ def test_special_tokens_of_sentencepiece_are_counted():
   tokenizer = train_sentencepiece(['What is 1 + 3 ?'])
   problems = [problem(question='What </s> <s> </s> is ?'), problem()]
   (warning,) = warnings(problems, tokenizer, template=ChatTemplate(ALL))
-  assert ': </s> in 1 (first: row 1 of a.jsonl), <s> in 1 (' in warning
+  assert warning.endswith(': </s>, <s> in 1 (first: row 1 of a.jsonl)')
 
 
 def test_a_warning_names_a_few_tokens(tokenizer):
@@ -213,8 +214,10 @@ def test_a_warning_names_a_few_tokens(tokenizer):
   assert {'a', 'b'} <= set(many.special_tokens)
   problems = [problem(question=f'{"".join(names)} a b')]
   (warning,) = warnings(problems, many, template=ChatTemplate(ALL))
-  assert warning.count('(first: ') == 3
-  assert warning.endswith(', 2 others')
+  assert warning.endswith(
+    ': <|endoftext|>, <|im_end|>, <|im_start|> in 1 (first: row 1 of a.jsonl), 2'
+    ' others'
+  )
 
 
 def test_nothing_is_reported_of_tokenizers_without_a_list_of_special_tokens():
@@ -268,6 +271,8 @@ def test_the_longest_special_token_counts(tokens, found):
   faults = PromptFaults(PromptFormat(), Listed())
   faults.add(problem(question='<a>b <b> <a> <unused>'), '')
   faults.add(problem(), '')
+  names = ', '.join(sorted(found))
   counted = ''.join(faults.warnings())
-  assert all(f'{token} in 1 (' in counted for token in found)
-  assert bool(counted) == bool(found)
+  assert counted.endswith(
+    f': {names} in 1 (first: row 1 of a.jsonl)' * any(found)
+  )

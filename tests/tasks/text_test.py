@@ -331,3 +331,21 @@ def test_patterns_of_numbered_files_must_match_all_of_the_numbers(
   with pytest.raises(ValueError, match='must be 3 files, got 2, without numb'):
     length('train-*.jsonl')
   assert length(names[0], names[2]) == 10
+
+
+def test_columns_that_may_hold_a_part_of_the_question_are_noted(tmp_path):
+  for name in ('train', 'suite'):
+    rows = [
+      {'question': f'{name} {n}?', 'choices': ['x', 'y'], 'answer': n}
+      for n in range(3)
+    ]
+    (tmp_path / f'{name}.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+  settings = config(suites=str(tmp_path / 'suite.jsonl'))
+  settings.data.train = str(tmp_path / 'train.jsonl')
+  notes = text_task(settings).notes
+  for name in ('train', 'suite'):
+    assert (
+      'warning: 3 of 3 rows have what usually is a part of the question and the'
+      " schema plain does not read: 'choices' in 3 (first: row 1 of"
+      f' {tmp_path / name}.jsonl)'
+    ) in notes
