@@ -134,7 +134,8 @@ class RewardConfig:
   """Scoring of responses.
 
   Attributes:
-    workers: number of worker processes.
+    workers: number of worker processes; more than processors save no time.
+      Programs in responses that wait for a processor are not charged for it.
     timeout: seconds after which the scoring of a response is aborted.
     max_failures: share of an iteration's responses whose scoring may time out
       or crash before the run stops; they are masked, not scored 0.

@@ -37,7 +37,7 @@ def code_reward(
       only on request.
     url: address of the server of the backend 'remote'.
     packages: installed packages that programs may import, see `Judge`.
-    time_limit: seconds that each test may take.
+    time_limit: seconds that each test may take, see `judge_code`.
     name: name in the metrics, see `Reward`.
     weight: weight in the total, see `Reward`.
     sources: data sources that it scores, see `Reward`.

@@ -31,7 +31,9 @@ class Judge:
   """Runs untrusted programs in sandboxes and compares their output with tests.
 
   A judge can be shared by threads. It runs one program per processor at a time;
-  further calls wait, which does not count as a program's time.
+  further calls wait, which does not count as a program's time. Nor does the time
+  for which a program waits for a processor that other processes use, other judges'
+  programs among them.
 
   Args:
     backend: the sandbox backend: `bubblewrap`, `landlock`, `remote` (the server at
@@ -196,7 +198,9 @@ def judge_code(
   Args:
     program: source code, or a response with the source in a fenced block.
     tests: the tests, run in order.
-    time_limit: seconds that each test may take.
+    time_limit: seconds that each test may take: those in which the program runs or
+      sleeps, not those in which other processes use its processor. All count if
+      the program has child processes.
     pass_rate: whether the score is the share of passed tests instead of 1 if
       all pass. Tests after one that was killed (time, memory) count as failed
       without being run.
@@ -204,7 +208,7 @@ def judge_code(
 
   Returns:
     A score in [0, 1] with the reason if it is below 1; NaN if no sandbox works,
-    or one fails.
+    one fails, or the program gets no processor for most of ten times its limit.
 
   Raises:
     ValueError: if there are no tests, one has an unknown format, or the time limit

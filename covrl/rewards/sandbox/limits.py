@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from covrl.rewards.sandbox.resource_usage import Usage
 
 _MEASUREMENT_SECONDS = 0.025  # seconds between measurements of a job's usage
+_MAX_SLOWDOWN = 10.0  # maximal duration of a job, in time limits
 
 
 class EndReason(enum.Enum):
@@ -26,6 +27,8 @@ class EndReason(enum.Enum):
     MEMORY: its processes and files exceeded the memory limit.
     TASKS: it had more processes and threads than allowed.
     OUTPUT: it wrote more than allowed.
+    STARVED: it waited for a processor for most of the time, and did not end in
+      ten times its time limit.
     LOST: process 1 ended without a report.
   """
 
@@ -34,6 +37,7 @@ class EndReason(enum.Enum):
   MEMORY = 'memory'
   TASKS = 'tasks'
   OUTPUT = 'output'
+  STARVED = 'starved'
   LOST = 'lost'
 
 
@@ -112,6 +116,7 @@ def supervise_job(
   outputs: Sequence[OutputPipe],
   seconds: float,
   measure: Callable[[], Usage],
+  waited: Callable[[], float],
   limits: Limits,
 ) -> tuple[EndReason, bytes]:
   """Waits until a job ends or exceeds a limit.
@@ -119,15 +124,17 @@ def supervise_job(
   Args:
     control: socket on which the sandbox's process 1 reports the job's end.
     outputs: pipes to read meanwhile.
-    seconds: time limit.
+    seconds: time limit, without the time of waiting for a processor.
     measure: returns the current usage of the sandbox.
+    waited: returns the seconds for which the job has waited for a processor.
     limits: resource limits.
 
   Returns:
     The reason for which the job ended, and the report of process 1.
   """
-  now = time.monotonic()
+  start = now = time.monotonic()
   deadline, next_measurement = now + seconds, now + _MEASUREMENT_SECONDS
+  last_deadline = now + _MAX_SLOWDOWN * seconds
   poll = select.poll()
   poll.register(control, select.POLLIN)
   pipe_by_descriptor = {pipe.fileno(): pipe for pipe in outputs}
@@ -144,13 +151,16 @@ def supervise_job(
       if pipe.is_over_limit:
         return EndReason.OUTPUT, b''
     now = time.monotonic()
-    if now >= next_measurement:
+    if now >= min(next_measurement, deadline):
       usage = measure()
       if usage.memory > limits.memory:
         return EndReason.MEMORY, b''
       # The count includes process 1.
       if usage.tasks > limits.processes + 1:
         return EndReason.TASKS, b''
+      deadline = start + seconds + waited()
+      if now >= last_deadline and now < deadline:
+        return EndReason.STARVED, b''
       next_measurement = time.monotonic() + _MEASUREMENT_SECONDS
   return EndReason.TIMEOUT, b''
 

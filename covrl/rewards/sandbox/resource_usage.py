@@ -48,9 +48,14 @@ def measure(pid: int, writable: Iterable[str], limit: int) -> Usage:
   return Usage(memory + file_bytes, tasks)
 
 
+def list_processes(pid: int) -> list[int]:
+  """Returns a process and all its descendants."""
+  return [process for process, _ in _process_tree(pid)]
+
+
 def descendants(pid: int) -> list[int]:
   """Returns all descendants of a process."""
-  return [process for process, _ in _process_tree(pid) if process != pid]
+  return list_processes(pid)[1:]
 
 
 def count_oom_kills() -> int:
@@ -58,7 +63,7 @@ def count_oom_kills() -> int:
 
   Of the machine since its start, those of full containers included.
   """
-  for line in _read_proc('/proc/vmstat').splitlines():
+  for line in read_proc('/proc/vmstat').splitlines():
     if line.startswith('oom_kill '):
       return int(line.split()[1])
   return 0
@@ -73,7 +78,7 @@ def _process_tree(pid: int) -> Iterator[tuple[int, int]]:
     try:
       for thread in os.listdir(f'/proc/{process}/task'):
         threads += 1
-        children = _read_proc(f'/proc/{process}/task/{thread}/children')
+        children = read_proc(f'/proc/{process}/task/{thread}/children')
         waiting += [int(child) for child in children.split()]
     except FileNotFoundError:
       pass
@@ -82,13 +87,13 @@ def _process_tree(pid: int) -> Iterator[tuple[int, int]]:
 
 def _resident_bytes(process: int) -> int:
   """Resident set size of a process, in bytes."""
-  fields = _read_proc(f'/proc/{process}/statm').split()
+  fields = read_proc(f'/proc/{process}/statm').split()
   return int(fields[1]) * _PAGE_BYTES if fields else 0
 
 
 def _proportional_bytes(process: int) -> int:
   """Proportional set size, in bytes: pages divided by the processes that share."""
-  for line in _read_proc(f'/proc/{process}/smaps_rollup').splitlines():
+  for line in read_proc(f'/proc/{process}/smaps_rollup').splitlines():
     if line.startswith('Pss:'):
       return int(line.split()[1]) * 1024
   return 0
@@ -104,7 +109,7 @@ def _written_bytes(pid: int, path: str) -> int:
   return block_bytes + (usage.f_files - usage.f_ffree) * _INODE_BYTES
 
 
-def _read_proc(path: str) -> str:
+def read_proc(path: str) -> str:
   """Reads a file in /proc; empty if the process has ended."""
   try:
     return pathlib.Path(path).read_text(encoding='ascii')

@@ -25,6 +25,7 @@ from covrl.rewards.sandbox.limits import (
   OutputPipe,
   supervise_job,
 )
+from covrl.rewards.sandbox.processor_wait import ProcessorWait
 from covrl.rewards.sandbox.resource_usage import (
   Usage,
   count_oom_kills,
@@ -132,17 +133,21 @@ class Sandbox:
     max_output: int,
     max_result: int,
     pipes: Sequence[int] = (),
+    partner: Sandbox | None = None,
   ) -> JobResult:
     """Runs a job in a fresh process.
 
     Args:
       job: the job description for the runner.
       stdin: the program's input.
-      seconds: time limit, after which everything in the sandbox is killed.
+      seconds: time limit, after which everything in the sandbox is killed; see
+        `supervise_job`.
       max_output: maximal bytes of output; a program that prints more is killed.
       max_result: maximal bytes of the result; a program that writes more is
         killed.
       pipes: descriptors that the process receives as 4 and 5; closed here.
+      partner: a sandbox whose job this one waits for: its waits for a processor
+        do not count, either.
 
     Raises:
       SandboxError: if the sandbox ended, for a reason other than the program.
@@ -154,7 +159,7 @@ class Sandbox:
       outputs = [OutputPipe(stack, size) for size in (max_output, max_result)]
       descriptors = [file, *(pipe.write_end for pipe in outputs), *pipes]
       run = self._run_job(
-        {**job, 'seconds': seconds}, descriptors, seconds, outputs
+        {**job, 'seconds': seconds}, descriptors, seconds, outputs, partner
       )
       # `<status> <1 or 0>`: whether the writable directories are empty.
       if run.end_reason is not EndReason.ENDED or not run.report.endswith(
@@ -169,9 +174,12 @@ class Sandbox:
     descriptors: Sequence[int],
     seconds: float,
     outputs: Sequence[OutputPipe],
+    partner: Sandbox | None = None,
   ) -> JobResult:
     """Sends a job to process 1 and supervises it until it ends."""
     oom_kills = count_oom_kills()
+    sandboxes = (self,) if partner is None else (self, partner)
+    waits = [ProcessorWait(sandbox._pid) for sandbox in sandboxes]
     end_reason, report = EndReason.LOST, b''
     # Fails if process 1 has ended.
     with contextlib.suppress(OSError):
@@ -179,7 +187,16 @@ class Sandbox:
       for pipe in outputs:
         pipe.close_write_end()
       end_reason, report = supervise_job(
-        self._control, outputs, seconds, self.usage, self._limits
+        self._control,
+        outputs,
+        seconds,
+        self.usage,
+        lambda: sum(wait.seconds() for wait in waits),
+        self._limits,
+      )
+    if end_reason is EndReason.STARVED:
+      raise SandboxError(
+        'the program had no processor for most of the time: others use them'
       )
     if end_reason is EndReason.LOST:
       is_sigkill = self._is_runner_killed()

@@ -40,7 +40,8 @@ class Session:
     launcher: starts sandboxes.
     limits: resource limits of the program.
     program: source code.
-    seconds: time limit of each test.
+    seconds: time limit of each test, without the time in which others use the
+      processor.
     cpu: the processor to run on; any if `None`.
 
   Attributes:
@@ -83,8 +84,8 @@ class Session:
     again.
 
     Raises:
-      SandboxError: if a sandbox cannot be started, is killed from outside, or the
-        kernel's OOM killer may have ended the program.
+      SandboxError: if a sandbox cannot be started, is killed from outside or gets
+        no processor, or the kernel's OOM killer may have ended the program.
     """
     outcome = self._check_once(test)
     if self._is_sigkill(outcome):
@@ -198,6 +199,7 @@ class Session:
           max_output=0,
           max_result=_MARGIN_BYTES,
           pipes=(requests_read_end, replies_write_end),
+          partner=suite_sandbox,
         )
         scripts = _compile_scripts(
           'json_channel', 'proxies', 'pytest_names', 'suite_runner'
@@ -209,6 +211,7 @@ class Session:
           max_output=0,
           max_result=_MARGIN_BYTES,
           pipes=(replies_read_end, requests_write_end),
+          partner=sandbox,
         )
       return self._compare_suite(
         self._record(program.result()), self._record(suite)
