@@ -20,7 +20,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from etils import epath
 
@@ -144,81 +144,134 @@ def _is_same(path: pathlib.Path, status: os.stat_result) -> bool:
     return False
 
 
-class _Lease:
-  """A lease; a thread renews it, and ends the process when it is lost."""
-
-  def check(self) -> None:
-    """See `Lock.check`."""
-
-
 @contextlib.contextmanager
 def _lease(file: epath.Path, option: str) -> Iterator[Lock]:
-  own_id = f'{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex}'
-  _acquire_lease(file, own_id, option)
+  lease = _Lease(file, option)
   closed = threading.Event()
+
+  def renew_at_intervals() -> None:
+    while not closed.wait(_RENEWAL_INTERVAL):
+      # A request that fails is repeated at the next renewal.
+      with contextlib.suppress(Exception):
+        lease.renew()
+
   thread = threading.Thread(
-    target=_renew_lease, args=(file, own_id, closed), name='lease', daemon=True
+    target=renew_at_intervals, name='lease', daemon=True
   )
   thread.start()
   try:
-    yield _Lease()
+    yield lease
   finally:
     closed.set()
+    lease.release()
     thread.join(_EXPIRY)
-    if _owner(file) == own_id:
-      file.unlink(missing_ok=True)
 
 
-def _acquire_lease(file: epath.Path, own_id: str, option: str) -> None:
+class _Lease:
+  """A lease, which ends the process when another run may have had it.
+
+  Args:
+    file: the object.
+    option: the option that names the directory, for errors.
+  """
+
+  def __init__(self, file: epath.Path, option: str) -> None:
+    self._file = file
+    self._own_id = f'{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex}'
+    self._mutex = threading.Lock()
+    self._renewals, self._is_released = 0, False
+    self._renewed_at = _acquire_lease(file, self._own_id, option)
+
+  def check(self) -> None:
+    """See `Lock.check`; renews a lease that may have expired meanwhile.
+
+    A process that was suspended goes on at once, and its next renewal is later.
+
+    Raises:
+      StorageError: the lease cannot be renewed.
+    """
+    if self._is_expired():
+      with storage.writing(self._file):
+        self.renew()
+
+  def renew(self) -> None:
+    """Renews the lease; exits if another process has or may have taken it over.
+
+    A lease whose object is missing is acquired again, but not once it may have
+    expired: another run may have acquired it, trained and released it. The status
+    of the exit is `Exit.REFUSED`: the directory is in use, as it would be for a run
+    that is started now, and a restart would change nothing.
+    """
+    with self._mutex:
+      started = _seconds()
+      if self._is_released:
+        return
+      self._renewals += 1
+      text = _lease_text(self._own_id, self._renewals)
+      owner = _owner(self._file)
+      if owner == self._own_id:
+        self._file.write_text(text)
+      elif owner is None and self._is_expired():
+        self._exit('may have used')
+      elif not storage.create_object(self._file, text):
+        self._exit('has taken')
+      self._renewed_at = started
+
+  def release(self) -> None:
+    """Removes the object, unless it is another process's."""
+    with self._mutex:
+      self._is_released = True
+      if _owner(self._file) == self._own_id:
+        self._file.unlink(missing_ok=True)
+
+  def _is_expired(self) -> bool:
+    """Returns whether another process may have taken the lease for a stale one."""
+    return _seconds() - self._renewed_at > _EXPIRY
+
+  def _exit(self, deed: str) -> NoReturn:
+    try:
+      print(
+        f'covrl: another run {deed} {self._file.parent}: this one did not renew'
+        f' its lease for {_EXPIRY:g} s',
+        file=sys.stderr,
+        flush=True,
+      )
+    finally:
+      os._exit(Exit.REFUSED)
+
+
+def _acquire_lease(file: epath.Path, own_id: str, option: str) -> float:
   """Acquires the lease, waiting for a stale one to expire.
+
+  Returns:
+    The time of the acquisition, in `_seconds`.
 
   Raises:
     ConfigError: another process renews it.
   """
   first_text: str | None = None
-  started = time.monotonic()
-  while not storage.create_object(file, _lease_text(own_id, 0)):
+  first_seen = 0.0
+  while True:
+    started = _seconds()
+    if storage.create_object(file, _lease_text(own_id, 0)):
+      return started
     with contextlib.suppress(FileNotFoundError):
       text = file.read_text(encoding='utf-8')
-      if first_text is not None and text != first_text:
+      if first_text is None:
+        first_text, first_seen = text, _seconds()
+      elif text != first_text:
         raise _in_use_error(file, option)
-      first_text = text
-      if time.monotonic() - started > _EXPIRY:
+      # The time before the read, in case the process is suspended after it.
+      elif started - first_seen > _EXPIRY:
         file.unlink(missing_ok=True)
         continue
     time.sleep(_RENEWAL_INTERVAL / 4)
 
 
-def _renew_lease(
-  file: epath.Path, own_id: str, closed: threading.Event
-) -> None:
-  """Renews the lease; exits if another process has taken it over.
-
-  A lease whose object is missing is free, and is acquired again. The status of
-  the exit is `Exit.REFUSED`: the directory is in use, as it would be for a run
-  that is started now, and a restart would change nothing.
-  """
-  renewals = 0
-  while not closed.wait(_RENEWAL_INTERVAL):
-    renewals += 1
-    # A request that fails is repeated at the next renewal.
-    with contextlib.suppress(Exception):
-      if _owner(file) == own_id:
-        file.write_text(_lease_text(own_id, renewals))
-        continue
-      if closed.is_set():
-        return
-      if storage.create_object(file, _lease_text(own_id, renewals)):
-        continue
-      try:
-        print(
-          f'covrl: another run has taken {file.parent}: this one did not renew '
-          f'its lease for {_EXPIRY:g} s',
-          file=sys.stderr,
-          flush=True,
-        )
-      finally:
-        os._exit(Exit.REFUSED)
+def _seconds() -> float:
+  """Returns a time that never jumps and counts while the machine is suspended."""
+  clock: int = getattr(time, 'CLOCK_BOOTTIME', time.CLOCK_MONOTONIC)
+  return time.clock_gettime(clock)
 
 
 def _lease_text(own_id: str, renewals: int) -> str:

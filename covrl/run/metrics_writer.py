@@ -68,8 +68,8 @@ class MetricsWriter:
       warn: receives a sentence for each such file, and one if sending to Weights
         & Biases has failed and ended.
       enabled: whether to write anything; only process 0 does.
-      before_write: called before a line is written; raises an error if the run
-        must not write.
+      before_write: called before lines are written or stored; raises an error if
+        the run must not write.
 
     Raises:
       RuntimeError: Weights & Biases refuses the run, or cannot be reached.
@@ -119,6 +119,7 @@ class MetricsWriter:
     """
     position: LogPosition = {'size': 0, 'lines': 0, 'sha256': ''}
     if self._log is not None:
+      self._before_write()
       position = self._log.sync()
     for sink in self._sinks:
       sink.sync()
@@ -155,6 +156,8 @@ class MetricsWriter:
       for output in (*reversed(self._sinks), self._log):
         if output is not None:
           stack.callback(output.close)
+      if self._log is not None:
+        stack.callback(self._before_write)
       self._log, self._sinks = None, []
 
 

@@ -97,6 +97,25 @@ def test_writes_metrics_and_events_to_a_bucket(bucket):
   assert '0.5' not in text
 
 
+def test_the_lease_is_checked_before_buffered_lines_are_stored(bucket):
+  stored_at_checks = []
+  writer = MetricsWriter(
+    LOG_FILE,
+    LoggingConfig(tensorboard=False),
+    name='toy',
+    before_write=lambda: stored_at_checks.append(bucket.names('run/metrics/')),
+  )
+  writer.write(step=1, iteration=0, phase='train', reward=0.25)
+  writer.sync()
+  assert stored_at_checks == [[], []]
+  writer.write(step=2, iteration=0, phase='train', reward=0.5)
+  before = bucket.objects['run/metrics/000000.jsonl']
+  stored_at_checks.clear()
+  writer.close()
+  assert len(stored_at_checks) == 1
+  assert bucket.objects['run/metrics/000000.jsonl'] != before
+
+
 def test_refused_writes_of_files_raise_one_sentence(bucket, monkeypatch):
   writer = MetricsWriter(LOG_FILE, LoggingConfig(), name='toy')
   writer.write(step=1, iteration=0, phase='train', reward=0.25)

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Leases of run directories in an emulated bucket."""
 
+import contextlib
 import json
 import pathlib
+import signal
 import subprocess
 import sys
 import threading
@@ -54,15 +56,17 @@ def test_only_one_process_acquires_a_lease(bucket, monkeypatch):
   assert (len(acquired), len(refused)) == (1, 3)
 
 
-def test_exits_when_the_lease_is_lost(bucket):
+@contextlib.contextmanager
+def run_with_lease(body, **settings):
+  """Starts a process that holds the lease and then executes the line `body`."""
   script = (
     'import time\n'
     'from covrl.run import lock\n'
     'from covrl import storage\n'
-    'lock._RENEWAL_INTERVAL = 0.2\n'
-    'with lock.acquire(storage.as_path("gs://bucket/run")):\n'
+    + ''.join(f'lock.{name} = {value}\n' for name, value in settings.items())
+    + 'with lock.acquire(storage.as_path("gs://bucket/run")) as lease:\n'
     '  print("in", flush=True)\n'
-    '  time.sleep(600)\n'
+    f'  {body}\n'
   )
   process = subprocess.Popen(
     [sys.executable, '-c', script],
@@ -74,6 +78,13 @@ def test_exits_when_the_lease_is_lost(bucket):
   try:
     assert process.stdout is not None
     assert process.stdout.readline() == 'in\n'
+    yield process
+  finally:
+    process.kill()
+
+
+def test_exits_when_the_lease_is_lost(bucket):
+  with run_with_lease('time.sleep(600)', _RENEWAL_INTERVAL=0.2) as process:
     # A lease whose object is gone is free.
     process_name = json.loads(bucket.text('run/.lock'))['process']
     with bucket.lock:
@@ -84,8 +95,48 @@ def test_exits_when_the_lease_is_lost(bucket):
     assert json.loads(bucket.text('run/.lock'))['process'] == process_name
     bucket.put('run/.lock', b'{"process": "another", "beat": 0}')
     _, stderr = process.communicate(timeout=300)
-  finally:
-    process.kill()
   assert process.returncode == Exit.REFUSED == 2
   assert stderr.startswith('covrl: another run has taken gs://bucket/run')
   assert stderr.count('\n') == 1
+
+
+@pytest.mark.parametrize(
+  ('body', 'interval'),
+  [
+    pytest.param('time.sleep(600)', 2.0, id='at the next renewal'),
+    pytest.param(
+      'while True: lease.check(); time.sleep(0.05)', 600.0, id='at a write'
+    ),
+  ],
+)
+def test_exits_when_another_run_may_have_used_the_directory_meanwhile(
+  bucket, body, interval
+):
+  """The process is suspended while another run takes the lease and releases it."""
+  settings = {'_RENEWAL_INTERVAL': interval, '_EXPIRY': 5.0}
+  with run_with_lease(body, **settings) as process:
+    process.send_signal(signal.SIGSTOP)
+    with bucket.lock:
+      del bucket.objects['run/.lock']
+    bucket.put('run/metrics/000000.jsonl', b'of another run')
+    time.sleep(5.5)
+    assert bucket.names() == ['run/metrics/000000.jsonl']
+    process.send_signal(signal.SIGCONT)
+    _, stderr = process.communicate(timeout=300)
+  assert process.returncode == Exit.REFUSED
+  assert stderr == (
+    'covrl: another run may have used gs://bucket/run: this one did not renew its'
+    ' lease for 5 s\n'
+  )
+  assert bucket.names() == ['run/metrics/000000.jsonl']
+
+
+def test_a_suspended_run_goes_on_where_no_other_has_taken_its_lease(bucket):
+  body = 'for _ in range(4): lease.check(); time.sleep(0.5)'
+  with run_with_lease(body, _RENEWAL_INTERVAL=600.0, _EXPIRY=1.0) as process:
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(1.5)
+    process.send_signal(signal.SIGCONT)
+    _, stderr = process.communicate(timeout=300)
+  assert process.returncode == 0, stderr
+  assert not bucket.names()
