@@ -28,6 +28,13 @@ def value_of_process_0(name: str, value: bool, *, timeout: int = 600) -> bool:
   return client.blocking_key_value_get(name, timeout * 1000) == str(True)
 
 
+def first_text(text: str | None) -> str | None:
+  """Returns the first text that any process has, the same on all processes."""
+  if distributed.process_count() == 1:
+    return text
+  return next(filter(None, distributed.gather_objects(text)), None)
+
+
 def peers_arrive(name: str, *, timeout: int = 30) -> bool:
   """Waits a limited time for all other processes to call it, too.
 

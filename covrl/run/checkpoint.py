@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 from jaxtyping import PyTree
 
@@ -91,7 +90,7 @@ class Checkpoint:
     """
     names = list(self.files)[jax.process_index() :: jax.process_count()]
     differences = checkpoint_files.differences(self.path, names, self.files)
-    return _first_of_processes(next(differences, None))
+    return agreement.first_text(next(differences, None))
 
   def _require_verified(self) -> None:
     if not self.is_verified and (damage := self.find_damage()):
@@ -208,7 +207,7 @@ class CheckpointStore:
     for name in reversed(names):
       path = self._directory / name
       checkpoint = _read(path)
-      damage = _first_of_processes(
+      damage = agreement.first_text(
         checkpoint if isinstance(checkpoint, str) else None
       )
       if damage is None and isinstance(checkpoint, Checkpoint):
@@ -275,6 +274,7 @@ class CheckpointStore:
     with self._discarded_on_failure(path):
       if distributed.is_first():
         self._before_write()
+        self._refuse_later_than(position)
         with storage.writing(path):
           _remove(path)
           if not storage.is_bucket(path):
@@ -307,6 +307,7 @@ class CheckpointStore:
     is_whole = True
     if distributed.is_first():
       self._before_write()
+      self._refuse_later_than(int(path.name))
       saved = _read(path)
       if isinstance(saved, str) or not has_all_files(path, saved.files):
         is_whole = False
@@ -314,6 +315,16 @@ class CheckpointStore:
       elif saved.metadata != json.loads(json.dumps(metadata)):
         checkpoint_files.write_manifest(path, metadata, saved.files)
     return agreement.value_of_process_0(f'{path}/{self._saves}/whole', is_whole)
+
+  def _refuse_later_than(self, position: int) -> None:
+    """Refuses to write where another run has, as in a synchronised directory."""
+    paths, own = self._complete_paths(), self.position
+    newest = int(paths[-1].name) if paths else 0
+    if own is not None and newest > own and newest != position:
+      raise CheckpointError(
+        f'{self._directory} must have no later checkpoint than {own:08d} of this run,'
+        f' got {newest:08d}: another run has used it meanwhile'
+      )
 
   @contextlib.contextmanager
   def _discarded_on_failure(self, path: epath.Path) -> Iterator[None]:
@@ -362,11 +373,6 @@ class CheckpointStore:
     return [self._directory / name for name in sorted(names, key=int)]
 
 
-def to_host(tree: PyTree) -> PyTree:
-  """Converts device arrays to numpy arrays."""
-  return jax.tree.map(np.asarray, jax.device_get(tree))
-
-
 def _remove(directory: epath.Path) -> None:
   """Removes a complete or incomplete checkpoint."""
   with storage.writing(directory):
@@ -384,13 +390,6 @@ def _read(path: epath.Path) -> Checkpoint | str:
   if isinstance(manifest, str):
     return manifest
   return Checkpoint(path=path, **manifest)
-
-
-def _first_of_processes(text: str | None) -> str | None:
-  """Returns the first text that any process has, the same on all processes."""
-  if distributed.process_count() == 1:
-    return text
-  return next(filter(None, distributed.gather_objects(text)), None)
 
 
 def _damage_error(directory: epath.Path, damage: str) -> CheckpointError:

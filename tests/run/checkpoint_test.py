@@ -231,6 +231,28 @@ def test_a_save_replaces_a_checkpoint_of_the_same_position(tmp_path):
   assert latest(store).metadata == {'value': 2}
 
 
+def test_refuses_to_write_where_another_run_has_gone_on(tmp_path):
+  """As where two machines keep copies of a run directory the same."""
+  store = CheckpointStore(tmp_path, keep=2)
+  store.save(3, {'x': np.zeros(2)}, {})
+  other = CheckpointStore(tmp_path, keep=1)
+  assert other.latest() is not None
+  other.save(5, {'x': np.ones(2)}, {'of': 'the other run'})
+  sentence = (
+    'no later checkpoint than 00000003 of this run, got 00000005: another'
+  )
+  for save in (
+    lambda: store.save(4, {'x': np.zeros(2)}, {}),
+    lambda: store.save(6, {'x': np.zeros(2)}, {}),
+    lambda: store.replace_metadata({}),
+  ):
+    with pytest.raises(CheckpointError, match=sentence):
+      save()
+  assert latest(CheckpointStore(tmp_path, keep=1)).metadata == {
+    'of': 'the other run'
+  }
+
+
 def test_ignores_unfinished_checkpoints(copied):
   store = CheckpointStore(copied, keep=1)
   unfinished = copied / '00000013'

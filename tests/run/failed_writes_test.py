@@ -13,7 +13,7 @@ from covrl.config import (
 )
 from covrl.pretrained.atomic_dir import atomic_directory
 from covrl.run.directory import RunDirectory
-from covrl.storage import StorageError, first_storage_error, paths
+from covrl.storage import StorageError, durable, first_storage_error
 
 
 def make_failing(error_number):
@@ -41,7 +41,7 @@ def test_failed_writes_leave_nothing_behind(
     if location == 'os.fsync':
       patch.setattr(os, 'fsync', make_failing(error_number))
     else:
-      patch.setattr(paths, location, make_failing(error_number))
+      patch.setattr(durable, location, make_failing(error_number))
     with pytest.raises(StorageError) as caught:
       directory.write_recipe(recipe)
     reason = os.strerror(error_number)

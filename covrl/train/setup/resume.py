@@ -7,6 +7,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+import numpy as np
 from jaxtyping import PyTree
 
 from covrl.config import Config
@@ -15,7 +17,6 @@ from covrl.run.checkpoint import (
   Checkpoint,
   CheckpointError,
   CheckpointStore,
-  to_host,
 )
 from covrl.run.consistency import versions
 from covrl.run.metrics_writer import MetricsState, MetricsWriter
@@ -316,16 +317,21 @@ def _restore(
   if position.prompts is not None:
     run.collector.restore(
       position.prompts,
-      *(to_host(arrays.get(name)) for name in ('ahead', 'carried')),
+      *(_to_host(arrays.get(name)) for name in ('ahead', 'carried')),
     )
   rollout = None
   if position.update > 0:
     rollout = RolloutBatch(
-      **to_host(arrays['rollout']),
+      **_to_host(arrays['rollout']),
       metrics=metadata['rollout_metrics'],
       update_metrics=metadata.get('update_metrics', ()),
     )
   return position, arrays['state'], rollout
+
+
+def _to_host(tree: PyTree) -> PyTree:
+  """Converts device arrays to numpy arrays."""
+  return jax.tree.map(np.asarray, jax.device_get(tree))
 
 
 def _version_error(saved: Checkpoint) -> CheckpointError:
