@@ -21,6 +21,9 @@ import rich.text
 
 from covrl.run import streams
 
+WARNING = 'warning: '
+"""Beginning of a line that is a warning."""
+
 # Metrics that are displayed: label and format.
 _METRICS: Mapping[str, tuple[str, str]] = {
   'loss': ('loss', '{:.3f}'),
@@ -169,7 +172,7 @@ class Progress:
 
   def warn(self, text: str) -> None:
     """Prints a warning, a line that stays."""
-    self.note(f'warning: {text}')
+    self.note(f'{WARNING}{text}')
 
   def _add_task(self, name: str, total: int | None) -> rich.progress.Task:
     task_id = self._display.add_task(

@@ -199,13 +199,14 @@ def _evaluation_notes(task: Task) -> Iterator[str]:
     count = sum(_words(problem) in training_prompts for problem in problems)
     if count:
       yield (
-        f'{count} of {len(problems)} {name} are trained on, too: their results'
-        ' do not measure accuracy on new problems'
+        f'warning: {count} of {len(problems)} {name} are trained on, too: their'
+        ' results do not measure accuracy on new problems'
       )
   repeated = len(task.held_out) - len(set(map(_words, task.held_out)))
   if repeated:
     yield (
-      f'{repeated} of {len(task.held_out)} held-out problems repeat another one:'
+      f'warning: {repeated} of {len(task.held_out)} held-out problems repeat'
+      ' another one:'
       ' each counts as a problem of its own, so that intervals are too narrow'
     )
 

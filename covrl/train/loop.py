@@ -24,7 +24,8 @@ from covrl.run.directory import RECIPE, RunDirectory
 from covrl.run.metrics_writer import MetricsWriter, check_wandb
 from covrl.run.preemption import Stopped, StopSignal
 from covrl.run.profiler import Profiler
-from covrl.run.progress import Progress
+from covrl.run.progress import WARNING, Progress
+from covrl.run.set_up_warnings import SetUpWarnings
 from covrl.run.watchdog import Watchdog
 from covrl.storage import StorageError
 from covrl.storage.append_log import describe_log_damage
@@ -36,6 +37,7 @@ from covrl.train.setup.code import check_code
 from covrl.train.setup.function_fingerprints import check_functions
 from covrl.train.setup.inputs import (
   check_inputs,
+  check_recipe,
   input_fingerprints,
 )
 from covrl.train.setup.resume import (
@@ -127,16 +129,15 @@ def train(
     # Build. Nothing is written before all objects are built and checked.
     directory.check(recipe)
 
-    def warn(text: str) -> None:
-      progress.warn(text)
-      directory.add_notice(text)
-
+    set_up_warnings = SetUpWarnings(progress, directory)
+    warn = set_up_warnings.warn
     is_strict = options.resume == 'strict'
     saved = store.newest_undamaged(strict=is_strict, warn=warn)
     if saved is None:
       directory.refuse_restart()
     iterations = config.train.iterations
     if saved is not None and is_finished(saved, config):
+      check_recipe(saved, recipe.identity)
       directory.check_records(saved.metadata, warn)
       log_position = saved.metadata['metrics']['log']
       if directory.writes and (
@@ -154,12 +155,12 @@ def train(
     config_before = flatten(config)
     seed_generators(config.seed)
     with recorded_reads(config) as fields_read:
-      run = build(recipe, saved, progress.note)
+      run = build(recipe, saved, set_up_warnings.note)
     _refuse_changes(config_before, flatten(config))
     for text in unused_override_warnings(
       recipe, fields_read, run.task, run.policy.config
     ):
-      progress.warn(text)
+      set_up_warnings.note(f'{WARNING}{text}')
     for resource in (run.collector, run.scoring, profiler):
       on_exit.callback(resource.close)
     stop.poll()
@@ -186,6 +187,7 @@ def train(
     for warning in (schedule_warning(config), extension_warning(config, saved)):
       if warning:
         warn(warning)
+    set_up_warnings.publish()
     if run.task.notes or run.task.description:
       description = {
         'description': run.task.description,

@@ -9,6 +9,7 @@ import pytest
 from cli.conftest import RECIPE
 
 from covrl.cli import main
+from covrl.config import ConfigError
 from covrl.exit_codes import Exit
 from covrl.run.checkpoint import CheckpointError, CheckpointStore
 from covrl.run.directory import RunDirectory
@@ -230,3 +231,19 @@ def test_a_run_that_is_opened_with_other_code_is_reported(new_run, capfd):
     'covrl: warning: code of covrl has changed since the checkpoint was written:'
     ' results may differ from those of the run\n'
   ) in capfd.readouterr().err
+
+
+def test_a_run_with_the_checkpoint_of_another_is_not_opened(new_run):
+  """As after a copy of the checkpoints of a run with another seed."""
+  CheckpointStore(new_run / 'checkpoints', keep=1).save(
+    4,
+    {'state': {'trainable': {'x': jnp.zeros(3)}}},
+    {'inputs': {'recipe': 'another'}},
+  )
+  with (
+    pytest.raises(
+      ConfigError, match='got one of another recipe, configuration'
+    ),
+    open_run(str(new_run)),
+  ):
+    raise AssertionError

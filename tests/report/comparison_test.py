@@ -17,6 +17,7 @@ from covrl.report import (
   write_report,
 )
 from covrl.report.comparison import load_comparison
+from covrl.report.inputs.run_data import load_run
 
 T_2 = 4.302653  # .975 quantile of Student's t with 2 degrees of freedom
 
@@ -219,6 +220,43 @@ def test_compares_unfinished_and_unevaluated_runs(make_run, tmp_path):
   write_comparison(runs, tmp_path / 'page.html')
   with pytest.raises(ValueError, match='entropy or accuracy'):
     comparison_svg(runs)
+
+
+def test_warnings_of_the_runs_are_on_the_comparison(make_run, tmp_path):
+  run, other = make_run('a', name='a'), make_run('b', name='b')
+  lines = [json.dumps({'text': f'checkpoint {n} is damaged'}) for n in range(5)]
+  (run / 'notices.jsonl').write_text('\n'.join(lines))
+  page = write_comparison([run, other], tmp_path / 'page.html').read_text()
+  for n in range(3):
+    assert f'a: checkpoint {n} is damaged' in page
+  assert 'checkpoint 3' not in page
+  assert 'a: 2 more warnings are on its own page.' in page
+
+
+def test_a_finished_run_without_evaluations_is_finished(make_run):
+  run = make_run('a', name='a', iterations=3)
+  file, config_file = run / 'metrics.jsonl', run / 'config.json'
+  settings = json.loads(config_file.read_text())
+  settings['config'] |= {
+    'rollout': {'prompts_per_iteration': 8, 'responses_per_prompt': 4}
+  }
+  settings['config']['train']['sequences_per_update'] = 16
+  config_file.write_text(json.dumps(settings))
+  lines = [
+    line for line in file.read_text().splitlines() if '"eval"' not in line
+  ]
+  file.write_text('\n'.join(lines))
+  assert load_run(run).updates_per_iteration == 2
+  assert (load_run(run).finished_iterations, load_run(run).finished) == (
+    3,
+    True,
+  )
+  # The last update is missing.
+  file.write_text('\n'.join(lines[:-1]))
+  assert (load_run(run).finished_iterations, load_run(run).finished) == (
+    2,
+    False,
+  )
 
 
 def without_samples(run):

@@ -344,3 +344,40 @@ def test_a_run_without_a_seed_is_noted(run):
   assert load_run(run).unreadable.sentences() == [
     'config.json has no seed: the run is compared as one of seed 0.'
   ]
+
+
+@pytest.mark.parametrize('folder', ['evaluation', 'rollouts'])
+def test_copies_of_files_of_an_iteration_are_left_out(run, folder):
+  """Sync tools keep two versions of a file under names of their own."""
+  file = sorted((run / folder).iterdir())[-1]
+  expected = load_run(run).latest_results, load_run(run).rollout_files
+  name = f'{file.stem}.sync-conflict-20261201{file.suffix}'
+  (run / folder / name).write_text('{}')
+  data = load_run(run)
+  assert (data.latest_results, data.rollout_files) == expected
+  assert data.unreadable.sentences() == [
+    f'{folder}/{name} was skipped: it is not a file that covrl writes, but perhaps a'
+    ' copy of one.'
+  ]
+
+
+def test_a_copy_of_the_results_of_a_set_is_left_out(run):
+  def results(scores):
+    return ''.join(
+      json.dumps({'suite': '', 'key': f'{n}', 'greedy': score, 'correct': []})
+      + '\n'
+      for n, score in enumerate(scores)
+    )
+
+  held_out = run / 'evaluation' / 'held_out.jsonl'
+  held_out.write_text(results([0, 1]))
+  (run / 'evaluation/summary.json').write_text(
+    json.dumps({'held_out': {'iteration': 1000}})
+  )
+  expected = load_run(run).latest_results
+  assert len(expected) == 2
+  held_out.with_name('held_out (1).jsonl').write_text(results([1, 1]))
+  data = load_run(run)
+  assert data.latest_results == expected
+  (sentence,) = data.unreadable.sentences()
+  assert sentence.startswith('evaluation/held_out (1).jsonl was skipped:')

@@ -29,7 +29,9 @@ def test_problems_that_are_trained_on_and_evaluated_are_noted():
 
   assert make_task(toy.recipe()).notes == ()
   (text,) = make_task(toy.recipe(task=overlapping)).notes
-  assert text.startswith('3 of 43 held-out problems are trained on, too')
+  assert text.startswith(
+    'warning: 3 of 43 held-out problems are trained on, too'
+  )
 
 
 @pytest.mark.parametrize(
@@ -61,5 +63,9 @@ def test_trained_problems_are_found_in_sources_of_every_kind(
     )
 
   trained, repeated = make_task(toy.recipe(task=task)).notes
-  assert trained.startswith('2 of 5 held-out problems are trained on, too')
-  assert repeated.startswith('2 of 5 held-out problems repeat another one')
+  assert trained.startswith(
+    'warning: 2 of 5 held-out problems are trained on, too'
+  )
+  assert repeated.startswith(
+    'warning: 2 of 5 held-out problems repeat another one'
+  )

@@ -275,6 +275,10 @@ def test_a_warm_start_of_another_model_or_examples_is_not_shared(
     share(inputs | {name: 'another'})
   shutil.rmtree(tmp_path / 'warm_start')
   assert share(inputs) is not None
+  # A warm start that was copied from a run of another seed.
+  shutil.rmtree(tmp_path / 'warm_start')
+  with pytest.raises(ConfigError, match='got one of another recipe'):
+    share(inputs | {'recipe': 'another'})
   # Inputs without a fingerprint are not compared.
   shutil.rmtree(tmp_path / 'warm_start')
   assert share(inputs | {name: ''}) is not None

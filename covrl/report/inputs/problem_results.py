@@ -10,7 +10,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from etils import epath
 
+from covrl.evaluation.result_files import HELD_OUT
 from covrl.report.inputs.run_json import (
+  FOREIGN_FILE,
   Unreadable,
   finite_number,
   read_objects,
@@ -29,6 +31,8 @@ def read_results(
 ) -> ResultsByProblem:
   """Reads the results in files by problem, without unreadable lines.
 
+  A file of a set whose name is not that of the set is left out, such as a copy.
+
   Args:
     files: files of the directory `evaluation` of a run.
     unreadable: receives the counts of unreadable lines and results.
@@ -38,6 +42,11 @@ def read_results(
     name = f'evaluation/{file.name}'
     failures = 0
     for _, record in read_objects(file, name, unreadable):
+      if not file.name.startswith('iteration_') and file.stem != (
+        record.get('suite') or HELD_OUT
+      ):
+        unreadable.set_count(name, FOREIGN_FILE)
+        break
       result = _result(record)
       if result is None:
         failures += 1

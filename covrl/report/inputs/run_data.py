@@ -12,11 +12,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from etils import epath
 
 from covrl import storage
@@ -24,6 +24,7 @@ from covrl.evaluation.result_files import HELD_OUT
 from covrl.report.inputs.phase_metrics import PhaseMetrics, read_metrics
 from covrl.report.inputs.problem_results import ResultsByProblem, read_results
 from covrl.report.inputs.run_json import (
+  FOREIGN_FILE,
   MISSING_SEED,
   Unreadable,
   is_count,
@@ -34,6 +35,9 @@ from covrl.report.inputs.run_json import (
 
 # Suffix with the seed in the name of a run directory.
 _SEED_SUFFIX = re.compile(r'(^|[-_.])(seed|s)?[-_=]?\d+$')
+
+# Names of files of samples and results of an iteration; sync tools add copies.
+_ITERATION_FILE = re.compile(r'iteration_[0-9]{6,}\.jsonl?')
 
 # Warnings of a run on its page, at most.
 _MAX_NOTICES = 20
@@ -115,14 +119,33 @@ class RunData:
 
   @property
   def finished_iterations(self) -> int:
-    """Number of finished iterations."""
-    numbers = [
-      number
-      for lines in (self.train, self.evals)
-      for number in lines.column('iteration')
-      if math.isfinite(number)
-    ]
-    return int(max(numbers, default=0))
+    """Number of finished iterations.
+
+    An evaluation has the number of iterations before it, an update the index of its
+    own, which is finished if all of its updates have a line.
+    """
+    iterations = self.train.column('iteration')
+    latest = np.nanmax(iterations, initial=0)
+    updates = self.updates_per_iteration
+    if updates and np.count_nonzero(iterations == latest) >= updates:
+      latest += 1
+    evaluated = self.evals.column('iteration')
+    return int(max(latest, np.nanmax(evaluated, initial=0)))
+
+  @property
+  def updates_per_iteration(self) -> int | None:
+    """The configured updates per iteration; `None` if a field is missing or invalid."""
+    prompts, responses, size = (
+      self.config_value(name)
+      for name in (
+        'rollout.prompts_per_iteration',
+        'rollout.responses_per_prompt',
+        'train.sequences_per_update',
+      )
+    )
+    if not (is_count(prompts) and is_count(responses) and is_count(size)):
+      return None
+    return int(prompts * responses // size) if size else None
 
   @property
   def planned_iterations(self) -> int | None:
@@ -145,7 +168,8 @@ class RunData:
   @functools.cached_property
   def rollout_files(self) -> list[epath.Path]:
     """Files of saved samples, oldest first."""
-    return _sorted_files(self.path / 'rollouts', 'iteration_*.json')
+    files = _sorted_files(self.path / 'rollouts', 'iteration_*.json')
+    return self._named_by_covrl(files)
 
   @functools.cached_property
   def recipe_files(self) -> tuple[tuple[str, bytes], ...]:
@@ -220,13 +244,12 @@ class RunData:
   def latest_results(self) -> ResultsByProblem:
     """Latest results by problem, of `covrl evaluate` or else of the run."""
     files = _sorted_files(self.path / 'evaluation', '*.jsonl')
-    evaluation_files = [
-      file for file in files if file.name.startswith('iteration_')
-    ]
+    evaluation_files = self._named_by_covrl(
+      [file for file in files if file.name.startswith('iteration_')]
+    )
+    files = [file for file in files if not file.name.startswith('iteration_')]
     newer_files = [
-      f
-      for f in files
-      if f not in evaluation_files and not self._is_old(f, evaluation_files)
+      file for file in files if not self._is_old(file, evaluation_files)
     ]
     return read_results(newer_files or evaluation_files[-1:], self.unreadable)
 
@@ -234,7 +257,7 @@ class RunData:
   def has_newer_held_out_results(self) -> bool:
     """Whether `latest_results` on held-out problems are those of `covrl evaluate`."""
     files = _sorted_files(self.path / 'evaluation', '*.jsonl')
-    own = [file for file in files if file.name.startswith('iteration_')]
+    own = [file for file in files if _ITERATION_FILE.fullmatch(file.name)]
     return any(
       file.stem == HELD_OUT and not self._is_old(file, own) for file in files
     )
@@ -244,6 +267,14 @@ class RunData:
     """Settings of the results of `covrl evaluate` by evaluation set."""
     name = 'evaluation/summary.json'
     return read_json(self.path / name, name, self.unreadable)
+
+  def _named_by_covrl(self, files: Sequence[epath.Path]) -> list[epath.Path]:
+    """Files with names as covrl gives them; others, such as copies, are counted."""
+    for file in files:
+      if not _ITERATION_FILE.fullmatch(file.name):
+        name = f'{file.parent.name}/{file.name}'
+        self.unreadable.set_count(name, FOREIGN_FILE)
+    return [file for file in files if _ITERATION_FILE.fullmatch(file.name)]
 
   def _is_old(
     self, file: epath.Path, evaluation_files: Sequence[epath.Path]

@@ -38,6 +38,9 @@ MISSING_SEED = 'seed'
 REPEATED = 'repeated line'
 """Kind of part: lines with the step of a later line."""
 
+FOREIGN_FILE = 'foreign file'
+"""Kind of part: a file whose name or content is not as covrl writes it."""
+
 MISSING_UPDATE = 'missing update'
 """Kind of part: updates without a line, though a later one has its own."""
 
@@ -82,6 +85,11 @@ def _sentence(file: str, part: str, count: int) -> str:
     return (
       f'{count:,} line{ending} of {file} {was} skipped, as later ones have the'
       ' same step: it may hold the metrics of several runs.'
+    )
+  if part == FOREIGN_FILE:
+    return (
+      f'{file} was skipped: it is not a file that covrl writes, but perhaps a copy'
+      ' of one.'
     )
   if part == MISSING_UPDATE:
     return (

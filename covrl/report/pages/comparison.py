@@ -35,7 +35,15 @@ from covrl.report.reward_law_table import (
   reward_law_rows,
   runs_without_law,
 )
-from covrl.report.summary import Finding, accuracy_gain, gain_text
+from covrl.report.summary import (
+  Finding,
+  accuracy_gain,
+  gain_text,
+  health_warnings,
+)
+
+# Warnings of a run on a comparison, at most.
+_MAX_WARNINGS = 3
 
 
 def write_comparison(
@@ -103,7 +111,7 @@ def write_comparison(
       f'{run.path.name}: {sentence}'
       for group in comparison.groups
       for run in group.runs.values()
-      for sentence in run.unreadable.sentences()
+      for sentence in (*_warnings(run), *run.unreadable.sentences())
     ],
   )
   return write_page(storage.as_path(output), page)
@@ -266,6 +274,15 @@ def _differences(comparison: Comparison, metric: str) -> str:
       change = Markup('<b class="c{}">{}</b>').format(color, change)
     parts.append(Markup('{} {}').format(group.short_name, change))
   return Markup('{}.').format(Markup(', ').join(parts)) if parts else ''
+
+
+def _warnings(run: RunData) -> list[str]:
+  """The first warnings of a run's own page, and the number of the others."""
+  texts = [*run.notices, *health_warnings(run)]
+  shown, num_others = texts[:_MAX_WARNINGS], len(texts) - _MAX_WARNINGS
+  if num_others > 0:
+    shown.append(f'{num_others:,} more warnings are on its own page.')
+  return shown
 
 
 def _progress_text(run: RunData) -> str:

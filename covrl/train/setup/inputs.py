@@ -22,6 +22,7 @@ from covrl.run.checkpoint import (
   CheckpointError,
   CheckpointStore,
 )
+from covrl.run.directory import RECIPE
 from covrl.storage.fingerprints import directory_fingerprint
 from covrl.tasks.task import Task
 from covrl.train.sft import is_warm_start_finished
@@ -233,6 +234,23 @@ def warm_start_of(
 def _files_fingerprint(saved: Checkpoint) -> str:
   """Returns a fingerprint of the files of a checkpoint."""
   return text_fingerprint(json.dumps(saved.files, sort_keys=True))
+
+
+def check_recipe(saved: Checkpoint, identity: str) -> None:
+  """Checks that a checkpoint is of a run's own recipe and seed.
+
+  Args:
+    saved: a checkpoint in the run's directory, perhaps copied from another run.
+    identity: see `Recipe.identity`.
+
+  Raises:
+    ConfigError: it is another recipe's.
+  """
+  if saved.metadata.get('inputs', {}).get(RECIPE, identity) != identity:
+    raise ConfigError(
+      f'{saved.path} must be a checkpoint of the run in this directory, got one of'
+      ' another recipe, configuration or seed'
+    )
 
 
 def check_inputs(

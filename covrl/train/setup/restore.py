@@ -40,7 +40,11 @@ from covrl.train.setup.build import (
 )
 from covrl.train.setup.code import check_code, code_fingerprints
 from covrl.train.setup.initial_policy import initial_base_params, make_policy
-from covrl.train.setup.inputs import check_opened_run, warm_start_of
+from covrl.train.setup.inputs import (
+  check_opened_run,
+  check_recipe,
+  warm_start_of,
+)
 from covrl.train.setup.model_lengths import model_lengths
 from covrl.train.setup.sample import response_limit, sample_responses
 from covrl.train.setup.shared_warm_start import shared_warm_start
@@ -217,8 +221,8 @@ def open_run(
     trust: whether to execute a recipe that another user may have written.
 
   Raises:
-    ConfigError: `workdir` is not a run directory or not trusted, or the
-      tokenizer, prompt format, base of adapters or shared warm start have changed.
+    ConfigError: `workdir` is not a run directory or not trusted, its checkpoint is
+      another run's, or an input of the policy has changed.
     CheckpointError: the run has no usable checkpoint.
     ValueError: suites are given, and the run's task has none.
   """
@@ -228,7 +232,8 @@ def open_run(
     f'covrl: executed the recipe in {directory.path / "recipe"}'
     f' ({", ".join(sorted(recipe.sources))})'
   )
-  if unknown := unknown_fields(directory.read_config()['config']):
+  settings = directory.read_config()
+  if unknown := unknown_fields(settings['config']):
     _warn(
       f'{workdir} was written by another version of covrl; the fields'
       f' {", ".join(unknown)} do not exist in this one and are ignored'
@@ -246,6 +251,7 @@ def open_run(
     warm_start = shared_warm_start(recipe.config, task, policy)
 
   def read(saved: Checkpoint) -> PyTree:
+    check_recipe(saved, settings['identity'])
     check_opened_run(config, task, policy, warm_start, saved, _warn)
     check_code(
       code_fingerprints(recipe, task),

@@ -10,7 +10,7 @@ from covrl.models import Policy
 from covrl.run.checkpoint import Checkpoint
 from covrl.run.directory import RunDirectory
 from covrl.tasks.task import Task
-from covrl.train.setup.inputs import policy_fingerprints
+from covrl.train.setup.inputs import check_recipe, policy_fingerprints
 from covrl.train.sft import is_warm_start_finished, warm_start_store
 
 # Fields in which two runs must agree to share a warm start.
@@ -39,8 +39,8 @@ def shared_warm_start(
 
   Raises:
     ConfigError: that run has no finished warm start, a different one or one of
-      another model, format of prompts or other examples, or the task has no solved examples for a warm
-      start of its own.
+      another model, format of prompts or other examples, or the task has no solved examples
+      for a warm start of its own.
   """
   if not config.warm_start.from_run:
     if config.warm_start.steps and task.solved is None:
@@ -50,7 +50,8 @@ def shared_warm_start(
       )
     return None
   other = RunDirectory(config.warm_start.from_run)
-  other_config = other.read_config()['config']
+  settings = other.read_config()
+  other_config = settings['config']
   other_fields = flatten(from_dict(other_config))
   for name, value in flatten(config).items():
     if name == 'warm_start.from_run' or not name.startswith(_SHARED_FIELDS):
@@ -72,6 +73,7 @@ def shared_warm_start(
       'warm_start.from_run must be a run with a finished warm start, got'
       f' {other.path}'
     )
+  check_recipe(saved, settings['identity'])
   _check_same_inputs(saved, config, task, policy, other)
   return saved
 
