@@ -79,6 +79,9 @@ from covrl.data.suites import check_suite_names as check_suite_names
 from covrl.data.suites import load_suites as load_suites
 from covrl.data.tokenizers.json_tokenizer import JsonTokenizer as JsonTokenizer
 from covrl.data.tokenizers.sentencepiece_tokenizer import (
+  AddedToken as AddedToken,
+)
+from covrl.data.tokenizers.sentencepiece_tokenizer import (
   SentencePieceTokenizer as SentencePieceTokenizer,
 )
 from covrl.data.tokenizers.sentencepiece_tokenizer import (

@@ -11,7 +11,7 @@ from typing import Any
 
 from etils import epath
 
-from covrl.data import JsonTokenizer, Tokenizer
+from covrl.data import JsonTokenizer, SentencePieceTokenizer, Tokenizer
 from covrl.data.chat import ChatTemplate
 from covrl.pretrained.adapters import base_model_directory
 from covrl.pretrained.json_files import parse_json
@@ -88,12 +88,18 @@ def with_tokenizer(
     # A source may name no end tokens.
     with contextlib.suppress(ValueError):
       source = load_tokenizer(pretrained)
+    # Other files add tokens to a sentencepiece model.
+    is_same = source is None or source.fingerprint == tokenizer.fingerprint
+  if is_same:
     files = dict(files)
   else:
+    source = None
     template = _template(pretrained) if pretrained else None
     files = _without_tokenizer(files)
     is_json = isinstance(tokenizer, JsonTokenizer)
     files['tokenizer.json' if is_json else 'tokenizer.model'] = content
+    if isinstance(tokenizer, SentencePieceTokenizer):
+      files = _with_added_tokens(files, tokenizer)
     if template is not None:
       files[_CHAT_TEMPLATE] = _self_contained(template).encode()
   if source is None or source.bos_id != tokenizer.bos_id:
@@ -185,6 +191,24 @@ def _without_tokenizer(files: Mapping[str, bytes]) -> dict[str, bytes]:
   """The files that are not those of a tokenizer or its chat template."""
   names = files.keys() - {*TOKENIZER_FILES, _CHAT_TEMPLATE}
   return {name: files[name] for name in files if name in names}
+
+
+def _with_added_tokens(
+  files: Mapping[str, bytes], tokenizer: SentencePieceTokenizer
+) -> dict[str, bytes]:
+  """The files, which add the tokens of a tokenizer to its sentencepiece model."""
+  fields: dict[str, Any] = {} if tokenizer.spaces_parts else {'legacy': False}
+  if tokenizer.added_tokens:
+    fields['added_tokens_decoder'] = {
+      str(token.id): {
+        'content': token.text,
+        'special': token.special,
+        'lstrip': token.strips_left,
+        'rstrip': token.strips_right,
+      }
+      for token in tokenizer.added_tokens
+    }
+  return _with_fields(files, 'tokenizer_config.json', **fields)
 
 
 def _with_bos(

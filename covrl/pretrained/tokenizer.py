@@ -26,6 +26,7 @@ from covrl.pretrained.tokenizer_files import (
   end_tokens_of,
   has_chat_template,
   read_fields,
+  sentencepiece_added_tokens,
   special_tokens_of,
   tokenizer_directory,
   unnamed_special_tokens,
@@ -172,19 +173,20 @@ def _open_tokenizer(
       f' false, got {str(adds_bos)[:40]}'
     )
   try:
-    tokenizer = SentencePieceTokenizer(
+    return SentencePieceTokenizer(
       read_bytes(file, MAX_TOKENIZER_BYTES),
       end_tokens,
       adds_bos=adds_bos is not False,
+      added_tokens=sentencepiece_added_tokens(directory),
+      special_tokens=(
+        *special_tokens.values(),
+        *unnamed_special_tokens(directory),
+      ),
+      vocab_size=vocab_size,
+      spaces_parts=config.get('legacy') is not False,
     )
   except ValueError as error:
     raise ValueError(f'{file}: {error}') from None
-  if vocab_size not in (None, tokenizer.vocab_size):
-    raise ValueError(
-      f"{file} must have the model's {vocab_size} tokens, got"
-      f' {tokenizer.vocab_size}'
-    )
-  return tokenizer
 
 
 def _turn_end_ids(text: str, tokenizer: Tokenizer) -> list[int]:

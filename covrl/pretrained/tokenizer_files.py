@@ -8,6 +8,7 @@ from typing import Any
 
 from etils import epath
 
+from covrl.data import AddedToken
 from covrl.data.columns import type_name
 from covrl.pretrained.adapters import base_model_directory
 from covrl.pretrained.json_files import (
@@ -133,17 +134,17 @@ def check_added_tokens(
   for text, token in added.items():
     if token >= vocab_size and base_added.get(text) != token:
       raise ValueError(
-        f'{directory / "tokenizer.json"}: a tokenizer beside adapters must have'
+        f'{directory}: a tokenizer beside adapters must have'
         f" tokens of the base model's vocabulary of {vocab_size}, got {text!r:.80}"
         f' with the id {token}'
       )
 
 
 def _added_tokens(directory: epath.Path) -> dict[str, int]:
-  """Ids of the added tokens of a `tokenizer.json`, by text."""
+  """Ids of the added tokens of a tokenizer, by text."""
   file = directory / 'tokenizer.json'
   if not file.is_file():
-    return {}
+    return {t.text: t.id for t in sentencepiece_added_tokens(directory)}
   fields = parse_json(read_bytes(file, MAX_TOKENIZER_BYTES), str(file))
   return {
     str(token['content']): token['id']
@@ -202,6 +203,59 @@ def unnamed_special_tokens(directory: epath.Path) -> list[str]:
     ]
     texts += [text for text in contents if isinstance(text, str)]
   return texts
+
+
+def sentencepiece_added_tokens(directory: epath.Path) -> list[AddedToken]:
+  """Tokens that files beside a sentencepiece model add to it, or rename.
+
+  They are in `added_tokens_decoder`, and in the older file `added_tokens.json`.
+
+  Raises:
+    ValueError: an entry is malformed, or both files disagree.
+  """
+  file = directory / 'tokenizer_config.json'
+  decoder = read_fields(directory, file.name).get('added_tokens_decoder') or {}
+  if not isinstance(decoder, Mapping):
+    raise ValueError(
+      f'{file}: added_tokens_decoder must have tokens by id, got'
+      f' {type_name(decoder)}'
+    )
+  tokens = [
+    _added_token(id_text, fields, file) for id_text, fields in decoder.items()
+  ]
+  ids = {token.text: token.id for token in tokens}
+  file = directory / 'added_tokens.json'
+  for text, token in read_fields(directory, file.name).items():
+    if type(token) is not int or token < 0 or ids.get(text, token) != token:
+      raise ValueError(
+        f'{file}: tokens must have the ids of added_tokens_decoder, or others from'
+        f' 0, got {text!r:.80} with {str(token)[:40]}'
+      )
+    if text not in ids:
+      tokens.append(AddedToken(id=token, text=text, special=False))
+  return tokens
+
+
+def _added_token(id_text: str, fields: object, file: epath.Path) -> AddedToken:
+  """A token of `added_tokens_decoder`."""
+  content = fields.get('content') if isinstance(fields, Mapping) else None
+  if (
+    not isinstance(fields, Mapping)
+    or not isinstance(content, str)
+    or not (id_text.isascii() and id_text.isdecimal())
+    or fields.get('single_word') is True
+  ):
+    raise ValueError(
+      f'{file}: added_tokens_decoder must have ids, and tokens with a content and'
+      f' without single_word, got {id_text!r:.40} with {str(fields)[:80]}'
+    )
+  return AddedToken(
+    id=int(id_text),
+    text=content,
+    special=fields.get('special') is True,
+    strips_left=fields.get('lstrip') is True,
+    strips_right=fields.get('rstrip') is True,
+  )
 
 
 def read_fields(directory: epath.Path, name: str) -> Mapping[str, Any]:
