@@ -4,7 +4,8 @@
 import math
 import os
 import signal
-import textwrap
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -123,21 +124,45 @@ def test_programs_in_a_namespace_get_no_exemption_by_signals(judge, number):
   assert judge.judge(suicide, [SUM]).status is Status.CRASH
 
 
-@pytest.mark.parametrize(
-  ('backend', 'source'),
-  [('landlock', FCNTL_ATTACK), ('unsandboxed', KILL_ATTACK)],
-)
-def test_without_a_namespace_a_program_that_kills_its_supervisor_fails(
-  backend, source
+def test_landlock_programs_cannot_send_signals_by_fcntl(landlock_launcher):
+  command = [sys.executable, '-S', '-c', 'import time\ntime.sleep(60)']
+  with subprocess.Popen(command) as other:
+    for source in (
+      FCNTL_ATTACK,
+      FCNTL_ATTACK.replace('os.getppid()', str(other.pid)),
+      FCNTL_ATTACK.replace('fcntl.F_SETOWN', '15'),  # F_SETOWN_EX
+    ):
+      outcome = _check(landlock_launcher, source)
+      assert (outcome.score, outcome.status) == (0.0, Status.CRASH), outcome
+      assert 'OSError: [Errno 38]' in outcome.detail, outcome
+    assert other.poll() is None
+    other.kill()
+
+
+def test_a_landlock_sandbox_that_is_killed_gives_no_score(
+  landlock_launcher, kills
 ):
-  files = interpreter.find_interpreter()
-  runner = (
-    landlock.Landlock(interpreter=files, give_up_root=False)
-    if backend == 'landlock'
-    else launcher.Unsandboxed(interpreter=files)
-  )
-  program = textwrap.dedent(source).encode()
-  with Session(runner, Limits(), program, 4.0) as session:
-    outcome = session.check(PrintTest(b'3 4', b'7'))
+  kills[:] = [True]
+  with pytest.raises(sandbox.SandboxError, match='killed from outside'):
+    _check(landlock_launcher, SLOW_ADD)
+
+
+def test_an_unsandboxed_program_that_kills_its_supervisor_fails():
+  unsandboxed = launcher.Unsandboxed(interpreter=interpreter.find_interpreter())
+  outcome = _check(unsandboxed, KILL_ATTACK)
   assert (outcome.score, outcome.status) == (0.0, Status.CRASH), outcome
   assert outcome.detail.startswith('its sandbox failed')
+
+
+@pytest.fixture
+def landlock_launcher():
+  """The Landlock backend, whose programs have the user of the tests."""
+  return landlock.Landlock(
+    interpreter=interpreter.find_interpreter(), give_up_root=False
+  )
+
+
+def _check(backend, source):
+  """Returns the outcome of a program in a sandbox of a backend."""
+  with Session(backend, Limits(), source.encode(), 4.0) as session:
+    return session.check(PrintTest(b'3 4', b'7'))

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import pathlib
 import random
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -149,11 +151,21 @@ def signal_trainer(response: str, reference: Any) -> float:
   def send_by_pidfd() -> None:
     signal.pidfd_send_signal(os.pidfd_open(trainer), 0)
 
+  def send_by_fcntl() -> None:
+    read_end, _ = os.pipe()
+    fcntl.fcntl(read_end, fcntl.F_SETOWN, trainer)
+
+  def send_by_ioctl() -> None:
+    own, _ = socket.socketpair()
+    fcntl.ioctl(own, 0x8901, struct.pack('i', trainer))
+
   attempts: list[Callable[[], object]] = [
     lambda: os.kill(trainer, 0),
     lambda: os.kill(-group, 0),
     lambda: os.killpg(group, 0),
     send_by_pidfd,
+    send_by_fcntl,
+    send_by_ioctl,
   ]
   num_successes = 0
   for attempt in attempts:

@@ -42,6 +42,7 @@ class Bubblewrap(Launcher):
   # Programs could read variables in the environment of bubblewrap's process.
   environment: ClassVar[Mapping[str, str]] = {}
   has_namespaces: ClassVar[bool] = True
+  confines_signals: ClassVar[bool] = True
 
   mode: str
   scratch_size: int

@@ -34,6 +34,7 @@ class Landlock(Launcher):
   """
 
   backend: ClassVar[str] = 'landlock'
+  confines_signals: ClassVar[bool] = True
 
   give_up_root: bool = True
 

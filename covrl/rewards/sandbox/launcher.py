@@ -20,6 +20,7 @@ class Launcher:
     writable: directories inside the sandbox that programs can write to.
     environment: environment variables of the sandbox, instead of the trainer's.
     has_namespaces: whether a pid namespace contains all processes of the sandbox.
+    confines_signals: whether programs cannot end the sandbox's first process.
     interpreter: files of the Python interpreter.
     packages: installed packages that programs may import.
   """
@@ -29,6 +30,7 @@ class Launcher:
   # Makes the order of sets reproducible.
   environment: ClassVar[Mapping[str, str]] = {'PYTHONHASHSEED': '0'}
   has_namespaces: ClassVar[bool] = False
+  confines_signals: ClassVar[bool] = False
 
   interpreter: Interpreter
   packages: tuple[Package, ...] = ()

@@ -215,8 +215,8 @@ class Sandbox:
     """Returns whether SIGKILL ended process 1, which may be the program's doing.
 
     In a pid namespace it cannot be: the kernel drops a SIGKILL that a process
-    sends to process 1 of its own namespace. Without a namespace, a program can
-    send signals to process 1, for example by `fcntl` with F_SETOWN and F_SETSIG.
+    sends to process 1 of its own namespace. Nor can it be where the seccomp filter
+    refuses signals to others.
 
     Raises:
       SandboxError: if process 1 ended, for a reason other than the program.
@@ -227,11 +227,12 @@ class Sandbox:
       return False
     if status == os.EX_OSERR:
       raise SandboxError(f'no process could be started: {self._last_error()}')
-    if not self._launcher.has_namespaces:
-      return status == -signal.SIGKILL
-    # Negative if a signal ended bubblewrap, which reports that of process 1 as
-    # shells do.
-    if status < 0 or status == 128 + signal.SIGKILL:
+    # Bubblewrap reports a signal that ended process 1 as shells do; a negative
+    # status is that of bubblewrap itself.
+    is_killed = status in (-signal.SIGKILL, 128 + signal.SIGKILL)
+    if not self._launcher.confines_signals:
+      return is_killed
+    if is_killed or (status < 0 and self._launcher.has_namespaces):
       raise SandboxError('the sandbox was killed from outside')
     return False
 

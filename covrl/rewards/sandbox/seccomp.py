@@ -33,7 +33,7 @@ _NEW_THREAD = 0x00010000
 # Names of the system calls of judged programs, by what they are for.
 _FILE_CALLS = """
 access chdir chmod close close_range copy_file_range creat dup dup2 dup3
-faccessat faccessat2 fadvise64 fallocate fchdir fchmod fchmodat fcntl fdatasync
+faccessat faccessat2 fadvise64 fallocate fchdir fchmod fchmodat fdatasync
 flock fstat fstatfs fsync ftruncate getcwd getdents getdents64 lgetxattr link
 linkat lseek lstat mkdir mkdirat newfstatat open openat pipe pipe2 pread64
 preadv preadv2 pwrite64 pwritev pwritev2 read readlink readlinkat readv rename
@@ -70,6 +70,23 @@ execve execveat fork kill pidfd_open pidfd_send_signal rt_sigqueueinfo
 rt_tgsigqueueinfo setgroups setpgid setresgid setresuid setsid tgkill tkill
 vfork wait4 waitid
 """
+# Commands of `fcntl` without those that make the kernel send a signal to another
+# process (F_SETOWN, F_SETOWN_EX, F_SETSIG), which only a pid namespace confines.
+_FCNTLS = {
+  'F_DUPFD': 0,
+  'F_GETFD': 1,
+  'F_SETFD': 2,
+  'F_GETFL': 3,
+  'F_SETFL': 4,
+  'F_GETLK': 5,
+  'F_SETLK': 6,
+  'F_SETLKW': 7,
+  'F_OFD_GETLK': 36,
+  'F_OFD_SETLK': 37,
+  'F_OFD_SETLKW': 38,
+  'F_DUPFD_CLOEXEC': 1030,
+  'F_GETPIPE_SZ': 1032,
+}
 _IOCTLS = {
   'TCGETS': 0x5401,
   'TIOCGWINSZ': 0x5413,
@@ -80,6 +97,14 @@ _IOCTLS = {
 }
 # Refused to reward workers without namespaces, with any arguments.
 _CALLS_REFUSED_TO_WORKERS = 'io_uring_setup process_vm_writev tkill'
+# Refused to them, since the kernel then sends signals to any process: commands of
+# `fcntl` and requests of `ioctl`.
+_SIGNAL_OWNER_COMMANDS = (
+  ('fcntl', 8),  # F_SETOWN
+  ('fcntl', 15),  # F_SETOWN_EX
+  ('ioctl', 0x8901),  # FIOSETOWN
+  ('ioctl', 0x8902),  # SIOCSPGRP
+)
 # Refused to reward workers for the trainer's process. The index of a text is that of
 # the argument with the process id.
 _CALLS_ON_PROCESSES = (
@@ -138,6 +163,9 @@ def make_worker_filter(*, trainer: int, group: int, network: bool) -> bytes:
   try:
     for name in _CALLS_REFUSED_TO_WORKERS.split():
       _add_rule(library, context, _REFUSE, name)
+    for name, command in _SIGNAL_OWNER_COMMANDS:
+      comparison = 1, _MASKED_EQUAL, 0xFFFFFFFF, command
+      _add_rule(library, context, _REFUSE, name, comparison)
     for argument, names in enumerate(_CALLS_ON_PROCESSES):
       for name in names.split():
         for pid in (trainer, -trainer, -group, -1):
@@ -199,11 +227,13 @@ def _add_program_rules(
     _SOCKET_PAIR_CALLS,
   ]
   if processes:
-    groups.append(_PROCESS_CALLS)
+    groups += [_PROCESS_CALLS, 'fcntl']
     allow('clone', (0, _MASKED_EQUAL, _NEW_NAMESPACES, 0))
   else:
     mask = _NEW_NAMESPACES | _NEW_THREAD
     allow('clone', (0, _MASKED_EQUAL, mask, _NEW_THREAD))
+    for command in _FCNTLS.values():
+      allow('fcntl', (1, _MASKED_EQUAL, 0xFFFFFFFF, command))
   for name in ' '.join(groups).split():
     allow(name)
   for request in _IOCTLS.values():
