@@ -126,7 +126,11 @@ def read_inputs(run: RunData) -> AdviceInputs:
   if missing:
     cause = ''
     if set(missing) <= set(METRICS_AT_INTERVALS):
-      cause = ', which logging.diagnostics_every=0 leaves out'
+      cause = (
+        ', which logging.diagnostics_every=0 leaves out'
+        if run.config_value('logging.diagnostics_every') == 0
+        else ', as where an update has too few tokens for them'
+      )
     raise ValueError(
       f'{name} must have the metrics {formats.join_words(missing)} of updates, got'
       f' none{cause}'

@@ -26,6 +26,7 @@ from covrl.run.preemption import Stopped, StopSignal
 from covrl.run.profiler import Profiler
 from covrl.run.progress import WARNING, Progress
 from covrl.run.set_up_warnings import SetUpWarnings
+from covrl.run.shared_workdir import check_shared
 from covrl.run.watchdog import Watchdog
 from covrl.storage import StorageError
 from covrl.storage.append_log import describe_log_damage
@@ -126,6 +127,7 @@ def train(
     _note_if_stopped(progress, directory, store),
     contextlib.ExitStack() as on_exit,
   ):
+    check_shared(directory.path)
     # Build. Nothing is written before all objects are built and checked.
     directory.check(recipe)
 

@@ -194,8 +194,12 @@ def test_missing_metrics_are_named(tmp_path):
   ):
     read_inputs(load_run(run))
   run = run_with_covariances_at(tmp_path / 'none', lambda *_: False)
-  with pytest.raises(ValueError, match=r'logging\.diagnostics_every=0 leaves'):
+  with pytest.raises(ValueError, match='as where an update has too few tokens'):
     read_inputs(run)
+  config = {'name': 'a', 'config': {'logging': {'diagnostics_every': 0}}}
+  (run.path / 'config.json').write_text(json.dumps(config))
+  with pytest.raises(ValueError, match=r'logging\.diagnostics_every=0 leaves'):
+    read_inputs(load_run(run.path))
 
 
 @pytest.mark.parametrize('missing_iterations', [slice(0, 6), slice(14, 20)])

@@ -15,11 +15,10 @@ from train.small_loop import outcome, run
 
 from covrl import config
 from covrl.cli.errors import report_error
-from covrl.config import ConfigError
 from covrl.evaluation.evaluator import EvaluationError
 from covrl.exit_codes import Exit
 from covrl.run import preemption
-from covrl.run.checkpoint import Checkpoint, CheckpointStore
+from covrl.run.checkpoint import Checkpoint
 from covrl.storage import StorageError
 from covrl.train import Stopped
 from covrl.train.setup.resume import extension_warning
@@ -329,21 +328,6 @@ def test_changed_metrics_of_a_finished_run_are_reported(tmp_path, capsys):
   file.write_bytes(file.read_bytes().replace(b'0', b'1', 1))
   run(tmp_path / 'run', lambda stage: None)
   assert f'{file} is not what was saved' in capsys.readouterr().err
-
-
-def test_a_finished_checkpoint_of_another_recipe_is_refused(tmp_path):
-  """Such as one of another seed, copied into the wrong directory."""
-  run(tmp_path / 'run', lambda stage: None)
-  store = CheckpointStore(tmp_path / 'run' / 'checkpoints', keep=1)
-  saved = store.latest()
-  assert saved is not None
-  metadata = saved.metadata
-  metadata['inputs'] |= {'recipe': 'another'}
-  store.replace_metadata(metadata)
-  with pytest.raises(
-    ConfigError, match='of the run in this directory, got one of another recipe'
-  ):
-    run(tmp_path / 'run', lambda stage: None)
 
 
 def test_evaluations_that_are_removed_during_a_run_are_reported(tmp_path):
