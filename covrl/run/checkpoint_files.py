@@ -304,7 +304,7 @@ def differences(
     expected: size and digest of each, see `covrl.storage.digests`.
   """
   try:
-    digests = _retry_read(lambda: storage.digests(path, names))
+    digests = _retry_read(lambda: storage.digests(path, names, expected))
   except OSError as error:
     if storage.is_bucket(path):
       raise

@@ -41,6 +41,7 @@ from covrl.storage.append_log import read_log
 _CONFIG = 'config.json'
 _FOLDERS = (
   *('checkpoints', 'warm_start', 'rollouts', 'evaluation', 'recipe', 'tb'),
+  'metrics',
 )
 # Files that a run leaves which has made no progress.
 _LEFTOVERS = (notices.FILE_NAME, 'report.html', 'task.json', 'wandb_id.txt')

@@ -3,6 +3,7 @@
 
 from covrl.storage.buckets import create_object as create_object
 from covrl.storage.buckets import is_bucket as is_bucket
+from covrl.storage.digests import digests as digests
 from covrl.storage.durable import is_temporary as is_temporary
 from covrl.storage.durable import make_directories as make_directories
 from covrl.storage.durable import sync_directory as sync_directory
@@ -16,7 +17,6 @@ from covrl.storage.failures import reading as reading
 from covrl.storage.failures import writing as writing
 from covrl.storage.paths import absolute as absolute
 from covrl.storage.paths import as_path as as_path
-from covrl.storage.paths import digests as digests
 from covrl.storage.paths import entries as entries
 from covrl.storage.paths import file_size as file_size
 from covrl.storage.paths import file_version as file_version

@@ -4,7 +4,8 @@
 Locally a log is one file. Objects in a bucket cannot be appended to, so there
 the lines are in numbered parts (`metrics/000000.jsonl`, … for `metrics.jsonl`):
 the last part is replaced as it grows, and a new one is begun when it is large.
-The concatenated parts equal the local file.
+The concatenated parts equal the local file. Both forms are read in either place, since
+a run may have been copied.
 
 A checkpoint stores a `LogPosition`. A log whose beginning differs from it is copied
 to another name and continued after its usable lines.
@@ -19,7 +20,7 @@ from typing import TypedDict
 from etils import epath
 
 from covrl import storage
-from covrl.storage.log_files import log_parts, stored_log
+from covrl.storage.log_files import stored_content, stored_log
 
 
 class LogPosition(TypedDict):
@@ -182,7 +183,7 @@ def read_log(file: epath.Path, errors: str = 'strict') -> str | None:
     file: path of the log; in a bucket it names the parts.
     errors: treatment of invalid UTF-8, as in `bytes.decode`.
   """
-  content = _read(file)
+  content = stored_content(file)
   return None if content is None else content.decode(errors=errors)
 
 
@@ -196,21 +197,13 @@ def describe_log_damage(file: epath.Path, position: LogPosition) -> str:
   Returns:
     The end of a sentence about the file; empty if it is intact.
   """
-  content = _read(file) or b''
+  content = stored_content(file) or b''
   if _matches(position, content):
     return ''
   if _matches(position, content[: position['size']]):
     num_extra = len(content) - position['size']
     return f'has {num_extra:,} bytes after those that were saved'
   return _damage(content, position)
-
-
-def _read(file: epath.Path) -> bytes | None:
-  """Returns the bytes of a log or file, or `None` if it does not exist."""
-  parts = log_parts(file) if storage.is_bucket(file) else []
-  if not parts and not file.exists():
-    return None
-  return b''.join(storage.read_bytes(part) for part in parts or [file])
 
 
 def _matches(position: LogPosition, content: bytes) -> bool:

@@ -13,8 +13,8 @@ from collections.abc import Collection
 from etils import epath
 
 from covrl.storage.buckets import is_bucket
+from covrl.storage.digests import digests
 from covrl.storage.failures import reading
-from covrl.storage.paths import digests
 
 # Size in bytes of the blocks of a file, and how many are read at a time.
 _BLOCK_SIZE, _THREADS = 2**22, 8

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of append-only logs: one on a disk, numbered objects in a bucket."""
+"""Files of append-only logs: one on a disk, numbered objects in a bucket.
+
+A log that was copied from a disk to a bucket, or back, is read in the form that it
+had there. It is written anew in its own form once it is appended to.
+"""
 
 from __future__ import annotations
 
@@ -125,21 +129,26 @@ class _LocalLog:
     self._file: AppendFile | None = None
 
   def read(self) -> bytes:
-    if not storage.is_regular_file(epath.Path(self._path)):
-      return b''
-    return storage.read_bytes(epath.Path(self._path))
+    return stored_content(epath.Path(self._path)) or b''
 
   def reset(self, content: bytes) -> None:
+    file = epath.Path(self._path)
+    stored = storage.read_bytes(file) if storage.is_regular_file(file) else b''
     # A file with several names may be that of a copy of the run.
-    stored = self.read()
     is_shared = self._path.is_symlink() or (
       self._path.exists() and self._path.stat().st_nlink > 1
     )
     if stored.startswith(content) and not is_shared:
       self._open().truncate(len(content))
     else:
-      storage.write_atomically(epath.Path(self._path), content)
+      storage.write_atomically(file, content)
       self._open()
+    if parts := log_parts(file):
+      with storage.writing(parts[0].parent):
+        for part in parts:
+          part.unlink()
+        if not storage.entries(parts[0].parent):
+          parts[0].parent.rmdir()
 
   def is_intact(self) -> bool:
     return self._open().is_intact()
@@ -178,7 +187,7 @@ class _BucketLog:
     self._last_flush = time.monotonic()
 
   def read(self) -> bytes:
-    return b''.join(part.read_bytes() for part in log_parts(self._path))
+    return stored_content(self._path) or b''
 
   def reset(self, content: bytes) -> None:
     parts, remaining = log_parts(self._path), content
@@ -199,6 +208,8 @@ class _BucketLog:
       if len(self._content) > _MAX_PART_SIZE:
         self.flush()
     self.flush()
+    with storage.writing(self._path):
+      self._path.unlink(missing_ok=True)
 
   def is_intact(self) -> bool:
     return True
@@ -236,6 +247,25 @@ def _part(file: epath.Path, number: int) -> epath.Path:
 
 
 def log_parts(file: epath.Path) -> list[epath.Path]:
-  """Returns the existing parts of a log in a bucket, in order."""
-  parts = storage.entries(file.with_suffix(''))
-  return [part for part in parts if part.stem.isdecimal()]
+  """Returns the existing parts of a log, in order."""
+  return [
+    part
+    for part in storage.entries(file.with_suffix(''))
+    if part.stem.isdecimal() and part.suffix == file.suffix
+  ]
+
+
+def stored_content(file: epath.Path) -> bytes | None:
+  """Returns the bytes of a log, in one file or in parts; `None` if it is absent.
+
+  A copy over an older one of the other form leaves both. The longer one is the newer
+  one, and the whole one where the change of form was interrupted.
+  """
+  parts = log_parts(file)
+  contents = [[file]] if file.exists() else []
+  contents += [parts] if parts else []
+  return max(
+    (b''.join(map(storage.read_bytes, files)) for files in contents),
+    key=len,
+    default=None,
+  )

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import atexit
 import errno
-import hashlib
 import importlib.util
 import io
 import os
@@ -18,7 +17,7 @@ import pathlib
 import shutil
 import stat
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
@@ -144,41 +143,7 @@ def move(source: epath.Path, target: epath.Path) -> None:
     sync_directory(pathlib.Path(target).parent)
 
 
-def digests(
-  directory: epath.Path, names: Collection[str] | None = None
-) -> dict[str, str]:
-  """Returns size and digest of every file below a directory.
-
-  On a local disk the digest is the SHA-256 of the content read back. In a
-  bucket it is the CRC-32C that the store computes and verifies; nothing is read.
-
-  Args:
-    directory: the directory.
-    names: files to include, relative to the directory; all unless given. Those
-      that do not exist are left out.
-
-  Returns:
-    `'SIZE:DIGEST'` by path relative to the directory.
-  """
-  if is_bucket(directory):
-    root = os.fspath(directory)
-    objects = bucket_filesystem().find(root, detail=True)
-    prefix_length = len(root.removeprefix(BUCKET_SCHEME)) + 1
-    return {
-      name[prefix_length:]: f'{info["size"]}:{info["crc32c"]}'
-      for name, info in sorted(objects.items())
-      if names is None or name[prefix_length:] in names
-    }
-  local = pathlib.Path(directory)
-  files = (
-    _files_below(local)
-    if names is None
-    else [local / name for name in names if (local / name).is_file()]
-  )
-  return {str(file.relative_to(local)): _digest(file) for file in files}
-
-
-def _files_below(directory: pathlib.Path) -> list[pathlib.Path]:
+def files_below(directory: pathlib.Path) -> list[pathlib.Path]:
   """Returns all files below a local directory, sorted; none if it is missing.
 
   Raises:
@@ -284,7 +249,7 @@ def upload(
   """
   if not source.is_dir():
     raise NotADirectoryError(f'{source} must be a directory, got none')
-  for file in sorted(_files_below(source), key=lambda f: f.name in copied_last):
+  for file in sorted(files_below(source), key=lambda f: f.name in copied_last):
     target_file = target / str(file.relative_to(source))
     with writing(target_file):
       if not is_bucket(target_file):
@@ -311,9 +276,3 @@ def temporary_directory() -> pathlib.Path:
   folder = tempfile.mkdtemp(prefix='covrl-')
   atexit.register(shutil.rmtree, folder, ignore_errors=True)
   return pathlib.Path(folder)
-
-
-def _digest(file: pathlib.Path) -> str:
-  with reading(file), file.open('rb') as stream:
-    digest = hashlib.file_digest(stream, 'sha256').hexdigest()
-  return f'{file.stat().st_size}:{digest}'

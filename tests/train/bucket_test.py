@@ -25,12 +25,14 @@ def lines(content):
   return [json.loads(line) for line in text.splitlines()]
 
 
-def command(**settings):
-  """Command that trains in the bucket."""
-  return process.arguments('toy_kl_cov', WORKDIR, **{**SMALL, **settings})
+def command(workdir=WORKDIR, /, **settings):
+  """Command that trains, in the bucket by default."""
+  return process.arguments('toy_kl_cov', workdir, **{**SMALL, **settings})
 
 
-def test_a_stopped_run_in_a_bucket_is_resumed(tmp_path_factory, monkeypatch):
+def test_a_stopped_run_in_a_bucket_is_resumed_there_and_as_a_copy(
+  tmp_path_factory, monkeypatch
+):
   with bucket.serve_bucket() as (content, environment):
     for name, value in environment.items():
       monkeypatch.setenv(name, value)
@@ -54,14 +56,22 @@ def test_a_stopped_run_in_a_bucket_is_resumed(tmp_path_factory, monkeypatch):
     assert first.returncode == Exit.RESTART, stderr
     assert 'run/.lock' not in content.objects
     assert any(n.endswith('.xplane.pb') for n in content.names('run/profile/'))
-    # The same command resumes the run.
-    subprocess.run(
-      command(**settings),
-      env=run_environment,
-      check=True,
-      timeout=900,
-      capture_output=True,
-    )
+    copy = tmp_path_factory.mktemp('copy')
+    for name in content.names('run/'):
+      file = copy / name.removeprefix('run/')
+      file.parent.mkdir(parents=True, exist_ok=True)
+      file.write_bytes(content.objects[name][0])
+    # The same command resumes the run, also a copy of it on a disk.
+    for workdir in (WORKDIR, copy):
+      resumed = subprocess.run(
+        command(workdir, **settings),
+        env=run_environment,
+        check=True,
+        timeout=900,
+        capture_output=True,
+        text=True,
+      )
+      assert 'warning' not in resumed.stderr
     main(['report', WORKDIR])
     assert 'toy_kl_cov' in content.text('run/report.html')
     assert RunDirectory(WORKDIR).recipe().name == 'toy_kl_cov:kl_cov'
@@ -71,6 +81,7 @@ def test_a_stopped_run_in_a_bucket_is_resumed(tmp_path_factory, monkeypatch):
     actual_lines = lines(content)
   expected = runs.finished_run(tmp_path_factory, 'toy_kl_cov', **SMALL)
   expected_lines = process.metric_lines(expected)
-  assert [without_clock(x) for x in actual_lines] == [
-    without_clock(x) for x in expected_lines
-  ]
+  for actual in (actual_lines, process.metric_lines(copy)):
+    assert [without_clock(x) for x in actual] == [
+      without_clock(x) for x in expected_lines
+    ]
