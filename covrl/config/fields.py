@@ -79,7 +79,7 @@ class RolloutConfig:
       the memory of a prefill's activations; 0 for whole prompts.
     cache_dtype: type of the KV cache: the model's, or integers of 8 bits, for
       which the sampler's probabilities differ from the trainer's. Importance
-      weights correct for it.
+      weights correct for it; evaluations of the run are of the model with this cache.
     max_draws: draws of prompts per iteration, at most, until
       `prompts_per_iteration` groups have unequal rewards (dynamic sampling) and
       pass the filters below; 1 and no filter train on all groups of a single

@@ -87,9 +87,9 @@ class DataConfig:
     template_variables: variables of the chat template, as a JSON object such
       as `{"enable_thinking": false}`; empty for none.
     system: system message of conversations without one; empty for none.
-    math_instruction: text appended to math questions that have no instruction.
-    code_instruction: text appended to programming questions that have no
-      instruction.
+    math_instruction: text appended to math questions that a file has without an
+      instruction; to conversations only with `bare_questions`.
+    code_instruction: the same of programming questions.
     bare_questions: whether to remove the instructions that a file puts around
       its questions, and to append `math_instruction` or `code_instruction`. Of
       a conversation only the last user message remains.

@@ -44,7 +44,8 @@ class Recipe:
     loss: config -> policy loss, such as `covrl.clipped_surrogate`.
     token_tx: config -> token chain, such as `covrl.kl_cov`.
     tx: config -> parameter chain, any optax transformation. It gets the loss as
-      `value`.
+      `value`. Evaluations and exports are of the trained parameters, also where
+      optax has others for them (`optax.contrib.schedule_free`).
     warm_start_tx: config -> parameter chain of the supervised warm start.
     networks: config -> networks beside the policy by name, such as a critic; see
       `covrl.train.networks`.

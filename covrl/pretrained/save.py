@@ -105,8 +105,8 @@ def _config_json(
     fields = json.loads(files['config.json'])
     original = model_config(fields, config.dtype, 'config.json')
     if _with_default_dtypes(original) == _with_default_dtypes(config):
-      key = 'dtype' if 'dtype' in fields else 'torch_dtype'
-      return fields | {key: dtype}
+      keys = {'dtype', 'torch_dtype'} & fields.keys() or {'torch_dtype'}
+      return fields | dict.fromkeys(keys, dtype)
     kept = {name: fields[name] for name in _KEPT_FIELDS if name in fields}
     return kept | config_fields(config) | {'torch_dtype': dtype}
   return config_fields(config) | {'torch_dtype': dtype}

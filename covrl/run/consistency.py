@@ -56,8 +56,11 @@ _CPU_THREADS = ('PJRT_NPROC', 'NPROC')
 # Fields that may change when a run is resumed, and change the last bits: another
 # program is compiled.
 _ROUNDING_FIELDS = ('logging.diagnostics_every',)
-# Key of the processor in `versions`, in which the hosts of a run may differ.
-_CPU = 'cpu'
+# Keys of the processor and its instructions in `versions`, in which the hosts of a run
+# may differ.
+_CPU, _INSTRUCTIONS = 'cpu', 'cpu instructions'
+# Beginnings of the names of instruction sets that XLA compiles for.
+_INSTRUCTION_PREFIXES = ('avx', 'amx', 'f16c', 'fma', 'sse', 'asimd', 'sve')
 
 
 def check_processes(recipe: Recipe, workdir: str) -> None:
@@ -74,7 +77,9 @@ def check_processes(recipe: Recipe, workdir: str) -> None:
   check_process_count(recipe.config, distributed.process_count())
   if distributed.process_count() == 1:
     return
-  installed = {n: text for n, text in versions().items() if n != _CPU}
+  installed = {
+    n: text for n, text in versions().items() if n not in (_CPU, _INSTRUCTIONS)
+  }
   _compare('versions and settings', [*installed.values()], [*installed])
   fields = flatten(recipe.config)
   for subject, parts in (
@@ -216,7 +221,10 @@ def versions(config: Config | None = None) -> dict[str, str]:
   result['devices'] = f'{jax.device_count()} × {device.device_kind}'
   result['processes'] = str(jax.process_count())
   if device.platform == 'cpu':
-    result[_CPU] = f'{_processor()}, {_cpu_threads()} threads'
+    processor = _cpu_field('model name') or platform.machine()
+    result[_CPU] = f'{processor}, {_cpu_threads()} threads'
+    # Virtual machines of several kinds of processors may have one name.
+    result[_INSTRUCTIONS] = ' '.join(_instruction_sets())
   else:
     # Versions of libtpu, or of CUDA and its driver.
     result['platform'] = ' '.join(device.client.platform_version.split())
@@ -247,15 +255,21 @@ def _accelerator_versions() -> dict[str, str]:
   }
 
 
-def _processor() -> str:
-  """Returns the name of the processor, its architecture if it has none."""
+def _instruction_sets() -> list[str]:
+  """Returns the names of the processor's instruction sets for numbers, sorted."""
+  names = (_cpu_field('flags') or _cpu_field('Features')).split()
+  return sorted(n for n in names if n.startswith(_INSTRUCTION_PREFIXES))
+
+
+def _cpu_field(field: str) -> str:
+  """Returns a field of the processor's description, empty if it has none."""
   with contextlib.suppress(OSError):
     text = pathlib.Path('/proc/cpuinfo').read_text(encoding='utf-8')
     for line in text.splitlines():
       name, _, value = line.partition(':')
-      if name.strip() == 'model name':
+      if name.strip() == field:
         return value.strip()
-  return platform.machine()
+  return ''
 
 
 def _cpu_threads() -> int:

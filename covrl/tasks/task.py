@@ -177,8 +177,15 @@ def make_task(recipe: Recipe, config: Config | None = None) -> Task:
     raise ConfigError(
       f"the recipe's task must return a Task, got {type(task).__name__}"
     )
-  notes = (*task.notes, *_evaluation_notes(task))
-  return dataclasses.replace(task, notes=notes)
+  notes = [*task.notes, *_evaluation_notes(task)]
+  used = recipe.config if config is None else config
+  if task.prompt_format is not None and not used.data.overlap_words:
+    from covrl.tasks.trained_questions import trained_question_notes
+
+    notes += trained_question_notes(
+      used, used.evaluate.suites, used.evaluate.suite_directory
+    )
+  return dataclasses.replace(task, notes=tuple(notes))
 
 
 def _evaluation_notes(task: Task) -> Iterator[str]:

@@ -34,10 +34,12 @@ def trained_question_notes(
   if not config.data.train or not suites:
     return []
   try:
-    return list(_compare(config, suites, suite_directory))
+    return [
+      f'warning: {text}' for text in _compare(config, suites, suite_directory)
+    ]
   except (ValueError, OSError, ImportError) as error:
     return [
-      f'whether the run was trained on questions of {suites} was not checked:'
+      f'warning: whether the run was trained on questions of {suites} was not checked:'
       f' {error}'
     ]
 

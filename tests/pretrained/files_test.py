@@ -83,6 +83,18 @@ def test_takes_dtypes_in_any_notation(dtype, name, tmp_path):
   assert written == {name}
 
 
+def test_both_names_of_the_dtype_of_a_config_are_written(tmp_path):
+  """Older readers take the one, newer ones the other."""
+  directory = copy_of('llama2', tmp_path)
+  file = directory / 'config.json'
+  names = {'dtype': 'bfloat16', 'torch_dtype': 'bfloat16'}
+  file.write_text(json.dumps(json.loads(file.read_text()) | names))
+  policy, params = load_pretrained(directory, dtype='float32')
+  save_pretrained(tmp_path / 'out', policy, params)
+  fields = json.loads((tmp_path / 'out/config.json').read_text())
+  assert {fields[name] for name in names} == {'float32'}
+
+
 @pytest.mark.parametrize('dtype', ['float33', 'int32', jnp.int8, object()])
 def test_refuses_other_dtypes(dtype, tmp_path):
   with pytest.raises(ValueError, match='must be a floating-point dtype'):

@@ -9,6 +9,7 @@ from tasks.text_config import DATA, config
 
 from covrl.config import Recipe
 from covrl.data import FileSource
+from covrl.tasks.task import make_task
 from covrl.tasks.trained_questions import trained_question_notes
 from covrl.train import text_task
 from covrl.train.setup.suite_choice import SuiteChoice, config_and_task
@@ -54,7 +55,7 @@ def test_suites_with_questions_of_the_training_files_are_named(
   )
   (text,) = notes(trained_on(file, overlap_words=overlap_words), suite)
   assert text == (
-    '2 of the problems that the run was trained on are also in suite (first: row 2'
+    'warning: 2 of the problems that the run was trained on are also in suite (first: row 2'
     f' of {file}): results on suite do not measure accuracy on new problems'
   )
 
@@ -65,8 +66,8 @@ def test_every_suite_with_a_question_is_named(tmp_path, suite):
   other = write(tmp_path / 'other.jsonl', ['How are you today, my friend?'])
   texts = notes(trained_on(file), f'{one},{other},{suite}')
   assert [text.partition(' (first')[0] for text in texts] == [
-    '1 of the problems that the run was trained on are also in one',
-    '3 of the problems that the run was trained on are also in suite',
+    'warning: 1 of the problems that the run was trained on are also in one',
+    'warning: 3 of the problems that the run was trained on are also in suite',
   ]
 
 
@@ -91,7 +92,7 @@ def test_problems_that_training_left_out_are_not_counted(tmp_path, suite):
 def test_training_files_that_cannot_be_read_are_named(tmp_path, suite):
   file = tmp_path / 'train.jsonl'
   assert notes(trained_on(str(file)), suite) == [
-    f'whether the run was trained on questions of {suite} was not checked:'
+    f'warning: whether the run was trained on questions of {suite} was not checked:'
     f' {file} must be a file of problems, got none'
   ]
   (text,) = notes(trained_on(str(tmp_path / 'shard*.jsonl')), suite)
@@ -119,7 +120,9 @@ def test_the_evaluated_problems_are_those_of_the_suite(tmp_path, suite):
   new_config, task = config_and_task(recipe, choice, is_trained=True)
   _, other = config_and_task(recipe, choice, is_trained=False)
   assert task.notes[:-1] == other.notes
-  assert task.notes[-1].startswith('3 of the problems that the run was')
+  assert task.notes[-1].startswith(
+    'warning: 3 of the problems that the run was'
+  )
   assert task.suites == other.suites
   assert [p.key for p in task.suites[0].problems] == [
     p.key for p in FileSource(suite)
@@ -136,6 +139,20 @@ def _recipe():
 
   parts = ('model', 'advantages', 'loss', 'token_tx', 'tx', 'warm_start_tx')
   return Recipe(config=config(), task=text_task, **dict.fromkeys(parts, absent))
+
+
+@pytest.mark.parametrize('overlap_words', [0, 13])
+def test_a_run_that_keeps_questions_of_its_suites_says_so(
+  tmp_path, suite, overlap_words
+):
+  """Unless it leaves them out, which has a note of its own."""
+  file = write(tmp_path / 'train.jsonl', [*QUESTIONS, 'What is 1 + 1?'])
+  settings = trained_on(file, overlap_words=overlap_words)
+  settings.evaluate.suites = suite
+  task = make_task(dataclasses.replace(_recipe(), config=settings))
+  texts = [text for text in task.notes if 'that the run was trained' in text]
+  assert len(texts) == (not overlap_words)
+  assert len(task.train) == (1 if overlap_words else 4)
 
 
 def test_golden_files_have_no_questions_of_others():

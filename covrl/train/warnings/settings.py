@@ -136,6 +136,11 @@ def config_warnings(
       'update per iteration (train.sequences_per_update = '
       f'{train.sequences_per_update}) that is always: it does nothing'
     )
+  if '\\n' in config.data.template:
+    yield (
+      'data.template has a backslash and an n in place of a line break, which a shell'
+      " writes for $'Q: {question}\\nA:'"
+    )
   if config.evaluate.samples > 1 and not config.evaluate.temperature:
     yield (
       'evaluate.temperature = 0 makes all samples of a problem the greedy'

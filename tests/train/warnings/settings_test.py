@@ -128,3 +128,17 @@ def test_samples_of_evaluations_at_temperature_0_are_reported():
     warnings = list(config_warnings(recipe.config, algorithm, ()))
     is_reported = any('evaluate.temperature = 0' in text for text in warnings)
     assert is_reported == (temperature == '0')
+
+
+@pytest.mark.parametrize(
+  ('template', 'is_reported'),
+  [('Q: {question}\\nA:', True), ('Q: {question}\nA:', False)],
+)
+def test_a_template_with_the_letters_of_a_line_break_is_reported(
+  template, is_reported
+):
+  recipe = load(str(RECIPES / 'toy_kl_cov.py'))
+  recipe.config.data.template = template
+  algorithm = Algorithm.from_recipe(recipe)
+  warnings = config_warnings(recipe.config, algorithm, ())
+  assert any('data.template' in text for text in warnings) is is_reported
