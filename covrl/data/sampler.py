@@ -44,8 +44,8 @@ class _IndexedSource:
   """A source that returns each problem with its index, and keeps its length.
 
   Raises:
-    ValueError: when a problem is read, the source has another length than before:
-      the order of the problems would change within an epoch.
+    ValueError: when a problem is read, the source has none at its index, or another
+      length than before: the order of the problems would change within an epoch.
   """
 
   def __init__(self, source: ProblemSource) -> None:
@@ -61,7 +61,14 @@ class _IndexedSource:
       raise ValueError(
         f'a source must keep its length, {self._length} problems, got {size}'
       )
-    return index, self._source[index]
+    try:
+      return index, self._source[index]
+    except (LookupError, StopIteration) as error:
+      # A generator would take the latter for its own end.
+      raise ValueError(
+        f'a source of {size} problems must have one at every index below, got'
+        f' {type(error).__name__} at {index}: {error}'
+      ) from error
 
 
 class DrawSource(Generic[Batch]):

@@ -322,6 +322,31 @@ def test_streams_of_countdown_problems_have_rows_of_the_given_width():
   assert not batch.segment_ids[:, 23].any()
 
 
+@pytest.mark.parametrize('error', [IndexError, KeyError, StopIteration])
+def test_a_source_without_a_problem_at_an_index_is_named(error):
+  class Short:
+    names = ('toy',)
+
+    def __len__(self):
+      return 20
+
+    def __getitem__(self, index):
+      raise error('beyond the file')
+
+  stream = PromptStream(
+    Short(),
+    seed=0,
+    prompts_per_draw=4,
+    tokenizer=TOKENIZER,
+    max_prompt_length=8,
+    prefetch=0,
+  )
+  with pytest.raises(
+    ValueError, match=rf'a source of 20 problems .*, got {error.__name__} at \d'
+  ):
+    next(stream)
+
+
 def test_a_source_keeps_its_length():
   """Another length is another order, within an epoch, too."""
 
