@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
 from covrl.array_checks import check_integer, check_number
@@ -103,7 +104,9 @@ def join_adapters(
   return joined
 
 
-def merge_adapters(params: Mapping[str, PyTree], lora: Lora) -> PyTree:
+def merge_adapters(
+  params: Mapping[str, PyTree], lora: Lora, dtype: DTypeLike | None = None
+) -> PyTree:
   """Merges adapters into the matrices that they are added to.
 
       W ← W + scale · A B
@@ -113,9 +116,11 @@ def merge_adapters(params: Mapping[str, PyTree], lora: Lora) -> PyTree:
   Args:
     params: parameters with adapters; arrays of layers are stacked.
     lora: options of the adapters.
+    dtype: dtype of all returned parameters; that of each unless given.
 
   Returns:
-    Parameters without adapters that compute the same.
+    Parameters without adapters that compute the same, but for rounding; see
+    `lost_change`.
   """
 
   def merge(
@@ -123,7 +128,8 @@ def merge_adapters(params: Mapping[str, PyTree], lora: Lora) -> PyTree:
   ) -> Float[Array, '...']:
     weight, a, b = layer
     change = lora.scale * jnp.tensordot(a, b, axes=1)
-    return (weight.astype(change.dtype) + change).astype(weight.dtype)
+    merged = weight.astype(change.dtype) + change
+    return merged.astype(dtype or weight.dtype)
 
   merged: dict[str, PyTree] = {}
   for name, value in params.items():
@@ -132,7 +138,68 @@ def merge_adapters(params: Mapping[str, PyTree], lora: Lora) -> PyTree:
       merged[name] = jax.lax.map(merge, (value, adapter['a'], adapter['b']))
     elif isinstance(value, Mapping):
       if not name.endswith(_SUFFIX):
-        merged[name] = merge_adapters(value, lora)
+        merged[name] = merge_adapters(value, lora, dtype)
     else:
-      merged[name] = value
+      merged[name] = value if dtype is None else value.astype(dtype)
   return merged
+
+
+def lost_change(
+  params: Mapping[str, PyTree], lora: Lora, dtype: DTypeLike | None = None
+) -> float:
+  """Share of the adapters' change that is rounded away where they are merged.
+
+      1 − ⟨kept, change⟩ / ⟨change, change⟩,
+      change = scale · A B,    kept = round(W + change) − round(W)
+
+  over all adapted matrices, one layer at a time. Weights of bfloat16 lose what is
+  less than half the distance of two of its numbers, mostly 1/512 of a weight.
+
+  Args:
+    params: parameters with adapters; arrays of layers are stacked.
+    lora: options of the adapters.
+    dtype: dtype of the merged weights; their own unless given.
+
+  Returns:
+    The share, 0 if the adapters change nothing.
+
+  >>> layer = {'up': jnp.ones((1, 2, 2), jnp.bfloat16)}
+  >>> layer['up_adapter'] = {'a': jnp.ones((1, 2, 1)), 'b': jnp.ones((1, 1, 2))}
+  >>> [lost_change(layer, Lora(rank=1, alpha=alpha)) for alpha in (1.0, 0.001)]
+  [0.0, 1.0]
+  """
+
+  @jax.jit
+  def products(
+    weights: Float[Array, '...'], adapter: Mapping[str, Float[Array, '...']]
+  ) -> Float[Array, ' 2']:
+    def of_layer(
+      layer: tuple[
+        Float[Array, '...'], Float[Array, '...'], Float[Array, '...']
+      ],
+    ) -> Float[Array, ' 2']:
+      weight, a, b = layer
+      change = lora.scale * jnp.tensordot(a, b, axes=1)
+      wide = change.dtype
+      written = dtype or weight.dtype
+      kept = (weight.astype(wide) + change).astype(written).astype(wide)
+      kept -= weight.astype(written).astype(wide)
+      return jnp.stack([jnp.sum(kept * change), jnp.sum(change * change)])
+
+    return jnp.sum(
+      jax.lax.map(of_layer, (weights, adapter['a'], adapter['b'])), axis=0
+    )
+
+  def totals(tree: Mapping[str, PyTree]) -> Iterator[Float[Array, ' 2']]:
+    for name, value in tree.items():
+      adapter = tree.get(f'{name}{_SUFFIX}')
+      if adapter is not None:
+        yield products(value, adapter)
+      elif isinstance(value, Mapping) and not name.endswith(_SUFFIX):
+        yield from totals(value)
+
+  kept, change = 0.0, 0.0
+  for products_of_matrix in jax.device_get(list(totals(params))):
+    kept += float(products_of_matrix[0])
+    change += float(products_of_matrix[1])
+  return 1 - kept / change if change else 0.0

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt
 
 from covrl.models.cache import DecodeCache, PromptCache
@@ -154,8 +155,8 @@ class Policy:
       return trainable
     return join_adapters(frozen['base'], trainable)
 
-  def merge(self, params: PyTree) -> PyTree:
-    """Merges adapters into the matrices: parameters of `base`.
+  def merge(self, params: PyTree, dtype: DTypeLike | None = None) -> PyTree:
+    """Merges adapters into the matrices: parameters of `base`, or in a dtype.
 
     Their sharding is that of the given parameters.
     """
@@ -164,7 +165,7 @@ class Policy:
       return params
     base, _ = split_adapters(params)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, base)
-    merge = functools.partial(merge_adapters, lora=lora)
+    merge = functools.partial(merge_adapters, lora=lora, dtype=dtype)
     return jax.jit(merge, out_shardings=shardings)(params)
 
   def abstract_params(self, mesh: Mesh | None = None) -> PyTree:

@@ -25,6 +25,7 @@ from covrl.pretrained.load import (
   model_origin,
   untied_files,
 )
+from covrl.pretrained.merging import merge_to_write, warn_in_python
 from covrl.pretrained.model_files import (
   check_adapter_ends,
   files_beside_adapters,
@@ -47,6 +48,7 @@ def convert(
   output_format: OutputFormat,
   dtype: DTypeLike | None = None,
   on_progress: Callable[[int, int], object] = lambda done, total: None,
+  warn: Callable[[str], object] = warn_in_python,
 ) -> None:
   """Writes a policy to a directory.
 
@@ -62,16 +64,18 @@ def convert(
       `'bfloat16'`; that of `params` unless given.
     on_progress: called with the number of weight files written so far and the
       total number.
+    warn: receives a sentence if adapters are merged and `dtype` rounds away a part
+      of the change that they make.
 
   Raises:
     ValueError: see `save_pretrained` and `save_adapters`; or a weight is not
       finite, in its dtype or in `dtype`.
   """
+  name = None if dtype is None else dtype_name(dtype)
   if output_format != 'adapter':
     check_params(params, param_shapes(policy.abstract_params()))
-    policy, params = policy.base, policy.merge(params)
-  if dtype is not None:
-    name = dtype_name(dtype)
+    policy, params = merge_to_write(policy, params, name, warn)
+  elif name is not None:
     params = jax.tree.map(lambda leaf: leaf.astype(name), params)
   if output_format == 'adapter':
     save_adapters(target, policy, params)

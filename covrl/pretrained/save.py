@@ -23,6 +23,7 @@ from covrl.pretrained.families.config_json import (
   find_family,
   model_config,
 )
+from covrl.pretrained.merging import merge_to_write
 from covrl.pretrained.policy import PretrainedPolicy
 from covrl.pretrained.weights.finite import check_finite
 from covrl.pretrained.weights.param_mapping import MappedParam, map_params
@@ -66,7 +67,7 @@ def save_pretrained(
       policy, or the parameters are not finite or not those of the policy.
   """
   check_params(params, param_shapes(policy.abstract_params()))
-  policy, params = policy.base, policy.merge(params)
+  policy, params = merge_to_write(policy, params)
   check_finite(params, 'the weights to write')
   files = model_files(policy, params)
   family = find_family(json.loads(files['config.json']), 'config.json')

@@ -110,12 +110,12 @@ def initial_params(
   if initial == RANDOM:
     key = jax.random.fold_in(jax.random.key(config.seed), INIT_STREAM)
     return model.init(jax.random.fold_in(key, 1 + index), mesh)
+  dtype: Any = model.config.param_dtype
   if initial == POLICY:
-    base = policy.merge(params)
+    base = policy.merge(params, dtype)
   else:
     loaded = load_policy(initial, model.config.dtype)
-    base = loaded.merge(load_params(initial, loaded, mesh))
-  dtype: Any = model.config.param_dtype
+    base = loaded.merge(load_params(initial, loaded, mesh), dtype)
 
   def make(base: PyTree) -> PyTree:
     copied = jax.tree.map(lambda leaf: jnp.array(leaf, dtype), base)
