@@ -151,25 +151,33 @@ def prompt_format(
   )
 
 
-def print_chat_notes(
+def print_prompt_notes(
   arguments: argparse.Namespace,
   config: Config,
   tokenizer: Tokenizer,
   progress: Progress,
 ) -> None:
-  """Prints notes on the ends of responses to conversations, with `--chat`.
+  """Prints notes on BOS tokens of prompts and on the ends of responses.
+
+  The latter are on conversations, with `--chat`.
 
   Args:
-    arguments: the parsed option `chat`.
+    arguments: the parsed options `prompt` and `chat`.
     config: see `prompt_format`.
     tokenizer: the policy's tokenizer.
     progress: prints the notes.
   """
-  if arguments.chat:
-    from covrl.tasks.text import chat_notes
+  from covrl.pretrained.tokenizer import bos_notes
+  from covrl.tasks.text import chat_notes
 
-    for text in chat_notes(config.pretrained, tokenizer):
-      progress.note(text)
+  notes: list[str] = []
+  if config.pretrained:
+    prompt = prompt_format(arguments, config)(arguments.prompt or '')
+    notes += bos_notes(config.pretrained, tokenizer, prompt)
+  if arguments.chat:
+    notes += chat_notes(config.pretrained, tokenizer)
+  for text in notes:
+    progress.note(text)
 
 
 def is_run(directory: str) -> bool:

@@ -33,7 +33,7 @@ from covrl.cli.policies import (
   add_trust,
   check_numbers,
   is_run,
-  print_chat_notes,
+  print_prompt_notes,
   prompt_format,
   refuse_unused,
 )
@@ -179,7 +179,7 @@ def _sample_run(
   with open_run(arguments.policy, trust=arguments.trust) as opened:
     render = prompt_format(arguments, opened.config)
     tokenizer = opened.task.tokenizer
-    print_chat_notes(arguments, opened.config, tokenizer, progress)
+    print_prompt_notes(arguments, opened.config, tokenizer, progress)
     progress.stage('sampling')
     return opened.sample(
       render(arguments.prompt),
@@ -206,7 +206,7 @@ def _sample_pretrained(
   tokenizer = pretrained.load_tokenizer(arguments.policy)
   config = Config(pretrained=arguments.policy)
   prompt = prompt_format(arguments, config)(arguments.prompt)
-  print_chat_notes(arguments, config, tokenizer, progress)
+  print_prompt_notes(arguments, config, tokenizer, progress)
   problem = Problem(prompt=prompt, reference=None, source='prompt')
   mesh = sharding.make_mesh()
   config.rollout.max_prompt_length = max(len(prompt_ids(problem, tokenizer)), 1)

@@ -17,7 +17,7 @@ from covrl.cli.policies import (
   caching,
   check_numbers,
   is_run,
-  print_chat_notes,
+  print_prompt_notes,
   prompt_format,
 )
 
@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> None:
     else:
       served = load_model(arguments.policy, lengths, _MODEL_LENGTHS)
     render = prompt_format(arguments, served.config)
-    print_chat_notes(arguments, served.config, served.tokenizer, progress)
+    print_prompt_notes(arguments, served.config, served.tokenizer, progress)
     fingerprint = _fingerprint(arguments, served, render)
     tally.check_fingerprint(fingerprint)
     slots = _SLOTS if arguments.slots is None else arguments.slots

@@ -42,6 +42,16 @@ _SAMPLE_TURNS = (
 )
 
 
+# Classes of tokenizers whose post-processor transformers 4 replaces by one that
+# follows `add_bos_token`, true by default. transformers 5 keeps the file's.
+_REPLACED_POST_PROCESSORS = (
+  'LlamaTokenizer',
+  'CodeLlamaTokenizer',
+  'GemmaTokenizer',
+  'CohereTokenizer',
+)
+
+
 def load_tokenizer(directory: epath.PathLike) -> Tokenizer:
   """Loads the tokenizer of a model or of adapters.
 
@@ -49,7 +59,7 @@ def load_tokenizer(directory: epath.PathLike) -> Tokenizer:
 
   `tokenizer.json` takes precedence over a sentencepiece `tokenizer.model`. Its
   post-processor alone determines whether prompts begin with a BOS token, as in
-  the tokenizer's own encoding; with `tokenizer.model`, `add_bos_token` of
+  the tokenizer's own encoding and in transformers 5 (see `bos_notes`); with `tokenizer.model`, `add_bos_token` of
   `tokenizer_config.json` does, true unless given.
 
   The end tokens are those in `generation_config.json`, else in `config.json`,
@@ -104,6 +114,37 @@ def unused_turn_end(
   if not has_control or not set(ids).isdisjoint(tokenizer.end_ids):
     return None
   return text.strip()
+
+
+def bos_notes(
+  directory: epath.PathLike, tokenizer: Tokenizer, prompt: str
+) -> list[str]:
+  """Returns a note if versions of transformers disagree on a prompt's BOS token.
+
+  Args:
+    directory: see `load_pretrained`.
+    tokenizer: the model's tokenizer.
+    prompt: a formatted prompt; one that writes the token is the same in all.
+  """
+  folder = tokenizer_directory(directory)
+  bos = special_tokens_of(folder).get('bos_token')
+  if bos is None or not (folder / 'tokenizer.json').is_file():
+    return []
+  fields = read_fields(folder, 'tokenizer_config.json')
+  name = str(fields.get('tokenizer_class')).removesuffix('Fast')
+  adds_bos = fields.get('add_bos_token') is not False
+  has_bos = tokenizer.bos_id is not None
+  if (
+    name not in _REPLACED_POST_PROCESSORS
+    or adds_bos == has_bos
+    or prompt.lstrip().startswith(bos)
+  ):
+    return []
+  actual, other = ('with', 'without') if has_bos else ('without', 'with')
+  return [
+    f'prompts begin {actual} {bos}, as tokenizer.json states and in transformers 5;'
+    f' in transformers 4 they begin {other} it, as {name} and add_bos_token state'
+  ]
 
 
 def load_chat_template(directory: epath.PathLike) -> ChatTemplate:

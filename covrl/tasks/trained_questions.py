@@ -10,7 +10,8 @@ from covrl.config import Config, DataConfig
 from covrl.data import FileSource, NgramIndex, Problem, load_suites
 from covrl.data.filters import ProblemFilter
 from covrl.pretrained import load_tokenizer
-from covrl.tasks.text import problem_filter, prompt_format, weighted_files
+from covrl.tasks.text import problem_filter, prompt_format
+from covrl.tasks.training_files import weighted_files
 
 
 def trained_question_notes(

@@ -9,6 +9,7 @@ import pytest
 import tokenizers
 from tokenizers import models, pre_tokenizers, processors
 
+from covrl.cli import main, sample
 from covrl.config import Config
 from covrl.data import JsonTokenizer, prompt_ids
 from covrl.pretrained import load_tokenizer
@@ -102,6 +103,53 @@ def test_the_post_processor_alone_adds_a_bos_token(
   assert bos_id == (
     BOS if library_tokenizer.encode('q').ids[0] == BOS else None
   )
+
+
+@pytest.mark.parametrize('processor', ['none', 'begin'])
+@pytest.mark.parametrize('add_bos_token', [None, False, True])
+@pytest.mark.parametrize('name', ['LlamaTokenizerFast', 'Qwen2Tokenizer'])
+def test_versions_of_transformers_that_disagree_are_noted(
+  name, add_bos_token, processor, tmp_path, capsys, monkeypatch
+):
+  fields = {} if add_bos_token is None else {'add_bos_token': add_bos_token}
+  write_model(
+    tmp_path, processor, bos_token='<s>', tokenizer_class=name, **fields
+  )
+  version_4 = {
+    'LlamaTokenizerFast': add_bos_token is not False,
+    'Qwen2Tokenizer': processor == 'begin',
+  }
+  differs = version_4[name] != (processor == 'begin')
+  texts = {True: 'prompts begin with <s>', False: 'prompts begin without <s>'}
+  expected = [texts[processor == 'begin']] * differs
+  assert [n.partition(',')[0] for n in notes(tmp_path, '')] == expected
+  # Prompts that write the token are the same in both.
+  assert not notes(tmp_path, '<s>{question} a')
+  # Nothing is sampled.
+  monkeypatch.setattr(sample, '_sample_pretrained', printed_notes)
+  (tmp_path / 'config.json').write_text('{}')
+  main(['sample', str(tmp_path), 'q'])
+  assert capsys.readouterr().err.count('prompts begin') == differs
+  main(['sample', str(tmp_path), ' <s>q'])
+  assert 'prompts begin' not in capsys.readouterr().err
+
+
+def printed_notes(arguments, progress):
+  """Prints the notes of `covrl sample` alone."""
+  tokenizer = load_tokenizer(arguments.policy)
+  config = Config(pretrained=arguments.policy)
+  sample.print_prompt_notes(arguments, config, tokenizer, progress)
+  return []
+
+
+def notes(folder, template):
+  """The notes on BOS tokens of a run on one question."""
+  first_prompt(folder, template)
+  config = Config(pretrained=str(folder))
+  config.data.train = str(folder / 'q.jsonl')
+  config.data.template = template
+  config.data.math_instruction = ''
+  return [n for n in text_task(config).notes if n.startswith('prompts begin')]
 
 
 def test_a_given_bos_token_takes_precedence():
