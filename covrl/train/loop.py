@@ -140,6 +140,8 @@ def train(
     iterations = config.train.iterations
     if saved is not None and is_finished(saved, config):
       check_recipe(saved, recipe.identity)
+      # With the number of iterations that the run has finished.
+      directory.write_recipe(recipe, warn)
       directory.check_records(saved.metadata, warn)
       log_position = saved.metadata['metrics']['log']
       if directory.writes and (

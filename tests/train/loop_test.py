@@ -19,6 +19,7 @@ from covrl.evaluation.evaluator import EvaluationError
 from covrl.exit_codes import Exit
 from covrl.run import preemption
 from covrl.run.checkpoint import Checkpoint
+from covrl.run.directory import RunDirectory
 from covrl.storage import StorageError
 from covrl.train import Stopped
 from covrl.train.setup.resume import extension_warning
@@ -195,6 +196,8 @@ def test_a_run_that_is_shortened_below_its_checkpoint_states_both(
       ' go on' in capsys.readouterr().err
     )
     assert outcome(workdir) == saved
+    fields = RunDirectory(workdir).read_config()['config']
+    assert fields['train']['iterations'] == iterations
   for iterations, sentence in (
     (3, 'finished; see'),
     (3, 'is finished: 3 of 3 iterations'),
