@@ -106,6 +106,7 @@ def test_text_behind_a_token_has_no_added_space_if_legacy_is_false(tmp_path):
     ({}, SIZE + 1, f"the model's {SIZE + 1} tokens, got {SIZE}"),
     ({START: SIZE}, SIZE - 1, f"the model's {SIZE - 1} tokens"),
     ({START: 10**6}, 10**6, 'tokens'),
+    ({'\ud800': SIZE}, SIZE + 1, 'a token must be valid Unicode'),
     ({START: '-1'}, SIZE, 'must have ids, and tokens with a content'),
     ({1: SIZE}, SIZE, 'must have ids, and tokens with a content'),
   ],

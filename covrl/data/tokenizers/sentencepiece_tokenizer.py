@@ -11,7 +11,7 @@ import pathlib
 import re
 from collections.abc import Iterable, Sequence
 
-from covrl.data.problems import abbreviate
+from covrl.data.problems import abbreviate, check_unicode
 
 # Appended to a serialised model, it sets `normalizer_spec.add_dummy_prefix` to
 # false: protocol buffers merge the occurrences of a message.
@@ -291,6 +291,7 @@ class SentencePieceTokenizer:
 
   def _piece_id(self, text: str) -> int | None:
     """Id of a piece; `None` if the model has no such piece."""
+    check_unicode(text, 'a token')
     token = self._processor.piece_to_id(text)
     unknown = self._processor.unk_id()
     if token == unknown and self._processor.id_to_piece(unknown) != text:
@@ -302,8 +303,8 @@ class SentencePieceTokenizer:
     if isinstance(token, str) and token in self._tokens:
       return self._tokens[token].id
     if isinstance(token, str):
-      token_id = self._processor.piece_to_id(token)
-      if token_id == self._processor.unk_id():
+      token_id = self._piece_id(token)
+      if token_id in (None, self._processor.unk_id()):
         raise ValueError(
           f'a sentencepiece model must have the token {token!r}, got one'
           ' without it'
