@@ -35,7 +35,12 @@ from covrl.run.checkpoint import (
 from covrl.run.checkpoint_files import MANIFEST, damaged_files
 from covrl.run.config_difference import describe_edit, difference
 from covrl.run.trust import check_files, check_owner
-from covrl.run.workdir_checks import WORKDIR, check_not_shared, check_path
+from covrl.run.workdir_checks import (
+  WORKDIR,
+  check_not_shared,
+  check_path,
+  identity,
+)
 from covrl.storage.append_log import read_log
 
 _CONFIG = 'config.json'
@@ -279,7 +284,7 @@ class RunDirectory:
     return {
       'results': self.result_digests,
       'notices': self._notices.content,
-      WORKDIR: str(self.path),
+      WORKDIR: identity(self.path),
     }
 
   def check_records(

@@ -15,7 +15,7 @@ from covrl import storage
 from covrl.config import ConfigError
 
 WORKDIR = 'workdir'
-"""Name of the run directory in the metadata of checkpoints."""
+"""Name of the `identity` of the run directory in the metadata of checkpoints."""
 
 
 # Characters of glob patterns. Orbax searches for a checkpoint's metadata by a
@@ -42,34 +42,48 @@ def check_path(directory: epath.Path) -> None:
     raise ConfigError(f'--workdir must be a directory, got {directory}')
 
 
+def identity(directory: epath.Path) -> dict[str, Any]:
+  """Returns the path of a run directory and, on a disk, its inode.
+
+  A directory that is renamed keeps its inode, a copy has another one.
+  """
+  result: dict[str, Any] = {'path': str(directory)}
+  if not storage.is_bucket(directory):
+    result['inode'] = os.stat(directory).st_ino
+  return result
+
+
 def check_not_shared(
   directory: epath.Path, folders: Iterable[str], saved: Mapping[str, Any]
 ) -> None:
   """Refuses a copy of a run of which a link leads to the original's folder.
 
   A copy that keeps links would remove the original's checkpoints, and replace its
-  samples.
+  samples. If the directory that wrote the checkpoint is no longer at its path, any
+  link may be one to the folder of another run.
 
   Args:
     directory: the run directory.
     folders: names of the run's folders.
-    saved: metadata of the checkpoint to resume from, with the run directory that
-      wrote it.
+    saved: metadata of the checkpoint to resume from, with the `identity` of the
+      directory that wrote it.
 
   Raises:
-    ConfigError: both directories exist and use one folder.
+    ConfigError: a folder is that of the other directory, or may be.
   """
-  writer = saved.get(WORKDIR, '')
+  writer = saved.get(WORKDIR)
   if not writer or storage.is_bucket(directory):
     return
-  path, original = pathlib.Path(directory), pathlib.Path(writer)
-  if _is_same(path, original):
+  path, original = pathlib.Path(directory), pathlib.Path(writer['path'])
+  if _is_same(path, original) or os.stat(path).st_ino == writer.get('inode'):
     return
   for name in folders:
-    if _is_same(path / name, original / name):
+    is_unknown = path.joinpath(name).is_symlink() and not original.exists()
+    if is_unknown or _is_same(path / name, original / name):
       raise ConfigError(
-        f'{path / name} must be of this run alone, got that of {original}, by a link;'
-        ' replace the link by a copy of the folder'
+        f'{path / name} must be of this run alone, got a link, and its checkpoint was'
+        f' written by {original}; replace the link by the folder, or by a copy if the'
+        ' other run is to keep it'
       )
 
 
