@@ -156,18 +156,20 @@ def test_any_bytes_give_an_outcome():
     assert outcome.has_score
     assert outcome.detail.isascii()
     assert compare_output(expected, PrintTest(b'', expected)).score == 1.0
-    compare_answer(b'{"result": ' + printed + b'}', CallTest('f', b'', [1], 3))
+    compare_answer(
+      b'{"result": ' + printed + b'}', CallTest('f', b'', b'', [1], 3)
+    )
     try:
       value = read_json(printed)
     except ValueError:
       continue
     text = json.dumps({'result': value}).encode()
-    answer = compare_answer(text, CallTest('f', b'', value, len(printed)))
+    answer = compare_answer(text, CallTest('f', b'', b'', value, len(printed)))
     assert answer is not None
     assert answer.score == 1.0
 
 
 def test_deeply_nested_values_score_zero():
   deep = b'{"result": ' + b'[' * 900 + b']' * 900 + b'}'
-  outcome = compare_answer(deep, CallTest('f', b'', [[1]], 5))
+  outcome = compare_answer(deep, CallTest('f', b'', b'', [[1]], 5))
   assert outcome is None or outcome.score == 0.0

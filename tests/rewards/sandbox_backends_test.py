@@ -176,6 +176,36 @@ def test_remote_server_runs_programs(server):
   }
 
 
+def test_a_program_draws_the_same_numbers_each_time_in_every_backend(
+  landlock, server
+):
+  script = 'from __future__ import annotations\nimport random\n'
+  script += 'def f():\n  return random.random()\nprint(f())'
+  late = "print(__import__('ran' + 'dom').random())"
+  call = [{'call': 'f', 'args': [], 'result': 7}]
+  unsandboxed = Judge(backend='unsandboxed')
+  remote = Judge(backend='remote', url=server[0])
+
+  def details(program: str) -> list[str]:
+    return [
+      *(landlock(program).detail, unsandboxed.judge(program, SUM).detail),
+      remote.judge(program, SUM, time_limit=20.0).detail,
+    ]
+
+  for program in (script, late):
+    first = details(program)
+    assert details(program) == first
+    assert all(' got ' in detail for detail in first), first
+    # Backends have the same seeds.
+    assert first[1] == first[2]
+  judged = [remote.judge(script[:-10], call, time_limit=20.0) for _ in range(2)]
+  assert judged[0] == judged[1]
+  assert ' got 0.' in judged[0].detail
+  # A server's interpreter runs the program as the main module.
+  program = "import sys\nprint(7 if sys.modules['__main__'].sys is sys else 8)"
+  assert remote.judge(program, SUM, time_limit=20.0).score == 1.0
+
+
 def test_unreachable_server_gives_no_score():
   judge = Judge(backend='remote', url='http://127.0.0.1:9')
   outcome = judge.judge(ADD, SUM)

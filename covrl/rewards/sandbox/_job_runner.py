@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sandbox script of process 1: takes jobs and forks a child for each.
 
-Executed after `_program.py` and `_descendants.py`; never imported. Jobs come from
-the control socket; each runs in a forked child, an interpreter that has already
-started and has not executed any program. When the child ends, all other processes of
-the sandbox are killed. A program can tamper with its process, this script's functions
-included: only bytes leave the sandbox, and the judge treats them as untrusted.
+Executed after `_program.py`, `_random_seed.py` and `_descendants.py`; never imported.
+Jobs come from the control socket; each runs in a forked child, an interpreter that has
+already started and has not executed any program. When the child ends, all other
+processes of the sandbox are killed. A program can tamper with its process, this
+script's functions included: only bytes leave the sandbox, and the judge treats them as
+untrusted.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     describe,
     offer_packages,
   )
+  from covrl.rewards.sandbox._random_seed import seed_generators
 
 _CONTROL = 9  # the descriptor of the socket to the judge
 _SIGKILL = 9
@@ -82,6 +84,7 @@ def run_child(
     _reopen_streams()
     _set_limit(resource.RLIMIT_CPU, int(job['seconds']) + 2)
     confine()
+    seed_generators(job['seed'])
     if job['kind'] == 'script':
       namespace = {**globals(), 'program': program, 'job': job}
       for script in job['scripts']:

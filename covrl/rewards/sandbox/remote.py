@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import marshal
 import pathlib
 import urllib.request
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 from covrl.rewards.outcome import Outcome, Status
 from covrl.rewards.sandbox.limits import Limits
 from covrl.rewards.sandbox.sandbox import SandboxError
+from covrl.rewards.sandbox.seeds import call_seed, derive_seed
 from covrl.rewards.sandbox.session import compare_answer, compare_output
 from covrl.rewards.sandbox.test_formats import (
   CallTest,
@@ -28,8 +28,18 @@ from covrl.rewards.sandbox.test_formats import (
 # Seconds for the server's queue and the network, beyond the program's time.
 _OVERHEAD_SECONDS = 60.0
 _PROGRAM_SCRIPT = pathlib.Path(__file__).with_name('_program.py')
-# Code after that script: compiles the program, calls a function of it with the
-# arguments on standard input, and writes the result, or the error.
+_SEED_SCRIPT = pathlib.Path(__file__).with_name('_random_seed.py')
+# Code that seeds the generators of random numbers and defines no name.
+_SEED_TEMPLATE = """
+exec({script!r} + '\\nseed_generators({seed})', {{}})
+"""
+# Code after that: executes the program, whose imports from `__future__` could not
+# come after other code.
+_RUN_TEMPLATE = """
+exec(compile({program!r}, 'program.py', 'exec', dont_inherit=True))
+"""
+# Code after `_program.py` and the seed: compiles the program, calls a function of it
+# with the arguments on standard input, and writes the result, or the error.
 _CALL_TEMPLATE = """
 program = Program({program!r})
 reason = program.compile()
@@ -94,7 +104,9 @@ class RemoteSession:
 
   def _check_output(self, test: PrintTest) -> Outcome:
     """Runs the program and compares its printed output."""
-    run = self._run(self._program.decode(errors='replace'), test.stdin)
+    seed = derive_seed(self._program, test.stdin)
+    program = _RUN_TEMPLATE.format(program=self._program)
+    run = self._run(_seed_code(seed) + program, test.stdin)
     if isinstance(run, Outcome):
       return run
     outcome = compare_output(run['stdout'].encode(errors='replace'), test)
@@ -109,8 +121,9 @@ class RemoteSession:
     call = _CALL_TEMPLATE.format(
       program=self._program, name=test.name, prefix=_COMPILE_ERROR_PREFIX
     )
-    code = _PROGRAM_SCRIPT.read_text(encoding='utf-8') + call
-    run = self._run(code, json.dumps(marshal.loads(test.arguments)).encode())
+    seed_code = _seed_code(call_seed(self._program, test))
+    code = _PROGRAM_SCRIPT.read_text(encoding='utf-8') + seed_code + call
+    run = self._run(code, test.arguments_json)
     if isinstance(run, Outcome):
       return run
     text = run['stdout'].encode(errors='replace')
@@ -159,3 +172,9 @@ class RemoteSession:
       raise SandboxError(
         f'the server at {self._url} did not answer: {reason}'
       ) from None
+
+
+def _seed_code(seed: int) -> str:
+  """Returns code that seeds the generators of random numbers."""
+  script = _SEED_SCRIPT.read_text(encoding='utf-8')
+  return _SEED_TEMPLATE.format(script=script, seed=seed)

@@ -40,7 +40,12 @@ _START_CODE = (
   'import marshal,os,sys\n'
   'for script in marshal.loads(os.pread({},1<<20,0)):exec(marshal.loads(script))'
 )
-_RUNNER_SCRIPTS = ('_program.py', '_descendants.py', '_job_runner.py')
+_RUNNER_SCRIPTS = (
+  '_program.py',
+  '_random_seed.py',
+  '_descendants.py',
+  '_job_runner.py',
+)
 _TIMEOUT = 30.0  # seconds for a sandbox to start, answer or end
 
 
@@ -138,7 +143,7 @@ class Sandbox:
     """Runs a job in a fresh process.
 
     Args:
-      job: the job description for the runner.
+      job: the job description for the runner, with a seed.
       stdin: the program's input.
       seconds: time limit, after which everything in the sandbox is killed; see
         `supervise_job`.

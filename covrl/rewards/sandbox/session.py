@@ -18,6 +18,7 @@ from covrl.rewards.sandbox.launcher import Launcher
 from covrl.rewards.sandbox.limits import EndReason, Limits
 from covrl.rewards.sandbox.sandbox import JobResult, Sandbox, SandboxError
 from covrl.rewards.sandbox.scripts import compile_script
+from covrl.rewards.sandbox.seeds import call_seed, derive_seed
 from covrl.rewards.sandbox.test_formats import (
   CallTest,
   PrintTest,
@@ -143,7 +144,7 @@ class Session:
     """Runs the program and compares its printed output."""
     run = self._record(
       sandbox.run(
-        {'kind': 'run'},
+        {'kind': 'run', 'seed': derive_seed(self._program, test.stdin)},
         test.stdin,
         seconds=self._seconds,
         max_output=2 * len(test.stdout) + _MARGIN_BYTES,
@@ -161,9 +162,10 @@ class Session:
 
   def _check_result(self, sandbox: Sandbox, test: CallTest) -> Outcome:
     """Calls a function of the program and compares its result."""
+    seed = call_seed(self._program, test)
     run = self._record(
       sandbox.run(
-        {'kind': 'call', 'name': test.name},
+        {'kind': 'call', 'name': test.name, 'seed': seed},
         test.arguments,
         seconds=self._seconds,
         max_output=0,
@@ -193,6 +195,8 @@ class Session:
           {
             'kind': 'script',
             'scripts': _compile_scripts('json_channel', 'object_server'),
+            # Not from the suite, which the program must not know.
+            'seed': derive_seed(self._program),
           },
           b'',
           seconds=self._seconds,
@@ -205,7 +209,12 @@ class Session:
           'json_channel', 'proxies', 'pytest_names', 'suite_runner'
         )
         suite = suite_sandbox.run(
-          {'kind': 'script', 'scripts': scripts, 'entry': test.entry},
+          {
+            'kind': 'script',
+            'scripts': scripts,
+            'entry': test.entry,
+            'seed': derive_seed(self._program, source),
+          },
           b'',
           seconds=self._seconds,
           max_output=0,

@@ -41,6 +41,7 @@ class CallTest:
   Attributes:
     name: name of the function or method.
     arguments: marshalled arguments.
+    arguments_json: the arguments as JSON.
     result: the expected value.
     size: length of the expected value as JSON.
     tolerance: difference that numbers may have; see `same_value`.
@@ -48,6 +49,7 @@ class CallTest:
 
   name: str
   arguments: bytes
+  arguments_json: bytes
   result: Any
   size: int
   tolerance: float | None = None
@@ -101,13 +103,19 @@ def _parse(index: int, test: Mapping[str, Any]) -> Test:
     } if not set(rest) - {'tolerance'}:
       tolerance = _tolerance(index, rest)
       try:
-        arguments = json.loads(json.dumps(list(args)))
+        arguments_json = json.dumps(list(args))
         result_json = json.dumps(result)
         value = read_json(result_json.encode())
         # Fails here if the value is nested too deeply to be compared.
         same_value(value, value)
-        marshalled = marshal.dumps(arguments)
-        return CallTest(name, marshalled, value, len(result_json), tolerance)
+        return CallTest(
+          name,
+          marshal.dumps(json.loads(arguments_json)),
+          arguments_json.encode(),
+          value,
+          len(result_json),
+          tolerance,
+        )
       except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(
           f'test {index}: args and result must be values of JSON, got: {error}'
