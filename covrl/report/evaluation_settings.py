@@ -83,11 +83,10 @@ def _settings_of(run: RunData, name: str) -> Mapping[str, Any]:
 
 def _summarized_settings(run: RunData, name: str) -> Mapping[str, Any]:
   """Settings of a set, from the run's configuration or its summary."""
-  if not name and not run.has_newer_held_out_results:
-    return {
-      field: run.config_value(f'evaluate.{field}')
-      for field in ('samples', 'temperature')
-    }
+  if name not in run.sets_of_command:
+    # The temperature of suites is in their results.
+    fields = () if name else ('samples', 'temperature')
+    return {field: run.config_value(f'evaluate.{field}') for field in fields}
   entry = run.evaluation_summary.get(name or HELD_OUT)
   return entry if isinstance(entry, Mapping) else {}
 

@@ -7,6 +7,8 @@ import json
 
 from report.suite_results import results, table_of
 
+from covrl.report.inputs.run_data import load_run
+
 
 def test_results_of_other_settings_are_named(make_results):
   sets = {name: results(name, [1, 0], samples=4) for name in ('amc', 'gsm8k')}
@@ -118,3 +120,36 @@ def test_a_suite_of_the_run_itself_at_another_temperature_is_named(
   # Greedy responses have none.
   greedy = make_results('d', {'iteration_000006': results('amc', [1, 0])})
   assert table_of(greedy, evaluated).notes == []
+
+
+def test_sets_of_the_run_and_of_the_command_are_in_one_table(make_results):
+  """A set counts as it was evaluated last, by the run or by `covrl evaluate`."""
+
+  def lines(name, scores):
+    return results(name, scores, samples=4)
+
+  own = [*lines('', [1, 0]), *lines('aime', [1, 0]), *lines('amc', [1, 0])]
+  sets = {
+    'iteration_000006': own,
+    'aime': lines('aime', [1, 1]),
+    'amc': lines('amc', [0, 0]),
+    'math': lines('math', [0, 1]),
+  }
+  run = make_results('a', sets, recipe='x')
+  summary = {'aime': {'iteration': 6}, 'amc': {'iteration': 4}, 'math': {}}
+  file = run / 'evaluation' / 'summary.json'
+  file.write_text(json.dumps(summary))
+  data = load_run(run)
+  assert data.sets_of_command == {'aime', 'math'}
+  greedy = {
+    name: [
+      r['greedy'] for (s, _), (r,) in data.latest_results.items() if s == name
+    ]
+    for name in ('', 'aime', 'amc', 'math')
+  }
+  assert greedy == {
+    '': [1, 0],
+    'aime': [1, 1],
+    'amc': [1, 0],
+    'math': [0, 1],
+  }

@@ -240,27 +240,35 @@ class RunData:
     name = f'iteration_{int(iteration):06d}.jsonl'
     return read_results([self.path / 'evaluation' / name], self.unreadable)
 
-  @functools.cached_property
+  @property
   def latest_results(self) -> ResultsByProblem:
-    """Latest results by problem, of `covrl evaluate` or else of the run."""
-    files = _sorted_files(self.path / 'evaluation', '*.jsonl')
-    evaluation_files = self._named_by_covrl(
-      [file for file in files if file.name.startswith('iteration_')]
-    )
-    files = [file for file in files if not file.name.startswith('iteration_')]
-    newer_files = [
-      file for file in files if not self._is_old(file, evaluation_files)
-    ]
-    return read_results(newer_files or evaluation_files[-1:], self.unreadable)
+    """Latest results by problem, of `covrl evaluate` or the run, for each set."""
+    return self._latest_results[0]
+
+  @property
+  def sets_of_command(self) -> frozenset[str]:
+    """Sets whose latest results are those of `covrl evaluate`, not of the run."""
+    return self._latest_results[1]
 
   @functools.cached_property
-  def has_newer_held_out_results(self) -> bool:
-    """Whether `latest_results` on held-out problems are those of `covrl evaluate`."""
+  def _latest_results(self) -> tuple[ResultsByProblem, frozenset[str]]:
+    """See `latest_results` and `sets_of_command`."""
     files = _sorted_files(self.path / 'evaluation', '*.jsonl')
-    own = [file for file in files if _ITERATION_FILE.fullmatch(file.name)]
-    return any(
-      file.stem == HELD_OUT and not self._is_old(file, own) for file in files
+    own_files = self._named_by_covrl(
+      [file for file in files if file.name.startswith('iteration_')]
     )
+    results = read_results(own_files[-1:], self.unreadable)
+    own_sets = {name for name, _ in results}
+    sets = set[str]()
+    for file in files:
+      name = '' if file.stem == HELD_OUT else file.stem
+      is_own = file.name.startswith('iteration_')
+      if is_own or (name in own_sets and self._is_old(name, own_files[-1])):
+        continue
+      sets.add(name)
+      newer = read_results([file], self.unreadable)
+      results = {p: r for p, r in results.items() if p[0] != name} | newer
+    return results, frozenset(sets)
 
   @functools.cached_property
   def evaluation_summary(self) -> Mapping[str, Any]:
@@ -276,20 +284,12 @@ class RunData:
         self.unreadable.set_count(name, FOREIGN_FILE)
     return [file for file in files if _ITERATION_FILE.fullmatch(file.name)]
 
-  def _is_old(
-    self, file: epath.Path, evaluation_files: Sequence[epath.Path]
-  ) -> bool:
-    """Whether a file's results on held-out problems are older than the run's own."""
-    if not evaluation_files or file.stem != HELD_OUT:
-      return False
-    held_out = self.evaluation_summary.get(HELD_OUT)
-    iteration = (
-      held_out.get('iteration') if isinstance(held_out, dict) else None
-    )
-    latest = evaluation_files[-1].stem.removeprefix('iteration_')
-    return not isinstance(iteration, int) or (
-      latest.isdecimal() and iteration < int(latest)
-    )
+  def _is_old(self, name: str, own_file: epath.Path) -> bool:
+    """Whether results of `covrl evaluate` on a set are older than the run's own."""
+    entry = self.evaluation_summary.get(name or HELD_OUT)
+    iteration = entry.get('iteration') if isinstance(entry, dict) else None
+    own_iteration = int(own_file.stem.removeprefix('iteration_'))
+    return not isinstance(iteration, int) or iteration < own_iteration
 
 
 def load_run(workdir: epath.PathLike) -> RunData:
