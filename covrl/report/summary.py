@@ -64,14 +64,17 @@ def summarize(run: RunData) -> Summary:
 def health_warnings(run: RunData) -> list[str]:
   """Sentences about updates that were skipped, changed nothing or had a clamped fraction."""
   total = len(run.train)
-  skipped = int(np.sum(run.train.column('skipped') > 0))
   without_tokens = int(np.sum(run.train.column('tokens') == 0))
   sentences = []
-  if skipped:
-    sentences.append(
-      f'{skipped:,} of {total:,} updates were skipped, because gradients or '
-      'parameters were not finite.'
-    )
+  # Those of networks beside the policy are named `NETWORK/skipped`.
+  for name in ('skipped', *run.train.names('', ending='/skipped')):
+    network = name.removesuffix('skipped').removesuffix('/')
+    of_network = f' of the {network}' if network else ''
+    if skipped := int(np.sum(run.train.column(name) > 0)):
+      sentences.append(
+        f'{skipped:,} of {total:,} updates{of_network} were skipped, because'
+        ' gradients or parameters were not finite.'
+      )
   if without_tokens:
     sentences.append(
       f'{without_tokens:,} of {total:,} updates had no token to train on, and '

@@ -51,12 +51,15 @@ def test_updates_that_changed_nothing_are_reported_at_the_top(make_run):
   for record in updates[6:8]:
     record |= {'gradient_norm': 0.0}
   updates[9] |= {'clamped': 1.0}
+  for record in updates:
+    record['critic/skipped'] = float(record in updates[:4])
   rewrite(path, records)
   page = write_report(path).read_text()
   total = len(updates)
   skipped_at = page.index(
     f'3 of {total} updates were skipped, because gradients'
   )
+  assert f'4 of {total} updates of the critic were skipped, because' in page
   without_tokens_at = page.index(
     f'1 of {total} updates had no token to train on'
   )

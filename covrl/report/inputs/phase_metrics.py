@@ -64,10 +64,14 @@ class PhaseMetrics:
     numbers = (_number(field, record) for record in self.records)
     return np.array([math.nan if n is None else n for n in numbers], float)
 
-  def names(self, prefix: str) -> list[str]:
-    """Names of up to 100 fields with a prefix, in order of appearance."""
+  def names(self, prefix: str, ending: str = '') -> list[str]:
+    """Names of up to 100 fields with a prefix and an ending, as they appear."""
     names = dict.fromkeys(name for r in self.records for name in r)
-    matching = [name for name in names if name.startswith(prefix)]
+    matching = [
+      name
+      for name in names
+      if name.startswith(prefix) and name.endswith(ending)
+    ]
     return matching[:_MAX_NAMES]
 
   def has(self, field: str) -> bool:
