@@ -71,6 +71,28 @@ def test_the_lost_share_is_that_of_the_written_weights(tmp_path):
   assert '--dtype=float32' in message
 
 
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_the_share_counts_each_rounding(dtype):
+  # Of this size XLA leaves out roundings within a program.
+  keys = jax.random.split(jax.random.key(0), 3)
+  weight, a, b = (
+    jax.random.normal(key, shape)
+    for key, shape in zip(keys, [(64, 64), (64, 2), (2, 64)], strict=True)
+  )
+  # Integers up to 256 are numbers of bfloat16.
+  weight = jnp.round(64 * weight).astype(dtype)
+  change = LORA.scale * a @ b
+  kept = (weight + change).astype('bfloat16').astype(np.float32) - np.asarray(
+    weight.astype('bfloat16'), np.float32
+  )
+  expected = 1 - np.vdot(kept, change) / np.vdot(change, change)
+  adapter = {'a': a[None], 'b': b[None]}
+  layer = {'up': weight[None], 'up_adapter': adapter}
+  share = lost_change(layer, LORA, 'bfloat16')
+  assert abs(expected) > 1e-3
+  assert share == pytest.approx(expected, abs=1e-4)
+
+
 def test_weights_of_float32_keep_all(tmp_path):
   policy, params = small_adapters('bfloat16')
   convert(

@@ -99,6 +99,13 @@ def test_waiting_for_a_processor_does_not_count(judge, busy_processor, kind):
   assert seconds > LIMIT
 
 
+def test_a_program_may_give_its_process_any_name(judge):
+  cpu = max(os.sched_getaffinity(0))
+  rename = r"__import__('ctypes').CDLL(None).prctl(15, b'\xff) R', 0, 0, 0)"
+  outcome, _ = _check(judge, f'{rename}\n{RIGHT["script"]}', cpu)
+  assert outcome.status is Status.SCORED, outcome
+
+
 def test_waiting_of_suite_and_program_does_not_count(judge, busy_processor):
   # Suite and program take 0.2 s each, one after the other.
   source = BURN.replace('0.3', '0.2')

@@ -110,8 +110,11 @@ def _written_bytes(pid: int, path: str) -> int:
 
 
 def read_proc(path: str) -> str:
-  """Reads a file in /proc; empty if the process has ended."""
+  """Reads a file in /proc; empty if the process has ended.
+
+  A program can give its process a name of any bytes, which some files have.
+  """
   try:
-    return pathlib.Path(path).read_text(encoding='ascii')
+    return pathlib.Path(path).read_text(encoding='ascii', errors='replace')
   except (FileNotFoundError, ProcessLookupError):
     return ''
