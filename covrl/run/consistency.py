@@ -203,10 +203,10 @@ def versions(config: Config | None = None) -> dict[str, str]:
   """Returns the versions of Python, covrl and numerical libraries.
 
   The devices, their compilers and kernels, the flags of XLA and the settings of JAX
-  that change the numbers of a run are included. So is the number of processes, since sums over the same devices
-  have another order where they are of other processes. So are the processor and
-  threads if it computes: XLA compiles for the instructions of the processor, and
-  splits sums among threads.
+  that change the numbers of a run are included. So is the number of processes, since
+  sums over the same devices have another order where they are of other processes. So
+  are the processor and threads if it computes: XLA compiles for the instructions of
+  the processor, and splits sums among threads.
 
   Args:
     config: a run's configuration, of which fields that may change when it is

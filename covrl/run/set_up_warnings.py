@@ -47,8 +47,12 @@ class SetUpWarnings:
       of_processes = distributed.gather_objects(texts)
     for text in of_processes[0]:
       self._directory.add_notice(text)
+    processes_by_text: dict[str, list[int]] = {}
     for process, others in enumerate(of_processes):
-      for text in others:
-        if text not in of_processes[0]:
-          self.warn(f'process {process}: {text}')
+      for text in dict.fromkeys(others):
+        processes_by_text.setdefault(text, []).append(process)
+    for text, (first, *others) in processes_by_text.items():
+      if first > 0:
+        number = f' and {len(others):,} more' if others else ''
+        self.warn(f'process {first}{number}: {text}')
     self._texts = []

@@ -56,3 +56,13 @@ def test_warnings_that_another_process_alone_has_name_it(warnings, monkeypatch):
   set_up.publish()
   printed = ['of both', 'process 1: this machine allows no namespaces']
   assert read() == (printed, printed)
+
+
+def test_a_warning_of_several_other_processes_is_one(warnings, monkeypatch):
+  set_up, read = warnings
+  monkeypatch.setattr(distributed, 'process_count', lambda: 3)
+  monkeypatch.setattr(
+    distributed, 'gather_objects', lambda texts: [texts, ['a'], ['a']]
+  )
+  set_up.publish()
+  assert read() == (['process 1 and 1 more: a'],) * 2

@@ -46,8 +46,9 @@ def code_fingerprints(recipe: Recipe, task: Task) -> dict[str, str]:
   """Returns versions or digests of packages by `code of PACKAGE`, and arguments.
 
   The packages are covrl and libraries that grade, those that the recipe's files
-  import, those of score functions, and what these import unless they are installed. Libraries
-  whose versions checkpoints store anyway are included, the standard library is not.
+  import, those of score functions, and what these import unless they are installed.
+  Libraries whose versions checkpoints store anyway are included, the standard library
+  is not.
   A score function of none of them, and not of the recipe's files, as of a file that
   the recipe loads by its path, has a digest of that file, as `code of FILE.py`. The
   numbers and texts with which `functools.partial` calls a score function are added

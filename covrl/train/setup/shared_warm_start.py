@@ -39,8 +39,8 @@ def shared_warm_start(
 
   Raises:
     ConfigError: that run has no finished warm start, a different one or one of
-      another model, format of prompts or other examples, or the task has no solved examples
-      for a warm start of its own.
+      another model, format of prompts or other examples, or the task has no solved
+      examples for a warm start of its own.
   """
   if not config.warm_start.from_run:
     if config.warm_start.steps and task.solved is None:
