@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import Any, Self
 
 from covrl.exit_codes import Exit, combined_status, means_restart
 from launch.job import Job, LaunchError
@@ -54,20 +54,20 @@ def run(job: Job, options: argparse.Namespace, shell: Shell) -> int:
       f' {", ".join(job.secrets)}; local processes inherit this environment'
     )
   job.check_config_file()
+  if shell.dry_run:
+    for command in _commands(job, options):
+      shell.run([*_environment(job), *command])
+    return 0
+  environment = {**os.environ, **job.environment}
   code = int(Exit.RESTART)
-  for attempt in range(job.restarts + 1):
-    commands = _commands(job, options)
-    if shell.dry_run:
-      for command in commands:
-        shell.run([*_environment(job), *command])
-      return 0
-    code = combined_status(
-      _run(commands, {**os.environ, **job.environment}, options)
-    )
-    if not means_restart(code):
-      return code
-    if attempt < job.restarts:
-      shell.print(f'restart {attempt + 1} of {job.restarts}')
+  with _StopSignals() as signals:
+    for attempt in range(job.restarts + 1):
+      commands = _commands(job, options)
+      code = combined_status(_run(commands, environment, options, signals))
+      if not means_restart(code) or signals.received:
+        break
+      if attempt < job.restarts:
+        shell.print(f'restart {attempt + 1} of {job.restarts}')
   return code
 
 
@@ -102,51 +102,65 @@ def _free_port() -> int:
     return probe.getsockname()[1]
 
 
+class _StopSignals:
+  """Context in which SIGTERM and SIGINT stop a run, which is not started again.
+
+  Attributes:
+    received: whether there was such a signal.
+  """
+
+  def __init__(self) -> None:
+    self.received = False
+    self._processes: list[subprocess.Popen[bytes]] = []
+    self._previous_handlers: dict[signal.Signals, Any] = {}
+
+  def __enter__(self) -> Self:
+    for number in (signal.SIGTERM, signal.SIGINT):
+      self._previous_handlers[number] = signal.signal(number, self._forward)
+    return self
+
+  def __exit__(self, *error: object) -> None:
+    for number, handler in self._previous_handlers.items():
+      signal.signal(number, handler)
+
+  def add(self, process: subprocess.Popen[bytes]) -> None:
+    """Adds a process that receives SIGTERM, at once if it has started too late."""
+    self._processes.append(process)
+    if self.received:
+      process.send_signal(signal.SIGTERM)
+
+  def _forward(self, number: int, frame: object) -> None:
+    del number, frame
+    self.received = True
+    for process in self._processes:
+      if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+
+
 def _run(
   commands: Sequence[Sequence[str]],
   environment: dict[str, str],
   options: argparse.Namespace,
+  signals: _StopSignals,
 ) -> list[int]:
-  """Runs commands in parallel, forwarding signals; returns exit statuses."""
-  processes = [
-    subprocess.Popen(command, env=environment, start_new_session=True)
-    for command in commands
-  ]
+  """Runs commands in parallel; returns exit statuses."""
+  processes: list[subprocess.Popen[bytes]] = []
   try:
-    with _forwarded_signals(processes):
-      deadline = None
-      while any(process.poll() is None for process in processes):
-        if deadline is None and any(process.poll() for process in processes):
-          deadline = time.monotonic() + options.grace
-        if deadline is not None and time.monotonic() > deadline:
-          break
-        time.sleep(0.1)
+    for command in commands:
+      process = subprocess.Popen(
+        command, env=environment, start_new_session=True
+      )
+      processes.append(process)
+      signals.add(process)
+    deadline = None
+    while any(process.poll() is None for process in processes):
+      if deadline is None and any(process.poll() for process in processes):
+        deadline = time.monotonic() + options.grace
+      if deadline is not None and time.monotonic() > deadline:
+        break
+      time.sleep(0.1)
   finally:
     for process in processes:
       if process.poll() is None:
         process.kill()
   return [process.wait() for process in processes]
-
-
-@contextlib.contextmanager
-def _forwarded_signals(
-  processes: Sequence[subprocess.Popen[bytes]],
-) -> Iterator[None]:
-  """Context in which SIGTERM and SIGINT end all processes with SIGTERM."""
-
-  def forward(number: int, frame: object) -> None:
-    """Sends SIGTERM to all processes that run."""
-    del number, frame
-    for process in processes:
-      if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-
-  signals = (signal.SIGTERM, signal.SIGINT)
-  previous_handlers = {
-    number: signal.signal(number, forward) for number in signals
-  }
-  try:
-    yield
-  finally:
-    for number, handler in previous_handlers.items():
-      signal.signal(number, handler)

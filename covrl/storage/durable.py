@@ -98,15 +98,25 @@ def make_directories(directory: os.PathLike[str]) -> None:
 def sync_tree(directory: os.PathLike[str]) -> None:
   """Makes all files below a local directory outlast a power cut, and their names.
 
+  Files that no longer exist are left out: a network file system may list those that
+  another host has renamed.
+
   Raises:
     OSError: one cannot be read or written.
   """
-  for top, _, names in os.walk(directory, onerror=_raise):
-    for name in names:
-      with pathlib.Path(top, name).open('rb') as file:
-        os.fsync(file.fileno())
-    sync_directory(pathlib.Path(top))
+  for top, _, names in os.walk(directory, onerror=_raise_unless_missing):
+    with contextlib.suppress(FileNotFoundError):
+      for name in names:
+        with contextlib.suppress(FileNotFoundError):
+          _sync_file(pathlib.Path(top, name))
+      sync_directory(pathlib.Path(top))
 
 
-def _raise(error: OSError) -> None:
-  raise error
+def _sync_file(path: pathlib.Path) -> None:
+  with path.open('rb') as file:
+    os.fsync(file.fileno())
+
+
+def _raise_unless_missing(error: OSError) -> None:
+  if not isinstance(error, FileNotFoundError):
+    raise error

@@ -4,7 +4,10 @@
 import argparse
 import io
 import os
+import signal
 import subprocess
+import threading
+import time
 
 import pytest
 
@@ -262,6 +265,42 @@ def test_local_processes_restart_by_exit_status(
   shell = Shell(output=io.StringIO())
   assert local.run(job, options, shell) == status
   assert len(count.read_text()) == runs
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_launcher_stops_the_run_without_a_restart(
+  monkeypatch, tmp_path, number
+):
+  """As Ctrl-C, or a service manager; the processes end with the restart status."""
+  script = f"""
+    trap 'exit 42' TERM
+    echo run >> {tmp_path}/runs
+    while sleep 0.05; do :; done
+  """
+  monkeypatch.setattr(
+    local, '_commands', lambda job, options: [['bash', '-c', script]] * 2
+  )
+
+  def send_once_both_run():
+    file = tmp_path / 'runs'
+    while not file.exists() or len(file.read_text().splitlines()) < 2:
+      time.sleep(0.05)
+    os.kill(os.getpid(), number)
+
+  job = Job(name='a', arguments=('--config=c', '--workdir=r'), restarts=3)
+  options = argparse.Namespace(processes=2, port=None, grace=10.0)
+  handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+  thread = threading.Thread(target=send_once_both_run)
+  thread.start()
+  output = io.StringIO()
+  assert local.run(job, options, Shell(output=output)) == 42
+  thread.join()
+  assert output.getvalue() == ''
+  assert (tmp_path / 'runs').read_text() == 'run\n' * 2
+  assert handlers == (
+    signal.getsignal(signal.SIGTERM),
+    signal.getsignal(signal.SIGINT),
+  )
 
 
 def test_the_last_of_several_workdirs_is_used():
