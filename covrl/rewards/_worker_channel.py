@@ -20,7 +20,8 @@ from covrl.parallel.running_time import RunningTime
 # Bytes of a reply; workers cut texts to fewer.
 _MAX_REPLY_BYTES = 2**16
 # Seconds between two looks for a reply, so that a stop of this process is noticed.
-_POLL_SECONDS = 0.5
+# Twice as long a pause counts as one, which compilation causes rarely.
+_POLL_SECONDS = 1.0
 # Bytes of the first reply, which lists the files that a worker has loaded.
 MAX_FIRST_REPLY_BYTES = 2**22
 

@@ -295,11 +295,18 @@ def check_versions(
     config: the run's configuration; see `versions`.
   """
   saved_versions = (metadata or {}).get('versions', {})
-  changed = [
-    f'{name} {saved_versions[name] or "none"} (now {version or "none"})'
-    for name, version in versions(config).items()
-    if saved_versions.get(name, version) != version
-  ]
+  changed: list[str] = []
+  for name, version in versions(config).items():
+    saved_version = saved_versions.get(name, version)
+    if saved_version == version:
+      continue
+    if name == _INSTRUCTIONS:
+      before, now = set(saved_version.split()), set(version.split())
+      saved_version = ' '.join(sorted(before - now))
+      version = ' '.join(sorted(now - before))
+    changed.append(
+      f'{name} {saved_version or "none"} (now {version or "none"})'
+    )
   if changed:
     warn(
       f'the checkpoint was written with {", ".join(changed)}: the resumed run may'

@@ -141,7 +141,8 @@ class RunDirectory:
     Raises:
       ConfigError: the directory holds a run of another configuration (the
         message names the difference) or other files, or a file has the name of
-        one of its directories, or something else that of a file.
+        one of its directories, or something else that of a file, or another run
+        uses one of its directories.
     """
     if not self.writes:
       # Process 0 checks before it writes.
@@ -155,6 +156,7 @@ class RunDirectory:
       # Reading a pipe would wait for its writer.
       if file.exists() and not storage.is_regular_file(file):
         raise ConfigError(f'{file} must be a file, got something else')
+    check_not_shared(self.path, _FOLDERS, self._newest_metadata())
     try:
       self._check_config(recipe)
     except ConfigError:
@@ -183,11 +185,15 @@ class RunDirectory:
 
   def _recorded_identity(self) -> str | None:
     """Returns the identity of the recipe recorded in the newest checkpoint."""
+    return self._newest_metadata().get('inputs', {}).get(RECIPE)
+
+  def _newest_metadata(self) -> Mapping[str, Any]:
+    """Returns the metadata of the newest checkpoint, empty without a readable one."""
     for folder in (self.checkpoints, self.path / 'warm_start'):
       with contextlib.suppress(CheckpointError):
         if saved := CheckpointStore(folder, keep=1).latest():
-          return saved.metadata.get('inputs', {}).get(RECIPE)
-    return None
+          return saved.metadata
+    return {}
 
   def refuse_restart(self) -> None:
     """Refuses to start a run from the beginning that has trained before.
@@ -295,13 +301,9 @@ class RunDirectory:
     Args:
       saved: `records` of the run so far, or metadata of the checkpoint to resume.
       warn: receives a sentence about them.
-
-    Raises:
-      ConfigError: another run uses one of the directory's folders.
     """
     if not self.writes:
       return
-    check_not_shared(self.path, _FOLDERS, saved)
     if lost := self._notices.restore(saved.get('notices', '')):
       file = self.path / notices.FILE_NAME
       warn(f'{file} has lost {lost} notices; they are written again')

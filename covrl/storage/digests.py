@@ -81,12 +81,13 @@ def _digests_in_bucket(
   objects = bucket_filesystem().find(root, detail=True)
   prefix_length = len(root.removeprefix(BUCKET_SCHEME)) + 1
   by_name = {name[prefix_length:]: info for name, info in objects.items()}
+  included = None if names is None else set(names)
   return {
     name: _sha256(directory / name)
     if _SHA256.fullmatch(expected.get(name, ''))
     else f'{info["size"]}:{info["crc32c"]}'
     for name, info in sorted(by_name.items())
-    if names is None or name in names
+    if included is None or name in included
   }
 
 

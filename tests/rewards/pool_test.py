@@ -214,7 +214,7 @@ def test_workers_end_with_a_killed_program(tmp_path):
   assert not any(map(is_running, workers))
 
 
-@pytest.mark.parametrize('stopped_seconds', [1.5, 4.0])
+@pytest.mark.parametrize('stopped_seconds', [2.5, 5.0])
 def test_responses_are_scored_again_after_all_processes_were_stopped(
   tmp_path, stopped_seconds
 ):

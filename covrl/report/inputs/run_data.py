@@ -265,9 +265,9 @@ class RunData:
       is_own = file.name.startswith('iteration_')
       if is_own or (name in own_sets and self._is_old(name, own_files[-1])):
         continue
-      sets.add(name)
-      newer = read_results([file], self.unreadable)
-      results = {p: r for p, r in results.items() if p[0] != name} | newer
+      if newer := read_results([file], self.unreadable):
+        sets.add(name)
+        results = {p: r for p, r in results.items() if p[0] != name} | newer
     return results, frozenset(sets)
 
   @functools.cached_property
