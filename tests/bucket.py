@@ -70,6 +70,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
   """Answers requests of gcsfs and TensorStore."""
 
   protocol_version = 'HTTP/1.1'
+  # A body that follows its headers would wait 40 ms for their acknowledgement.
+  disable_nagle_algorithm = True
   bucket: Bucket
 
   def do_GET(self):
