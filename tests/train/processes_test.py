@@ -20,9 +20,14 @@ from covrl.exit_codes import Exit
 from covrl.train import CheckpointStore
 
 
-def with_file_size_limit(command):
-  """Returns a command whose files are limited to a size below a checkpoint's."""
-  return ['sh', '-c', 'ulimit -f 80; exec "$0" "$@"', *command]
+def with_file_size_limit(command, blocks=80):
+  """Returns a command whose files are limited to a size below a checkpoint's.
+
+  Args:
+    command: the command.
+    blocks: the size in blocks of 512 bytes.
+  """
+  return ['sh', '-c', f'ulimit -f {blocks}; exec "$0" "$@"', *command]
 
 
 def start(
@@ -66,7 +71,10 @@ def start(
   ]
   return [
     subprocess.Popen(
-      with_file_size_limit(command) if i in full_disk_processes else command,
+      # One of four processes writes some 60 KB, in files whose sizes vary.
+      with_file_size_limit(command, 40)
+      if i in full_disk_processes
+      else command,
       env=ENVIRONMENT | dict(variables).get(i, {}),
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
