@@ -341,7 +341,7 @@ class CheckpointStore:
 
   def _complete(self, path: epath.Path, metadata: dict[str, Any]) -> None:
     """Completes a checkpoint; removes the oldest ones and incomplete ones."""
-    checkpoint_files.write_manifest(path, metadata, storage.digests(path))
+    checkpoint_files.write_manifest(path, metadata, storage.digest_files(path))
     newest = self._complete_paths()[-self._keep :]
     for old in self._named_paths():
       if old not in newest:

@@ -301,10 +301,10 @@ def differences(
   Args:
     path: the directory of the files.
     names: names of the files to compare, below the directory.
-    expected: size and digest of each, see `covrl.storage.digests`.
+    expected: size and digest of each, see `covrl.storage.digest_files`.
   """
   try:
-    digests = _retry_read(lambda: storage.digests(path, names, expected))
+    digests = _retry_read(lambda: storage.digest_files(path, names, expected))
   except OSError as error:
     if storage.is_bucket(path):
       raise
@@ -322,7 +322,7 @@ def has_all_files(path: epath.Path, expected: Mapping[str, str]) -> bool:
 
   Args:
     path: the checkpoint's directory.
-    expected: size and digest of each by name, see `covrl.storage.digests`.
+    expected: size and digest of each by name, see `covrl.storage.digest_files`.
   """
   sizes = {name: int(text.partition(':')[0]) for name, text in expected.items()}
   return storage.is_regular_file(path / MANIFEST) and all(
@@ -337,7 +337,7 @@ def damaged_files(path: epath.Path, expected: Mapping[str, str]) -> str:
 
   Args:
     path: the directory of the files.
-    expected: size and digest of each by name, see `covrl.storage.digests`.
+    expected: size and digest of each by name, see `covrl.storage.digest_files`.
   """
   damaged = [*differences(path, [*expected], expected)]
   if not damaged:

@@ -390,7 +390,7 @@ class RunDirectory:
     storage.write_atomically(self.path / name, content)
     if name.startswith(_RESULTS):
       folder, _, file = name.rpartition('/')
-      digests = storage.digests(self.path / folder, [file])
+      digests = storage.digest_files(self.path / folder, [file])
       self.result_digests |= {
         f'{folder}/{file}': text for text in digests.values()
       }

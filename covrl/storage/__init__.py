@@ -3,7 +3,7 @@
 
 from covrl.storage.buckets import create_object as create_object
 from covrl.storage.buckets import is_bucket as is_bucket
-from covrl.storage.digests import digests as digests
+from covrl.storage.digests import digest_files as digest_files
 from covrl.storage.durable import is_temporary as is_temporary
 from covrl.storage.durable import make_directories as make_directories
 from covrl.storage.durable import sync_directory as sync_directory

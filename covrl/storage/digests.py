@@ -31,7 +31,7 @@ _SHA256 = re.compile('[0-9]+:[0-9a-f]{64}')
 _CRC32C = re.compile('[0-9]+:[0-9A-Za-z+/]{6}==')
 
 
-def digests(
+def digest_files(
   directory: epath.Path,
   names: Collection[str] | None = None,
   expected: Mapping[str, str] | None = None,

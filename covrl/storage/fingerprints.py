@@ -13,7 +13,7 @@ from collections.abc import Collection
 from etils import epath
 
 from covrl.storage.buckets import is_bucket
-from covrl.storage.digests import digests
+from covrl.storage.digests import digest_files
 from covrl.storage.failures import reading
 
 # Size in bytes of the blocks of a file, and how many are read at a time.
@@ -39,7 +39,7 @@ def directory_fingerprint(
   if is_bucket(directory):
     file_digests = {
       name: digest
-      for name, digest in digests(directory).items()
+      for name, digest in digest_files(directory).items()
       if name.endswith(tuple(suffixes))
     }
   else:

@@ -31,6 +31,7 @@ from covrl.run.watchdog import Watchdog
 from covrl.storage import StorageError
 from covrl.storage.append_log import describe_log_damage
 from covrl.train import stages
+from covrl.train.health import DivergedError
 from covrl.train.rollout_batch import RolloutBatch
 from covrl.train.setup.adapter_base_files import AdapterBaseFiles
 from covrl.train.setup.build import build
@@ -219,8 +220,9 @@ def train(
     on_exit.callback(writer.close)
 
     # Resume or warm start.
+    metadata = {'inputs': inputs, **directory.records}
     position, state, rollout = start_or_resume(
-      run, config, saved, warm_starts, writer, progress, warn, stop, inputs
+      run, config, saved, warm_starts, writer, progress, warn, stop, metadata
     )
     adapter_base_files = AdapterBaseFiles(run, config, warm_starts, warn)
     inputs |= adapter_base_files.fingerprint()
@@ -338,6 +340,9 @@ def train(
         # An abandoned rollout is drawn again.
         rollout, run.collector.state = None, collector_state
       save(state, rollout)
+      raise
+    except DivergedError as error:
+      directory.add_notice(str(error))
       raise
     if text := profiler.warning():
       progress.warn(text)

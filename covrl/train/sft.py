@@ -153,7 +153,7 @@ def warm_start(
   store: CheckpointStore,
   saved: Checkpoint | None,
   stop: StopSignal,
-  inputs: Mapping[str, str],
+  metadata: Mapping[str, Any],
 ) -> PyTree:
   """Trains the policy on the task's solved examples.
 
@@ -172,7 +172,8 @@ def warm_start(
     store: the warm start's checkpoints.
     saved: the checkpoint to resume from; `None` starts.
     stop: requests to stop.
-    inputs: fingerprints of the inputs by name, see `covrl.train.setup.inputs`.
+    metadata: stored with its checkpoints, beside metrics and versions: `inputs`, see
+      `covrl.train.setup.inputs`, and `RunDirectory.records`.
 
   Returns:
     The trained parameters.
@@ -221,16 +222,12 @@ def warm_start(
     stream.set_state(saved.metadata['stream'])
     progress.note(f'resuming the warm start at step {steps_done}')
 
-  def metadata() -> dict[str, Any]:
-    return {
-      'metrics': writer.sync(),
-      'inputs': inputs,
-      'versions': versions(),
-    }
+  def current_metadata() -> dict[str, Any]:
+    return {'metrics': writer.sync(), 'versions': versions(), **metadata}
 
   def save(update: int, stream_state: StreamState) -> None:
     if store.position != update:
-      store.save(update, state, metadata() | {'stream': stream_state})
+      store.save(update, state, current_metadata() | {'stream': stream_state})
 
   progress.stage('warm start', settings.steps)
   if steps_done:
@@ -280,7 +277,7 @@ def warm_start(
       every = config.checkpoint.warm_start_every
       if every and update % every == 0 and update < settings.steps:
         save(update, stream.get_state())
-  store.save(settings.steps, state.params, metadata())
+  store.save(settings.steps, state.params, current_metadata())
   return state.params
 
 

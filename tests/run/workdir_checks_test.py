@@ -71,18 +71,19 @@ def test_a_copy_whose_folder_is_moved_to_another_disk_is_accepted(tmp_path):
   check(tmp_path / 'copy', saved)
 
 
-def test_a_run_is_checked_before_anything_is_written(directory, recipe):
+@pytest.mark.parametrize('folder', ['checkpoints', 'warm_start'])
+def test_a_run_is_checked_before_anything_is_written(directory, recipe, folder):
   """A damaged checkpoint of the original would be renamed through the link."""
   workdir = pathlib.Path(directory.path)
-  CheckpointStore(workdir / 'checkpoints', keep=1).save(
+  CheckpointStore(workdir / folder, keep=1).save(
     4,
     {'x': np.zeros(3)},
     {'workdir': {'path': '/absent', 'inode': 0}, 'inputs': {}},
   )
   directory.check(recipe)
   disk = workdir.parent / 'disk'
-  (workdir / 'checkpoints').rename(disk)
-  (workdir / 'checkpoints').symlink_to(disk)
+  (workdir / folder).rename(disk)
+  (workdir / folder).symlink_to(disk)
   with pytest.raises(
     ConfigError, match='must be of this run alone, got a link'
   ):

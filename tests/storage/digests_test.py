@@ -26,21 +26,24 @@ def test_a_copy_has_the_digests_of_the_place_that_it_is_from(
   directories, bucket
 ):
   disk, in_bucket = directories
-  of_disk, of_bucket = storage.digests(disk), storage.digests(in_bucket)
+  of_disk, of_bucket = (
+    storage.digest_files(disk),
+    storage.digest_files(in_bucket),
+  )
   assert of_disk.keys() == of_bucket.keys() == FILES.keys()
   assert not set(of_disk.values()) & set(of_bucket.values())
   names = sorted(FILES)
   for directory in directories:
     for expected in (of_disk, of_bucket):
-      assert storage.digests(directory, names, expected) == expected
+      assert storage.digest_files(directory, names, expected) == expected
     mixed = of_disk | {'large': of_bucket['large']}
-    assert storage.digests(directory, names, mixed) == mixed
+    assert storage.digest_files(directory, names, mixed) == mixed
   changed = FILES['large'][:-1] + b'\0'
   (disk / 'large').write_bytes(changed)
   bucket.put('run/large', changed)
   for directory in directories:
     for expected in (of_disk, of_bucket):
-      actual = storage.digests(directory, names, expected)
+      actual = storage.digest_files(directory, names, expected)
       assert [n for n in names if actual[n] != expected[n]] == ['large']
 
 
@@ -48,10 +51,10 @@ def test_a_copy_from_a_bucket_needs_the_library_of_checksums(
   directories, monkeypatch
 ):
   disk, in_bucket = directories
-  expected = storage.digests(in_bucket)
+  expected = storage.digest_files(in_bucket)
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
-  assert len(storage.digests(disk)) == 3
+  assert len(storage.digest_files(disk)) == 3
   with pytest.raises(
     ValueError, match=r"empty was copied from a bucket.*'covrl\[gcs\]'"
   ):
-    storage.digests(disk, ['empty'], expected)
+    storage.digest_files(disk, ['empty'], expected)

@@ -42,20 +42,20 @@ def test_sees_objects_written_by_other_processes(bucket):
   assert ROOT.is_dir()
   assert [path.name for path in (ROOT / 'a').iterdir()] == ['one.txt']
   bucket.put('run/a/two.txt', b'2')
-  assert sorted(storage.digests(ROOT)) == ['a/one.txt', 'a/two.txt']
+  assert sorted(storage.digest_files(ROOT)) == ['a/one.txt', 'a/two.txt']
   assert [p.read_text() for p in sorted((ROOT / 'a').glob('t*.txt'))] == ['2']
 
 
 def test_digests_differ_for_different_content(bucket, tmp_path):
   for root in (ROOT, epath.Path(tmp_path)):
     storage.write_atomically(root / 'a' / 'b.json', 'before')
-    before = storage.digests(root)
+    before = storage.digest_files(root)
     storage.write_atomically(root / 'a' / 'b.json', 'behind')
-    assert before.keys() == storage.digests(root).keys() == {'a/b.json'}
-    assert before != storage.digests(root)
+    assert before.keys() == storage.digest_files(root).keys() == {'a/b.json'}
+    assert before != storage.digest_files(root)
     storage.remove(root / 'a')
     storage.remove(root / 'a')
-    assert storage.digests(root) == {}
+    assert storage.digest_files(root) == {}
 
 
 def test_digests_of_a_directory_that_cannot_be_read_are_an_error(
@@ -72,7 +72,7 @@ def test_digests_of_a_directory_that_cannot_be_read_are_an_error(
 
   monkeypatch.setattr('os.scandir', scan_open_ones)
   with pytest.raises(PermissionError, match='closed'):
-    storage.digests(storage.absolute(tmp_path))
+    storage.digest_files(storage.absolute(tmp_path))
   with pytest.raises(PermissionError, match='closed'):
     storage.upload(tmp_path, storage.absolute(tmp_path / 'copy'))
 

@@ -107,7 +107,7 @@ def run(
         store,
         saved,
         stop_signal,
-        {'problems': 'known'},
+        {'inputs': {'problems': 'known'}, **directory.records},
       )
     finally:
       writer.close()
@@ -143,6 +143,7 @@ def test_a_signal_saves_the_warm_start_which_resumes_at_that_step(
     saved = latest_checkpoint(tmp_path)
     assert saved.position == stopped_at - 1
     assert saved.metadata['inputs'] == {'problems': 'known'}
+    assert saved.metadata['workdir']['path'] == str(tmp_path)
     assert not sft.is_warm_start_finished(saved, CONFIG)
   began: list[int] = []
   assert run(tmp_path, began.append) == uninterrupted_run

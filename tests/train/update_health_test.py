@@ -2,9 +2,13 @@
 """Counts of updates that change nothing, and the end of a run that does not train."""
 
 import functools
+import json
 import math
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from train.small_loop import Programs, run
 
 from covrl.exit_codes import Exit, means_restart
 from covrl.train.health import DivergedError, UpdateHealth
@@ -87,3 +91,23 @@ def test_clamped_fractions_are_counted_and_reported_once():
 def test_divergence_has_an_exit_status_of_its_own():
   assert DivergedError.exit_status == Exit.DIVERGED == 46
   assert not means_restart(Exit.DIVERGED)
+
+
+def test_a_run_that_has_diverged_has_a_notice(tmp_path, monkeypatch):
+  update = Programs.update
+
+  def skipped_update(*arguments):
+    state, metrics = update(*arguments)
+    return state, metrics | {
+      'skipped': jnp.ones(()),
+      'loss': jnp.asarray(np.nan),
+    }
+
+  monkeypatch.setattr(Programs, 'update', skipped_update)
+  with pytest.raises(DivergedError) as caught:
+    run(tmp_path, train__max_skipped_updates=2)
+  assert str(caught.value).startswith(
+    'training has diverged: the last 2 updates'
+  )
+  notices = (tmp_path / 'notices.jsonl').read_text().splitlines()
+  assert json.loads(notices[-1])['text'] == str(caught.value)

@@ -211,7 +211,7 @@ def start_or_resume(
   progress: Progress,
   warn: Callable[[str], object],
   stop: StopSignal,
-  inputs: Mapping[str, str],
+  metadata: Mapping[str, Any],
 ) -> tuple[RunPosition, TrainState, RolloutBatch | None]:
   """Returns position, state and unfinished iteration to go on from.
 
@@ -225,7 +225,7 @@ def start_or_resume(
     progress: displays the warm start.
     warn: receives a sentence if updates of the warm start are skipped.
     stop: requests to stop.
-    inputs: fingerprints of the inputs by name, see `covrl.train.setup.inputs`.
+    metadata: stored with the checkpoints of the warm start, see `warm_start`.
 
   Raises:
     Stopped: a signal has stopped the warm start; it is saved.
@@ -276,7 +276,7 @@ def start_or_resume(
       warm_starts,
       unfinished_warm_start,
       stop,
-      inputs,
+      metadata,
     )
   else:
     params = base_params()

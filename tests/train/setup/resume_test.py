@@ -328,5 +328,5 @@ def test_a_position_of_another_version_is_refused():
       progress=unused,
       warn=unused,
       stop=unused,
-      inputs={},
+      metadata={},
     )
