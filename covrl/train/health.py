@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from covrl.exit_codes import Exit
 
@@ -14,6 +15,16 @@ class DivergedError(RuntimeError):
   """Training whose numbers are no longer finite, described in one sentence."""
 
   exit_status = Exit.DIVERGED
+
+
+@contextlib.contextmanager
+def divergence_noted(note: Callable[[str], object]) -> Iterator[None]:
+  """Calls `note` with the sentence of a `DivergedError`, which is raised further."""
+  try:
+    yield
+  except DivergedError as error:
+    note(str(error))
+    raise
 
 
 @dataclasses.dataclass

@@ -31,7 +31,7 @@ from covrl.run.watchdog import Watchdog
 from covrl.storage import StorageError
 from covrl.storage.append_log import describe_log_damage
 from covrl.train import stages
-from covrl.train.health import DivergedError
+from covrl.train.health import divergence_noted
 from covrl.train.rollout_batch import RolloutBatch
 from covrl.train.setup.adapter_base_files import AdapterBaseFiles
 from covrl.train.setup.build import build
@@ -218,6 +218,7 @@ def train(
 
     on_exit.callback(report)
     on_exit.callback(writer.close)
+    on_exit.enter_context(divergence_noted(directory.add_notice))
 
     # Resume or warm start.
     metadata = {'inputs': inputs, **directory.records}
@@ -340,9 +341,6 @@ def train(
         # An abandoned rollout is drawn again.
         rollout, run.collector.state = None, collector_state
       save(state, rollout)
-      raise
-    except DivergedError as error:
-      directory.add_notice(str(error))
       raise
     if text := profiler.warning():
       progress.warn(text)

@@ -249,6 +249,9 @@ def test_a_run_with_nan_parameters_ends_with_one_sentence(tmp_path, recipe):
     assert 'a score must be a number of magnitude 1e+15 or less' in stderr
     return
   assert started.returncode == Exit.DIVERGED, stderr
+  notices = (tmp_path / 'run' / 'notices.jsonl').read_text()
+  assert 'has diverged: ' in notices.splitlines()[-1]
+  assert 'has diverged: ' in (tmp_path / 'run' / 'report.html').read_text()
   if recipe.endswith('warm_start'):
     assert stderr.splitlines()[-1].startswith(
       'covrl: the warm start has diverged: its last 4 updates were skipped'
