@@ -8,6 +8,7 @@ are paired by problem, and seeds of a configuration are averaged per problem.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -145,6 +146,12 @@ def evaluation_table(
     means.append(('average as printed', [*blanks, *printed_cells]))
   notes += [
     note
+    for column, (_, runs) in zip(columns, configurations, strict=True)
+    for name in names
+    if (note := _partly_answered(column, runs, name))
+  ]
+  notes += [
+    note
     for other in others
     for name in names
     if (note := _unmatched(other, baseline, name))
@@ -240,6 +247,26 @@ def _paired(
         scores, baseline.scores.get(problem, ()), strict=False
       )
     ]
+  )
+
+
+def _partly_answered(
+  column: _Column, runs: Sequence[RunData], name: str
+) -> str:
+  """Note about problems of a set that only some runs of a configuration have."""
+  counts = Counter(
+    problem
+    for run in runs
+    for problem in run.latest_results
+    if problem[0] == name
+  )
+  num_partly = sum(count < len(runs) for count in counts.values())
+  if not num_partly:
+    return ''
+  return (
+    f'{num_partly:,} of the {len(counts):,} problems of {name or OWN_PROBLEMS} were'
+    f' answered by only some of the runs of {column.name}; their scores are means'
+    ' over these runs.'
   )
 
 

@@ -16,7 +16,7 @@ from covrl.report import (
   write_comparison,
   write_report,
 )
-from covrl.report.comparison import load_comparison
+from covrl.report.comparison import differing_fields, load_comparison
 from covrl.report.inputs.run_data import load_run
 
 T_2 = 4.302653  # .975 quantile of Student's t with 2 degrees of freedom
@@ -176,6 +176,18 @@ def test_names_differ_for_runs_with_different_settings(make_run):
   first, second = load_comparison(runs).groups
   assert first.name == 'countdown_kl_cov (entropy.coefficient=1.0)'
   assert second.name == 'countdown_kl_cov (entropy.coefficient=0.5)'
+
+
+def test_runs_that_differ_in_the_middle_of_a_long_field_are_no_seeds(make_run):
+  runs = [make_run(f'seed{s}', seed=s, iterations=10) for s in (1, 2)]
+  for run, middle in zip(runs, 'xy', strict=True):
+    content = json.loads((run / 'config.json').read_text())
+    files = f'{"a" * 300}{middle}{"b" * 300}.jsonl'
+    content['config']['data'] = {'train': files}
+    (run / 'config.json').write_text(json.dumps(content))
+  first, second = load_comparison(runs).groups
+  assert first.name != second.name
+  assert differing_fields(first, second).keys() == {'data.train'}
 
 
 def test_ignored_fields_do_not_separate_seeds(make_run):

@@ -30,6 +30,26 @@ def test_unscored_responses_are_left_out(make_results):
   assert scores == [[1.0, 1.0, None], [1.0, 1 / 3, None], [None, None, None]]
 
 
+def test_accuracies_are_of_the_problems_that_have_as_many_samples():
+  problem = {'greedy': 1.0, 'correct': [1.0, 0.0, 0.0, None, 0.0, 0.0]}
+  expected = {
+    'mean@6': 0.2,
+    'mean@4/6': 0.2,
+    'mean@4': None,
+    # 1 − C(4, 2) / C(5, 2), of the five with a score.
+    'pass@2': 0.4,
+    'pass@4': 0.8,
+    'pass@6': None,
+    'pass@3': None,
+    'pass@8': None,
+  }
+  assert {n: problem_score(problem, n) for n in expected} == pytest.approx(
+    expected
+  )
+  edited = problem | {'correct': [0.5, 0.0]}
+  assert problem_score(edited, 'pass@2') is None
+
+
 @pytest.mark.parametrize(
   ('iteration', 'greedy'), [(4, 1.0), (8, 0.0), (12, 0.0)]
 )
@@ -193,6 +213,19 @@ def test_seeds_are_averaged_problem_by_problem(make_results):
   assert table is not None
   assert bounds(table.rows[0][1][2])[0] == 75.0
   assert table.rows[0][1][0] == '2'
+
+
+def test_seeds_with_other_problems_are_noted(make_results):
+  runs = [
+    load_run(make_results(f'seed{n}', {'amc': results('amc', scores)}))
+    for n, scores in enumerate(([1, 0, 1], [1]))
+  ]
+  table = evaluation_table([('both', runs)])
+  assert table is not None
+  assert table.notes == [
+    '2 of the 3 problems of amc were answered by only some of the runs of both;'
+    ' their scores are means over these runs.'
+  ]
 
 
 def test_summaries_that_are_not_settings_are_left_out(make_results):

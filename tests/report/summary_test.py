@@ -10,6 +10,8 @@ import re
 import numpy as np
 import pytest
 
+from covrl.data import Problem, Suite
+from covrl.evaluation.results import Evaluation, SuiteResult
 from covrl.report import write_report
 from covrl.report.inputs.run_data import load_run
 from covrl.report.summary import (
@@ -17,6 +19,7 @@ from covrl.report.summary import (
   count_selected_tokens,
   describe_selected_tokens,
   entropy_change,
+  first_and_last,
   summarize,
 )
 from covrl.run.directory import RunDirectory
@@ -26,6 +29,14 @@ def results(run, iteration):
   """Results by problem of the evaluation at an iteration."""
   path = run / 'evaluation' / f'iteration_{iteration:06d}.jsonl'
   return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def problems(name, count):
+  """Problems of an evaluation set."""
+  return [
+    Problem(prompt=f'{name} {n}?', reference='1', source='toy')
+    for n in range(count)
+  ]
 
 
 def lines(run):
@@ -144,6 +155,46 @@ def test_gains_of_other_accuracies_are_paired_by_problem(make_run, metric):
   assert estimate is not None
   assert estimate.value == pytest.approx(means[1] - means[0], abs=1e-12)
   assert 'over 40 problems' in estimate.kind
+
+
+def test_the_gain_is_of_the_sets_that_have_the_accuracy(make_run):
+  """A set with 32 samples has no mean@8, and its pass@8 is the unbiased estimate."""
+  rng = np.random.default_rng(0)
+  path = make_run(problems=40)
+  records = lines(path)
+  for iteration, accuracy in ((0, 0.3), (60, 0.6)):
+    evaluation = Evaluation(
+      results=tuple(
+        SuiteResult(
+          suite=Suite(name=name, problems=problems(name, count), samples=k),
+          greedy=rng.random(count) < accuracy,
+          correct=rng.random((count, k)) < rate,
+          responses=[[''] * (k + 1)] * count,
+        )
+        for name, count, k, rate in (
+          ('', 100, 8, accuracy),
+          ('aime24', 30, 32, 0.1),
+        )
+      ),
+      entropy=0.5,
+    )
+    (record,) = (
+      record
+      for record in records
+      if record['phase'] == 'eval' and record['iteration'] == iteration
+    )
+    record |= evaluation.summary()
+    (path / 'evaluation' / f'iteration_{iteration:06d}.jsonl').write_text(
+      ''.join(f'{json.dumps(row)}\n' for row in evaluation.lines())
+    )
+  rewrite(path, records)
+  run = load_run(path)
+  for metric in ('mean@8', 'pass@8', 'greedy'):
+    ends = first_and_last(run, metric)
+    estimate = accuracy_gain(run, metric)
+    assert ends is not None
+    assert estimate is not None
+    assert estimate.value == pytest.approx(ends[1] - ends[0], abs=1e-12)
 
 
 def test_without_problems_the_gain_is_unpaired(make_run):

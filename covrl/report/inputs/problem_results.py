@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from etils import epath
 
+from covrl.evaluation.metrics import pass_at_k
 from covrl.evaluation.result_files import HELD_OUT
 from covrl.report.inputs.run_json import (
   FOREIGN_FILE,
@@ -59,15 +60,28 @@ def read_results(
 
 
 def problem_score(problem: Mapping[str, Any], metric: str) -> float | None:
-  """One problem's contribution to an accuracy; `None` if it has no score."""
+  """One problem's contribution to an accuracy; `None` if it has none.
+
+  Args:
+    problem: scores of its responses, an entry of `ResultsByProblem`.
+    metric: `'greedy'`; `'mean@8'`, for problems with 8 samples, or `'mean@8/32'`,
+      for those with 8 or 32; `'pass@4'`, for problems with 4 samples, or with more
+      if it is a power of 2, as in `SuiteResult.metrics`.
+  """
   if metric == 'greedy':
     return problem['greedy']
-  correct = [score for score in problem['correct'] if score is not None]
-  if metric.startswith('mean'):
-    return float(np.mean(correct)) if correct else None
-  # Whether one of k responses is correct is unknown where one is not scored.
-  all_scored = len(correct) == len(problem['correct'])
-  return float(max(correct)) if correct and all_scored else None
+  kind, _, numbers = metric.partition('@')
+  samples = problem['correct']
+  correct = [score for score in samples if score is not None]
+  if kind == 'mean':
+    has_metric = len(samples) in map(int, numbers.split('/'))
+    return float(np.mean(correct)) if correct and has_metric else None
+  k = int(numbers)
+  has_metric = len(samples) == k or (k.bit_count() == 1 and len(samples) > k)
+  # An edited file may have other scores than 0 and 1.
+  if not has_metric or len(correct) < k or not {*correct} <= {0.0, 1.0}:
+    return None
+  return float(pass_at_k(np.array([correct]), k)[0])
 
 
 def _result(record: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ and counted by `Unreadable`, whose sentences are on the page.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import reprlib
@@ -201,6 +202,8 @@ def flatten_config(
 ) -> dict[str, str]:
   """Nested fields by dotted name, as text.
 
+  A long text is cut, and followed by a digest: different values differ.
+
   >>> flatten_config({'seed': 1, 'train': {'iterations': 60}})
   {'seed': '1', 'train.iterations': '60'}
   """
@@ -209,8 +212,13 @@ def flatten_config(
     name = f'{prefix}{short_text(name, 80)}'
     if isinstance(value, Mapping) and depth < _MAX_DEPTH:
       fields |= flatten_config(value, f'{name}.', depth + 1)
+    elif value is None:
+      fields[name] = 'none'
     else:
-      fields[name] = 'none' if value is None else short_text(value)
+      fields[name] = text = short_text(value)
+      if isinstance(value, str) and text != value:
+        digest = hashlib.sha256(value.encode(errors='surrogatepass'))
+        fields[name] += f' (digest {digest.hexdigest()[:8]})'
   return fields
 
 
