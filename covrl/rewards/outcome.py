@@ -53,9 +53,15 @@ class Outcome:
   def checked(self) -> Outcome:
     """Returns the outcome, `INVALID` if its score cannot be used.
 
+    A status that says that there is no score has none, whatever the number.
+
     >>> Outcome(math.inf, Status.SCORED).checked().status
     <Status.INVALID: 'invalid'>
+    >>> Outcome(0.0, Status.INFRASTRUCTURE, 'no judge').checked().score
+    nan
     """
+    if self.status in (Status.INVALID, Status.INFRASTRUCTURE):
+      return dataclasses.replace(self, score=math.nan)
     is_scored = self.status in (Status.SCORED, Status.WRONG, Status.UNPARSABLE)
     if abs(self.score) <= MAX_SCORE or not (self.has_score or is_scored):
       return self

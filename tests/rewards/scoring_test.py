@@ -137,6 +137,15 @@ def test_unscored_responses_have_no_total_and_are_counted():
   ]
 
 
+@pytest.mark.parametrize('status', [Status.INVALID, Status.INFRASTRUCTURE])
+def test_a_status_without_a_score_has_none_whatever_the_number(status):
+  outcome = Outcome(0.0, status, 'no judge').checked()
+  assert math.isnan(outcome.score)
+  assert (outcome.status, outcome.detail) == (status, 'no judge')
+  timeout = Outcome(0.5, Status.TIMEOUT)
+  assert timeout.checked() == timeout
+
+
 def test_hang_in_one_part_does_not_affect_others():
   rewards = [
     Reward(name='echo', score=scorers.echo, timeout=0.5, weight=3.0),
