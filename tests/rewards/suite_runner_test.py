@@ -10,6 +10,10 @@ def double(x):
   if x < 0:
     raise ValueError('negative')
   return 2 * x
+def identity(x):
+  return x
+def extend(values):
+  values.append(1)
 """
 IMPORTS = 'import pytest\nimport unittest\n'
 
@@ -32,6 +36,55 @@ def test_error():
 @pytest.mark.parametrize(argnames='x,y', argvalues=[(0, 0), (1, 2)], ids=str)
 def test_double(x, y):
   assert double(x) == y
+""",
+  'parameters that are dictionaries': """
+@pytest.mark.parametrize('x', [{'value': 1}, pytest.param({'value': 1}, id='b')])
+def test_double(x):
+  assert double(x['value']) == 2
+""",
+  'one parameter in a collection of names': """
+@pytest.mark.parametrize(('x',), [(1,), [1], pytest.param(1)])
+@pytest.mark.parametrize(['y'], [(2,)])
+def test_double(x, y):
+  assert double(x) == y
+""",
+  'sets of several parameters': """
+@pytest.mark.parametrize('x, y,', [pytest.param(1, 2), (0, 0)])
+def test_double(x, y):
+  assert double(x) == y
+""",
+  'approximate infinity': """
+def test_double():
+  infinity = float('inf')
+  assert double(infinity) == pytest.approx(infinity)
+  assert double(1) == pytest.approx(2)
+  assert double(1) != pytest.approx(infinity)
+  assert double(1) != pytest.approx(-infinity)
+""",
+  'values of the standard library': """
+import collections, pathlib, uuid
+import numpy as np
+from solution import identity
+def test_identity():
+  assert double(1) == 2
+  for value in (
+    collections.deque([1, 5], 3),
+    collections.Counter('aab'),
+    collections.OrderedDict(b=1, a=4),
+    collections.defaultdict(int, a=1),
+    pathlib.Path('/a/b'),
+    uuid.UUID(int=5),
+  ):
+    result = identity(value)
+    assert type(result) is type(value) and result == value
+  assert identity(collections.deque([1], 3)).maxlen == 3
+  assert identity(collections.Counter('aab')).most_common(1)[0][0] == 'a'
+  assert identity(collections.defaultdict(list))['x'] == []
+  assert (identity(np.array(['a', 'b'])) == ['a', 'b']).all()
+def test_change():
+  values = collections.deque([5])
+  extend(values)
+  assert values == collections.deque([5, 1])
 """,
   'inherited tests': """
 class Base:
@@ -119,6 +172,46 @@ def test_features_of_pytest_and_unittest_are_run(judge, name):
 
 
 @pytest.mark.parametrize(
+  'test',
+  [
+    'import io, contextlib\n'
+    'with contextlib.redirect_stdout(io.StringIO()) as out:\n  double(1)\n'
+    'assert out.getvalue() == ""',
+    'from contextlib import redirect_stderr\nassert double(1) == 2',
+    'import io, sys\nsys.stdout = io.StringIO()\nassert double(1) == 2',
+    'from unittest.mock import patch\nwith patch("solution.double"):\n  double(1)',
+    'from unittest import mock\nwith mock.patch("builtins.print"):\n  double(1)',
+    'import unittest.mock\n@unittest.mock.patch("builtins.print")\n'
+    'def test_x(m):\n  double(1)',
+    'def test_x():\n  with open("/tmp/x", "w") as file:\n    file.write("1")\n'
+    '  assert double(1) == 2',
+    'import pathlib\npathlib.Path("/tmp/x").write_text("1")\n'
+    'assert double(1) == 2',
+    'import tempfile\nassert double(1) == 2',
+    'import os\nos.environ["X"] = "1"\nassert double(1) == 2',
+    'import asyncio\nassert asyncio.run(double(1)) == 2',
+    'x = [1]\nassert identity(x) is x',
+    'x = [1]\nassert identity(x) is not x',
+    'import solution\nsolution.identity = len\nassert double(1) == 2',
+    'class TestX(unittest.TestCase):\n  @unittest.expectedFailure\n'
+    '  def test_x(self):\n    self.assertEqual(double(1), 3)',
+  ],
+)
+def test_suites_that_need_the_program_in_their_process_score_none(judge, test):
+  outcome = judge_code(PROGRAM, [{'asserts': IMPORTS + test}], judge=judge)
+  assert outcome.status is Status.INFRASTRUCTURE, outcome
+
+
+def test_identity_with_constants_and_classes_is_judged(judge):
+  suite = (
+    'assert double(1) is not None and type(double(1)) is int\n'
+    'assert type(identity([])) is list and identity(True) is True\n'
+    'def open(x):\n  return x\nassert open(double(1)) == 2'
+  )
+  assert judge_code(PROGRAM, [{'asserts': suite}], judge=judge).score == 1
+
+
+@pytest.mark.parametrize(
   'suite',
   [
     'def test_x():\n  with pytest.warns(UserWarning):\n    double(1)',
@@ -127,6 +220,12 @@ def test_features_of_pytest_and_unittest_are_run(judge, name):
     'def test_x(x):\n  assert double(x) == 2',
     '@pytest.mark.parametrize("x", [1], indirect=True)\n'
     'def test_x(x):\n  assert double(x) == 2',
+    '@pytest.fixture\ndef x():\n  return 1\n'
+    '@pytest.mark.usefixtures("x")\ndef test_x():\n  assert double(1) == 2',
+    '@pytest.mark.parametrize("x,", [(1,)])\n'
+    'def test_x(x):\n  assert double(1) == 2',
+    '@pytest.mark.parametrize("x, y", [(1, 2, 3)])\n'
+    'def test_x(x, y):\n  assert double(x) == y',
     'def setup_module(module):\n  module.x = 1\n'
     'def test_x():\n  assert double(x) == 2',
     'def test_x():\n  pytest.raises(ValueError, message="none")',

@@ -10,8 +10,8 @@ time, memory and output from outside the sandbox.
 Modules with a leading underscore are scripts that run inside sandboxes:
 `_job_runner` is process 1, forks a child per job and ends it with all its
 `_descendants`; `_program` executes the program; `_suite_runner` executes an assert
-suite with the part of pytest in `_pytest_names`, and with `_proxies` for the
-program's objects, which `_object_server` serves over a `_json_channel`; `_landlock`
+suite that `_suite_checks` accepts, with the part of pytest in `_pytest_names`, and
+with `_proxies` for the program's objects, which `_object_server` serves over a `_json_channel`; `_landlock`
 confines a process without namespaces.
 """
 

@@ -72,6 +72,8 @@ class JsonChannel:
       items = [self.encode(item) for item in tuple(value)]
       name = type(value).__name__
       return {'named': name, 'names': fields, 'items': items}
+    if _is_collection(value):
+      return self._encode_collection(value)
     for name, sequence in _SEQUENCES.items():
       if isinstance(value, sequence):
         return {name: [self.encode(item) for item in sequence(value)]}
@@ -97,6 +99,32 @@ class JsonChannel:
       else {'object': self._refer(value)}
     )
 
+  def _encode_collection(self, value: Any) -> dict[str, Any]:
+    name = type(value).__name__
+    items = value if name == 'deque' else [*value.items()]
+    option = {'deque': 'maxlen', 'defaultdict': 'default_factory'}.get(name)
+    return {
+      'collection': name,
+      'items': [self.encode(item) for item in items],
+      'option': option and self.encode(getattr(value, option)),
+    }
+
+  def _decode_collection(self, value: dict[str, Any]) -> Any:
+    import collections
+
+    items = [self.decode(item) for item in value['items']]
+    option = self.decode(value['option'])
+    match value['collection']:
+      case 'deque':
+        return collections.deque(items, option)
+      case 'defaultdict':
+        return collections.defaultdict(option, items)
+      case 'Counter':
+        return collections.Counter(dict(items))
+      case 'OrderedDict':
+        return collections.OrderedDict(items)
+    raise EOFError('a message must have values of known types')
+
   def _encode_array(self, value: Any) -> dict[str, Any]:
     return {'array': self.encode(value.tolist()), 'dtype': value.dtype.str}
 
@@ -109,6 +137,8 @@ class JsonChannel:
       return _SEQUENCES[name](map(self.decode, value[name]))
     if name == 'dict':
       return {self.decode(k): self.decode(v) for k, v in value[name]}
+    if name == 'collection':
+      return self._decode_collection(value)
     if name == 'named':
       import collections
 
@@ -133,13 +163,24 @@ class JsonChannel:
     return self._resolve(value[name])
 
 
+def _is_collection(value: Any) -> bool:
+  """Returns whether a value is of a class of `collections`, not of a subclass."""
+  collections = sys.modules.get('collections')
+  return collections is not None and type(value) in (
+    collections.deque,
+    collections.defaultdict,
+    collections.Counter,
+    collections.OrderedDict,
+  )
+
+
 def _is_array(value: Any) -> bool:
-  """Returns whether a value is an array or a scalar of numpy, of numbers."""
+  """Returns whether a value is an array or a scalar of numpy, of numbers or texts."""
   numpy = sys.modules.get('numpy')
   return (
     numpy is not None
     and isinstance(value, numpy.ndarray | numpy.generic)
-    and value.dtype.kind in 'biufc'
+    and value.dtype.kind in 'biufcSU'
   )
 
 
@@ -157,6 +198,10 @@ def _encode_standard(value: Any) -> list[Any] | None:
   match (module, name):
     case ('decimal', 'Decimal') | ('fractions', 'Fraction'):
       return [module, name, str(value)]
+    case ('uuid', 'UUID'):
+      return [module, name, str(value)]
+    case (_, 'PosixPath') if module.partition('.')[0] == 'pathlib':
+      return ['pathlib', name, str(value)]
     case ('datetime', 'date' | 'datetime' | 'time'):
       return [module, name, value.isoformat()]
     case ('datetime', 'timedelta'):
@@ -170,7 +215,12 @@ def _decode_standard(encoded: list[Any]) -> Any:
   match (module, name):
     case ('builtins', _) if isinstance(vars(builtins).get(name), type):
       return getattr(builtins, name)
-    case ('decimal', 'Decimal') | ('fractions', 'Fraction'):
+    case (
+      ('decimal', 'Decimal')
+      | ('fractions', 'Fraction')
+      | ('pathlib', 'PosixPath')
+      | ('uuid', 'UUID')
+    ):
       return getattr(__import__(module), name)(state)
     case ('datetime', 'date' | 'datetime' | 'time'):
       return getattr(__import__(module), name).fromisoformat(state)

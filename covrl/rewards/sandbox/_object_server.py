@@ -153,7 +153,8 @@ class ObjectServer:
 
 def _snapshot(channel: JsonChannel, value: Any) -> Any:
   """Returns the content of a mutable value, to detect changes."""
-  if isinstance(value, list | dict | set | bytearray):
+  is_deque = type(value).__name__ == 'deque'
+  if is_deque or isinstance(value, list | dict | set | bytearray):
     return channel.encode(value)
   return None
 

@@ -268,9 +268,13 @@ def _replace_content(value: Any, new: Any) -> None:
   """Replaces the content of a mutable collection."""
   if isinstance(value, list | bytearray):
     value[:] = new
-  else:
+  elif isinstance(value, dict | set):
     value.clear()
     value.update(new)
+  else:
+    # A deque.
+    value.clear()
+    value.extend(new)
 
 
 def _define_forwarding(name: str, *, is_binary: bool) -> None:

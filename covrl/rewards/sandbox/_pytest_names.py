@@ -57,8 +57,10 @@ class Approx:
       case int() | float() | complex() if type(other) in (int, float, complex):
         if self._nan_ok and expected != expected:
           return other != other
+        if expected == other or abs(expected) == float('inf'):
+          return expected == other
         tolerance = max(self._relative * abs(expected), self._absolute)
-        return expected == other or abs(expected - other) <= tolerance
+        return abs(expected - other) <= tolerance
     return type(expected) is type(other) and expected == other
 
 
@@ -130,6 +132,8 @@ class Mark:
       return _parametrize
     if name in ('skip', 'skipif', 'xfail'):
       raise SuiteError(f'tests that may be skipped ({name}) are not supported')
+    if name == 'usefixtures':
+      raise SuiteError('pytest.mark.usefixtures is not supported')
     return lambda *args, **kwargs: (
       args[0] if len(args) == 1 and callable(args[0]) else lambda test: test
     )
@@ -142,14 +146,23 @@ def _parametrize(
   if indirect:
     raise SuiteError('parameters of fixtures (indirect) are not supported')
   keys = (
-    [n.strip() for n in argnames.split(',')]
+    [n.strip() for n in argnames.split(',') if n.strip()]
     if isinstance(argnames, str)
     else list(argnames)
   )
-  cases = [
-    dict(zip(keys, [row] if len(keys) == 1 else row, strict=True))
-    for row in (getattr(row, 'values', row) for row in argvalues)
+  # Only for one name that is not in a collection rows are the values themselves.
+  is_bare = isinstance(argnames, str) and len(keys) == 1
+  if is_bare and ',' in argnames:
+    # Such rows are unpacked by pytest 9, and not by earlier versions.
+    raise SuiteError(f'parameters {argnames!r} are not supported')
+  rows = [
+    [row] if is_bare and not isinstance(row, ParameterSet) else list(row)
+    for row in argvalues
   ]
+  for row in rows:
+    if len(row) != len(keys):
+      raise SuiteError(f'{keys} have {len(row)} parameters in one case')
+  cases = [dict(zip(keys, row, strict=True)) for row in rows]
 
   def decorate(test: Any) -> Any:
     test.parameters = [*getattr(test, 'parameters', []), cases]
@@ -170,9 +183,13 @@ def _fixture(
   return function
 
 
-def _param(*values: Any, **_: Any) -> Any:
+class ParameterSet(tuple):
+  """Values of `pytest.param`."""
+
+
+def _param(*values: Any, **_: Any) -> ParameterSet:
   """`pytest.param`: returns the values."""
-  return values[0] if len(values) == 1 else values
+  return ParameterSet(values)
 
 
 def _fail(reason: str = '') -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sandbox script that runs an assert suite and reports its result.
 
-Executed after `_pytest_names.py`; never imported.
+Executed after `_suite_checks.py`; never imported.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
   )
   from covrl.rewards.sandbox._proxies import ProgramClient, Proxy, SuiteError
   from covrl.rewards.sandbox._pytest_names import pytest_module
+  from covrl.rewards.sandbox._suite_checks import check_suite
 
   program: Program = Program(b'')
   client: ProgramClient = ProgramClient()
@@ -88,6 +89,7 @@ def run_suite() -> None:
   suite_globals = SuiteGlobals(__name__='suite', __builtins__=builtins)
   code = program.code
   assert code is not None
+  check_suite(program.source)
   exec(code, suite_globals)
   test_count = 0
   if job['entry'] is not None:
@@ -120,9 +122,16 @@ def run_suite() -> None:
     raise SuiteError('the suite runs no test')
 
 
+class SolutionModule(ModuleType):
+  """The module `solution`; its names cannot be set."""
+
+  def __setattr__(self, name: str, value: object) -> None:
+    raise SuiteError(f'solution.{name} of the program cannot be set')
+
+
 def _solution_module() -> ModuleType:
   """Returns the module `solution`, whose names are fetched from the program."""
-  module = ModuleType('solution')
+  module = SolutionModule('solution')
 
   def get(name: str) -> Any:
     if name == '__all__':
@@ -243,6 +252,9 @@ def _run_cases(unittest: Any, test_class: type[unittest.TestCase]) -> int:
   cases = [*suite]
   test_class.setUpClass()
   for case in cases:
+    for marked in (case, getattr(case, case.id().rpartition('.')[2])):
+      if getattr(marked, '__unittest_expecting_failure__', False):
+        raise SuiteError('tests that are expected to fail are not supported')
     case.run(Result())
   test_class.tearDownClass()
   return len(cases)

@@ -206,7 +206,11 @@ class Session:
           partner=suite_sandbox,
         )
         scripts = _compile_scripts(
-          'json_channel', 'proxies', 'pytest_names', 'suite_runner'
+          'json_channel',
+          'proxies',
+          'pytest_names',
+          'suite_checks',
+          'suite_runner',
         )
         suite = suite_sandbox.run(
           {
