@@ -14,6 +14,8 @@ def identity(x):
   return x
 def extend(values):
   values.append(1)
+class Box:
+  pass
 """
 IMPORTS = 'import pytest\nimport unittest\n'
 
@@ -76,7 +78,7 @@ def test_identity():
     uuid.UUID(int=5),
   ):
     result = identity(value)
-    assert type(result) is type(value) and result == value
+    assert type(result) == type(value) and result == value
   assert identity(collections.deque([1], 3)).maxlen == 3
   assert identity(collections.Counter('aab')).most_common(1)[0][0] == 'a'
   assert identity(collections.defaultdict(list))['x'] == []
@@ -192,6 +194,7 @@ def test_features_of_pytest_and_unittest_are_run(judge, name):
     'import asyncio\nassert asyncio.run(double(1)) == 2',
     'x = [1]\nassert identity(x) is x',
     'x = [1]\nassert identity(x) is not x',
+    'assert double(1) == 2 and type(Box()) is Box',
     'import solution\nsolution.identity = len\nassert double(1) == 2',
     'class TestX(unittest.TestCase):\n  @unittest.expectedFailure\n'
     '  def test_x(self):\n    self.assertEqual(double(1), 3)',

@@ -114,12 +114,9 @@ def _attribute_use(node: Any) -> str:
 
 
 def _is_shared(node: Any) -> bool:
-  """Returns whether a value is one object everywhere: a constant or built-in class."""
-  match type(node).__name__:
-    case 'Constant':
-      return True
-    case 'Name':
-      return hasattr(builtins, node.id)
-    case 'Call':
-      return getattr(node.func, 'id', '') == 'type'
-  return False
+  """Returns whether a value is one object everywhere: a constant or built-in class.
+
+  The class of a program's object is another one in the suite.
+  """
+  is_builtin = hasattr(builtins, getattr(node, 'id', ''))
+  return type(node).__name__ == 'Constant' or is_builtin
