@@ -237,3 +237,67 @@ def test_identity_with_constants_and_classes_is_judged(judge):
 def test_suites_that_need_other_features_score_no_program(judge, suite):
   outcome = judge_code(PROGRAM, [{'asserts': IMPORTS + suite}], judge=judge)
   assert outcome.status is Status.INFRASTRUCTURE, outcome
+
+
+# Suites that a right program passes in its own process only: program, suite, and
+# what makes the program wrong.
+SHARING_SUITES = {
+  'a list that both change': (
+    'items = []\ndef add(x):\n  items.append(x)',
+    'from solution import items, add\nadd(1)\nassert items == [1]',
+    ('append(x)', 'append(2)'),
+  ),
+  "a seed for the program's random numbers": (
+    'import random\ndef draw():\n  return random.random()',
+    'import random\nrandom.seed(5)\nx = random.random()\nrandom.seed(5)\n'
+    'assert draw() == x',
+    ('random.random()', '2.0'),
+  ),
+  'a limit of the interpreter': (
+    'import sys\ndef limit(x):\n  sys.setrecursionlimit(x)',
+    'import sys\nlimit(777)\nassert sys.getrecursionlimit() == 777',
+    ('(x)\n', '(x)\n  x = 50\n'),
+  ),
+  'a method of a value of the suite': (
+    'def call(x):\n  return x.answer()',
+    'class Value:\n  def answer(self):\n    return 5\nassert call(Value()) == 5',
+    ('x.answer()', '6'),
+  ),
+  'many calls within the time limit': (
+    'def double(x):\n  return 2 * x',
+    'for x in range(200_000):\n  assert double(x) == 2 * x',
+    ('2 * x', '3 * x'),
+  ),
+}
+
+
+@pytest.mark.parametrize('name', SHARING_SUITES)
+def test_a_program_that_passes_in_its_own_process_only_has_no_score(
+  judge, name
+):
+  program, suite, change = SHARING_SUITES[name]
+  tests = [{'asserts': suite}]
+  outcome = judge_code(program, tests, judge=judge, time_limit=1.0)
+  assert outcome.status is Status.INFRASTRUCTURE, outcome
+  program = program.replace(*change)
+  outcome = judge_code(program, tests, judge=judge, time_limit=1.0)
+  assert outcome.score != 1.0, outcome
+
+
+def test_a_program_that_passes_only_apart_from_the_suite_has_no_score(judge):
+  program = 'import builtins\ndef double(x):\n  builtins.x = x\n  return 2 * x'
+  suite = (
+    'import builtins\nassert double(1) == 2\nassert not hasattr(builtins, "x")'
+  )
+  outcome = judge_code(program, [{'asserts': suite}], judge=judge)
+  assert outcome.status is Status.INFRASTRUCTURE, outcome
+  assert 'but not in its process: AssertionError' in outcome.detail
+
+
+def test_an_object_of_the_program_equals_no_value_of_the_suite(judge):
+  # In one process its class would decide.
+  program = (
+    'class Any:\n  def __eq__(self, x): return True\ndef f(): return Any()'
+  )
+  outcome = judge_code(program, [{'asserts': 'assert f() == 3'}], judge=judge)
+  assert (outcome.score, outcome.status) == (0.0, Status.WRONG)

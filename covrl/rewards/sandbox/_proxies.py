@@ -28,6 +28,10 @@ add and floordiv ge gt le lt matmul mod mul or pow sub truediv xor
 """
 
 
+client: Any = None
+"""The `ProgramClient` of this process, or its `LocalProgram`."""
+
+
 class SuiteError(Exception):
   """The suite is invalid or needs something unavailable."""
 
@@ -44,6 +48,8 @@ class ProgramClient:
     # Requests that use a value of the program; fetching a function or class does
     # not count, fetching a constant does.
     self.uses = 0
+    # Comparisons of an object of the program with a value of the suite.
+    self.refusals = 0
     self._channel = JsonChannel(self._refer, self._resolve)
     self._callbacks: list[Any] = []
     self._exceptions: dict[int, type] = {}
@@ -79,6 +85,7 @@ class ProgramClient:
       if _own_attribute(args[0], '_is_named'):
         raise
       # The suite expects a simpler value than the function returned.
+      self.refusals += 1
       raise TypeError(str(error)) from None
     reply = self._exchange(message)
     for index, value in reply.get('changed', {}).items():
@@ -187,20 +194,18 @@ class Proxy:
     return client.perform('call', self, *args, **kwargs)
 
   def __eq__(self, other: object) -> Any:
-    if isinstance(other, Proxy):
-      return (
-        _is_same_object(self, other)
-        or client.perform('eq', self, other) is True
-      )
-    return (
-      client.perform('eq', self, other) is True
-      if _is_created(self)
-      else NotImplemented
-    )
+    if isinstance(other, Proxy) and _is_same_object(self, other):
+      return True
+    if isinstance(other, Proxy) or _is_created(self):
+      return client.perform('eq', self, other) is True
+    if other is not None:
+      client.refusals += 1
+    return NotImplemented
 
   def __contains__(self, item: Any) -> bool:
     if _is_created(self) or isinstance(item, Proxy):
       return client.perform('contains', self, item) is True
+    client.refusals += 1
     return any(item == other for other in self)
 
   def __iter__(self) -> Any:
@@ -286,6 +291,7 @@ def _define_forwarding(name: str, *, is_binary: bool) -> None:
 
   def forward(self: Proxy, *args: Any) -> Any:
     if is_binary and not _is_created(self) and not isinstance(args[0], Proxy):
+      client.refusals += 1
       return NotImplemented
     value = client.perform(name, self, *args)
     if is_binary and _is_created(self) and isinstance(value, Proxy):
@@ -299,6 +305,3 @@ for _name in _OPERATIONS.split():
   _define_forwarding(_name, is_binary=False)
 for _name in _BINARY_OPERATORS.split():
   _define_forwarding(_name, is_binary=True)
-
-if __name__ == '__main__':
-  client = ProgramClient()

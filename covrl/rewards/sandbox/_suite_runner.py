@@ -16,6 +16,7 @@ if TYPE_CHECKING:
   import unittest
   from typing import Any
 
+  from covrl.rewards.sandbox._local_program import LocalProgram
   from covrl.rewards.sandbox._program import (
     Program,
     _write,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
   from covrl.rewards.sandbox._suite_checks import check_suite
 
   program: Program = Program(b'')
-  client: ProgramClient = ProgramClient()
+  client: ProgramClient | LocalProgram = ProgramClient()
   job: dict[str, Any] = {}
 
 
@@ -85,7 +86,8 @@ def run_suite() -> None:
     SuiteError: if the suite never uses the program, or runs no test.
   """
   sys.modules['pytest'] = pytest_module()
-  sys.modules['solution'] = _solution_module()
+  if isinstance(client, ProgramClient):
+    sys.modules['solution'] = _solution_module()
   suite_globals = SuiteGlobals(__name__='suite', __builtins__=builtins)
   code = program.code
   assert code is not None
@@ -261,16 +263,20 @@ def _run_cases(unittest: Any, test_class: type[unittest.TestCase]) -> int:
 
 
 def judge_suite() -> dict[str, str]:
-  """Returns `passed`, `failed`, or `broken` if the suite itself is invalid."""
+  """Returns the suite's verdict, a value of `suites.Verdict`, and its reason."""
   try:
     run_suite()
   except BaseException as error:
     is_of_suite = isinstance(error, SuiteError | ImportError | SyntaxError)
     if is_of_suite and not getattr(error, 'is_of_program', False):
-      return {'broken': describe(error)}
-    return {'failed': describe(error)}
-  return {'passed': ''}
+      verdict = 'broken'
+    else:
+      verdict = 'refused' if client.refusals else 'failed'
+    return {'verdict': verdict, 'reason': describe(error)}
+  return {'verdict': 'passed', 'reason': ''}
 
 
 if __name__ == '__main__':
+  is_apart = job['program'] is None
+  client = ProgramClient() if is_apart else LocalProgram(job['program'])
   _write(3, to_json(judge_suite()).encode())

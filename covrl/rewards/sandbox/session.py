@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-from concurrent import futures
 
 from covrl.rewards.outcome import Outcome, Status
 from covrl.rewards.sandbox.compare_outputs import (
@@ -17,8 +17,15 @@ from covrl.rewards.sandbox.compare_outputs import (
 from covrl.rewards.sandbox.launcher import Launcher
 from covrl.rewards.sandbox.limits import EndReason, Limits
 from covrl.rewards.sandbox.sandbox import JobResult, Sandbox, SandboxError
-from covrl.rewards.sandbox.scripts import compile_script
 from covrl.rewards.sandbox.seeds import call_seed, derive_seed
+from covrl.rewards.sandbox.suites import (
+  Verdict,
+  agreed_outcome,
+  load_suite,
+  read_verdict,
+  run_apart,
+  run_together,
+)
 from covrl.rewards.sandbox.test_formats import (
   CallTest,
   PrintTest,
@@ -182,77 +189,64 @@ class Session:
     return outcome
 
   def _check_suite(self, sandbox: Sandbox, test: SuiteTest) -> Outcome:
-    """Runs an assert suite in a sandbox apart from the program's."""
-    source = test.source.encode('utf-8', 'surrogatepass')
-    with self._open() as suite_sandbox:
-      if suite_sandbox.load(source, self._seconds).report != b'.':
-        raise SandboxError('the suite does not compile')
-      requests_read_end, requests_write_end = os.pipe()
-      replies_read_end, replies_write_end = os.pipe()
-      with futures.ThreadPoolExecutor(1) as executor:
-        program = executor.submit(
-          sandbox.run,
-          {
-            'kind': 'script',
-            'scripts': _compile_scripts('json_channel', 'object_server'),
-            # Not from the suite, which the program must not know.
-            'seed': derive_seed(self._program),
-          },
-          b'',
-          seconds=self._seconds,
-          max_output=0,
-          max_result=_MARGIN_BYTES,
-          pipes=(requests_read_end, replies_write_end),
-          partner=suite_sandbox,
-        )
-        scripts = _compile_scripts(
-          'json_channel',
-          'proxies',
-          'pytest_names',
-          'suite_checks',
-          'suite_runner',
-        )
-        suite = suite_sandbox.run(
-          {
-            'kind': 'script',
-            'scripts': scripts,
-            'entry': test.entry,
-            'seed': derive_seed(self._program, source),
-          },
-          b'',
-          seconds=self._seconds,
-          max_output=0,
-          max_result=_MARGIN_BYTES,
-          pipes=(replies_read_end, requests_write_end),
-          partner=sandbox,
-        )
-      return self._compare_suite(
-        self._record(program.result()), self._record(suite)
-      )
+    """Runs an assert suite apart from the program, and together with it.
 
-  def _compare_suite(
+    Raises:
+      SandboxError: the suite cannot be run, or only one of both runs passes.
+    """
+    source = test.source.encode('utf-8', 'surrogatepass')
+    # Not from the suite, which the program must not know.
+    program_seed = derive_seed(self._program)
+    with self._open() as suite_sandbox:
+      load_suite(suite_sandbox, source, self._seconds)
+      program_result, suite_result = run_apart(
+        (sandbox, program_seed),
+        (suite_sandbox, derive_seed(self._program, source)),
+        test.entry,
+        self._seconds,
+      )
+      verdict, outcome = self._apart_outcome(
+        self._record(program_result), self._record(suite_result)
+      )
+      if verdict is Verdict.REFUSED or self._is_sigkill(outcome):
+        return outcome
+      with contextlib.ExitStack() as stack:
+        if not suite_sandbox.is_reusable:
+          suite_sandbox = stack.enter_context(self._open())
+          load_suite(suite_sandbox, source, self._seconds)
+        result = self._record(
+          run_together(
+            (suite_sandbox, program_seed),
+            self._program,
+            test.entry,
+            self._seconds,
+          )
+        )
+    if result.is_sigkill:
+      return self._outcome_when_killed(result)
+    return agreed_outcome(outcome, result)
+
+  def _apart_outcome(
     self, program_result: JobResult, suite_result: JobResult
-  ) -> Outcome:
-    """Returns the outcome of a suite from the results of both sandboxes."""
-    if program_result.end_reason is not EndReason.ENDED:
-      return self._outcome_when_killed(program_result)
-    if suite_result.end_reason is not EndReason.ENDED:
-      return self._outcome_when_killed(suite_result)
-    match read_json(suite_result.result or b'{}'):
-      case {'passed': _}:
-        return _PASSED
-      case {'broken': str(reason)}:
-        raise SandboxError(f'the suite cannot be run: {reason}')
-      case {'failed': str(reason)}:
-        failure = reason.encode(errors='replace')
-      case _:
-        failure = b'the suite exited before its end'
+  ) -> tuple[Verdict, Outcome]:
+    """Returns verdict and outcome of a suite that ran apart from the program.
+
+    Raises:
+      SandboxError: the suite cannot be run.
+    """
+    for result in (program_result, suite_result):
+      if result.end_reason is not EndReason.ENDED:
+        return Verdict.FAILED, self._outcome_when_killed(result)
+    verdict, reason = read_verdict(suite_result)
+    if verdict is Verdict.BROKEN:
+      raise SandboxError(f'the suite cannot be run: {reason}')
+    if verdict is Verdict.PASSED:
+      return verdict, _PASSED
+    error = program_result.result
     # If the program exited early, its own error explains more.
-    if program_result.result and not program_result.result.startswith(
-      b'EOFError'
-    ):
-      return Outcome(0.0, Status.CRASH, one_line(program_result.result))
-    return Outcome(0.0, Status.WRONG, one_line(failure))
+    if error and not error.startswith(b'EOFError'):
+      return verdict, Outcome(0.0, Status.CRASH, one_line(error))
+    return verdict, Outcome(0.0, Status.WRONG, reason)
 
   def _outcome_when_killed(self, run: JobResult) -> Outcome:
     """Returns the outcome of a program that was killed."""
@@ -273,11 +267,6 @@ class Session:
           f'its sandbox failed: {one_line(run.report) or "no reason given"}'
         )
     return Outcome(0.0, Status.CRASH, detail)
-
-
-def _compile_scripts(*names: str) -> list[bytes]:
-  """Returns compiled sandbox scripts, by names without `_` and `.py`."""
-  return [compile_script(f'_{name}.py') for name in names]
 
 
 def compare_output(printed: bytes, test: PrintTest) -> Outcome:
