@@ -106,6 +106,13 @@ class TestDouble(Base):
   def test_zero(self, x=0, *, y=0):
     assert double(x) == y
 """,
+  'tests that a class of unittest inherits': """
+class TestMixin:
+  def test_double(self):
+    self.assertEqual(double(self.x), 2)
+class TestOne(TestMixin, unittest.TestCase):
+  x = 1
+""",
   'set-up of methods': """
 class TestDouble:
   @classmethod
@@ -262,6 +269,12 @@ SHARING_SUITES = {
     'def call(x):\n  return x.answer()',
     'class Value:\n  def answer(self):\n    return 5\nassert call(Value()) == 5',
     ('x.answer()', '6'),
+  ),
+  'output, after a comparison of an object': (
+    'class Box:\n  pass\ndef show(x):\n  print(x)',
+    'import io, sys\nassert Box() != 5\nstream = io.StringIO()\n'
+    'setattr(sys, "stdout", stream)\nshow(5)\nassert stream.getvalue() == "5\\n"',
+    ('print(x)', 'print(6)'),
   ),
   'many calls within the time limit': (
     'def double(x):\n  return 2 * x',

@@ -11,12 +11,17 @@ of the suite, unless the suite itself created it from a class of the program.
 from __future__ import annotations
 
 import builtins
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+  from types import CodeType, FrameType
   from typing import Any
 
   from covrl.rewards.sandbox._json_channel import JsonChannel
+  from covrl.rewards.sandbox._program import Program
+
+  program: Program = Program(b'')
 
 # Special methods that proxies forward to the program.
 _OPERATIONS = """
@@ -48,8 +53,9 @@ class ProgramClient:
     # Requests that use a value of the program; fetching a function or class does
     # not count, fetching a constant does.
     self.uses = 0
-    # Comparisons of an object of the program with a value of the suite.
-    self.refusals = 0
+    # Code and line of the suite's statements that have compared an object of the
+    # program with a value of the suite.
+    self.refused: set[tuple[CodeType, int]] = set()
     self._channel = JsonChannel(self._refer, self._resolve)
     self._callbacks: list[Any] = []
     self._exceptions: dict[int, type] = {}
@@ -85,12 +91,21 @@ class ProgramClient:
       if _own_attribute(args[0], '_is_named'):
         raise
       # The suite expects a simpler value than the function returned.
-      self.refusals += 1
+      self.refuse()
       raise TypeError(str(error)) from None
     reply = self._exchange(message)
     for index, value in reply.get('changed', {}).items():
       _replace_content(args[int(index)], self._channel.decode(value))
     return self._channel.decode(reply['value'])
+
+  def refuse(self) -> None:
+    """Records the statements of the suite whose comparison is not decided."""
+    assert program.code is not None
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+      if frame.f_code.co_filename == program.code.co_filename:
+        self.refused.add((frame.f_code, frame.f_lineno))
+      frame = frame.f_back
 
   def _exchange(self, message: dict[str, Any]) -> dict[str, Any]:
     """Sends a message and returns the reply, serving callbacks meanwhile."""
@@ -199,13 +214,13 @@ class Proxy:
     if isinstance(other, Proxy) or _is_created(self):
       return client.perform('eq', self, other) is True
     if other is not None:
-      client.refusals += 1
+      client.refuse()
     return NotImplemented
 
   def __contains__(self, item: Any) -> bool:
     if _is_created(self) or isinstance(item, Proxy):
       return client.perform('contains', self, item) is True
-    client.refusals += 1
+    client.refuse()
     return any(item == other for other in self)
 
   def __iter__(self) -> Any:
@@ -291,7 +306,7 @@ def _define_forwarding(name: str, *, is_binary: bool) -> None:
 
   def forward(self: Proxy, *args: Any) -> Any:
     if is_binary and not _is_created(self) and not isinstance(args[0], Proxy):
-      client.refusals += 1
+      client.refuse()
       return NotImplemented
     value = client.perform(name, self, *args)
     if is_binary and _is_created(self) and isinstance(value, Proxy):

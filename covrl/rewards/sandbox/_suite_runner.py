@@ -51,9 +51,15 @@ class SuiteGlobals(dict):
     return value
 
 
-def _is_test_class(name: str, value: type) -> bool:
-  """Whether pytest takes a class for one of tests: not with an `__init__`."""
-  is_collected = getattr(value, '__test__', True)
+def _is_test_class(name: str, value: type, mixins: set[type]) -> bool:
+  """Whether pytest takes a class for one of tests: not with an `__init__`.
+
+  Args:
+    name: name of the class.
+    value: the class.
+    mixins: bases of classes of unittest, whose tests are run with these.
+  """
+  is_collected = getattr(value, '__test__', True) and value not in mixins
   has_init = value.__init__ is not object.__init__
   return name.startswith('Test') and is_collected and not has_init
 
@@ -99,14 +105,25 @@ def run_suite() -> None:
       raise SuiteError('the suite defines no check, which entry needs')
     suite_globals['check'](client.fetch(job['entry']))
     test_count += 1
-  unittest = sys.modules.get('unittest')
+  test_count += _run_tests(suite_globals)
+  if not client.requests:
+    raise SuiteError('the suite does not use the program')
+  # Without tests and uses, every program would pass.
+  if not test_count and not client.uses:
+    raise SuiteError('the suite runs no test')
+
+
+def _run_tests(suite_globals: SuiteGlobals) -> int:
+  """Runs all test functions and classes of a suite; returns their number."""
+  test_count = 0
+  cases = _unittest_cases(suite_globals)
+  mixins = {base for test_class in cases for base in test_class.__mro__}
   for hook in ('setUpModule', 'setup_module'):
     _call_hook(suite_globals, hook)
   for name, value in list(suite_globals.items()):
-    value_class = value if isinstance(value, type) else object
-    if unittest is not None and issubclass(value_class, unittest.TestCase):
-      test_count += _run_cases(unittest, value)
-    elif value_class is value and _is_test_class(name, value):
+    if isinstance(value, type) and value in cases:
+      test_count += _run_cases(cases[value])
+    elif isinstance(value, type) and _is_test_class(name, value, mixins):
       methods = [m for m in dir(value) if m.startswith('test')]
       tests = [m for m in methods if callable(getattr(value, m))]
       _call_hook(value, 'setup_class')
@@ -117,11 +134,7 @@ def run_suite() -> None:
       _call_hook(value, 'teardown_class')
     elif name.startswith('test') and isinstance(value, FunctionType):
       test_count += _run_test(value, suite_globals)
-  if not client.requests:
-    raise SuiteError('the suite does not use the program')
-  # Without tests and uses, every program would pass.
-  if not test_count and not client.uses:
-    raise SuiteError('the suite runs no test')
+  return test_count
 
 
 class SolutionModule(ModuleType):
@@ -234,8 +247,35 @@ def _parameter_names(function: Any) -> list[str]:
   return [name for name in names[is_bound:] if name not in with_default]
 
 
-def _run_cases(unittest: Any, test_class: type[unittest.TestCase]) -> int:
-  """Runs the test methods of a `unittest` class, and returns their number."""
+def _unittest_cases(
+  suite_globals: SuiteGlobals,
+) -> dict[type, list[unittest.TestCase]]:
+  """Returns the tests of each class of `unittest`.
+
+  Raises:
+    SuiteError: a test may be skipped or is expected to fail.
+  """
+  unittest = sys.modules.get('unittest')
+  if unittest is None:
+    return {}
+  load = unittest.defaultTestLoader.loadTestsFromTestCase
+  cases = {
+    value: [*load(value)]
+    for value in suite_globals.values()
+    if isinstance(value, type) and issubclass(value, unittest.TestCase)
+  }
+  for case in itertools.chain.from_iterable(cases.values()):
+    for marked in (case, getattr(case, case.id().rpartition('.')[2])):
+      if getattr(marked, '__unittest_expecting_failure__', False):
+        raise SuiteError('tests that are expected to fail are not supported')
+      if hasattr(marked, '__unittest_skip__'):
+        raise SuiteError('tests that may be skipped are not supported')
+  return cases
+
+
+def _run_cases(cases: list[unittest.TestCase]) -> int:
+  """Runs the tests of a class of `unittest`, and returns their number."""
+  import unittest
 
   class Result(unittest.TestResult):
     def addError(self, test: Any, err: Any) -> None:
@@ -244,21 +284,22 @@ def _run_cases(unittest: Any, test_class: type[unittest.TestCase]) -> int:
     addFailure = addError
 
     def addSkip(self, test: Any, reason: str) -> None:
-      raise SuiteError('tests that may be skipped are not supported')
+      message = 'tests that may be skipped are not supported'
+      if isinstance(client, ProgramClient):
+        raise SuiteError(message)
+      # In one process the program may have raised `SkipTest`.
+      raise AssertionError(message)
 
     def addSubTest(self, test: Any, subtest: Any, err: Any) -> None:
       if err is not None:
         raise err[1]
 
-  suite = unittest.defaultTestLoader.loadTestsFromTestCase(test_class)
-  cases = [*suite]
-  test_class.setUpClass()
+  if not cases:
+    return 0
+  type(cases[0]).setUpClass()
   for case in cases:
-    for marked in (case, getattr(case, case.id().rpartition('.')[2])):
-      if getattr(marked, '__unittest_expecting_failure__', False):
-        raise SuiteError('tests that are expected to fail are not supported')
     case.run(Result())
-  test_class.tearDownClass()
+  type(cases[0]).tearDownClass()
   return len(cases)
 
 
@@ -267,13 +308,30 @@ def judge_suite() -> dict[str, str]:
   try:
     run_suite()
   except BaseException as error:
-    is_of_suite = isinstance(error, SuiteError | ImportError | SyntaxError)
-    if is_of_suite and not getattr(error, 'is_of_program', False):
+    is_of_suite = isinstance(error, SuiteError)
+    if isinstance(client, ProgramClient):
+      # In one process these may be the program's, which the run apart tells.
+      is_import_error = isinstance(error, ImportError | SyntaxError)
+      is_of_program = getattr(error, 'is_of_program', False)
+      is_of_suite |= is_import_error and not is_of_program
+    if is_of_suite:
       verdict = 'broken'
     else:
-      verdict = 'refused' if client.refusals else 'failed'
+      verdict = 'refused' if _is_refused(error) else 'failed'
     return {'verdict': verdict, 'reason': describe(error)}
   return {'verdict': 'passed', 'reason': ''}
+
+
+def _is_refused(error: BaseException) -> bool:
+  """Whether the failed statement of the suite has compared a program's object."""
+  assert program.code is not None
+  traceback, statement = error.__traceback__, None
+  while traceback is not None:
+    code = traceback.tb_frame.f_code
+    if code.co_filename == program.code.co_filename:
+      statement = code, traceback.tb_lineno
+    traceback = traceback.tb_next
+  return statement in client.refused
 
 
 if __name__ == '__main__':

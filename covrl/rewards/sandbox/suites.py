@@ -36,8 +36,8 @@ class Verdict(enum.StrEnum):
   Attributes:
     PASSED: all its tests hold.
     FAILED: one does not, or the program failed.
-    REFUSED: one does not, after the suite compared an object of the program with a
-      value of its own; such an object equals none, whatever its class says.
+    REFUSED: one does not whose statement compares an object of the program with a
+      value of the suite; such an object equals none, whatever its class says.
     BROKEN: the suite is invalid or needs something unavailable.
   """
 
@@ -161,11 +161,13 @@ def agreed_outcome(apart: Outcome, together: JobResult) -> Outcome:
     together: result of the run in one process.
 
   Raises:
-    SandboxError: only one of them passes.
+    SandboxError: only one of them passes, or the suite cannot be run.
   """
   verdict, reason = Verdict.FAILED, together.end_reason.value
   if together.end_reason is EndReason.ENDED:
     verdict, reason = read_verdict(together)
+  if verdict is Verdict.BROKEN:
+    raise SandboxError(f'the suite cannot be run: {reason}')
   if (apart.status is Status.SCORED) == (verdict is Verdict.PASSED):
     return apart
   if verdict is Verdict.PASSED:
