@@ -76,7 +76,7 @@ def restore(directory: pathlib.Path, saved: Mapping[str, Any]) -> Recipe:
   file = directory / f'{stem}.py'
   config = from_dict(saved['config'])
   try:
-    files = RecipeFiles(file)
+    files = RecipeFiles(file, is_copy=True)
     recipe = _call(files, file, function)
     if config.rewards.function:
       files.add_score_function(config.rewards.function)

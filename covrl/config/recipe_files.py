@@ -17,6 +17,7 @@ from typing import Any
 
 from covrl.config.errors import ConfigError
 from covrl.config.generators import seed_generators
+from covrl.config.text_imports import TextImports
 
 SCORE_FUNCTION = re.compile(
   r'(?P<module>[^\W\d]\w*(?:\.[^\W\d]\w*)*):(?P<function>[^\W\d]\w*)'
@@ -33,10 +34,13 @@ class RecipeFiles:
   """A recipe's file, and the files beside it that it imports.
 
   They, and packages beside the recipe, are imported anew for each recipe, and are
-  importable only in the context `importable`.
+  importable only in the context `importable`. Python files are imported by their
+  text, see `TextImports`.
 
   Args:
     file: the recipe's file.
+    is_copy: whether it is a copy in a run directory, beside which nothing but other
+      Python files may be imported.
 
   Attributes:
     directory: the directory of the recipe's file, an absolute path.
@@ -47,11 +51,13 @@ class RecipeFiles:
     ConfigError: `file` is not a Python file.
   """
 
-  def __init__(self, file: pathlib.Path) -> None:
+  def __init__(self, file: pathlib.Path, *, is_copy: bool = False) -> None:
     self.directory = file.parent.absolute()
+    self._imports = TextImports(self.directory, packages=not is_copy)
+    self._is_copy = is_copy
     self._modules: dict[str, ModuleType] = {}
     name = f'recipe_{file.stem}'
-    self.module, execute = _module_of(file, name)
+    self.module, execute = self._module_of(file, name)
     self._modules[name] = self.module
     with self.importable():
       execute(self.module)
@@ -66,11 +72,15 @@ class RecipeFiles:
       name: sys.modules.pop(name) for name in names if name in sys.modules
     }
     sys.modules.update(self._modules)
-    sys.path.insert(0, entry)
+    sys.meta_path.insert(0, self._imports)
+    if not self._is_copy:
+      sys.path.insert(0, entry)
     try:
       yield
     finally:
-      sys.path.remove(entry)
+      sys.meta_path.remove(self._imports)
+      if not self._is_copy:
+        sys.path.remove(entry)
       for name in _imported_from(self.directory):
         self._modules[name] = sys.modules.pop(name)
       for name, module in self._modules.items():
@@ -179,7 +189,7 @@ class RecipeFiles:
     """Imports a file with a score function, once."""
     if name in self._modules:
       return self._modules[name]
-    module, execute = _module_of(file, name)
+    module, execute = self._module_of(file, name)
     # Found by its file, since another module may have its name.
     self._modules[name] = module
     with self.importable(), _path_entry(file.parent):
@@ -193,6 +203,17 @@ class RecipeFiles:
           f' {reason}{_line_of(error, file)}; {_FORM_HINT}'
         ) from error
     return module
+
+  def _module_of(
+    self, file: pathlib.Path, name: str
+  ) -> tuple[ModuleType, Callable[[ModuleType], object]]:
+    """Returns an empty module for a file, and the function that executes it."""
+    if file.suffix != '.py':
+      raise ConfigError(f'--config must name a Python file, got {str(file)!r}')
+    loader = self._imports.loader(name, str(file))
+    spec = importlib.util.spec_from_file_location(name, file, loader=loader)
+    assert spec is not None
+    return importlib.util.module_from_spec(spec), loader.exec_module
 
   def _texts(self, file: pathlib.Path) -> Iterator[tuple[pathlib.Path, str]]:
     """Yields a file, and those that it imports from its directory, with their texts.
@@ -210,23 +231,13 @@ class RecipeFiles:
     unread_files = list(sources)
     while unread_files:
       path = unread_files.pop()
-      text = path.read_text(encoding='utf-8')
+      text = self._imports.text(path)
       yield path, text
       for name in _mentioned_modules(text, path):
         neighbour = file.parent / f'{name}.py'
         if neighbour not in sources and neighbour.is_file():
           sources[neighbour] = None
           unread_files.append(neighbour)
-
-
-def _module_of(
-  file: pathlib.Path, name: str
-) -> tuple[ModuleType, Callable[[ModuleType], object]]:
-  """Returns an empty module for a file, and the function that executes it."""
-  spec = importlib.util.spec_from_file_location(name, file)
-  if spec is None or spec.loader is None:
-    raise ConfigError(f'--config must name a Python file, got {str(file)!r}')
-  return importlib.util.module_from_spec(spec), spec.loader.exec_module
 
 
 def _is_installed(module: str) -> bool:
