@@ -241,7 +241,8 @@ def test_the_text_of_a_file_is_executed_and_not_cached_bytecode(
 ):
   file, times = recipe_file.with_name(name), (10**18, 10**18)
   text = f'print("first")\n{file.read_text()}'
-  for text in (text, text.replace('first', 'other')):
+  for changed in ('first', 'other'):
+    text = text.replace('first', changed)
     file.write_text(text)
     os.utime(file, ns=times)
     recipe = load(str(recipe_file))
