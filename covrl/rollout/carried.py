@@ -50,7 +50,7 @@ def check_carried(
   Raises:
     TypeError: the responses are not `Samples`, or an array is of another dtype.
     ValueError: shapes differ, a token is not in the vocabulary, a
-      log-probability is positive or NaN, a mask has a gap, a row without a prompt
+      log-probability is positive, a mask has a gap, a row without a prompt
       has tokens, or more responses of several tokens are unfinished than there are
       slots.
   """
@@ -81,7 +81,8 @@ def check_carried(
     logprobs = concrete_array(getattr(carried, name))
     if logprobs is None:
       continue
-    invalid_logprobs = logprobs[mask & ~(logprobs <= 0)]
+    # NaN is that of logits which were not finite; the response has no score.
+    invalid_logprobs = logprobs[mask & (logprobs > 0)]
     if invalid_logprobs.size:
       raise ValueError(
         f'carried.{name} must be log-probabilities of at most 0, got {invalid_logprobs[0]}'

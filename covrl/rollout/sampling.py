@@ -148,7 +148,8 @@ def sample_token(
   q the truncated distribution. u has a resolution of 2^−24, and so have the
   sums in float32. With temperature 0 the token is the likeliest, the smallest
   id among equals, and log-probabilities are those of temperature 1. Logits may
-  be −∞, but not all of a row; such tokens are never drawn.
+  be −∞, but not all of a row; such tokens are never drawn. Where a logit is NaN or
+  ∞, the log-probabilities are NaN.
 
   Args:
     logits: logits of the next token, in float32 or wider. On a mesh, rows and
@@ -229,9 +230,11 @@ def _sample_columns(
   blocks = _to_blocks(logits)
   # Barriers keep XLA from reducing the large array again for sums of sums.
   block_peaks = jax.lax.optimization_barrier(jnp.max(blocks, axis=2))
-  all_peaks = _gather(block_peaks, shard) * scale
+  all_peaks = _gather(block_peaks, shard)
   peak = jnp.max(all_peaks, axis=1)
-  weights = jnp.exp(blocks * scale[:, None] - peak[:, None, None])
+  # First the difference, which is never positive: a fused multiplication and
+  # subtraction would compare exact products with a rounded one.
+  weights = jnp.exp((blocks - peak[:, None, None]) * scale[:, None])
   block_sums = jax.lax.optimization_barrier(jnp.sum(weights, axis=2))
 
   def truncate() -> tuple[Threshold, Float[Array, 'S N']]:
@@ -275,7 +278,7 @@ def _sample_columns(
   is_on_shard = block // local_blocks == _shard_index(shard)
   local_block = block % local_blocks
   block_logits = jnp.take_along_axis(blocks, local_block[:, None, None], axis=1)
-  block_logits = block_logits[:, 0] * scale
+  block_logits = (block_logits[:, 0] - peak[:, None]) * scale
   if shard.axes:
     block_logits = shard.sum(jnp.where(is_on_shard[:, None], block_logits, 0))
 
@@ -285,12 +288,14 @@ def _sample_columns(
   first = block // local_blocks * columns_per_shard + local_block * width
   ids = first[:, None] + jnp.arange(width, dtype=jnp.int32)
   kept = threshold.keeps(block_logits, ids)
-  is_kept = jnp.where(is_greedy[:, None], block_logits == peak[:, None], kept)
-  weight = jnp.where(is_kept, jnp.exp(block_logits - peak[:, None]), 0)
+  is_kept = jnp.where(is_greedy[:, None], block_logits == 0, kept)
+  weight = jnp.where(is_kept, jnp.exp(block_logits), 0)
   index, _ = _invert_cdf(weight, remaining)
-  logit = jnp.take_along_axis(block_logits, index[:, None], axis=1)[:, 0] - peak
+  logit = jnp.take_along_axis(block_logits, index[:, None], axis=1)[:, 0]
+  # Of logits that are NaN, the last column of a block may be found, of padding.
+  token = jnp.minimum(first + index, shard.vocab_size - 1)
   return (
-    (first + index).astype(jnp.int32),
+    token.astype(jnp.int32),
     logit - jnp.log(jnp.sum(all_sums, axis=1)),
     logit - jnp.log(jnp.sum(all_kept, axis=1)),
   )
@@ -317,21 +322,21 @@ def _truncate(
   Args:
     logits: logits of the next token.
     scale: inverse temperature.
-    peak: the largest scaled logit.
+    peak: the largest logit.
     sampling: truncation.
     shard: the part of the vocabulary that `logits` has.
   """
-  scaled = logits * scale
+  scaled = (logits - peak[:, None]) * scale
   threshold = find_threshold(
     scaled,
-    peak,
+    jnp.zeros_like(peak),
     top_p=sampling.top_p.astype(logits.dtype),
     top_k=sampling.top_k,
     min_p=sampling.min_p.astype(logits.dtype),
     shard=shard,
   )
   kept = threshold.keeps(scaled, shard.ids(scaled.shape[1]))
-  weights = jnp.where(kept, jnp.exp(scaled - peak[:, None]), 0)
+  weights = jnp.where(kept, jnp.exp(scaled), 0)
   return threshold, jnp.sum(_to_blocks(weights, 0), axis=2)
 
 

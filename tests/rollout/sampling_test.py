@@ -333,3 +333,32 @@ def test_a_row_depends_on_its_own_key_only():
 def test_refuses_parameters_out_of_range(setting, sentence):
   with pytest.raises(ValueError, match=sentence):
     Sampling.make(**setting)
+
+
+@pytest.mark.parametrize('temperature', [1.3, 0.7, 0.3, 0.01, 1e-5])
+def test_log_probabilities_are_never_positive(temperature):
+  rng = np.random.default_rng(0)
+  for size in (15, 1000):
+    logits = (8 * rng.normal(size=(64, size))).astype(np.float32)
+    logits[np.arange(64), rng.integers(0, size, 64)] = rng.uniform(20, 60, 64)
+    keys = jax.random.split(jax.random.key(1), 64)
+    sampling = Sampling.make(temperature=temperature, top_p=0.9)
+    token, *logprobs = DRAW(jnp.asarray(logits), keys, sampling)
+    expected = log_softmax(logits.astype(np.float64) / temperature)
+    expected = expected[np.arange(64), token]
+    for logprob in logprobs:
+      assert (np.asarray(logprob) <= 0).all()
+    np.testing.assert_allclose(logprobs[0], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+@pytest.mark.parametrize(
+  'sampling',
+  [Sampling.make(), Sampling.make(temperature=0.0), Sampling.make(top_p=0.5)],
+)
+def test_logits_that_are_not_finite_give_nan_and_a_token(value, sampling):
+  logits = jnp.zeros((2, 100)).at[0, 5].set(value).at[1].set(value)
+  keys = jax.random.split(jax.random.key(0), 2)
+  token, *logprobs = DRAW(logits, keys, sampling)
+  assert (np.asarray(token) < 100).all()
+  assert np.isnan(logprobs).all()

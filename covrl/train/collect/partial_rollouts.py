@@ -237,11 +237,6 @@ class PartialRollouts:
       current_iteration,
     )
     carried_samples = in_flight.samples
-    # Unfinished responses of one token begin again.
-    length = np.asarray(carried_samples.response_mask).sum(axis=1)
-    carried_samples = _masked(
-      carried_samples, self.finished(carried_samples) | (length > 1)
-    )
     size = len(in_flight.group_ids)
     finished = self.finished(carried_samples)
     is_due = iteration + 1 - in_flight.start_iteration > rollout.max_staleness

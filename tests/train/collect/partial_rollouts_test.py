@@ -79,6 +79,30 @@ def test_unfinished_groups_go_on_with_newer_weights():
   assert num_mixed > 0
 
 
+def test_no_token_of_an_unfinished_response_is_drawn_again():
+  # Else responses that end at once, which are kept, would be too frequent.
+  collector, sampled, num_of_one_token = make_partial_collector(), {}, 0
+  for k, current in enumerate(STATES):
+    rows = collector.collect(k, current).batch
+    for mask, ids, targets in zip(
+      rows.loss_mask, rows.sequence_ids, rows.targets, strict=True
+    ):
+      first_tokens = sampled.pop(int(ids[mask][0]), [])
+      assert targets[mask].tolist()[: len(first_tokens)] == first_tokens
+    carried = collector.state.carried
+    assert carried is not None
+    for sequence, tokens, mask in zip(
+      carried.sequence_ids,
+      carried.samples.response_tokens,
+      np.asarray(carried.samples.response_mask),
+      strict=True,
+    ):
+      if mask.any():
+        sampled[int(sequence)] = np.asarray(tokens)[mask].tolist()
+        num_of_one_token += int(mask.sum() == 1)
+  assert num_of_one_token > 0
+
+
 @pytest.mark.parametrize('carried_groups', [1, 3])
 def test_every_prompt_is_sampled_in_order(carried_groups):
   options = PARTIAL | {'carried_groups': carried_groups}
