@@ -25,8 +25,7 @@ BLOCK = 128
 # From this many tokens on, a copy that pads them to whole blocks costs more than
 # all else that drawing a token does.
 _LARGE_VOCABULARY = 32 * BLOCK
-# In float32, temperatures outside this range overflow or lose all logits, and
-# smaller probabilities are 0.
+# Outside of these, float32 overflows or loses all logits; smaller top-p are 0.
 _MIN_TEMPERATURE, _MAX_TEMPERATURE, _MIN_TOP_P = 1e-6, 1e6, 1e-30
 # Above this number of logits, truncation processes rows in groups: at most
 # `_MAX_GROUPS`, each of at least `_MIN_ROWS` rows.
@@ -147,9 +146,8 @@ def sample_token(
 
   q the truncated distribution. u has a resolution of 2^−24, and so have the
   sums in float32. With temperature 0 the token is the likeliest, the smallest
-  id among equals, and log-probabilities are those of temperature 1. Logits may
-  be −∞, but not all of a row; such tokens are never drawn. Where a logit is NaN or
-  ∞, the log-probabilities are NaN.
+  id among equals, and log-probabilities are those of temperature 1. Tokens with a
+  logit of −∞ are never drawn; with ∞ or NaN, log-probabilities of the row are NaN.
 
   Args:
     logits: logits of the next token, in float32 or wider. On a mesh, rows and
@@ -232,8 +230,7 @@ def _sample_columns(
   block_peaks = jax.lax.optimization_barrier(jnp.max(blocks, axis=2))
   all_peaks = _gather(block_peaks, shard)
   peak = jnp.max(all_peaks, axis=1)
-  # First the difference, which is never positive: a fused multiplication and
-  # subtraction would compare exact products with a rounded one.
+  # First the difference: a fused product and difference could be positive.
   weights = jnp.exp((blocks - peak[:, None, None]) * scale[:, None])
   block_sums = jax.lax.optimization_barrier(jnp.sum(weights, axis=2))
 
@@ -329,7 +326,6 @@ def _truncate(
   scaled = (logits - peak[:, None]) * scale
   threshold = find_threshold(
     scaled,
-    jnp.zeros_like(peak),
     top_p=sampling.top_p.astype(logits.dtype),
     top_k=sampling.top_k,
     min_p=sampling.min_p.astype(logits.dtype),

@@ -64,7 +64,6 @@ class VocabShard(NamedTuple):
 
 def find_threshold(
   logits: Float[Array, 'S V'],
-  peak: Float[Array, ' S'],
   *,
   top_p: Float[Array, ' S'],
   top_k: Int[Array, ' S'],
@@ -79,8 +78,8 @@ def find_threshold(
   smaller token id. The likeliest token is always kept.
 
   Args:
-    logits: logits divided by the temperature.
-    peak: the largest logit of each row, over all columns.
+    logits: differences to the row's largest logit, over all columns, divided by the
+      temperature; at most 0.
     top_p: probability to keep, in (0, 1].
     top_k: number of tokens to keep; 0 is all.
     min_p: least probability, relative to the likeliest token's; 0 keeps all tokens.
@@ -92,7 +91,7 @@ def find_threshold(
     arXiv:1904.09751, section 3.1 (top-p). Nguyen et al., "Turning Up the Heat:
     Min-p Sampling for Creative and Coherent LLM Outputs", arXiv:2407.01082.
   """
-  weights = jnp.exp(logits - peak[:, None])
+  weights = jnp.exp(logits)
   sort_keys = _ordered_bits(logits)
 
   def count(mask: Bool[Array, 'S V']) -> Int[Array, ' S']:
@@ -116,7 +115,7 @@ def find_threshold(
 
   # Top-p: the largest key whose tokens have enough probability.
   value = _from_bits(sort_key, logits.dtype)
-  weight = jnp.exp(value - peak)
+  weight = jnp.exp(value)
   top_p_mass = top_p * (
     mass(sort_keys > sort_key[:, None]) + num_kept_ties * weight
   )
@@ -129,7 +128,7 @@ def find_threshold(
   is_higher = is_below_one & (nucleus_sort_key > sort_key)
   sort_key = jnp.where(is_higher, nucleus_sort_key, sort_key)
   num_tied = count(sort_keys == sort_key[:, None])
-  weight = jnp.exp(_from_bits(sort_key, logits.dtype) - peak)
+  weight = jnp.exp(_from_bits(sort_key, logits.dtype))
   missing_ties = (top_p_mass - mass(sort_keys > sort_key[:, None])) / weight
   # The search compares sums and this is a quotient, which rounding may make 0.
   needed_ties = jnp.clip(
@@ -143,7 +142,7 @@ def find_threshold(
 
   # Min-p.
   value = _from_bits(sort_key, logits.dtype)
-  min_logit = jnp.where(min_p > 0, peak + jnp.log(min_p), -jnp.inf)
+  min_logit = jnp.where(min_p > 0, jnp.log(min_p), -jnp.inf)
   num_kept_ties = jnp.where(min_logit > value, shard.vocab_size, num_kept_ties)
   value = jnp.maximum(value, min_logit)
   return Threshold(

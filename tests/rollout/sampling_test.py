@@ -21,9 +21,9 @@ DRAW = jax.jit(sample_token)
 def kept_mask(logits, top_p, top_k, min_p):
   rows, size = logits.shape
   shard = VocabShard(0, size)
+  logits = logits - logits.max(axis=1, keepdims=True)
   threshold = find_threshold(
     logits,
-    logits.max(axis=1),
     top_p=jnp.full(rows, top_p, jnp.float32),
     top_k=jnp.full(rows, top_k, jnp.int32),
     min_p=jnp.full(rows, min_p, jnp.float32),
