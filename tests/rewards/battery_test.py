@@ -4,6 +4,7 @@
 import collections
 import concurrent.futures
 
+import numpy as np
 import pytest
 from rewards.battery import CASES, Case
 from rewards.leftovers import leftovers, leftovers_once_ended
@@ -41,7 +42,7 @@ def test_battery_has_enough_programs():
 )
 def test_program_gets_the_expected_outcome(judge: Judge, case: Case):
   outcome = judge.judge(case.program, case.tests, time_limit=case.time_limit)
-  assert outcome.score == case.score, outcome
+  np.testing.assert_equal(outcome.score, case.score, str(outcome))
   assert outcome.status in case.statuses, outcome
   assert CANARY not in outcome.detail
 
@@ -55,4 +56,4 @@ def test_concurrent_programs_do_not_disturb_each_other(judge: Judge):
       pool.map(lambda case: judge.judge(case.program, case.tests), short_cases)
     )
   scores = [outcome.score for outcome in outcomes]
-  assert scores == [case.score for case in short_cases]
+  np.testing.assert_equal(scores, [case.score for case in short_cases])

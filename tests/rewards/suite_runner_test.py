@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Assert suites: what pytest and unittest run is run, or no program is scored."""
 
+import ast
+import collections
+import pathlib
+
 import pytest
 
-from covrl.rewards import Status, judge_code
+from covrl.rewards import Status, judge_code, sandbox
+from covrl.rewards.sandbox.suites import SUITE_SCRIPTS
 
 PROGRAM = """
 def double(x):
@@ -83,6 +88,10 @@ def test_identity():
   assert identity(collections.Counter('aab')).most_common(1)[0][0] == 'a'
   assert identity(collections.defaultdict(list))['x'] == []
   assert (identity(np.array(['a', 'b'])) == ['a', 'b']).all()
+  assert identity(np.zeros((0, 3))).shape == (0, 3)
+  items = np.empty(2, object)
+  items[:] = [[1], None]
+  assert (identity(items) == items).all()
 def test_change():
   values = collections.deque([5])
   extend(values)
@@ -112,6 +121,96 @@ class TestMixin:
     self.assertEqual(double(self.x), 2)
 class TestOne(TestMixin, unittest.TestCase):
   x = 1
+""",
+  'classes in classes': """
+class TestOuter:
+  class TestInner:
+    def test_double(self):
+      assert double(1) == 2
+""",
+  'clean-up of a class of unittest': """
+def check():
+  assert double(1) == 2
+class TestDouble(unittest.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    cls.addClassCleanup(check)
+  def test_zero(self):
+    self.assertEqual(double(0), 0)
+""",
+  'dataclasses with annotations as text': """
+from __future__ import annotations
+import dataclasses, os, sys
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+@dataclasses.dataclass
+class Case:
+  x: int
+def test_double():
+  assert double(Case(1).x) == 2
+""",
+  'asserts of the end of a module': """
+def test_nothing():
+  pass
+def teardown_module():
+  assert double(1) == 2
+""",
+  'failures other than exceptions': """
+def test_double():
+  try:
+    if double(1) != 2:
+      pytest.fail('wrong')
+  except Exception:
+    pass
+def test_error():
+  try:
+    with pytest.raises(expected_exception=ValueError) as info:
+      double(-1)
+    assert info.errisinstance(ValueError)
+  except Exception:
+    assert False
+""",
+  'fixtures of a class': """
+class TestDouble:
+  @pytest.fixture(autouse=True)
+  def set_up(self, x):
+    self.y = 2 * x
+  @pytest.fixture
+  def x(self):
+    return 1
+  def test_double(self, x):
+    assert double(x) == 2 == self.y
+""",
+  'fixtures that tests share': """
+@pytest.fixture(scope='module')
+def values():
+  values = []
+  yield values
+  assert len(values) == 2
+def test_first(values):
+  values.append(double(1))
+def test_second(values):
+  values.append(double(1))
+  assert values == [2, 2]
+""",
+  'decorated tests': """
+import functools
+def noted(test):
+  @functools.wraps(test)
+  def run(*args, **kwargs):
+    return test(*args, **kwargs)
+  return run
+@pytest.fixture
+def x():
+  return 1
+@noted
+def test_double(x):
+  assert double(x) == 2
+""",
+  'approximate numbers and arrays': """
+import numpy as np
+def test_double():
+  assert np.array([double(1), 2]) == pytest.approx(2)
+  assert double(1) == pytest.approx(np.array([2.0, 2.0]))
 """,
   'set-up of methods': """
 class TestDouble:
@@ -174,7 +273,9 @@ def test_double():
 def test_features_of_pytest_and_unittest_are_run(judge, name):
   suite = SUITES[name]
   for value, status in (('2', Status.SCORED), ('3', Status.WRONG)):
-    source = IMPORTS + suite.replace('2', value)
+    source = suite.replace('2', value)
+    if 'from __future__' not in source:
+      source = IMPORTS + source
     outcome = judge_code(PROGRAM, [{'asserts': source}], judge=judge)
     assert outcome.status is status, outcome
     assert outcome.score == (value == '2')
@@ -196,7 +297,7 @@ def test_features_of_pytest_and_unittest_are_run(judge, name):
     '  assert double(1) == 2',
     'import pathlib\npathlib.Path("/tmp/x").write_text("1")\n'
     'assert double(1) == 2',
-    'import tempfile\nassert double(1) == 2',
+    'import tempfile\nassert tempfile.gettempdir() and double(1) == 2',
     'import os\nos.environ["X"] = "1"\nassert double(1) == 2',
     'import asyncio\nassert asyncio.run(double(1)) == 2',
     'x = [1]\nassert identity(x) is x',
@@ -216,7 +317,8 @@ def test_identity_with_constants_and_classes_is_judged(judge):
   suite = (
     'assert double(1) is not None and type(double(1)) is int\n'
     'assert type(identity([])) is list and identity(True) is True\n'
-    'def open(x):\n  return x\nassert open(double(1)) == 2'
+    'def open(x):\n  return x\nassert open(double(1)) == 2\n'
+    'import tempfile\nos = [2]\nos.remove(double(1))\nassert os == []'
   )
   assert judge_code(PROGRAM, [{'asserts': suite}], judge=judge).score == 1
 
@@ -239,6 +341,17 @@ def test_identity_with_constants_and_classes_is_judged(judge):
     'def setup_module(module):\n  module.x = 1\n'
     'def test_x():\n  assert double(x) == 2',
     'def test_x():\n  pytest.raises(ValueError, message="none")',
+    'from decimal import Decimal\n'
+    'assert Decimal(double(1)) == pytest.approx(Decimal(2))',
+    '@pytest.fixture(scope="class")\ndef x():\n  return 1\n'
+    'def test_x(x):\n  assert double(x) == 2',
+    '@pytest.fixture(autouse=True)\ndef x():\n  return 1\n'
+    'class TestX(unittest.TestCase):\n'
+    '  def test_x(self):\n    self.assertEqual(double(1), 2)',
+    'class TestX(unittest.TestCase):\n  def setup_method(self):\n    self.x = 1\n'
+    '  def test_x(self):\n    self.assertEqual(double(self.x), 2)',
+    '@unittest.skip("later")\ndef test_x():\n  assert double(1) == 2',
+    'def test_x():\n  assert double(1) == 2\n  raise unittest.SkipTest("rest")',
   ],
 )
 def test_suites_that_need_other_features_score_no_program(judge, suite):
@@ -246,71 +359,15 @@ def test_suites_that_need_other_features_score_no_program(judge, suite):
   assert outcome.status is Status.INFRASTRUCTURE, outcome
 
 
-# Suites that a right program passes in its own process only: program, suite, and
-# what makes the program wrong.
-SHARING_SUITES = {
-  'a list that both change': (
-    'items = []\ndef add(x):\n  items.append(x)',
-    'from solution import items, add\nadd(1)\nassert items == [1]',
-    ('append(x)', 'append(2)'),
-  ),
-  "a seed for the program's random numbers": (
-    'import random\ndef draw():\n  return random.random()',
-    'import random\nrandom.seed(5)\nx = random.random()\nrandom.seed(5)\n'
-    'assert draw() == x',
-    ('random.random()', '2.0'),
-  ),
-  'a limit of the interpreter': (
-    'import sys\ndef limit(x):\n  sys.setrecursionlimit(x)',
-    'import sys\nlimit(777)\nassert sys.getrecursionlimit() == 777',
-    ('(x)\n', '(x)\n  x = 50\n'),
-  ),
-  'a method of a value of the suite': (
-    'def call(x):\n  return x.answer()',
-    'class Value:\n  def answer(self):\n    return 5\nassert call(Value()) == 5',
-    ('x.answer()', '6'),
-  ),
-  'output, after a comparison of an object': (
-    'class Box:\n  pass\ndef show(x):\n  print(x)',
-    'import io, sys\nassert Box() != 5\nstream = io.StringIO()\n'
-    'setattr(sys, "stdout", stream)\nshow(5)\nassert stream.getvalue() == "5\\n"',
-    ('print(x)', 'print(6)'),
-  ),
-  'many calls within the time limit': (
-    'def double(x):\n  return 2 * x',
-    'for x in range(200_000):\n  assert double(x) == 2 * x',
-    ('2 * x', '3 * x'),
-  ),
-}
-
-
-@pytest.mark.parametrize('name', SHARING_SUITES)
-def test_a_program_that_passes_in_its_own_process_only_has_no_score(
-  judge, name
-):
-  program, suite, change = SHARING_SUITES[name]
-  tests = [{'asserts': suite}]
-  outcome = judge_code(program, tests, judge=judge, time_limit=1.0)
-  assert outcome.status is Status.INFRASTRUCTURE, outcome
-  program = program.replace(*change)
-  outcome = judge_code(program, tests, judge=judge, time_limit=1.0)
-  assert outcome.score != 1.0, outcome
-
-
-def test_a_program_that_passes_only_apart_from_the_suite_has_no_score(judge):
-  program = 'import builtins\ndef double(x):\n  builtins.x = x\n  return 2 * x'
-  suite = (
-    'import builtins\nassert double(1) == 2\nassert not hasattr(builtins, "x")'
+def test_scripts_that_share_a_namespace_define_different_names():
+  # A later one would replace the function that an earlier one calls.
+  folder = pathlib.Path(sandbox.__file__).parent
+  scripts = ['program', 'random_seed', 'descendants', 'job_runner']
+  counts = collections.Counter(
+    node.name
+    for script in (*scripts, *SUITE_SCRIPTS)
+    for node in ast.parse((folder / f'_{script}.py').read_text()).body
+    if isinstance(node, ast.FunctionDef | ast.ClassDef)
   )
-  outcome = judge_code(program, [{'asserts': suite}], judge=judge)
-  assert outcome.status is Status.INFRASTRUCTURE, outcome
-  assert 'but not in its process: AssertionError' in outcome.detail
-
-
-def test_an_object_of_the_program_equals_no_value_of_the_suite(judge):
-  # In one process its class would decide.
-  program = (
-    'class Any:\n  def __eq__(self, x): return True\ndef f(): return Any()'
-  )
-  outcome = judge_code(program, [{'asserts': 'assert f() == 3'}], judge=judge)
-  assert (outcome.score, outcome.status) == (0.0, Status.WRONG)
+  assert counts['ProgramClient'] == 1
+  assert [name for name, count in counts.items() if count > 1] == []

@@ -126,7 +126,8 @@ class JsonChannel:
     raise EOFError('a message must have values of known types')
 
   def _encode_array(self, value: Any) -> dict[str, Any]:
-    return {'array': self.encode(value.tolist()), 'dtype': value.dtype.str}
+    items = [self.encode(item) for item in value.ravel().tolist()]
+    return {'array': items, 'dtype': value.dtype.str, 'shape': value.shape}
 
   def decode(self, value: Any) -> Any:
     """Returns the value of an encoded form."""
@@ -155,7 +156,15 @@ class JsonChannel:
     if name == 'array':
       import numpy
 
-      array = numpy.array(self.decode(value[name]), value['dtype'])
+      items = [*map(self.decode, value[name])]
+      array = numpy.empty(len(items), value['dtype'])
+      if array.dtype.kind == 'O':
+        # One by one, as items may be collections.
+        for index, item in enumerate(items):
+          array[index] = item
+      else:
+        array[:] = items
+      array = array.reshape(value['shape'])
       # A scalar is an array without dimensions.
       return array[()]
     if name == 'known':
@@ -175,12 +184,12 @@ def _is_collection(value: Any) -> bool:
 
 
 def _is_array(value: Any) -> bool:
-  """Returns whether a value is an array or a scalar of numpy, of numbers or texts."""
+  """Returns whether a value is an array or a scalar of numpy, without fields."""
   numpy = sys.modules.get('numpy')
   return (
     numpy is not None
     and isinstance(value, numpy.ndarray | numpy.generic)
-    and value.dtype.kind in 'biufcSU'
+    and value.dtype.kind in 'biufcSUO'
   )
 
 

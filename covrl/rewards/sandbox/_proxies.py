@@ -73,6 +73,7 @@ class ProgramClient:
     value = self._channel.decode(reply['value'])
     if isinstance(value, Proxy):
       _set_flags(value, '_is_named')
+      _trust_class(value, name)
     elif not isinstance(value, type):
       self.uses += 1
     return value
@@ -91,7 +92,6 @@ class ProgramClient:
       if _own_attribute(args[0], '_is_named'):
         raise
       # The suite expects a simpler value than the function returned.
-      self.refuse()
       raise TypeError(str(error)) from None
     reply = self._exchange(message)
     for index, value in reply.get('changed', {}).items():
@@ -99,9 +99,19 @@ class ProgramClient:
     return self._channel.decode(reply['value'])
 
   def refuse(self) -> None:
-    """Records the statements of the suite whose comparison is not decided."""
+    """Records the statements of the suite whose comparison is not decided.
+
+    Comparisons by modules that examine an object, such as `inspect`, do not count.
+    """
     assert program.code is not None
     frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code.co_filename == '_proxies.py':
+      frame = frame.f_back
+    if frame is not None and not (
+      frame.f_code.co_filename in (program.code.co_filename, '_pytest_names.py')
+      or 'unittest' in frame.f_code.co_filename
+    ):
+      return
     while frame is not None:
       if frame.f_code.co_filename == program.code.co_filename:
         self.refused.add((frame.f_code, frame.f_lineno))
@@ -188,18 +198,22 @@ class Proxy:
   """Proxy for an object of the program.
 
   `_is_named` is set if the suite has fetched it by name, `_is_created` if the
-  suite has created it from a class of the program.
+  suite has created it from a class that it knows as one, by a name with a capital
+  letter. Of an object of another class that the suite has called, `_may_be_result`
+  is set: the class may stand for a function whose result the object pretends to be.
   """
 
   def __init__(self, number: int) -> None:
     object.__setattr__(self, '_number', number)
     object.__setattr__(self, '_is_named', False)
     object.__setattr__(self, '_is_created', False)
+    object.__setattr__(self, '_may_be_result', False)
 
   def __getattr__(self, name: str) -> Any:
     value = client.perform('get', self, name)
     if isinstance(value, Proxy) and _own_attribute(self, '_is_named'):
       _set_flags(value, '_is_named')
+      _trust_class(value, name)
     return value
 
   def __setattr__(self, name: str, value: Any) -> None:
@@ -214,13 +228,13 @@ class Proxy:
     if isinstance(other, Proxy) or _is_created(self):
       return client.perform('eq', self, other) is True
     if other is not None:
-      client.refuse()
+      _refuse(self)
     return NotImplemented
 
   def __contains__(self, item: Any) -> bool:
     if _is_created(self) or isinstance(item, Proxy):
       return client.perform('contains', self, item) is True
-    client.refuse()
+    _refuse(self)
     return any(item == other for other in self)
 
   def __iter__(self) -> Any:
@@ -232,12 +246,21 @@ class Proxy:
 
 
 class ProxyClass(Proxy):
-  """Proxy for a class of the program."""
+  """Proxy for a class of the program.
+
+  `_is_trusted` is set if the suite knows it as a class.
+  """
+
+  def __init__(self, number: int) -> None:
+    super().__init__(number)
+    object.__setattr__(self, '_is_trusted', False)
 
   def __call__(self, *args: Any, **kwargs: Any) -> Any:
     value = client.perform('call', self, *args, **kwargs)
     if isinstance(value, Proxy):
-      _set_flags(value, '_is_created', '_is_named')
+      is_trusted = _own_attribute(self, '_is_trusted')
+      kind = '_is_created' if is_trusted else '_may_be_result'
+      _set_flags(value, kind, '_is_named')
     return value
 
   def __instancecheck__(self, value: Any) -> bool:
@@ -262,6 +285,21 @@ def _set_flags(proxy: Proxy, *names: str) -> None:
   """Sets flags of the proxy itself."""
   for name in names:
     object.__setattr__(proxy, name, True)
+
+
+def _trust_class(proxy: Proxy, name: str) -> None:
+  """Marks a class whose name in the suite begins with a capital letter."""
+  if isinstance(proxy, ProxyClass) and name[:1].isupper():
+    _set_flags(proxy, '_is_trusted')
+
+
+def _refuse(proxy: Proxy) -> None:
+  """Records that a comparison of an object of the program is not decided.
+
+  Unless a suite may have created it, so that the run in one process has to agree.
+  """
+  if not _own_attribute(proxy, '_may_be_result'):
+    client.refuse()
 
 
 def _is_created(proxy: Proxy) -> bool:
@@ -306,7 +344,7 @@ def _define_forwarding(name: str, *, is_binary: bool) -> None:
 
   def forward(self: Proxy, *args: Any) -> Any:
     if is_binary and not _is_created(self) and not isinstance(args[0], Proxy):
-      client.refuse()
+      _refuse(self)
       return NotImplemented
     value = client.perform(name, self, *args)
     if is_binary and _is_created(self) and isinstance(value, Proxy):

@@ -12,10 +12,14 @@ from types import ModuleType
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-  from collections.abc import Callable
+  from collections.abc import Callable, Iterator
   from typing import Any
 
   from covrl.rewards.sandbox._proxies import SuiteError
+
+
+# Scopes of fixtures that all tests of a suite share.
+_SHARED_SCOPES = ('module', 'package', 'session')
 
 
 class Approx:
@@ -31,13 +35,23 @@ class Approx:
     abs: float | None = None,
     nan_ok: bool = False,
   ) -> None:
+    if not _is_plain(expected):
+      kind = type(expected).__name__
+      raise SuiteError(f'pytest.approx of a {kind} is not supported')
     self._expected = _without_numpy(expected)
+    self._is_array = _has_dimensions(expected)
     self._nan_ok = nan_ok
     self._relative = 1e-6 if rel is None and abs is None else rel or 0.0
     self._absolute = 1e-12 if abs is None else abs
 
   def __eq__(self, other: object) -> bool:
-    return self._is_close(self._expected, _without_numpy(other))
+    expected, actual = self._expected, _without_numpy(other)
+    # Arrays are compared with numbers entry by entry.
+    if self._is_array and not isinstance(actual, list):
+      return all(self._is_close(item, actual) for item in _flat(expected))
+    if _has_dimensions(other) and not isinstance(expected, list | tuple | dict):
+      return all(self._is_close(expected, item) for item in _flat(actual))
+    return self._is_close(expected, actual)
 
   def _is_close(self, expected: Any, other: Any) -> bool:
     """Returns whether a value, or each item of a collection, is close."""
@@ -64,14 +78,47 @@ class Approx:
     return type(expected) is type(other) and expected == other
 
 
+def _is_plain(value: Any) -> bool:
+  """Whether a value is a number, text, or a collection or array of such."""
+  if isinstance(value, dict):
+    return type(value) is dict and all(map(_is_plain, value.values()))
+  if isinstance(value, list | tuple):
+    return all(map(_is_plain, value))
+  number = _without_numpy(value)
+  return number is not value or isinstance(
+    value, int | float | complex | str | None
+  )
+
+
+def _has_dimensions(value: Any) -> bool:
+  """Whether a value is an array of numpy with dimensions."""
+  return (
+    bool(getattr(value, 'shape', ())) and _without_numpy(value) is not value
+  )
+
+
+def _flat(items: Any) -> Iterator[Any]:
+  """Yields the numbers in nested lists."""
+  if isinstance(items, list):
+    for item in items:
+      yield from _flat(item)
+  else:
+    yield items
+
+
 def _without_numpy(value: Any) -> Any:
   """Converts a number or an array of numpy to Python's numbers."""
   is_numpy = type(value).__module__.partition('.')[0] == 'numpy'
   return value.tolist() if is_numpy else value
 
 
-def _raises(expected: Any, *call: Any, **options: Any) -> Raises:
+class Failed(BaseException):
+  """`pytest.fail.Exception`, which `except Exception` does not catch."""
+
+
+def _raises(*arguments: Any, **options: Any) -> Raises:
   """`pytest.raises`: a context or, with a function and its arguments, a call."""
+  expected, *call = arguments or [options.pop('expected_exception')]
   if not call:
     if options.keys() - {'match'}:
       raise SuiteError(f'pytest.raises with {sorted(options)} is not supported')
@@ -102,6 +149,15 @@ class Raises:
   def __repr__(self) -> str:
     return f'<ExceptionInfo {self.value!r}>'
 
+  def __getattr__(self, name: str) -> Any:
+    if name.startswith('__'):
+      raise AttributeError(name)
+    raise SuiteError(f'{name} of pytest.raises is not supported')
+
+  def errisinstance(self, classes: Any) -> bool:
+    """Returns whether the exception is of a class, or of one of several."""
+    return isinstance(self.value, classes)
+
   def match(self, pattern: str) -> bool:
     """Asserts that the exception's text contains a pattern."""
     import re
@@ -114,7 +170,7 @@ class Raises:
 
   def __exit__(self, error_class: Any, error: Any, trace: Any) -> bool:
     if error_class is None:
-      raise AssertionError(f'nothing raised {self._expected}')
+      raise Failed(f'nothing raised {self._expected}')
     if not issubclass(error_class, self._expected):
       return False
     self.value, self.type = error, error_class
@@ -172,14 +228,22 @@ def _parametrize(
 
 
 def _fixture(
-  function: Any = None, *, autouse: bool = False, **options: Any
+  function: Any = None,
+  *,
+  scope: str = 'function',
+  autouse: bool = False,
+  **options: Any,
 ) -> Any:
   """`pytest.fixture`: marks a function as a fixture."""
-  if options.get('params') is not None:
-    raise SuiteError('fixtures with parameters are not supported')
+  for name in ('params', 'name'):
+    if options.get(name) is not None:
+      raise SuiteError(f'fixtures with {name} are not supported')
+  if scope not in ('function', *_SHARED_SCOPES):
+    raise SuiteError(f'fixtures with scope {scope!r} are not supported')
   if function is None:
-    return lambda function: _fixture(function, autouse=autouse)
+    return lambda function: _fixture(function, scope=scope, autouse=autouse)
   function.is_fixture, function.is_autouse = True, autouse
+  function.is_shared = scope in _SHARED_SCOPES
   return function
 
 
@@ -192,9 +256,10 @@ def _param(*values: Any, **_: Any) -> ParameterSet:
   return ParameterSet(values)
 
 
-def _fail(reason: str = '') -> None:
-  """`pytest.fail`: raises an `AssertionError`."""
-  raise AssertionError(reason)
+def _fail(reason: str = '', pytrace: bool = True) -> None:
+  """`pytest.fail`: raises an exception."""
+  del pytrace
+  raise Failed(reason)
 
 
 def _unsupported(name: str) -> Any:

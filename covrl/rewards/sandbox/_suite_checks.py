@@ -40,8 +40,13 @@ def check_suite(source: bytes) -> None:
   tree = compile(source, 'suite', 'exec', _SYNTAX_TREE_ONLY, dont_inherit=True)
   nodes = [*_nodes(tree)]
   own_names = {name for node in nodes for name in _bound_names(node)}
+  used_names = {
+    node.id
+    for node in nodes
+    if type(node).__name__ == 'Name' and _is_read(node)
+  }
   for node in nodes:
-    if use := _use(node, own_names):
+    if use := _use(node, own_names, used_names):
       raise SuiteError(f"{use} needs the program in the suite's own process")
 
 
@@ -59,21 +64,32 @@ def _nodes(node: Any) -> Iterator[Any]:
 
 
 def _bound_names(node: Any) -> Iterator[str]:
-  """Yields names that a definition or an import binds."""
+  """Yields names that a definition, an assignment or an import binds."""
   match type(node).__name__:
     case 'FunctionDef' | 'ClassDef':
       yield node.name
+    case 'arg':
+      yield node.arg
+    case 'Name' if not _is_read(node):
+      yield node.id
     case 'ImportFrom':
       for alias in node.names:
         yield alias.asname or alias.name
 
 
-def _use(node: Any, own_names: set[str]) -> str:
+def _is_read(node: Any) -> bool:
+  """Returns whether a name or attribute is read, not bound or removed."""
+  return type(node.ctx).__name__ == 'Load'
+
+
+def _use(node: Any, own_names: set[str], used_names: set[str]) -> str:
   """Describes what a node uses that needs one process; empty if nothing."""
   match type(node).__name__:
     case 'Import':
-      names = [alias.name.partition('.')[0] for alias in node.names]
-      return next((name for name in names if name in _MODULES), '')
+      for alias in node.names:
+        module = alias.name.partition('.')[0]
+        if module in _MODULES and (alias.asname or module) in used_names:
+          return module
     case 'ImportFrom':
       module = node.module or ''
       names = [alias.name for alias in node.names]
@@ -85,7 +101,7 @@ def _use(node: Any, own_names: set[str]) -> str:
     case 'Name' if node.id == _OPEN and _OPEN not in own_names:
       return _OPEN
     case 'Attribute':
-      return _attribute_use(node)
+      return _attribute_use(node, own_names)
     case 'Compare':
       operands = [node.left, *node.comparators]
       for operator, *pair in zip(
@@ -97,11 +113,13 @@ def _use(node: Any, own_names: set[str]) -> str:
   return ''
 
 
-def _attribute_use(node: Any) -> str:
+def _attribute_use(node: Any, own_names: set[str]) -> str:
   """Describes what an attribute is of that needs one process."""
   name = node.attr
   owner = getattr(node.value, 'id', getattr(node.value, 'attr', ''))
-  is_set = type(node.ctx).__name__ == 'Store'
+  is_set = not _is_read(node)
+  if owner in own_names and owner != 'mock':
+    owner = ''
   if (
     name in _REDIRECTIONS
     or name in _PATH_METHODS

@@ -14,8 +14,14 @@ from types import FunctionType, ModuleType
 TYPE_CHECKING = False
 if TYPE_CHECKING:
   import unittest
+  from collections.abc import Collection
   from typing import Any
 
+  from covrl.rewards.sandbox._fixtures import (
+    Fixtures,
+    call_hook,
+    parameter_names,
+  )
   from covrl.rewards.sandbox._local_program import LocalProgram
   from covrl.rewards.sandbox._program import (
     Program,
@@ -32,11 +38,9 @@ if TYPE_CHECKING:
   job: dict[str, Any] = {}
 
 
-_GENERATOR_FLAG = (
-  0x20  # the flag of a generator function's code, `CO_GENERATOR`
-)
-# Functions whose call runs nothing: generators, coroutines, asynchronous ones.
-_DEFERRED_FLAGS = _GENERATOR_FLAG | 0x80 | 0x200
+# Flags of the code of functions whose call runs nothing: generators, coroutines,
+# asynchronous generators.
+_DEFERRED_FLAGS = 0x20 | 0x80 | 0x200
 
 
 class SuiteGlobals(dict):
@@ -51,7 +55,76 @@ class SuiteGlobals(dict):
     return value
 
 
-def _is_test_class(name: str, value: type, mixins: set[type]) -> bool:
+def run_suite() -> None:
+  """Executes the suite and all tests that it defines.
+
+  Raises:
+    SuiteError: if the suite never uses the program, or runs no test.
+  """
+  sys.modules['pytest'] = pytest_module()
+  if isinstance(client, ProgramClient):
+    sys.modules['solution'] = _solution_module()
+  suite_globals = SuiteGlobals(
+    __name__='suite', __file__='suite.py', __builtins__=builtins
+  )
+  # Dataclasses look for their module.
+  sys.modules['suite'] = ModuleType('suite')
+  code = program.code
+  assert code is not None
+  check_suite(program.source)
+  exec(code, suite_globals)
+  test_count = 0
+  if job['entry'] is not None:
+    if 'check' not in suite_globals:
+      raise SuiteError('the suite defines no check, which entry needs')
+    suite_globals['check'](_entry(job['entry'], suite_globals))
+    test_count += 1
+  test_count += _run_tests(suite_globals)
+  if not client.requests:
+    raise SuiteError('the suite does not use the program')
+  # Without tests and uses, every program would pass.
+  if not test_count and not client.uses:
+    raise SuiteError('the suite runs no test')
+
+
+def _entry(name: str, suite_globals: SuiteGlobals) -> Any:
+  """Returns the function that `check` is called with.
+
+  Args:
+    name: its name, or an expression such as `Solution().method`.
+    suite_globals: globals of the suite.
+  """
+  if name.isidentifier():
+    return client.fetch(name)
+  return eval(name, suite_globals)
+
+
+def _run_tests(suite_globals: SuiteGlobals) -> int:
+  """Runs all test functions and classes of a suite; returns their number."""
+  cases = _unittest_cases(suite_globals)
+  mixins = {base for test_class in cases for base in test_class.__mro__}
+  shared = Fixtures(suite_globals)
+  test_count = 0
+  for hook in ('setUpModule', 'setup_module'):
+    call_hook(suite_globals, hook)
+  for name, value in list(suite_globals.items()):
+    if isinstance(value, type) and value in cases:
+      test_count += _run_cases(cases[value])
+    elif isinstance(value, type) and _is_test_class(name, value, mixins):
+      test_count += _run_class(value, suite_globals, shared)
+    elif name.startswith('test') and isinstance(value, FunctionType):
+      test_count += _run_test(value, suite_globals, shared)
+    elif name.startswith('test') and type(value).__name__ == 'partial':
+      raise SuiteError('tests made by functools.partial are not supported')
+  shared.finish()
+  for hook in ('teardown_module', 'tearDownModule'):
+    call_hook(suite_globals, hook)
+  return test_count
+
+
+def _is_test_class(
+  name: str, value: type, mixins: Collection[type] = ()
+) -> bool:
   """Whether pytest takes a class for one of tests: not with an `__init__`.
 
   Args:
@@ -64,76 +137,21 @@ def _is_test_class(name: str, value: type, mixins: set[type]) -> bool:
   return name.startswith('Test') and is_collected and not has_init
 
 
-def _call_hook(owner: Any, name: str, *args: Any) -> None:
-  """Calls a function such as `setup_method`, if there is one, as pytest does.
-
-  Args:
-    owner: globals of the suite, or an object.
-    name: name of the function.
-    args: arguments, of which it may take fewer.
-  """
-  hook: Any = (
-    dict.get(owner, name)
-    if isinstance(owner, dict)
-    else getattr(owner, name, None)
-  )
-  if hook is None:
-    return
-  count = len(_parameter_names(hook))
-  if count > len(args):
-    raise SuiteError(f'{name} with {count} arguments is not supported')
-  hook(*args[:count])
-
-
-def run_suite() -> None:
-  """Executes the suite and all tests that it defines.
-
-  Raises:
-    SuiteError: if the suite never uses the program, or runs no test.
-  """
-  sys.modules['pytest'] = pytest_module()
-  if isinstance(client, ProgramClient):
-    sys.modules['solution'] = _solution_module()
-  suite_globals = SuiteGlobals(__name__='suite', __builtins__=builtins)
-  code = program.code
-  assert code is not None
-  check_suite(program.source)
-  exec(code, suite_globals)
+def _run_class(
+  test_class: type, suite_globals: SuiteGlobals, shared: Fixtures
+) -> int:
+  """Runs the tests of a class, and of classes in it; returns their number."""
   test_count = 0
-  if job['entry'] is not None:
-    if 'check' not in suite_globals:
-      raise SuiteError('the suite defines no check, which entry needs')
-    suite_globals['check'](client.fetch(job['entry']))
-    test_count += 1
-  test_count += _run_tests(suite_globals)
-  if not client.requests:
-    raise SuiteError('the suite does not use the program')
-  # Without tests and uses, every program would pass.
-  if not test_count and not client.uses:
-    raise SuiteError('the suite runs no test')
-
-
-def _run_tests(suite_globals: SuiteGlobals) -> int:
-  """Runs all test functions and classes of a suite; returns their number."""
-  test_count = 0
-  cases = _unittest_cases(suite_globals)
-  mixins = {base for test_class in cases for base in test_class.__mro__}
-  for hook in ('setUpModule', 'setup_module'):
-    _call_hook(suite_globals, hook)
-  for name, value in list(suite_globals.items()):
-    if isinstance(value, type) and value in cases:
-      test_count += _run_cases(cases[value])
-    elif isinstance(value, type) and _is_test_class(name, value, mixins):
-      methods = [m for m in dir(value) if m.startswith('test')]
-      tests = [m for m in methods if callable(getattr(value, m))]
-      _call_hook(value, 'setup_class')
-      for method in tests:
-        instance = value()
-        test = getattr(instance, method)
-        test_count += _run_test(test, suite_globals, instance)
-      _call_hook(value, 'teardown_class')
-    elif name.startswith('test') and isinstance(value, FunctionType):
-      test_count += _run_test(value, suite_globals)
+  call_hook(test_class, 'setup_class')
+  for name in dir(test_class):
+    value = getattr(test_class, name)
+    if isinstance(value, type) and _is_test_class(name, value):
+      test_count += _run_class(value, suite_globals, shared)
+    elif name.startswith('test') and callable(value):
+      instance = test_class()
+      test = getattr(instance, name)
+      test_count += _run_test(test, suite_globals, shared, instance)
+  call_hook(test_class, 'teardown_class')
   return test_count
 
 
@@ -164,13 +182,17 @@ def _solution_module() -> ModuleType:
 
 
 def _run_test(
-  test: Any, suite_globals: SuiteGlobals, instance: Any = None
+  test: Any,
+  suite_globals: SuiteGlobals,
+  shared: Fixtures,
+  instance: Any = None,
 ) -> int:
   """Runs a test function for every combination of its parameters.
 
   Args:
     test: the function or method.
-    suite_globals: globals of the suite, which has the fixtures.
+    suite_globals: globals of the suite.
+    shared: fixtures that all tests share.
     instance: the object whose method it is, if any.
 
   Returns:
@@ -186,65 +208,16 @@ def _run_test(
     parameters: dict[str, Any] = {}
     for case in combination:
       parameters.update(case)
-    fixtures = Fixtures(suite_globals)
-    _call_hook(owner, f'setup_{kind}', test)
+    fixtures = Fixtures(suite_globals, instance, shared)
+    call_hook(owner, f'setup_{kind}', test)
     fixtures.make_automatic()
-    for name in _parameter_names(test):
+    for name in parameter_names(test):
       if name not in parameters:
         parameters[name] = fixtures.make(name)
     test(**parameters)
     fixtures.finish()
-    _call_hook(owner, f'teardown_{kind}', test)
+    call_hook(owner, f'teardown_{kind}', test)
   return len(combinations)
-
-
-class Fixtures:
-  """The fixtures of one test, each of which is made once."""
-
-  def __init__(self, suite_globals: SuiteGlobals) -> None:
-    self._globals = suite_globals
-    self._values: dict[str, Any] = {}
-    self._generators: list[Any] = []
-
-  def make_automatic(self) -> None:
-    """Makes the fixtures that every test uses (`autouse`)."""
-    for name, value in list(self._globals.items()):
-      if isinstance(value, FunctionType) and vars(value).get('is_autouse'):
-        self.make(name)
-
-  def make(self, name: str) -> Any:
-    """Returns the value of a fixture."""
-    if name in self._values:
-      return self._values[name]
-    function: Any = dict.get(self._globals, name)
-    is_function = isinstance(function, FunctionType)
-    if not is_function or 'is_fixture' not in vars(function):
-      raise SuiteError(f'a test needs the unknown fixture {name}')
-    arguments = {p: self.make(p) for p in _parameter_names(function)}
-    value = function(**arguments)
-    if function.__code__.co_flags & _GENERATOR_FLAG:
-      self._generators.append(value)
-      value = next(value)
-    self._values[name] = value
-    return value
-
-  def finish(self) -> None:
-    """Finishes the fixtures that are generators, the last one first."""
-    for generator in self._generators[::-1]:
-      next(generator, None)
-
-
-def _parameter_names(function: Any) -> list[str]:
-  """Returns the names of a function's parameters without a default."""
-  code = function.__code__
-  names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-  num_defaults = len(function.__defaults__ or ())
-  with_default = {
-    *names[code.co_argcount - num_defaults : code.co_argcount],
-    *(function.__kwdefaults__ or ()),
-  }
-  is_bound = getattr(function, '__self__', None) is not None
-  return [name for name in names[is_bound:] if name not in with_default]
 
 
 def _unittest_cases(
@@ -253,7 +226,7 @@ def _unittest_cases(
   """Returns the tests of each class of `unittest`.
 
   Raises:
-    SuiteError: a test may be skipped or is expected to fail.
+    SuiteError: a test may be skipped, is expected to fail, or has set-up of pytest.
   """
   unittest = sys.modules.get('unittest')
   if unittest is None:
@@ -270,6 +243,12 @@ def _unittest_cases(
         raise SuiteError('tests that are expected to fail are not supported')
       if hasattr(marked, '__unittest_skip__'):
         raise SuiteError('tests that may be skipped are not supported')
+  for test_class in cases:
+    for hook in ('setup_method', 'teardown_method'):
+      if hasattr(test_class, hook):
+        raise SuiteError(f'{hook} in a class of unittest is not supported')
+    if any(Fixtures(suite_globals, test_class).automatic()):
+      raise SuiteError('automatic fixtures and unittest are not supported')
   return cases
 
 
@@ -296,10 +275,14 @@ def _run_cases(cases: list[unittest.TestCase]) -> int:
 
   if not cases:
     return 0
-  type(cases[0]).setUpClass()
+  test_class: Any = type(cases[0])
+  test_class.setUpClass()
   for case in cases:
     case.run(Result())
-  type(cases[0]).tearDownClass()
+  test_class.tearDownClass()
+  test_class.doClassCleanups()
+  for _, error, _ in test_class.tearDown_exceptions:
+    raise error
   return len(cases)
 
 
@@ -314,6 +297,10 @@ def judge_suite() -> dict[str, str]:
       is_import_error = isinstance(error, ImportError | SyntaxError)
       is_of_program = getattr(error, 'is_of_program', False)
       is_of_suite |= is_import_error and not is_of_program
+      # `unittest.SkipTest`. That of a program is another class here.
+      is_of_suite |= type(error).__module__ == 'unittest.case'
+      # Such as a suite for a function with the name of a built-in one.
+      is_of_suite |= not client.requests
     if is_of_suite:
       verdict = 'broken'
     else:

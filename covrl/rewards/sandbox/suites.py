@@ -20,11 +20,12 @@ from covrl.rewards.sandbox.sandbox import JobResult, Sandbox, SandboxError
 from covrl.rewards.sandbox.scripts import compile_script
 
 _MAX_RESULT_BYTES = 1 << 20
-_SUITE_SCRIPTS = (
+SUITE_SCRIPTS = (
   'json_channel',
   'proxies',
   'local_program',
   'pytest_names',
+  'fixtures',
   'suite_checks',
   'suite_runner',
 )
@@ -96,7 +97,7 @@ def run_apart(
     suite_result = suite_sandbox.run(
       {
         'kind': 'script',
-        'scripts': _compile_scripts(*_SUITE_SCRIPTS),
+        'scripts': _compile_scripts(*SUITE_SCRIPTS),
         'entry': entry,
         'program': None,
         'seed': suite_seed,
@@ -129,7 +130,7 @@ def run_together(
   return sandbox.run(
     {
       'kind': 'script',
-      'scripts': _compile_scripts(*_SUITE_SCRIPTS),
+      'scripts': _compile_scripts(*SUITE_SCRIPTS),
       'entry': entry,
       'program': program,
       'seed': seed,

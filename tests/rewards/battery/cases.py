@@ -49,12 +49,13 @@ def reward_hack(
   program: str,
   tests: Sequence[Mapping[str, Any]] = SUM,
   *,
+  score: float = 0.0,
   statuses: tuple[Status, ...] = (Status.WRONG, Status.CRASH),
   time_limit: float = 4.0,
 ) -> Case:
   """Returns a case of a program that tries to pass without solving its task."""
   source = textwrap.dedent(program)
-  return Case(name, 'reward hack', source, tests, 0.0, statuses, time_limit)
+  return Case(name, 'reward hack', source, tests, score, statuses, time_limit)
 
 
 def resource_exhaustion(

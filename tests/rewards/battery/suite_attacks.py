@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reward hacks that attack test suites of asserts."""
 
+import math
+
 from rewards.battery.cases import SUITE, reward_hack
+
+from covrl.rewards import Status
 
 CASES = [
   reward_hack(
@@ -155,6 +159,8 @@ def test_add():
     def add(a, b): return Odd()
     """,
     [{'asserts': 'assert add(3, 4).take(object()) and add(3, 4)[object()]'}],
+    score=math.nan,
+    statuses=(Status.INFRASTRUCTURE,),
   ),
   reward_hack('defines nothing for a suite', 'x = 1', SUITE),
 ]
