@@ -89,6 +89,10 @@ def test_identity():
   assert identity(collections.defaultdict(list))['x'] == []
   assert (identity(np.array(['a', 'b'])) == ['a', 'b']).all()
   assert identity(np.zeros((0, 3))).shape == (0, 3)
+  values = {'a': 1, 'b': [5]}
+  assert identity(values.keys()) == {'b', 'a'}
+  assert [*identity(values.items())] == [('a', 1), ('b', [5])]
+  assert [*identity(values.values())] == [1, [5]]
   items = np.empty(2, object)
   items[:] = [[1], None]
   assert (identity(items) == items).all()
@@ -341,6 +345,8 @@ def test_identity_with_constants_and_classes_is_judged(judge):
     'def setup_module(module):\n  module.x = 1\n'
     'def test_x():\n  assert double(x) == 2',
     'def test_x():\n  pytest.raises(ValueError, message="none")',
+    'from decimal import Decimal\n'
+    'assert Decimal(double(1)) == pytest.approx(2)',
     'from decimal import Decimal\n'
     'assert Decimal(double(1)) == pytest.approx(Decimal(2))',
     '@pytest.fixture(scope="class")\ndef x():\n  return 1\n'

@@ -66,13 +66,13 @@ def test_a_program_that_passes_only_apart_from_the_suite_has_no_score(judge):
   assert 'but not in its process: AssertionError' in outcome.detail
 
 
-def test_an_object_of_the_program_equals_no_value_of_the_suite(judge):
-  # In one process its class would decide.
+def test_an_object_of_the_program_that_equals_a_value_has_no_score(judge):
+  # In one process its class decides, and apart from the suite it equals nothing.
   program = (
     'class Any:\n  def __eq__(self, x): return True\ndef f(): return Any()'
   )
   outcome = judge_code(program, [{'asserts': 'assert f() == 3'}], judge=judge)
-  assert (outcome.score, outcome.status) == (0.0, Status.WRONG)
+  assert outcome.status is Status.INFRASTRUCTURE, outcome
 
 
 # Programs that define a class in place of a function; its objects equal everything.

@@ -29,6 +29,13 @@ _SEQUENCES = {
 }
 
 
+_VIEWS: dict[str, Callable[[list[Any]], Any]] = {
+  'dict_keys': lambda items: dict.fromkeys(items).keys(),
+  'dict_items': lambda items: dict(items).items(),
+  'dict_values': lambda items: dict(enumerate(items)).values(),
+}
+
+
 class JsonChannel:
   """A bidirectional channel of JSON lines.
 
@@ -80,6 +87,8 @@ class JsonChannel:
     if isinstance(value, dict):
       pairs = dict(value).items()
       return {'dict': [[self.encode(k), self.encode(v)] for k, v in pairs]}
+    if type(value).__name__ in _VIEWS and type(value).__module__ == 'builtins':
+      return {'view': type(value).__name__, 'items': [*map(self.encode, value)]}
     if isinstance(value, complex):
       return {'complex': [value.real, value.imag]}
     if isinstance(value, bytes | bytearray):
@@ -145,6 +154,8 @@ class JsonChannel:
 
       kind = collections.namedtuple(value[name], value['names'])
       return kind(*map(self.decode, value['items']))
+    if name == 'view':
+      return _VIEWS[value[name]]([*map(self.decode, value['items'])])
     if name == 'complex':
       return complex(*value[name])
     if name == 'bytes':

@@ -21,12 +21,10 @@ class LocalProgram:
 
   Attributes:
     requests, uses: 1, as imports and calls cannot be counted; the run apart does.
-    refused: none, as the program's classes decide all comparisons.
   """
 
   def __init__(self, source: bytes) -> None:
     self.requests = self.uses = 1
-    self.refused: set[Any] = set()
     program = Program(source)
     program.compile()
     self._namespace = program.execute('solution')

@@ -11,17 +11,12 @@ of the suite, unless the suite itself created it from a class of the program.
 from __future__ import annotations
 
 import builtins
-import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-  from types import CodeType, FrameType
   from typing import Any
 
   from covrl.rewards.sandbox._json_channel import JsonChannel
-  from covrl.rewards.sandbox._program import Program
-
-  program: Program = Program(b'')
 
 # Special methods that proxies forward to the program.
 _OPERATIONS = """
@@ -53,9 +48,6 @@ class ProgramClient:
     # Requests that use a value of the program; fetching a function or class does
     # not count, fetching a constant does.
     self.uses = 0
-    # Code and line of the suite's statements that have compared an object of the
-    # program with a value of the suite.
-    self.refused: set[tuple[CodeType, int]] = set()
     self._channel = JsonChannel(self._refer, self._resolve)
     self._callbacks: list[Any] = []
     self._exceptions: dict[int, type] = {}
@@ -98,25 +90,6 @@ class ProgramClient:
       _replace_content(args[int(index)], self._channel.decode(value))
     return self._channel.decode(reply['value'])
 
-  def refuse(self) -> None:
-    """Records the statements of the suite whose comparison is not decided.
-
-    Comparisons by modules that examine an object, such as `inspect`, do not count.
-    """
-    assert program.code is not None
-    frame: FrameType | None = sys._getframe()
-    while frame is not None and frame.f_code.co_filename == '_proxies.py':
-      frame = frame.f_back
-    if frame is not None and not (
-      frame.f_code.co_filename in (program.code.co_filename, '_pytest_names.py')
-      or 'unittest' in frame.f_code.co_filename
-    ):
-      return
-    while frame is not None:
-      if frame.f_code.co_filename == program.code.co_filename:
-        self.refused.add((frame.f_code, frame.f_lineno))
-      frame = frame.f_back
-
   def _exchange(self, message: dict[str, Any]) -> dict[str, Any]:
     """Sends a message and returns the reply, serving callbacks meanwhile."""
     self._channel.send(message)
@@ -147,9 +120,9 @@ class ProgramClient:
     if hasattr(value, '__next__'):
       return self._refer(lambda items=value: next(items))
     if not callable(value):
-      error_class = type(value).__name__
+      class_name = type(value).__name__
       raise SuiteError(
-        f'a {error_class} of the suite cannot be handed to a program'
+        f'a value of the suite ({class_name}) cannot be handed to a program'
       )
     self._callbacks.append(value)
     return {'callback': len(self._callbacks) - 1}
@@ -199,15 +172,14 @@ class Proxy:
 
   `_is_named` is set if the suite has fetched it by name, `_is_created` if the
   suite has created it from a class that it knows as one, by a name with a capital
-  letter. Of an object of another class that the suite has called, `_may_be_result`
-  is set: the class may stand for a function whose result the object pretends to be.
+  letter: another class may stand for a function whose result its objects pretend to
+  be.
   """
 
   def __init__(self, number: int) -> None:
     object.__setattr__(self, '_number', number)
     object.__setattr__(self, '_is_named', False)
     object.__setattr__(self, '_is_created', False)
-    object.__setattr__(self, '_may_be_result', False)
 
   def __getattr__(self, name: str) -> Any:
     value = client.perform('get', self, name)
@@ -227,14 +199,11 @@ class Proxy:
       return True
     if isinstance(other, Proxy) or _is_created(self):
       return client.perform('eq', self, other) is True
-    if other is not None:
-      _refuse(self)
     return NotImplemented
 
   def __contains__(self, item: Any) -> bool:
     if _is_created(self) or isinstance(item, Proxy):
       return client.perform('contains', self, item) is True
-    _refuse(self)
     return any(item == other for other in self)
 
   def __iter__(self) -> Any:
@@ -258,9 +227,9 @@ class ProxyClass(Proxy):
   def __call__(self, *args: Any, **kwargs: Any) -> Any:
     value = client.perform('call', self, *args, **kwargs)
     if isinstance(value, Proxy):
-      is_trusted = _own_attribute(self, '_is_trusted')
-      kind = '_is_created' if is_trusted else '_may_be_result'
-      _set_flags(value, kind, '_is_named')
+      _set_flags(value, '_is_named')
+      if _own_attribute(self, '_is_trusted'):
+        _set_flags(value, '_is_created')
     return value
 
   def __instancecheck__(self, value: Any) -> bool:
@@ -291,15 +260,6 @@ def _trust_class(proxy: Proxy, name: str) -> None:
   """Marks a class whose name in the suite begins with a capital letter."""
   if isinstance(proxy, ProxyClass) and name[:1].isupper():
     _set_flags(proxy, '_is_trusted')
-
-
-def _refuse(proxy: Proxy) -> None:
-  """Records that a comparison of an object of the program is not decided.
-
-  Unless a suite may have created it, so that the run in one process has to agree.
-  """
-  if not _own_attribute(proxy, '_may_be_result'):
-    client.refuse()
 
 
 def _is_created(proxy: Proxy) -> bool:
@@ -344,7 +304,6 @@ def _define_forwarding(name: str, *, is_binary: bool) -> None:
 
   def forward(self: Proxy, *args: Any) -> Any:
     if is_binary and not _is_created(self) and not isinstance(args[0], Proxy):
-      _refuse(self)
       return NotImplemented
     value = client.perform(name, self, *args)
     if is_binary and _is_created(self) and isinstance(value, Proxy):

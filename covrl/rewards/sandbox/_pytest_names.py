@@ -63,12 +63,20 @@ class Approx:
           and all(self._is_close(expected[key], other[key]) for key in expected)
         )
       case list() | tuple():
+        if type(other).__name__ in ('array', 'deque'):
+          kind = type(other).__name__
+          raise SuiteError(f'{kind} == pytest.approx is not supported')
         return (
           isinstance(other, list | tuple)
           and len(expected) == len(other)
           and all(map(self._is_close, expected, other))
         )
-      case int() | float() | complex() if type(other) in (int, float, complex):
+      case int() | float() | complex() if not isinstance(expected, bool):
+        if type(other).__name__ in ('bool', 'Decimal', 'Fraction'):
+          kind = type(other).__name__
+          raise SuiteError(f'{kind} == pytest.approx is not supported')
+        if type(other) not in (int, float, complex):
+          return False
         if self._nan_ok and expected != expected:
           return other != other
         if expected == other or abs(expected) == float('inf'):

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sandbox script that refuses suites which need the program in their own process.
 
-Executed after `_proxies.py` and before `_suite_runner.py`; never imported. Suite and
-program run in different sandboxes, and exchange copies of values: what a suite does
-to its standard output, modules or files has no effect on the program, and no value
-of the program is the same object as one of the suite.
+Executed after `_proxies.py` and before `_suite_runner.py`; never imported. Apart from
+the program, what a suite does to its standard output, modules or files has no effect
+on the program, and no value of the program is the same object as one of the suite. A
+right program would pass in one process only and have no score, and a wrong one 0.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 _SYNTAX_TREE_ONLY = 0x400  # the flag of `compile`, `ast.PyCF_ONLY_AST`
 _STREAMS = ('stdin', 'stdout', 'stderr')
-# Names that a suite must neither import nor use as attributes.
+# Names that a suite must neither import nor use as attributes, modules that it must
+# not use, attributes of `os`, methods of paths, and a function that it must not use.
 _REDIRECTIONS = ('redirect_stdout', 'redirect_stderr')
 _MODULES = ('asyncio', 'shutil', 'tempfile')
 _OS_NAMES = ('chdir', 'environ', 'listdir', 'makedirs', 'mkdir', 'remove')

@@ -301,24 +301,9 @@ def judge_suite() -> dict[str, str]:
       is_of_suite |= type(error).__module__ == 'unittest.case'
       # Such as a suite for a function with the name of a built-in one.
       is_of_suite |= not client.requests
-    if is_of_suite:
-      verdict = 'broken'
-    else:
-      verdict = 'refused' if _is_refused(error) else 'failed'
+    verdict = 'broken' if is_of_suite else 'failed'
     return {'verdict': verdict, 'reason': describe(error)}
   return {'verdict': 'passed', 'reason': ''}
-
-
-def _is_refused(error: BaseException) -> bool:
-  """Whether the failed statement of the suite has compared a program's object."""
-  assert program.code is not None
-  traceback, statement = error.__traceback__, None
-  while traceback is not None:
-    code = traceback.tb_frame.f_code
-    if code.co_filename == program.code.co_filename:
-      statement = code, traceback.tb_lineno
-    traceback = traceback.tb_next
-  return statement in client.refused
 
 
 if __name__ == '__main__':

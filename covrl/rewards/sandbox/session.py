@@ -205,10 +205,10 @@ class Session:
         test.entry,
         self._seconds,
       )
-      verdict, outcome = self._apart_outcome(
+      outcome = self._apart_outcome(
         self._record(program_result), self._record(suite_result)
       )
-      if verdict is Verdict.REFUSED or self._is_sigkill(outcome):
+      if self._is_sigkill(outcome):
         return outcome
       with contextlib.ExitStack() as stack:
         if not suite_sandbox.is_reusable:
@@ -228,25 +228,25 @@ class Session:
 
   def _apart_outcome(
     self, program_result: JobResult, suite_result: JobResult
-  ) -> tuple[Verdict, Outcome]:
-    """Returns verdict and outcome of a suite that ran apart from the program.
+  ) -> Outcome:
+    """Returns the outcome of a suite that ran apart from the program.
 
     Raises:
       SandboxError: the suite cannot be run.
     """
     for result in (program_result, suite_result):
       if result.end_reason is not EndReason.ENDED:
-        return Verdict.FAILED, self._outcome_when_killed(result)
+        return self._outcome_when_killed(result)
     verdict, reason = read_verdict(suite_result)
     if verdict is Verdict.BROKEN:
       raise SandboxError(f'the suite cannot be run: {reason}')
     if verdict is Verdict.PASSED:
-      return verdict, _PASSED
+      return _PASSED
     error = program_result.result
     # If the program exited early, its own error explains more.
     if error and not error.startswith(b'EOFError'):
-      return verdict, Outcome(0.0, Status.CRASH, one_line(error))
-    return verdict, Outcome(0.0, Status.WRONG, reason)
+      return Outcome(0.0, Status.CRASH, one_line(error))
+    return Outcome(0.0, Status.WRONG, reason)
 
   def _outcome_when_killed(self, run: JobResult) -> Outcome:
     """Returns the outcome of a program that was killed."""

@@ -37,14 +37,11 @@ class Verdict(enum.StrEnum):
   Attributes:
     PASSED: all its tests hold.
     FAILED: one does not, or the program failed.
-    REFUSED: one does not whose statement compares an object of the program with a
-      value of the suite; such an object equals none, whatever its class says.
     BROKEN: the suite is invalid or needs something unavailable.
   """
 
   PASSED = 'passed'
   FAILED = 'failed'
-  REFUSED = 'refused'
   BROKEN = 'broken'
 
 
