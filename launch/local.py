@@ -103,7 +103,9 @@ def _free_port() -> int:
 
 
 class _StopSignals:
-  """Context in which SIGTERM and SIGINT stop a run, which is not started again.
+  """Context in which SIGTERM, SIGINT and SIGHUP stop a run for good.
+
+  SIGHUP is left alone where it is ignored, as under nohup.
 
   Attributes:
     received: whether there was such a signal.
@@ -115,7 +117,10 @@ class _StopSignals:
     self._previous_handlers: dict[signal.Signals, Any] = {}
 
   def __enter__(self) -> Self:
-    for number in (signal.SIGTERM, signal.SIGINT):
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+      numbers.append(signal.SIGHUP)
+    for number in numbers:
       self._previous_handlers[number] = signal.signal(number, self._forward)
     return self
 

@@ -43,6 +43,14 @@ def run(arguments: argparse.Namespace) -> None:
     ValueError: an option is invalid, or lines were refused; then responses to
       the others were written.
   """
+  with contextlib.ExitStack() as resources:
+    _run(arguments, resources)
+
+
+def _run(
+  arguments: argparse.Namespace, resources: contextlib.ExitStack
+) -> None:
+  """Writes the responses; see `run`."""
   from covrl import storage
   from covrl.rollout.sampling import check_sampling
   from covrl.run.progress import Progress
@@ -55,7 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
     arguments.temperature, arguments.top_p, arguments.top_k, arguments.min_p
   )
   cache = caching(arguments)
-  output, tally, resources = None, _Tally(), contextlib.ExitStack()
+  output, tally = None, _Tally()
   write: Callable[[str], object] | None = None
   if arguments.output is not None:
     output = storage.as_path(arguments.output)
@@ -71,7 +79,7 @@ def run(arguments: argparse.Namespace) -> None:
   elif arguments.resume:
     raise ValueError('--output must be given with --resume, got none')
   check_numbers(arguments)
-  with resources, Progress() as progress:
+  with Progress() as progress:
     progress.stage('loading the policy')
     lengths = arguments.max_prompt_length, arguments.max_length
     if is_run(arguments.policy):
@@ -86,7 +94,8 @@ def run(arguments: argparse.Namespace) -> None:
     engine = served.engine(slots=slots, segment=16, caching=cache)
     progress.stage('sampling')
     write = write or resources.enter_context(_output(output))
-    with storage.open_binary(file) as lines:
+    with storage.open_binary(file) as stream:
+      lines = _Lines(stream)
       results = sample_lines(
         engine,
         served.tokenizer,
@@ -103,7 +112,7 @@ def run(arguments: argparse.Namespace) -> None:
         render=render,
         after_line=tally.last,
       )
-      _write(results, write, tally, fingerprint)
+      _write(results, write, tally, fingerprint, lines)
   tally.check(arguments.file)
 
 
@@ -153,16 +162,44 @@ class _Tally:
       )
 
 
+class _Lines:
+  """The lines of a file, and digests of those that have been read.
+
+  Args:
+    lines: the lines.
+  """
+
+  def __init__(self, lines: Iterable[bytes]) -> None:
+    self._lines = lines
+    self._digests: dict[int, str] = {}
+
+  def __iter__(self) -> Iterator[bytes]:
+    for number, line in enumerate(self._lines, 1):
+      self._digests[number] = _line_digest(line)
+      yield line
+
+  def take_digest(self, number: int) -> str:
+    """Returns the digest of a line that has been read, and removes it."""
+    return self._digests.pop(number)
+
+
+def _line_digest(line: bytes) -> str:
+  """Returns a digest of a line, without white space around it."""
+  return hashlib.sha256(line.strip()).hexdigest()[:8]
+
+
 def _write(
   results: Iterable[dict[str, Any]],
   write: Callable[[str], object],
   tally: _Tally,
   fingerprint: str,
+  lines: _Lines,
 ) -> None:
-  """Writes a line per result, with the fingerprint of policy and options."""
+  """Writes a line per result, with the fingerprint of policy, options and line."""
   for result in results:
+    digest = lines.take_digest(result['line'])
     text = json.dumps(
-      {**result, 'fingerprint': fingerprint}, ensure_ascii=False
+      {**result, 'fingerprint': f'{fingerprint}-{digest}'}, ensure_ascii=False
     )
     # Halves of surrogate pairs become escapes, as JSON has them.
     write(text.encode(errors='backslashreplace').decode() + '\n')
@@ -174,7 +211,7 @@ def _fingerprint(
   served: ServedPolicy,
   render: Callable[[str], str],
 ) -> str:
-  """Returns a digest of all that the responses to a line depend on.
+  """Returns a digest of all that responses depend on besides their line.
 
   Those are the policy, the format of prompts, and the options, except for names of
   files and the number of slots.
@@ -208,16 +245,21 @@ def _finished_lines(file: epath.Path, output: epath.Path) -> _Tally:
         break
       number, line = next(expected, (0, b''))
       result = _parsed(text)
-      if not isinstance(result, dict) or (
-        result.get('line'),
-        result.get('prompt'),
-      ) != (number, _prompt(line)):
+      fields = result if isinstance(result, dict) else {}
+      fingerprint = str(fields.get('fingerprint'))
+      fingerprint, dash, digest = fingerprint.partition('-')
+      is_of_line = not dash or digest == _line_digest(line)
+      expected_fields = number, _prompt(line)
+      if not is_of_line or expected_fields != (
+        fields.get('line'),
+        fields.get('prompt'),
+      ):
         raise ValueError(
           f'--output must have results of the first lines of {file}, got another'
           f" line's result in line {result_number} of {output}"
         )
-      tally.add(result)
-      tally.fingerprints.add(str(result.get('fingerprint')))
+      tally.add(fields)
+      tally.fingerprints.add(fingerprint)
       size += len(text)
   with storage.writing(output):
     os.truncate(output, size)

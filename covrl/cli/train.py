@@ -93,7 +93,11 @@ def run(arguments: argparse.Namespace) -> None:
   recipe = config.load(arguments.config, arguments.overrides)
   if arguments.coordinator or distributed.in_cluster():
     if not supervisor.is_supervised():
-      command = [sys.executable, '-m', 'covrl.cli', *arguments.argv]
+      # A script does not import from the working directory (-P), where a package
+      # `covrl` would be executed in place of the installed one.
+      is_script = getattr(sys.modules['__main__'], '__spec__', None) is None
+      options = ['-P'] * is_script + ['-m', 'covrl.cli']
+      command = [sys.executable, *options, *arguments.argv]
       if status := supervisor.supervise(command):
         raise SystemExit(status)
       return

@@ -73,6 +73,11 @@ def restore(directory: pathlib.Path, saved: Mapping[str, Any]) -> Recipe:
       f"a run's recipe must be named FILE:FUNCTION, got {stem!r}, which an older"
       ' version of covrl has written'
     )
+  if pathlib.Path(stem).name != stem or stem == '..':
+    # A path would lead out of the run directory.
+    raise ConfigError(
+      f"a run's recipe must be a file in its directory, got {saved['name']!r}"
+    )
   file = directory / f'{stem}.py'
   config = from_dict(saved['config'])
   try:

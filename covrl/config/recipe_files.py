@@ -97,7 +97,8 @@ class RecipeFiles:
       name: `module:function`; an installed module is not added.
 
     Raises:
-      ConfigError: there is no such function; the message names the form.
+      ConfigError: there is no such function (the message names the form), or it
+        imports another file of the name of one beside the recipe.
     """
     match = SCORE_FUNCTION.fullmatch(name)
     if match is None:
@@ -109,6 +110,14 @@ class RecipeFiles:
     file = self._find(match['module'])
     if file is not None:
       texts = {path.name: text for path, text in self._texts(file)}
+      for file_name, text in texts.items():
+        neighbour = self.directory / file_name
+        if neighbour.is_file() and self._imports.text(neighbour) != text:
+          raise ConfigError(
+            f'a file that a score function imports must be the only one of its name,'
+            f' got {file_name} in {file.parent} and another one beside the recipe, in'
+            f' {self.directory}'
+          )
       self.sources = texts | self.sources
 
   def score_function(self, name: str) -> Callable[..., Any] | str:

@@ -8,6 +8,8 @@ are paired by problem, and seeds of a configuration are averaged per problem.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
@@ -52,7 +54,7 @@ class _Column:
   Attributes:
     name: title of the column.
     recipe: recipe of the configuration's runs.
-    scores: scores by set and problem.
+    scores: scores by set and problem; NaN for a problem without one.
   """
 
   name: str
@@ -60,15 +62,17 @@ class _Column:
   scores: Scores
 
   def scores_of(self, name: str) -> Float[np.ndarray, ' N']:
-    """Scores of the problems of a set."""
-    return np.array(
+    """Scores of the problems of a set that have one."""
+    scores = np.array(
       [
         score
         for (set_name, _), scores in self.scores.items()
         if set_name == name
         for score in scores
-      ]
+      ],
+      float,
     )
+    return scores[~np.isnan(scores)]
 
 
 def evaluation_table(
@@ -148,7 +152,7 @@ def evaluation_table(
     note
     for column, (_, runs) in zip(columns, configurations, strict=True)
     for name in names
-    if (note := _partly_answered(column, runs, name))
+    if (note := _partly_answered(column, runs, name, metrics[name]))
   ]
   notes += [
     note
@@ -199,22 +203,20 @@ def _metric_of(
 def _problem_scores(
   runs: Sequence[RunData], metrics: Mapping[str, str]
 ) -> Scores:
-  """Score of each problem, mean over the runs that have it."""
-  scores_by_run: dict[ProblemId, list[list[float]]] = {}
+  """Score of each problem, mean over the runs that have it; NaN if none has."""
+  scores_by_run: dict[ProblemId, list[list[float | None]]] = {}
   for run in runs:
     for problem, records in run.latest_results.items():
       if problem[0] in metrics:
-        scores = [
-          score
-          for record in records
-          if (score := problem_score(record, metrics[problem[0]])) is not None
-        ]
+        scores = [problem_score(r, metrics[problem[0]]) for r in records]
         scores_by_run.setdefault(problem, []).append(scores)
+
+  def mean(repeated_scores: Sequence[float | None]) -> float:
+    scores = [score for score in repeated_scores if score is not None]
+    return float(np.mean(scores)) if scores else math.nan
+
   return {
-    problem: [
-      float(np.mean(repeated_scores))
-      for repeated_scores in zip(*lists, strict=False)
-    ]
+    problem: [*map(mean, itertools.zip_longest(*lists))]
     for problem, lists in scores_by_run.items()
   }
 
@@ -238,7 +240,7 @@ def _paired(
   column: _Column, baseline: _Column, name: str
 ) -> Float[np.ndarray, ' N']:
   """Score minus that of the baseline, for problems that both have."""
-  return np.array(
+  differences = np.array(
     [
       score - baseline_score
       for problem, scores in column.scores.items()
@@ -246,27 +248,30 @@ def _paired(
       for score, baseline_score in zip(
         scores, baseline.scores.get(problem, ()), strict=False
       )
-    ]
+    ],
+    float,
   )
+  return differences[~np.isnan(differences)]
 
 
 def _partly_answered(
-  column: _Column, runs: Sequence[RunData], name: str
+  column: _Column, runs: Sequence[RunData], name: str, metric: str
 ) -> str:
-  """Note about problems of a set that only some runs of a configuration have."""
+  """Note about problems of a set that have a score in some runs only."""
   counts = Counter(
     problem
     for run in runs
-    for problem in run.latest_results
+    for problem, records in run.latest_results.items()
     if problem[0] == name
+    and any(problem_score(record, metric) is not None for record in records)
   )
   num_partly = sum(count < len(runs) for count in counts.values())
   if not num_partly:
     return ''
   return (
-    f'{num_partly:,} of the {len(counts):,} problems of {name or OWN_PROBLEMS} were'
-    f' answered by only some of the runs of {column.name}; their scores are means'
-    ' over these runs.'
+    f'{num_partly:,} of the {len(counts):,} problems of {name or OWN_PROBLEMS} have'
+    f' a score in only some of the runs of {column.name}, which is their mean over'
+    ' these runs.'
   )
 
 

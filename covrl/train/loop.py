@@ -76,9 +76,10 @@ class TrainOptions:
   resume: Literal['fallback', 'strict'] = 'fallback'
 
   def __post_init__(self) -> None:
-    if not 0 <= self.stall_after < math.inf:
+    # Timers take no more than some centuries.
+    if not 0 <= self.stall_after <= 1e9:
       raise ValueError(
-        'stall_after must be a number of seconds, 0 for never, got '
+        'stall_after must be a number of seconds up to 1e9, 0 for never, got '
         f'{self.stall_after:g}'
       )
 

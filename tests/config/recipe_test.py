@@ -252,6 +252,16 @@ def test_the_text_of_a_file_is_executed_and_not_cached_bytecode(
     py_compile.compile(str(file), doraise=True)
 
 
+@pytest.mark.parametrize('folder', ['../', '../../a/', '{tmp_path}/'])
+def test_a_copy_of_a_recipe_is_a_file_of_the_run(recipe_file, tmp_path, folder):
+  recipe = load(str(recipe_file))
+  copies = tmp_path / 'copies'
+  copies.mkdir()
+  name = folder.format(tmp_path=tmp_path) + recipe.name
+  with pytest.raises(ConfigError, match='must be a file in its directory'):
+    restore(copies, {**recipe.as_json(), 'name': name})
+
+
 def test_a_copy_of_a_recipe_imports_nothing_but_text(recipe_file, tmp_path):
   recipe_file.write_text(f'import shared\n{recipe_file.read_text()}')
   recipe = load(str(recipe_file))

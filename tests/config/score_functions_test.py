@@ -320,3 +320,23 @@ def test_a_task_that_draws_random_numbers_is_the_same_each_time(
     recipe.config.seed = seed
     recipe.task(recipe.config)
   assert printed[0] == printed[1] != printed[2]
+
+
+def test_modules_of_one_name_beside_score_function_and_recipe_are_refused(
+  recipe_file, tmp_path
+):
+  # The one beside the recipe would be executed, the other one kept with the run.
+  here, recipe = tmp_path / 'elsewhere', recipe_file('score_largest')
+  score = """
+    import gains
+    def score(response, reference):
+      return gains.GAIN
+  """
+  write(here, 'scores_here', score)
+  field = '--config.rewards.function=scores_here:score'
+  for folder in (here, recipe.parent):
+    write(folder, 'gains', 'GAIN = 1.0')
+  assert 'gains.py' in load(str(recipe), [field]).sources
+  write(here, 'gains', 'GAIN = 0.5')
+  with pytest.raises(ConfigError, match=r'got gains.py in .* and another one'):
+    load(str(recipe), [field])

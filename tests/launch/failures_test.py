@@ -267,7 +267,9 @@ def test_local_processes_restart_by_exit_status(
   assert len(count.read_text()) == runs
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+  'number', [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
+)
 def test_a_signal_to_the_launcher_stops_the_run_without_a_restart(
   monkeypatch, tmp_path, number
 ):

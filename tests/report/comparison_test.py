@@ -18,6 +18,7 @@ from covrl.report import (
 )
 from covrl.report.comparison import differing_fields, load_comparison
 from covrl.report.inputs.run_data import load_run
+from covrl.report.inputs.run_json import flatten_config
 
 T_2 = 4.302653  # .975 quantile of Student's t with 2 degrees of freedom
 
@@ -367,3 +368,14 @@ def test_names_are_escaped(make_run, tmp_path):
   assert '<b>a</b>' not in page
   assert '&lt;b&gt;a&lt;/b&gt;' in page
   ET.fromstring(comparison_svg(runs))
+
+
+def test_values_that_differ_where_they_are_cut_differ():
+  pairs = [
+    ([*range(9), 1], [*range(9), 2]),
+    ({'a': ['x' * 50 + 'y']}, {'a': ['x' * 50 + 'z']}),
+    ('x' * 300 + 'y' + 'x' * 300, 'x' * 300 + 'z' + 'x' * 300),
+  ]
+  for pair in pairs:
+    first, second = (flatten_config({'field': value}) for value in pair)
+    assert first != second

@@ -223,8 +223,25 @@ def test_seeds_with_other_problems_are_noted(make_results):
   table = evaluation_table([('both', runs)])
   assert table is not None
   assert table.notes == [
-    '2 of the 3 problems of amc were answered by only some of the runs of both;'
-    ' their scores are means over these runs.'
+    '2 of the 3 problems of amc have a score in only some of the runs of both, which'
+    ' is their mean over these runs.'
+  ]
+
+
+def test_a_problem_without_a_score_in_one_seed_has_that_of_the_others(
+  make_results,
+):
+  runs = []
+  for seed, first in enumerate((1, None)):
+    lines = results('amc', [1, 0, 1])
+    lines[0]['greedy'] = first
+    runs.append(load_run(make_results(f'seed{seed}', {'amc': lines})))
+  table = evaluation_table([('both', runs)])
+  assert table is not None
+  assert table.rows[0][1][0] == '3'
+  assert table.notes == [
+    '1 of the 3 problems of amc have a score in only some of the runs of both, which'
+    ' is their mean over these runs.'
   ]
 
 

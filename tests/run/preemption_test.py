@@ -2,6 +2,7 @@
 """Stopping on signals and maintenance notices, the watchdog and the profiler."""
 
 import http.server
+import math
 import os
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from covrl.run import maintenance, preemption
 from covrl.run.preemption import Stopped, StopSignal
 from covrl.run.profiler import Profiler
 from covrl.run.watchdog import Watchdog
-from covrl.train import CheckpointStore
+from covrl.train import CheckpointStore, TrainOptions
 
 # No checkpoint but the one that a signal causes.
 ONE_CHECKPOINT = {
@@ -336,6 +337,9 @@ def test_the_time_for_which_a_process_was_stopped_does_not_count():
 def test_refuses_invalid_limits_and_ranges():
   with pytest.raises(ValueError, match='--stall_after must be'):
     Watchdog(-1)
+  for seconds in (-1.0, 1e10, math.nan):
+    with pytest.raises(ValueError, match='stall_after must be a number of'):
+      TrainOptions(stall_after=seconds)
   for steps in ('3', '5:3', 'a:b'):
     with pytest.raises(ValueError, match='--profile_steps must be'):
       Profiler(steps, 'x')

@@ -76,6 +76,13 @@ def test_sample_writes_a_result_per_line_of_prompts(model, tmp_path, capsys):
   options = (*options, '--max_prompt_length=8', '--min_p=0.1', '--resume')
   assert 'got 1 of 3' in error_of_command(capsys, 'sample', model, *options)
   assert output.read_bytes() == whole
+  # A line whose prompt alone is the same is another one.
+  lines = file.read_text()
+  for option in ('"n": 3', '"seed": 5', '"id": "b"'):
+    file.write_text(lines.replace('"n": 1', option))
+    error = error_of_command(capsys, 'sample', model, *options)
+    assert "got another line's result in line 2 of" in error
+  file.write_text(lines)
   # Other options and policies are refused, also if they give equal responses.
   first_line = whole.splitlines(keepends=True)[0]
   other_model = shutil.copytree(model, tmp_path / 'other')

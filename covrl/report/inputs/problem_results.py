@@ -76,6 +76,8 @@ def problem_score(problem: Mapping[str, Any], metric: str) -> float | None:
   if kind == 'mean':
     has_metric = len(samples) in map(int, numbers.split('/'))
     return float(np.mean(correct)) if correct and has_metric else None
+  if kind != 'pass':
+    raise ValueError(f'metric must be greedy, mean@k or pass@k, got {metric}')
   k = int(numbers)
   has_metric = len(samples) == k or (k.bit_count() == 1 and len(samples) > k)
   # An edited file may have other scores than 0 and 1.

@@ -202,7 +202,7 @@ def flatten_config(
 ) -> dict[str, str]:
   """Nested fields by dotted name, as text.
 
-  A long text is cut, and followed by a digest: different values differ.
+  A long text or list is cut, and followed by a digest: different values differ.
 
   >>> flatten_config({'seed': 1, 'train': {'iterations': 60}})
   {'seed': '1', 'train.iterations': '60'}
@@ -216,10 +216,19 @@ def flatten_config(
       fields[name] = 'none'
     else:
       fields[name] = text = short_text(value)
-      if isinstance(value, str) and text != value:
-        digest = hashlib.sha256(value.encode(errors='surrogatepass'))
+      whole = value if isinstance(value, str) else _whole_repr(value)
+      if text != whole:
+        digest = hashlib.sha256(whole.encode(errors='surrogatepass'))
         fields[name] += f' (digest {digest.hexdigest()[:8]})'
   return fields
+
+
+def _whole_repr(value: object) -> str:
+  """Text of a value of JSON; cut if it is nested too deeply."""
+  try:
+    return repr(value)
+  except RecursionError:
+    return _repr(value)
 
 
 def _repr(value: Any) -> str:
