@@ -40,7 +40,15 @@ def with_committed_config(job: Job, shell: Shell, root: pathlib.Path) -> Job:
   file = _config_file(spec, root)
   for path in (file, *_imported_beside(file)):
     _check_committed(path, root, changed)
-  _check_arguments(job, root)
+  module, _, _ = (job.value('--config.rewards.function') or '').partition(':')
+  # Beside the config, or where the hosts train.
+  for directory in (file.parent, root):
+    path = directory / f'{module}.py'
+    if module and path.is_file():
+      for each in (path, *_imported_beside(path)):
+        _check_committed(each, root, changed)
+      break
+  _check_arguments(job, root, changed)
   if changed:
     more = len(changed) - _MAX_NAMES
     names = ', '.join(changed[:_MAX_NAMES]) + f' and {more} more' * (more > 0)
@@ -119,8 +127,10 @@ def _check_committed(
     )
 
 
-def _check_arguments(job: Job, root: pathlib.Path) -> None:
-  """Checks that no argument names a file that only this machine has."""
+def _check_arguments(
+  job: Job, root: pathlib.Path, changed: Sequence[str]
+) -> None:
+  """Checks that no argument names a file that the hosts have in another form."""
   fields = fields_by_name()
   for argument in job.arguments:
     option, _, value = argument.partition('=')
@@ -137,6 +147,17 @@ def _check_arguments(job: Job, root: pathlib.Path) -> None:
         raise LaunchError(
           f'{option} must name files that the hosts have, such as those of a '
           f'bucket, got {str(path)!r}, which only this machine has'
+        )
+      if file != (root / path).resolve():
+        raise LaunchError(
+          f'{option} must name files from {root}, where the hosts train, got'
+          f' {str(path)!r}, which is {file}'
+        )
+      name = file.relative_to(root).as_posix()
+      if any(f'{each}/'.startswith(f'{name}/') for each in changed):
+        raise LaunchError(
+          f'{option} must name files as they are in the commit HEAD, which is'
+          f' copied to the hosts, got {str(path)!r}, which has changed since'
         )
 
 

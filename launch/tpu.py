@@ -272,11 +272,12 @@ class _QueuedRun:
     if self.shell.dry_run:
       return 0
     codes: list[int] = []
-    for status, printed in results:
+    for _, printed in results:
       reported = [int(code) for code in _EXIT_LINE.findall(printed)]
-      # A host that did not report an exit status has been lost.
+      # A host that did not report an exit status has been lost, also where ssh
+      # returns 0.
       missing = self.slice_.hosts - len(reported)
-      codes += reported + [_LOST_CONNECTION if status else 0] * max(missing, 0)
+      codes += reported + [_LOST_CONNECTION] * max(missing, 0)
     return combined_status(codes)
 
   def _ssh(self, node: str, command: str) -> list[str]:

@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
+import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import IO, TYPE_CHECKING, Any
 
@@ -69,13 +70,10 @@ def _run(
     output = storage.as_path(arguments.output)
     if arguments.resume:
       if not storage.is_bucket(output) and output.exists():
-        write = resources.enter_context(_output(output))
+        write = resources.enter_context(_output(output, is_new=False))
       tally = _finished_lines(file, output)
     elif output.exists():
-      raise ValueError(
-        f'--output must be a new file, got {arguments.output}, which exists;'
-        ' --resume continues the output of an interrupted command'
-      )
+      raise _exists_error(output)
   elif arguments.resume:
     raise ValueError('--output must be given with --resume, got none')
   check_numbers(arguments)
@@ -93,7 +91,8 @@ def _run(
     slots = _SLOTS if arguments.slots is None else arguments.slots
     engine = served.engine(slots=slots, segment=16, caching=cache)
     progress.stage('sampling')
-    write = write or resources.enter_context(_output(output))
+    is_new = not arguments.resume
+    write = write or resources.enter_context(_output(output, is_new=is_new))
     with storage.open_binary(file) as stream:
       lines = _Lines(stream)
       results = sample_lines(
@@ -281,19 +280,34 @@ def _parsed(line: bytes) -> Any:
 
 
 @contextlib.contextmanager
-def _output(path: epath.Path | None) -> Iterator[Callable[[str], object]]:
+def _output(
+  path: epath.Path | None, *, is_new: bool
+) -> Iterator[Callable[[str], object]]:
   """Opens the output; yields a function that appends a line to it.
+
+  Args:
+    path: the file; standard output if `None`.
+    is_new: whether the file must not exist.
 
   Raises:
     StorageError: the file cannot be written.
+    ValueError: another command writes it, or it exists and must not.
   """
   from covrl import storage
 
   if path is None:
     yield lambda line: print(line, end='', flush=True)
     return
-  with storage.writing(path):
-    stream = path.open('a' if path.exists() else 'w', encoding='utf-8')
+  is_local = not storage.is_bucket(path)
+  mode = 'x' if is_new and is_local else 'a' if path.exists() else 'w'
+  try:
+    with storage.writing(path):
+      # Another command may have created it since the policy was loaded.
+      stream = (pathlib.Path(path) if is_local else path).open(
+        mode, encoding='utf-8'
+      )
+  except FileExistsError:
+    raise _exists_error(path) from None
 
   def write(line: str) -> None:
     """Appends a line, and flushes it."""
@@ -302,12 +316,19 @@ def _output(path: epath.Path | None) -> Iterator[Callable[[str], object]]:
       stream.flush()
 
   try:
-    if not storage.is_bucket(path):
+    if is_local:
       _lock(stream, path)
     yield write
   finally:
     with storage.writing(path):
       stream.close()
+
+
+def _exists_error(path: epath.Path) -> ValueError:
+  return ValueError(
+    f'--output must be a new file, got {path}, which exists; --resume continues the'
+    ' output of an interrupted command'
+  )
 
 
 def _lock(stream: IO[str], path: epath.Path) -> None:

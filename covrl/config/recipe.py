@@ -79,6 +79,15 @@ class Recipe:
     object.__setattr__(self, 'config', copy.deepcopy(self.config))
 
   @property
+  def modules(self) -> dict[str, tuple[str, str]]:
+    """File and text of each of the sources, by the name of its module."""
+    directory = self.directory or pathlib.Path()
+    return {
+      name.removesuffix('.py'): (str(directory / name), text)
+      for name, text in self.sources.items()
+    }
+
+  @property
   def identity(self) -> str:
     """Hash of the name, the sources and all fields that a resume may not change."""
     fields = {

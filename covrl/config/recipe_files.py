@@ -52,6 +52,10 @@ class RecipeFiles:
   """
 
   def __init__(self, file: pathlib.Path, *, is_copy: bool = False) -> None:
+    if ':' in file.name:
+      raise ConfigError(
+        f'the name of a recipe file must not have a colon, got {str(file)!r}'
+      )
     self.directory = file.parent.absolute()
     self._imports = TextImports(self.directory, packages=not is_copy)
     self._is_copy = is_copy
@@ -111,14 +115,29 @@ class RecipeFiles:
     if file is not None:
       texts = {path.name: text for path, text in self._texts(file)}
       for file_name, text in texts.items():
-        neighbour = self.directory / file_name
-        if neighbour.is_file() and self._imports.text(neighbour) != text:
-          raise ConfigError(
-            f'a file that a score function imports must be the only one of its name,'
-            f' got {file_name} in {file.parent} and another one beside the recipe, in'
-            f' {self.directory}'
-          )
+        self._check_unique(file.parent / file_name, text)
       self.sources = texts | self.sources
+
+  def _check_unique(self, file: pathlib.Path, text: str) -> None:
+    """Checks that a file of a score function is the one that is imported.
+
+    Args:
+      file: the file.
+      text: its text, which is kept with the run.
+
+    Raises:
+      ConfigError: another file is imported by this name.
+    """
+    others = [self.directory / file.name]
+    for modules in (self._modules, sys.modules):
+      if module := modules.get(file.stem):
+        others.append(pathlib.Path(_location(module)))
+    for other in others:
+      if other.is_file() and self._imports.text(other) != text:
+        raise ConfigError(
+          'a file that a score function imports must be the only one of its name,'
+          f' got {file} and {other}'
+        )
 
   def score_function(self, name: str) -> Callable[..., Any] | str:
     """Returns a score function of a file beside the recipe, by its name.
@@ -187,8 +206,14 @@ class RecipeFiles:
     return make_resolved_task
 
   def _find(self, module: str) -> pathlib.Path | None:
-    """Returns the file of a module beside the recipe or in the working directory."""
-    for directory in (self.directory, pathlib.Path.cwd()):
+    """Returns the file of a module beside the recipe or in the working directory.
+
+    For a copy of a recipe there is none in the working directory.
+    """
+    directories = [self.directory]
+    if not self._is_copy:
+      directories.append(pathlib.Path.cwd())
+    for directory in directories:
       file = directory / f'{module}.py'
       if file.is_file():
         return file

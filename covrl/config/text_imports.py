@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from types import CodeType, ModuleType
 
+from covrl.config.errors import ConfigError
+
 
 class _TextLoader(SourceFileLoader):
   """Loader that compiles the text of a file, and records it.
@@ -55,11 +57,18 @@ class TextImports:
     return _TextLoader(name, path, self._contents)
 
   def text(self, file: pathlib.Path) -> str:
-    """Returns the text of a file: the one that was executed, if it was."""
+    """Returns the text of a file: the one that was executed, if it was.
+
+    Raises:
+      ConfigError: it is not UTF-8.
+    """
     content = self._contents.get(file.absolute())
     if content is None:
       content = file.read_bytes()
-    return io.TextIOWrapper(io.BytesIO(content), encoding='utf-8').read()
+    try:
+      return io.TextIOWrapper(io.BytesIO(content), encoding='utf-8').read()
+    except UnicodeDecodeError as error:
+      raise ConfigError(f'{file} must be UTF-8, got: {error}') from None
 
   def find_spec(
     self,

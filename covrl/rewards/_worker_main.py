@@ -10,7 +10,8 @@ score, detail]`.
 from __future__ import annotations
 
 import contextlib
-import importlib
+import importlib.abc
+import importlib.util
 import json
 import numbers
 import os
@@ -20,6 +21,7 @@ import random
 import signal
 import sys
 import sysconfig
+import types
 import zlib
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -63,6 +65,37 @@ def _serve(connection: Connection) -> None:
     _send(connection, request, status, score, _shorten(detail))
 
 
+class _ModuleFinder:
+  """Finder of the modules beside a recipe, by the texts that the run keeps.
+
+  Args:
+    modules: file and text by the name of a module.
+  """
+
+  def __init__(self, modules: dict[str, tuple[str, str]]) -> None:
+    self._modules = modules
+
+  def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+    """Returns the description of a module; `None` for others."""
+    del path, target
+    if name not in self._modules:
+      return None
+    return importlib.util.spec_from_file_location(
+      name, self._modules[name][0], loader=_TextLoader(*self._modules[name])
+    )
+
+
+class _TextLoader(importlib.abc.Loader):
+  """Loader of a module from its text."""
+
+  def __init__(self, file: str, text: str) -> None:
+    self._file, self._text = file, text
+
+  def exec_module(self, module: types.ModuleType) -> None:
+    """Executes the text."""
+    exec(compile(self._text, self._file, 'exec'), vars(module))
+
+
 def _send(connection: Connection, *fields: object) -> None:
   """Writes fields as one line of JSON."""
   data = json.dumps(fields).encode() + b'\n'
@@ -73,6 +106,7 @@ def _send(connection: Connection, *fields: object) -> None:
 def _prepare(settings: dict[str, Any]) -> Callable[[str, Any], Any]:
   """Loads the score function, calls it on the example, and limits memory."""
   sys.path[:] = settings['path']
+  sys.meta_path.insert(0, _ModuleFinder(settings['modules']))
   score_fn = pickle.loads(settings['score_fn'])
   if isinstance(score_fn, str):
     score_fn = _import_function(score_fn)

@@ -49,6 +49,10 @@ Reply = tuple[str, float, str]
 _STATUSES = tuple(status.value for status in Status)
 
 
+Modules = Mapping[str, tuple[str, str]]
+"""File and text of each module, by its name."""
+
+
 class StartError(Exception):
   """A worker could not be started."""
 
@@ -105,6 +109,7 @@ class WorkerSettings:
     start_timeout: seconds for a worker to become ready.
     environment: names of further environment variables that it receives.
     network: whether it may use the network.
+    modules: file and text of modules beside a recipe, by their names.
     path: directories that it imports from.
     loaded_files: files that the workers with these settings have loaded.
   """
@@ -116,6 +121,7 @@ class WorkerSettings:
   start_timeout: float
   environment: tuple[str, ...] = ()
   network: bool = False
+  modules: Modules = dataclasses.field(default_factory=dict)
   path: Sequence[str] = dataclasses.field(default_factory=_path)
   loaded_files: LoadedFiles = dataclasses.field(default_factory=LoadedFiles)
 
@@ -288,6 +294,7 @@ class WorkerProcess:
     """Returns the settings that the process receives first."""
     return {
       'path': [*self._settings.path],
+      'modules': dict(self._settings.modules),
       'score_fn': self._settings.score_fn,
       'example': self._settings.example,
       'timeout': self._settings.timeout,

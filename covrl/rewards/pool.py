@@ -30,7 +30,12 @@ from concurrent.futures import Future
 from typing import Any
 
 from covrl.config.recipe_files import SCORE_FUNCTION
-from covrl.rewards._worker_process import Reply, WorkerProcess, WorkerSettings
+from covrl.rewards._worker_process import (
+  Modules,
+  Reply,
+  WorkerProcess,
+  WorkerSettings,
+)
 from covrl.rewards.outcome import Outcome, Status
 from covrl.rewards.reward import ScoreFunction
 
@@ -60,6 +65,7 @@ class RewardPool:
     environment: names of environment variables that workers receive besides
       those of `ENVIRONMENT`.
     network: whether workers may use the network.
+    modules: file and text of modules that workers import, by their names.
 
   Raises:
     ValueError: if a number is not positive, workers cannot import `score_fn`, or
@@ -77,6 +83,7 @@ class RewardPool:
     example: tuple[str, Any] | None = None,
     environment: Sequence[str] = (),
     network: bool = False,
+    modules: Modules | None = None,
   ) -> None:
     for name, value in (
       ('workers', workers),
@@ -95,6 +102,7 @@ class RewardPool:
       start_timeout=start_timeout,
       environment=tuple(environment),
       network=network,
+      modules=modules or {},
     )
     self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
     self._lock = threading.Lock()

@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from covrl.rewards._worker_isolation import isolation
+from covrl.rewards._worker_process import Modules
 from covrl.rewards.outcome import Outcome, Status
 from covrl.rewards.pool import PoolCall, RewardPool
 from covrl.rewards.reward import Overlong, Reward, RewardPart
@@ -79,6 +80,7 @@ class Scoring:
       those of `ENVIRONMENT`.
     network: whether all rewards may use the network, and not only those
       whose own `network` is true.
+    modules: see `RewardPool`.
 
   Attributes:
     rewards: the reward parts.
@@ -99,6 +101,7 @@ class Scoring:
     timeout: float = 5.0,
     environment: Sequence[str] = (),
     network: bool = False,
+    modules: Modules | None = None,
   ) -> None:
     if isinstance(sources, str):
       raise TypeError(f'sources must be a list of names, got {sources!r:.80}')
@@ -113,6 +116,7 @@ class Scoring:
         example=part.example,
         environment=environment,
         network=network or part.network,
+        modules=modules,
       )
       for part in rewards
       if isinstance(part, Reward)

@@ -61,14 +61,24 @@ class Manifest(TypedDict):
 def leaves_by_path(tree: PyTree) -> dict[str, Any]:
   """Returns the leaves by their dotted path, in the order of the tree.
 
+  Raises:
+    ValueError: two leaves have the same path.
+
   >>> leaves_by_path({'b': {'c': 1}, 'a': 2})
   {'a': 2, 'b.c': 1}
   """
   leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-  return {
+  named = {
     jax.tree_util.keystr(path, simple=True, separator='.'): leaf
     for path, leaf in leaves
   }
+  if len(named) < len(leaves):
+    raise ValueError(
+      'arrays of a checkpoint must have different dotted paths, got'
+      f' {len(leaves) - len(named)} of a path that another has; keys with dots'
+      ' can be renamed'
+    )
+  return named
 
 
 def _stored_leaves(tree: PyTree) -> dict[str, Any]:
@@ -275,7 +285,7 @@ def read_manifest(path: epath.Path) -> Manifest | str:
     )
     content = {name: manifest[name] for name in ('notes', 'files')}
     digest = manifest['digest']
-  except (FileNotFoundError, ValueError, KeyError, TypeError):
+  except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
     return f'{MANIFEST} cannot be read'
   except OSError:
     if storage.is_bucket(path):
@@ -285,6 +295,8 @@ def read_manifest(path: epath.Path) -> Manifest | str:
     content['position'] = manifest['position']
   if digest != _digest(json.dumps(content).encode()):
     return f'{MANIFEST} is not what was written'
+  if not all(isinstance(content[name], dict) for name in ('notes', 'files')):
+    return f'{MANIFEST} has other types than were written'
   position = content.pop('position', int(path.name))
   if position != int(path.name):
     return f'{MANIFEST} is that of {position:08d}'

@@ -22,6 +22,9 @@ def watch_events(
 ) -> Iterator[None]:
   """Polls the metadata server in a thread; elsewhere does nothing.
 
+  An event that is announced already is not reported: maintenance is announced up to
+  an hour before, in which a run that is started again would stop at once.
+
   Args:
     on_event: called once, from the thread, at the first event.
     interval: seconds between two requests.
@@ -30,8 +33,12 @@ def watch_events(
     yield
     return
 
+  known = {name for name in _NOTHING_ANNOUNCED if is_announced(name)}
+
   def report_event() -> bool:
-    is_any = any(is_announced(name) for name in _NOTHING_ANNOUNCED)
+    announced = {name for name in _NOTHING_ANNOUNCED if is_announced(name)}
+    is_any = bool(announced - known)
+    known.intersection_update(announced)
     if is_any:
       on_event()
     return is_any
@@ -60,8 +67,10 @@ def is_announced(name: str) -> bool:
     f'http://{host}/computeMetadata/v1/instance/{name}',
     headers={'Metadata-Flavor': 'Google'},
   )
+  # Not by a proxy, which cannot reach the server of this machine.
+  opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
   try:
-    with urllib.request.urlopen(request, timeout=5.0) as response:
+    with opener.open(request, timeout=5.0) as response:
       value = response.read(100).decode(errors='replace').strip()
   except (OSError, ValueError):
     # A server that does not respond announces nothing.

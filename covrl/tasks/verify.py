@@ -7,12 +7,14 @@ references are counted and reported; too many of them are an error.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from covrl.config import ConfigError
 from covrl.data import Problem, ProblemSource
+from covrl.data.fingerprints import text_fingerprint
 from covrl.rewards import Scores, Scoring, Status
 from covrl.tasks.task import Task
 
@@ -69,7 +71,7 @@ def check_references(
   return warnings
 
 
-def check_scores(task: Task, scoring: Scoring) -> None:
+def check_scores(task: Task, scoring: Scoring) -> dict[str, str]:
   """Scores a real problem of each source, after all workers have started.
 
   The response is the reference response or, if it is unknown, the reference as
@@ -78,6 +80,10 @@ def check_scores(task: Task, scoring: Scoring) -> None:
   Args:
     task: problems and rewards.
     scoring: the task's scoring workers.
+
+  Returns:
+    A digest of the scores of each reward by its name, of these responses and of
+    wrong ones. It differs where a score function reads something that has changed.
 
   Raises:
     ConfigError: a reward does not give a response a score.
@@ -88,23 +94,29 @@ def check_scores(task: Task, scoring: Scoring) -> None:
   for index in range(min(_FIRST_PROBLEMS, len(task.train))):
     problem = task.train[index]
     problem_by_source.setdefault(problem.source, problem)
+  scores_by_reward: dict[str, list[float | None]] = {}
   for problem in problem_by_source.values():
     reference_response = task.reference_response(problem)
     responses = [str(problem.reference), problem.prompt]
-    responses = (
-      responses if reference_response is None else [reference_response]
-    )
     count = len(responses)
+    if reference_response is not None:
+      responses = [reference_response, *responses]
+      count = 1
+    responses.append('')
     scores = scoring.submit(
       responses,
-      [problem.reference] * count,
-      sources=[problem.source] * count,
-      lengths=[1] * count,
+      [problem.reference] * len(responses),
+      sources=[problem.source] * len(responses),
+      lengths=[1] * len(responses),
     ).result()
     for name, outcomes in scores.outcomes.items():
+      scores_by_reward.setdefault(name, []).extend(
+        outcome.score if outcome is not None and outcome.has_score else None
+        for outcome in outcomes
+      )
       failed = [
         outcome
-        for outcome in outcomes
+        for outcome in outcomes[:count]
         if outcome is not None
         and not outcome.has_score
         and outcome.status in (Status.CRASH, Status.INVALID)
@@ -115,6 +127,10 @@ def check_scores(task: Task, scoring: Scoring) -> None:
           f' or Outcome, got for the response {_shortened(responses[0])} and the'
           f' reference {_shortened(problem.reference)}: {failed[0].detail}'
         )
+  return {
+    name: text_fingerprint(json.dumps(scores))
+    for name, scores in scores_by_reward.items()
+  }
 
 
 def _shortened(value: object) -> str:

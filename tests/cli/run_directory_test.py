@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Commands on run directories: new, in use, of other runs, damaged."""
 
+import json
 import os
 import shutil
 
@@ -231,6 +232,27 @@ def test_a_run_that_is_opened_with_other_code_is_reported(new_run, capfd):
     'covrl: warning: code of covrl has changed since the checkpoint was written:'
     ' results may differ from those of the run\n'
   ) in capfd.readouterr().err
+
+
+def test_a_run_whose_configuration_was_edited_is_reported(new_run, capfd):
+  file = new_run / 'config.json'
+  saved = json.loads(file.read_text())
+  CheckpointStore(new_run / 'checkpoints', keep=1).save(
+    4,
+    {'state': {'trainable': {'x': jnp.zeros(3)}}},
+    {'inputs': {'recipe': saved['identity']}},
+  )
+  for length in (saved['config']['rollout']['max_response_length'], 2):
+    saved['config']['rollout']['max_response_length'] = length
+    file.write_text(json.dumps(saved))
+    with (
+      pytest.raises(CheckpointError, match='is of another program'),
+      open_run(str(new_run)),
+    ):
+      raise AssertionError
+    is_edited = length == 2
+    text = 'has been edited since the checkpoint was written: results are not'
+    assert (text in capfd.readouterr().err) is is_edited
 
 
 def test_a_run_with_the_checkpoint_of_another_is_not_opened(new_run):

@@ -338,5 +338,70 @@ def test_modules_of_one_name_beside_score_function_and_recipe_are_refused(
     write(folder, 'gains', 'GAIN = 1.0')
   assert 'gains.py' in load(str(recipe), [field]).sources
   write(here, 'gains', 'GAIN = 0.5')
-  with pytest.raises(ConfigError, match=r'got gains.py in .* and another one'):
+  with pytest.raises(
+    ConfigError, match=r'got .*elsewhere/gains.py and .*mine/gains.py'
+  ):
     load(str(recipe), [field])
+
+
+def test_workers_import_the_kept_text_of_a_module_beside_the_recipe(
+  recipe_file, tmp_path
+):
+  score = """
+    def score(response, reference):
+      import lazy_gain
+      return lazy_gain.GAIN
+  """
+  recipe = load(
+    str(
+      recipe_file(
+        'lazy.score', 'import lazy', lazy=score, lazy_gain='GAIN = 0.25'
+      )
+    )
+  )
+  assert recipe.sources['lazy_gain.py'].strip() == 'GAIN = 0.25'
+  # Another one in the working directory, and a later text beside the recipe.
+  write(tmp_path / 'elsewhere', 'lazy_gain', 'GAIN = 0.5')
+  write(tmp_path / 'mine', 'lazy_gain', 'GAIN = 0.75')
+  task = recipe.task(recipe.config)
+  with Scoring(
+    task.rewards,
+    sources=task.sources,
+    workers=1,
+    timeout=60.0,
+    modules=recipe.modules,
+  ) as scoring:
+    pending = scoring.submit(['7'], [[7]], sources=['toy'], lengths=[1])
+    assert pending.result().totals() == [0.25]
+
+
+def test_a_copy_of_a_recipe_executes_no_file_of_the_working_directory(
+  recipe_file, tmp_path
+):
+  recipe = load(str(recipe_file('score_largest')))
+  write(tmp_path / 'elsewhere', 'deploy', 'print("executed")')
+  saved = recipe.as_json()
+  saved['config']['rewards']['function'] = 'deploy:go'
+  with pytest.raises(ConfigError, match='deploy:go'):
+    restore(recipe.directory, saved)
+
+
+def test_scores_that_depend_on_a_file_have_another_digest(
+  recipe_file, tmp_path
+):
+  table = tmp_path / 'table.txt'
+  score = f"""
+    import pathlib
+    def score(response, reference):
+      return float(pathlib.Path({str(table)!r}).read_text())
+  """
+  recipe = load(
+    str(recipe_file('reading.score', 'import reading', reading=score))
+  )
+  task = recipe.task(recipe.config)
+  digests = []
+  for text in ('0.5', '0.5', '0.25'):
+    table.write_text(text)
+    with Scoring(task.rewards, sources=task.sources, workers=1) as scoring:
+      digests.append(check_scores(task, scoring))
+  assert digests[0] == digests[1] != digests[2]

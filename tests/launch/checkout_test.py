@@ -150,3 +150,28 @@ def test_other_launchers_refuse_a_config_that_does_not_exist(
   error = error_of_launch(capsys, 'configs/d.py:kl_cov', launcher=launcher)
   assert "must name a Python file, got 'configs/d.py:kl_cov'" in error
   assert dry_run('configs/c.py:kl_cov', launcher=launcher)[0] == 0
+
+
+def test_data_is_named_and_committed_as_the_hosts_read_it(
+  clone, capsys, git, monkeypatch
+):
+  (clone / 'sub').mkdir()
+  for folder in (clone, clone / 'sub'):
+    (folder / 'a.jsonl').write_text('{}')
+    (folder / 'my_rewards.py').write_text('def score(x, y): return 0')
+  git(clone, 'add', '.')
+  git(clone, 'commit', '--quiet', '--message=Data')
+  data = '--config.data.train=a.jsonl'
+  function = '--config.rewards.function=my_rewards:score'
+  assert dry_run('configs/c.py', data, function)[0] == 0
+  # The hosts train in the root, where there is another file of this name.
+  monkeypatch.chdir(clone / 'sub')
+  error = error_of_launch(capsys, '../configs/c.py', data)
+  assert f'must name files from {clone}, where the hosts train' in error
+  monkeypatch.chdir(clone)
+  (clone / 'a.jsonl').write_text('{"a": 1}')
+  error = error_of_launch(capsys, 'configs/c.py', data)
+  assert "got 'a.jsonl', which has changed since" in error
+  (clone / 'my_rewards.py').write_text('def score(x, y): return 1')
+  error = error_of_launch(capsys, 'configs/c.py', function)
+  assert 'got my_rewards.py, which is not committed or has changed' in error

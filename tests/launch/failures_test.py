@@ -120,6 +120,17 @@ def test_restarts_all_workers_on_the_same_slice_if_one_fails(fakes):
   assert len(fakes.calls('scp')) == 1
 
 
+def test_a_host_that_reports_no_status_has_not_finished(fakes):
+  fakes.set_answers(
+    ACTIVE,
+    {'match': 'bash kl-cov.host.sh', 'out': 'covrl-exit=0\n' * 3},
+    FINISHED,
+  )
+  status, output, _ = launch(TPU)
+  assert status == 0
+  assert 'restart 1 of 100' in output
+
+
 def test_does_not_restart_after_an_error_of_the_program(fakes):
   output = 'covrl-exit=43\ncovrl-exit=43\ncovrl-exit=43\ncovrl-exit=2\n'
   fakes.set_answers(

@@ -313,7 +313,9 @@ def test_detects_damage_of_any_file(copied, damage, seed):
     file.write_bytes(content)
 
 
-@pytest.mark.parametrize('text', ['', '{', '[]', 'null', '{}', '{"notes": {}}'])
+@pytest.mark.parametrize(
+  'text', ['', '{', '[]', 'null', '{}', '{"notes": {}}', '[' * 200_000]
+)
 def test_refuses_an_unreadable_manifest(copied, text):
   (copied / '00000012' / MANIFEST).write_text(text)
   with pytest.raises(CheckpointError, match=f'{MANIFEST} cannot be read'):

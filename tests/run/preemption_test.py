@@ -260,7 +260,17 @@ def test_reports_maintenance_and_preemption_notices(monkeypatch, name, value):
     thread.start()
     monkeypatch.setenv('GCE_METADATA_HOST', f'127.0.0.1:{server.server_port}')
     noticed = threading.Event()
+    # Not by a proxy.
+    monkeypatch.setenv('http_proxy', 'http://127.0.0.1:9')
     with maintenance.watch_events(noticed.set, interval=0.01):
+      assert not noticed.wait(0.2)
+      Metadata.values[name] = value
+      assert noticed.wait(10)
+    # A run that is started then goes on, until the next event.
+    noticed.clear()
+    with maintenance.watch_events(noticed.set, interval=0.01):
+      assert not noticed.wait(0.2)
+      Metadata.values[name] = dict(maintenance._NOTHING_ANNOUNCED)[name]
       assert not noticed.wait(0.2)
       Metadata.values[name] = value
       assert noticed.wait(10)

@@ -21,6 +21,7 @@ from covrl.models import Policy
 from covrl.parallel import distributed, sharding
 from covrl.parallel.settings import check_settings
 from covrl.rewards import Scoring
+from covrl.rewards.pool import Modules
 from covrl.rollout import Caching, GroupEngine, SamplingEngine
 from covrl.run.checkpoint import Checkpoint
 from covrl.run.consistency import (
@@ -170,7 +171,7 @@ def build(
     mesh,
     record_experts=config.train.routing_replay,
   )
-  scoring = make_scoring(config, task, warn)
+  scoring = make_scoring(config, task, warn, recipe.modules)
   group_engine = None
   if config.rollout.admission == 'slots':
     group_engine = make_group_engine(config, policy, task.tokenizer, mesh)
@@ -202,7 +203,11 @@ def build(
   if suites := task.evaluation_suites(config.evaluate):
     evaluator = make_evaluator(config, task, engine, scoring, suites)
   # The workers have started in the meantime.
-  check_scores(task, scoring)
+  scores = check_scores(task, scoring)
+  # Compared as functions are, whatever libraries and code they had.
+  fingerprints_of_functions |= {
+    f'scores of {name}': f'scores {digest}' for name, digest in scores.items()
+  }
   return Components(
     mesh=mesh,
     task=task,
@@ -305,7 +310,10 @@ def make_group_engine(
 
 
 def make_scoring(
-  config: Config, task: Task, warn: Callable[[str], object]
+  config: Config,
+  task: Task,
+  warn: Callable[[str], object],
+  modules: Modules | None = None,
 ) -> Scoring:
   """Starts a task's scoring workers and grades its reference answers.
 
@@ -316,6 +324,7 @@ def make_scoring(
     task: provides rewards and reference answers.
     warn: receives a sentence for each source with wrong reference answers, and on
       how programs are isolated.
+    modules: see `Recipe.modules`.
   """
   scoring = Scoring(
     task.rewards,
@@ -324,6 +333,7 @@ def make_scoring(
     timeout=config.rewards.timeout,
     environment=config.rewards.environment_names,
     network=config.rewards.network,
+    modules=modules,
   )
   for text in scoring.notes:
     warn(text)

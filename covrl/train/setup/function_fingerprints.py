@@ -110,7 +110,8 @@ def check_functions(
   warns.
 
   Args:
-    fingerprints: see `function_fingerprints`.
+    fingerprints: see `function_fingerprints`; and those of the scores of rewards, see
+      `covrl.tasks.verify.check_scores`.
     saved: the checkpoint to resume from, whose inputs include the fingerprints of
       its run; `None` starts the run.
     warn: receives a sentence about the functions that differ, and one about those

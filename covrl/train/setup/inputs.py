@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
-from covrl.config import Config, ConfigError
+from covrl import storage
+from covrl.config import Config, ConfigError, Recipe
+from covrl.config.conversion import version_difference
 from covrl.data.fingerprints import problems_fingerprint, text_fingerprint
 from covrl.data.problems import source_fingerprint
 from covrl.models import ModelConfig, Policy
@@ -22,6 +26,7 @@ from covrl.run.checkpoint import (
   CheckpointError,
   CheckpointStore,
 )
+from covrl.run.checkpoint_files import MANIFEST
 from covrl.run.directory import RECIPE
 from covrl.storage.fingerprints import directory_fingerprint
 from covrl.tasks.task import Task
@@ -308,3 +313,38 @@ def check_inputs(
       ' since the checkpoint would remain unnoticed; add'
       ' --config.checkpoint.allow_unknown_data=true to resume nevertheless'
     )
+
+
+def check_edits(
+  saved: Checkpoint,
+  recipe: Recipe,
+  saved_config: Mapping[str, Any],
+  warn: Callable[[str], object],
+) -> None:
+  """Warns if the recipe of an opened run is not that of its checkpoint.
+
+  Args:
+    saved: the checkpoint.
+    recipe: the recipe, made of the files in the run directory.
+    saved_config: the configuration in `config.json`; one of another version of
+      covrl cannot be compared.
+    warn: receives a sentence.
+  """
+  expected = saved.metadata.get('inputs', {}).get(RECIPE, recipe.identity)
+  if recipe.identity != expected and not version_difference(saved_config):
+    warn(
+      f'config.json or recipe/ beside {saved.path.parent} has been edited since the'
+      ' checkpoint was written: results are not those of the run'
+    )
+
+
+def warn_of_newer(saved: Checkpoint, warn: Callable[[str], object]) -> None:
+  """Warns of a newer checkpoint that is incomplete, which is not opened."""
+  for path in storage.entries(saved.path.parent):
+    is_name = re.fullmatch('[0-9]{8,}', path.name)
+    is_newer = is_name and int(path.name) > saved.position
+    if is_newer and not storage.is_regular_file(path / MANIFEST):
+      warn(
+        f'{path} has no {MANIFEST}, as where it is being written or was copied in'
+        f' part: the policy is that of {saved.path.name}'
+      )

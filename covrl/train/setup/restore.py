@@ -6,14 +6,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import re
 import sys
 from collections.abc import Callable, Iterator
 
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from covrl import storage
 from covrl.config import (
   Config,
   EvaluateConfig,
@@ -26,8 +24,8 @@ from covrl.evaluation.results import Evaluation
 from covrl.models import Policy
 from covrl.parallel import sharding
 from covrl.pretrained import load_params, load_pretrained
+from covrl.rewards.pool import Modules
 from covrl.run.checkpoint import Checkpoint, CheckpointError, CheckpointStore
-from covrl.run.checkpoint_files import MANIFEST
 from covrl.run.directory import RunDirectory
 from covrl.tasks.task import Task
 from covrl.tasks.text import text_task
@@ -41,9 +39,11 @@ from covrl.train.setup.build import (
 from covrl.train.setup.code import check_code, code_fingerprints
 from covrl.train.setup.initial_policy import initial_base_params, make_policy
 from covrl.train.setup.inputs import (
+  check_edits,
   check_opened_run,
   check_recipe,
   warm_start_of,
+  warn_of_newer,
 )
 from covrl.train.setup.model_lengths import model_lengths
 from covrl.train.setup.sample import response_limit, sample_responses
@@ -80,6 +80,7 @@ class OpenedRun:
     policy: the model.
     params: all parameters of the policy.
     mesh: the mesh of the parameters.
+    modules: see `Recipe.modules`.
   """
 
   config: Config
@@ -88,6 +89,7 @@ class OpenedRun:
   policy: Policy
   params: PyTree
   mesh: Mesh
+  modules: Modules = dataclasses.field(default_factory=dict)
 
   def evaluate(
     self,
@@ -125,7 +127,7 @@ class OpenedRun:
       if value == math.inf:
         raise ValueError(f'--{flag} must be finite, got {value:g}')
     settings = _override(self.config.evaluate, samples, temperature, problems)
-    with make_scoring(self.config, self.task, warn) as scoring:
+    with make_scoring(self.config, self.task, warn, self.modules) as scoring:
       scoring.warm_up()
       evaluator = make_evaluator(
         self.config,
@@ -252,6 +254,7 @@ def open_run(
 
   def read(saved: Checkpoint) -> PyTree:
     check_recipe(saved, settings['identity'])
+    check_edits(saved, recipe, settings['config'], _warn)
     check_opened_run(config, task, policy, warm_start, saved, _warn)
     check_code(
       code_fingerprints(recipe, task),
@@ -264,7 +267,7 @@ def open_run(
     )
 
   saved, params = store.read_latest(read)
-  _warn_of_newer(saved)
+  warn_of_newer(saved, _warn)
   yield OpenedRun(
     config=config,
     iteration=saved.metadata['iteration'],
@@ -272,19 +275,8 @@ def open_run(
     policy=policy,
     params=params,
     mesh=mesh,
+    modules=recipe.modules,
   )
-
-
-def _warn_of_newer(saved: Checkpoint) -> None:
-  """Warns of a newer checkpoint that is incomplete, which is not opened."""
-  for path in storage.entries(saved.path.parent):
-    is_name = re.fullmatch('[0-9]{8,}', path.name)
-    is_newer = is_name and int(path.name) > saved.position
-    if is_newer and not storage.is_regular_file(path / MANIFEST):
-      _warn(
-        f'{path} has no {MANIFEST}, as where it is being written or was copied in'
-        f' part: the policy is that of {saved.path.name}'
-      )
 
 
 @contextlib.contextmanager
@@ -317,6 +309,7 @@ def open_pretrained(
     policy=policy,
     params=load_params(directory, policy, mesh),
     mesh=mesh,
+    modules=recipe.modules,
   )
 
 

@@ -57,6 +57,13 @@ _CONDITIONS: tuple[
     lambda config: config.lora.rank,
   ),
   (
+    ('checkpoint.every_updates',),
+    'more updates per iteration, of which the last one is not saved by it',
+    lambda config: (
+      config.checkpoint.every_updates < config.updates_per_iteration
+    ),
+  ),
+  (
     ('logging.samples_every',),
     'logging.samples above 0',
     lambda config: config.logging.samples,

@@ -35,6 +35,7 @@ WITHOUT_EFFECT = {
   'train.balance': 0.1,
   'logging.samples_every': 3,
   'logging.warm_start_every': 3,
+  'checkpoint.every_updates': 99,
   'warm_start.batch_size': 16,
   'critic.kl': 'k1',
 }
