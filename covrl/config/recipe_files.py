@@ -208,7 +208,7 @@ class RecipeFiles:
   def _find(self, module: str) -> pathlib.Path | None:
     """Returns the file of a module beside the recipe or in the working directory.
 
-    For a copy of a recipe there is none in the working directory.
+    Of a copy of a recipe, files of the working directory do not count.
     """
     directories = [self.directory]
     if not self._is_copy:

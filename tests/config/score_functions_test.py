@@ -352,25 +352,15 @@ def test_workers_import_the_kept_text_of_a_module_beside_the_recipe(
       import lazy_gain
       return lazy_gain.GAIN
   """
-  recipe = load(
-    str(
-      recipe_file(
-        'lazy.score', 'import lazy', lazy=score, lazy_gain='GAIN = 0.25'
-      )
-    )
-  )
+  files = {'lazy': score, 'lazy_gain': 'GAIN = 0.25'}
+  recipe = load(str(recipe_file('lazy.score', 'import lazy', **files)))
   assert recipe.sources['lazy_gain.py'].strip() == 'GAIN = 0.25'
   # Another one in the working directory, and a later text beside the recipe.
   write(tmp_path / 'elsewhere', 'lazy_gain', 'GAIN = 0.5')
   write(tmp_path / 'mine', 'lazy_gain', 'GAIN = 0.75')
   task = recipe.task(recipe.config)
-  with Scoring(
-    task.rewards,
-    sources=task.sources,
-    workers=1,
-    timeout=60.0,
-    modules=recipe.modules,
-  ) as scoring:
+  sources, modules = task.sources, recipe.modules
+  with Scoring(task.rewards, sources=sources, modules=modules) as scoring:
     pending = scoring.submit(['7'], [[7]], sources=['toy'], lengths=[1])
     assert pending.result().totals() == [0.25]
 
@@ -383,7 +373,7 @@ def test_a_copy_of_a_recipe_executes_no_file_of_the_working_directory(
   saved = recipe.as_json()
   saved['config']['rewards']['function'] = 'deploy:go'
   with pytest.raises(ConfigError, match='deploy:go'):
-    restore(recipe.directory, saved)
+    restore(tmp_path / 'mine', saved)
 
 
 def test_scores_that_depend_on_a_file_have_another_digest(
@@ -395,9 +385,8 @@ def test_scores_that_depend_on_a_file_have_another_digest(
     def score(response, reference):
       return float(pathlib.Path({str(table)!r}).read_text())
   """
-  recipe = load(
-    str(recipe_file('reading.score', 'import reading', reading=score))
-  )
+  file = recipe_file('reading.score', 'import reading', reading=score)
+  recipe = load(str(file))
   task = recipe.task(recipe.config)
   digests = []
   for text in ('0.5', '0.5', '0.25'):

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stopping on signals and maintenance notices, the watchdog and the profiler."""
+"""Stopping on signals, the watchdog and the profiler."""
 
-import http.server
 import math
 import os
 import signal
@@ -9,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-import typing
 
 import jax
 import pytest
@@ -18,7 +16,7 @@ from train.process import ENVIRONMENT, arguments, metric_lines, train
 from train.runs import SMALL
 
 from covrl.exit_codes import Exit, means_restart
-from covrl.run import maintenance, preemption
+from covrl.run import preemption
 from covrl.run.preemption import Stopped, StopSignal
 from covrl.run.profiler import Profiler
 from covrl.run.watchdog import Watchdog
@@ -229,54 +227,6 @@ def test_a_third_signal_within_five_seconds_ends_the_process_at_once(work):
     'covrl: ended at once by a third signal within 5 s; what was not saved before'
     ' is lost\n'
   )
-
-
-class Metadata(http.server.BaseHTTPRequestHandler):
-  """Replaces Google's metadata server."""
-
-  values: typing.ClassVar = {'maintenance-event': 'NONE', 'preempted': 'FALSE'}
-
-  def do_GET(self):
-    assert self.headers['Metadata-Flavor'] == 'Google'
-    self.send_response(200)
-    self.end_headers()
-    self.wfile.write(self.values[self.path.rpartition('/')[2]].encode())
-
-  def log_message(self, format, *arguments):
-    pass
-
-
-@pytest.mark.parametrize(
-  ('name', 'value'),
-  [
-    ('maintenance-event', 'TERMINATE_ON_HOST_MAINTENANCE'),
-    ('preempted', 'TRUE'),
-  ],
-)
-def test_reports_maintenance_and_preemption_notices(monkeypatch, name, value):
-  monkeypatch.setattr(Metadata, 'values', dict(Metadata.values))
-  with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Metadata) as server:
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    monkeypatch.setenv('GCE_METADATA_HOST', f'127.0.0.1:{server.server_port}')
-    noticed = threading.Event()
-    # Not by a proxy.
-    monkeypatch.setenv('http_proxy', 'http://127.0.0.1:9')
-    with maintenance.watch_events(noticed.set, interval=0.01):
-      assert not noticed.wait(0.2)
-      Metadata.values[name] = value
-      assert noticed.wait(10)
-    # A run that is started then goes on, until the next event.
-    noticed.clear()
-    with maintenance.watch_events(noticed.set, interval=0.01):
-      assert not noticed.wait(0.2)
-      Metadata.values[name] = dict(maintenance._NOTHING_ANNOUNCED)[name]
-      assert not noticed.wait(0.2)
-      Metadata.values[name] = value
-      assert noticed.wait(10)
-    server.shutdown()
-    thread.join()
-  assert not maintenance.is_announced(name)
 
 
 def test_watchdog_dumps_all_stacks_and_exits():
