@@ -88,7 +88,7 @@ def plan(
     *recipe_warnings(config, policy, algorithm, warm_start_tx, task),
   ):
     yield f'warning: {text}'
-  yield from _example_lines(config, task)
+  yield from _example_lines(recipe, task)
   for name, model in zip(recipe.networks(config), networks, strict=True):
     yield f'{name}: {model.num_params:,} parameters, trained beside the policy'
   yield from _memory_lines(memory, topology, num_slices)
@@ -203,7 +203,7 @@ def _selection_line(config: Config) -> str:
   )
 
 
-def _example_lines(config: Config, task: Task) -> Iterator[str]:
+def _example_lines(recipe: Recipe, task: Task) -> Iterator[str]:
   """Yields lines on the first prompts and the rewards of their references.
 
   A problem without a known correct response, whose reference is a text, is scored
@@ -219,7 +219,7 @@ def _example_lines(config: Config, task: Task) -> Iterator[str]:
     for problem, response in zip(problems, known_responses, strict=True)
   ]
   rewards = _reference_rewards(
-    config,
+    recipe,
     task,
     [
       (p, r)
@@ -252,16 +252,18 @@ def _shortened(reference: Any) -> str:
 
 
 def _reference_rewards(
-  config: Config, task: Task, answers: Sequence[tuple[Problem, str]]
+  recipe: Recipe, task: Task, answers: Sequence[tuple[Problem, str]]
 ) -> list[float]:
   """Returns the rewards of correct responses, relative to the maximum."""
+  rewards = recipe.config.rewards
   with Scoring(
     task.rewards,
     sources=task.sources,
     workers=1,
-    timeout=config.rewards.timeout,
-    environment=config.rewards.environment_names,
-    network=config.rewards.network,
+    timeout=rewards.timeout,
+    environment=rewards.environment_names,
+    network=rewards.network,
+    modules=recipe.modules,
   ) as scoring:
     check_scores(task, scoring)
     pending = scoring.submit(

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -80,11 +81,16 @@ class Recipe:
 
   @property
   def modules(self) -> dict[str, tuple[str, str]]:
-    """File and text of each of the sources, by the name of its module."""
+    """File and text of each of the sources, by the name of its module.
+
+    Without those of the names of installed modules, which these are imported by.
+    """
     directory = self.directory or pathlib.Path()
     return {
-      name.removesuffix('.py'): (str(directory / name), text)
+      module: (str(directory / name), text)
       for name, text in self.sources.items()
+      if (module := name.removesuffix('.py')) not in sys.stdlib_module_names
+      and module not in sys.modules
     }
 
   @property

@@ -339,6 +339,14 @@ def test_identity_depends_on_what_a_run_computes(override, is_same):
   assert (changed.identity == load(KL_COV).identity) == is_same
 
 
+def test_workers_import_installed_modules_and_not_files_of_their_names():
+  texts = dict.fromkeys(('queue.py', 'numpy.py', 'mine.py'), 'x = 1')
+  recipe = dataclasses.replace(
+    load(KL_COV), sources=texts, directory=pathlib.Path('/a')
+  )
+  assert recipe.modules == {'mine': ('/a/mine.py', 'x = 1')}
+
+
 def test_recipes_with_the_same_fields_are_different_runs():
   ours, theirs = load(KL_COV), load('countdown:random_k')
   assert ours.config == theirs.config
