@@ -9,11 +9,13 @@ process; the parent reports its end in one line and one exit status.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 
 from covrl.exit_codes import Exit
@@ -26,6 +28,8 @@ _PEER_LOSS = re.compile(
 )
 # Beginning of covrl's own message about it.
 _PEER_LOST_SENTENCE = 'covrl: another process of the run is lost'
+# Seconds after the last of these lines in which a lost peer ends a process.
+_ABORT_SECONDS = 60.0
 _PR_SET_PDEATHSIG = 1  # an option of `prctl`
 
 
@@ -72,19 +76,27 @@ def supervise(command: Sequence[str]) -> int:
 
 
 def _watch(child: subprocess.Popen[str]) -> int:
-  """Forwards a child's standard error; returns the exit status to report."""
-  peer_is_lost, is_reported = False, False
+  """Forwards a child's standard error; returns the exit status to report.
+
+  A process that goes on for some time after a message about a peer has not lost it.
+  """
+  lost_at, is_reported = -math.inf, False
+
+  def peer_is_lost() -> bool:
+    return time.monotonic() - lost_at < _ABORT_SECONDS
+
   forward_all = bool(os.environ.get('COVRL_TRACEBACK'))
   assert child.stderr is not None
   with child.stderr:
     for line in child.stderr:
-      peer_is_lost = peer_is_lost or bool(_PEER_LOSS.search(line))
+      if _PEER_LOSS.search(line):
+        lost_at = time.monotonic()
       is_reported = is_reported or line.startswith(_PEER_LOST_SENTENCE)
-      if not peer_is_lost or forward_all or line.startswith('covrl:'):
+      if not peer_is_lost() or forward_all or line.startswith('covrl:'):
         sys.stderr.write(line)
         sys.stderr.flush()
   code = child.wait()
-  if peer_is_lost and code in (Exit.FAILED, -signal.SIGABRT):
+  if peer_is_lost() and code in (Exit.FAILED, -signal.SIGABRT):
     # The child may have reported the loss itself before JAX aborted it.
     if not is_reported:
       print(

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from covrl.exit_codes import Exit
-from covrl.parallel import distributed
+from covrl.parallel import distributed, supervisor
 from covrl.parallel.supervisor import supervise
 
 # Variables by which a cluster describes the processes of a job.
@@ -150,6 +150,18 @@ def test_reports_a_child_aborted_by_jax_in_one_line(capfd):
   before, message = capfd.readouterr().err.splitlines()
   assert before == 'before'
   assert message.startswith('covrl: another process of the run is lost')
+
+
+def test_a_child_that_goes_on_after_a_message_about_a_peer_has_not_lost_it(
+  capfd, monkeypatch
+):
+  monkeypatch.setattr(supervisor, '_ABORT_SECONDS', 0.2)
+  script = (
+    'echo "W1 coordination_service_agent.cc:289] A slow answer" >&2; '
+    'echo hidden >&2; sleep 0.6; echo "iteration 2" >&2; exit 1'
+  )
+  assert supervise(bash(script)) == 1
+  assert capfd.readouterr().err == 'iteration 2\n'
 
 
 def test_an_absent_coordinator_ends_in_one_line_in_time(capfd):
