@@ -15,7 +15,7 @@ import jinja2
 _NAME = re.compile(r'[a-z]([-a-z0-9]{0,38}[a-z0-9])?')
 _VARIABLE = re.compile(r'[A-Za-z_][A-Za-z0-9_]*')
 _SECRET = re.compile(
-  r'TOKEN|SECRET|PASSWORD|CREDENTIAL|API_?KEY', re.IGNORECASE
+  r'TOKEN(?!IZER)|SECRET|PASSWORD|CREDENTIAL|API_?KEY', re.IGNORECASE
 )
 
 

@@ -25,9 +25,11 @@ from launch.slices import Slice, find_slice
 
 # States of a queued resource that will not become active again.
 _ENDED_STATES = ('SUSPENDING', 'SUSPENDED', 'FAILED', 'DELETING')
-# Errors by which Google Cloud reports a lack of quota or capacity.
+# Errors by which Google Cloud reports a lack of quota or capacity, and not one of
+# permission, whose text may name a "quota project".
 _NO_CAPACITY = re.compile(
-  r'RESOURCE_EXHAUSTED|quota|capacity|UNAVAILABLE', re.I
+  r'\A(?!.*PERMISSION_DENIED).*(RESOURCE_EXHAUSTED|quota|capacity|UNAVAILABLE)',
+  re.IGNORECASE | re.DOTALL,
 )
 # Line by which the script of a host reports its exit status.
 _EXIT_LINE = re.compile(r'covrl-exit=(\d+)')

@@ -72,10 +72,10 @@ def test_gives_up_waiting_for_a_slice(fakes):
   assert slept == 360
 
 
-def test_reports_other_refusals_at_once(fakes, capsys):
-  fakes.set_answers(
-    ABSENT, {'match': 'create', 'status': 1, 'err': 'PERMISSION_DENIED:\n you'}
-  )
+@pytest.mark.parametrize('rest', ['', ' need a quota project'])
+def test_reports_other_refusals_at_once(fakes, capsys, rest):
+  error = f'ERROR: PERMISSION_DENIED:\n you{rest}'
+  fakes.set_answers(ABSENT, {'match': 'create', 'status': 1, 'err': error})
   status, _, slept = launch(TPU)
   assert (status, slept) == (1, 0)
   error = capsys.readouterr().err
