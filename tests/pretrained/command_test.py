@@ -164,7 +164,10 @@ def test_notes_on_chats_and_suites_are_printed_without_training(
     'covrl.train.setup.sample.sample_responses', lambda *_, **__: [('r', -1.0)]
   )
   monkeypatch.setattr(
-    'covrl.serve.sample_lines', lambda *_, **__: iter([{'line': 1}])
+    'covrl.serve.sample_lines',
+    lambda engine, tokenizer, lines, **_: (
+      {'line': number} for number, _ in enumerate(lines, 1)
+    ),
   )
   monkeypatch.setattr(ServedPolicy, 'engine', lambda *_, **__: None)
   monkeypatch.setattr(
