@@ -36,6 +36,8 @@ from covrl.train.sft import is_warm_start_finished
 _MODEL = 'configuration of the model'
 # Name of the format of prompts among the inputs, which earlier versions did not store.
 _PROMPT_FORMAT = 'prompt format'
+# Name of the texts of special tokens, which earlier versions did not store.
+_SPECIAL_TEXTS = 'texts of special tokens'
 # Endings of the names of files with a pretrained model's weights.
 _WEIGHTS = ('.safetensors', '.gguf')
 # Name of these weights among the inputs. Earlier versions stored samples of them as
@@ -151,6 +153,9 @@ def policy_fingerprints(
     'special tokens': text_fingerprint(repr(special)),
     _MODEL: _model_fingerprint(model),
   }
+  # Those of other files of a model change how a text is encoded, too.
+  if (texts := getattr(tokenizer, 'special_tokens', None)) is not None:
+    fingerprints[_SPECIAL_TEXTS] = text_fingerprint(repr(sorted(texts)))
   if task.prompt_format is not None:
     fingerprints[_PROMPT_FORMAT] = task.prompt_format.fingerprint
   if shared_warm_start is not None:

@@ -16,6 +16,7 @@ from train import process
 
 from covrl.config import Config, ConfigError
 from covrl.data import (
+  JsonTokenizer,
   ListSource,
   Problem,
   SentencePieceTokenizer,
@@ -145,6 +146,17 @@ def test_changed_inputs_are_refused(changes, name):
     f'{name} must be the same when a run is resumed, got others than when the'
     ' checkpoint was written; restore them or use another --workdir'
   )
+
+
+def test_other_special_texts_of_a_tokenizer_are_refused():
+  """As in tokenizer_config.json, beside the same tokenizer.json."""
+  file = (GOLDEN / 'tokenizers' / 'bytes' / 'tokenizer.json').read_bytes()
+  fingerprints = [
+    inputs(tokenizer=JsonTokenizer(file, end_tokens=[0], special_tokens=texts))
+    for texts in ((), ('Let',))
+  ]
+  message = inputs_error(*fingerprints)
+  assert message.startswith('texts of special tokens must be the same')
 
 
 def test_unknown_inputs_are_refused_unless_allowed():
