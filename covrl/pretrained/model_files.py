@@ -180,7 +180,7 @@ def _template(directory: epath.PathLike) -> ChatTemplate | None:
 def _self_contained(template: ChatTemplate) -> str:
   """The source of a template that needs no special tokens of a tokenizer."""
   lines = [
-    f'{{% set {name} = {json.dumps(text)} %}}\n'
+    f'{{% set {name} = {json.dumps(text, ensure_ascii=False)} %}}\n'
     for name, text in template.special_tokens.items()
     if re.search(rf'\b{re.escape(name)}\b', template.source)
   ]

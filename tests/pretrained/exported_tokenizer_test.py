@@ -16,12 +16,14 @@ from pretrained.text_models import (
 )
 
 from covrl.data import JsonTokenizer, SentencePieceTokenizer
+from covrl.data.chat import ChatTemplate
 from covrl.models import Policy
 from covrl.pretrained import (
   as_pretrained,
   load_chat_template,
   load_policy,
   load_tokenizer,
+  model_files,
 )
 from covrl.pretrained.convert import OutputFormat
 from covrl.pretrained.resolve import CONFIG_FILES
@@ -203,3 +205,13 @@ def test_adapters_have_another_tokenizer_of_the_run_beside_them(
   assert exported.end_ids == (TURN_END, END_OF_TEXT)
   template = load_chat_template(tmp_path / 'adapters')
   assert template.render(CHAT) == load_chat_template(model).render(CHAT)
+
+
+def test_special_tokens_of_an_exported_template_may_be_any_characters():
+  template = ChatTemplate(
+    '{{ bos_token }}{{ messages[0].content }}',
+    special_tokens={'bos_token': '😀"\\<s>'},
+  )
+  messages = [{'role': 'user', 'content': 'a'}]
+  exported = ChatTemplate(model_files._self_contained(template))
+  assert exported.render(messages) == template.render(messages) == '😀"\\<s>a'
