@@ -53,6 +53,8 @@ _PROGRAM_FIELDS = (
   'train.',
   'lora.',
   'critic.initial',
+  'prime.initial',
+  'entropy.selection_source',
 )
 _FIELDS_WITHOUT_COST = (
   'rollout.min_accuracy',
@@ -226,6 +228,7 @@ class CompiledEstimate:
   """Memory and time of a recipe's compiled programs.
 
   Attributes:
+    parameters: number of parameters of the compiled policy.
     fits: whether all programs fit into a chip's memory.
     fullest: name of the program that needs the most memory.
     peak: bytes per chip that this program needs.
@@ -233,6 +236,7 @@ class CompiledEstimate:
     seconds: lower bound for an iteration: every program at its roofline.
   """
 
+  parameters: int
   fits: bool
   fullest: str
   peak: int
@@ -277,13 +281,17 @@ def read_compiled(
       )
       seconds[stages[name]] += program_seconds
     compiled = CompiledEstimate(
+      parameters=int(output['parameters']),
       fits=bool(output['fits']),
       fullest=fullest,
       peak=int(programs[fullest]['hbm_bytes']),
       limit=int(programs[fullest]['hbm_limit_bytes']),
       seconds=IterationTime(**seconds),
     )
-  except (OSError, ValueError, KeyError, TypeError, AttributeError):
+  except (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError),
+    RecursionError,
+  ):
     raise ConfigError(
       f'--compiled must be the output of `covrl compile --json`, got {file}'
     ) from None

@@ -63,7 +63,7 @@ def plan(
 
   Raises:
     ConfigError: if a reference answer does not earn the reward 1, a reward gives
-      no score, or `compiled` describes another recipe or topology.
+      no score, or `compiled` describes another recipe, topology or policy.
     RuntimeError: if scoring workers cannot be started.
   """
   check_num_slices(topology, num_slices)
@@ -79,6 +79,11 @@ def plan(
     # Built before the first line, since these may raise errors about fields.
     networks = network_models(recipe, policy)
     memory = state_memory(recipe, policy)
+  if estimate is not None and estimate.parameters != policy.num_params:
+    raise ConfigError(
+      f'--compiled must be of a policy with {policy.num_params:,} parameters, got'
+      f' {compiled}, of one with {estimate.parameters:,}'
+    )
   yield f'{recipe.name}: {policy.num_params:,} parameters'
   yield from _batch_lines(config)
   if _selects(algorithm):

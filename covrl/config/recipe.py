@@ -83,7 +83,8 @@ class Recipe:
   def modules(self) -> dict[str, tuple[str, str]]:
     """File and text of each of the sources, by the name of its module.
 
-    Without those of the names of installed modules, which these are imported by.
+    A file with the name of an installed module is left out: the name imports the
+    installed one.
     """
     directory = self.directory or pathlib.Path()
     return {

@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import collections
 import concurrent.futures
+import math
 import os
 import pathlib
 import resource
@@ -74,12 +75,13 @@ PROGRAMS: dict[str, tuple[str, Tests]] = {
 
 # Time limit of an attack, in seconds.
 ATTACK_SECONDS = 0.2
-# A program that prints its CPU and wall-clock seconds.
+# A program that prints its CPU and wall-clock seconds as one word, which the outcome
+# of another expected word shows.
 CONTROL = """
 import time
 start = time.perf_counter()
 sum(i * i for i in range(10**6))
-print(time.process_time(), time.perf_counter() - start)
+print(time.process_time(), time.perf_counter() - start, sep=',')
 """
 
 
@@ -144,8 +146,9 @@ def show_battery(judge: Judge, path: pathlib.Path | None) -> None:
   unexpected = []
   for case in CASES:
     outcome = judge.judge(case.program, case.tests, time_limit=case.time_limit)
-    is_expected = (
-      outcome.score == case.score and outcome.status in case.statuses
+    is_expected = outcome.status in case.statuses and (
+      outcome.score == case.score
+      or (math.isnan(outcome.score) and math.isnan(case.score))
     )
     num_expected[case.kind] += is_expected
     if not is_expected:
@@ -210,9 +213,9 @@ def show_leaks(judge: Judge, runs: int) -> None:
 
 
 def judge_attack(judge: Judge, case: Case) -> None:
-  """Runs an attack briefly and asserts that it scores 0."""
+  """Runs an attack briefly and asserts that it scores 0 or has no score."""
   outcome = judge.judge(case.program, case.tests, time_limit=ATTACK_SECONDS)
-  if outcome.score != 0.0:
+  if outcome.score > 0.0:
     raise SystemExit(f'{case.name} must score 0, got {outcome}')
 
 
@@ -240,8 +243,8 @@ def control_times_until(
 
 def run_control(judge: Judge) -> tuple[float, float]:
   """Returns CPU and wall time of the control program, measured by itself."""
-  outcome = judge.judge(CONTROL, [{'stdin': '', 'stdout': 'two numbers'}])
-  measured = outcome.detail.rpartition("got '")[2].rstrip("'").split()
+  outcome = judge.judge(CONTROL, [{'stdin': '', 'stdout': 'seconds'}])
+  measured = outcome.detail.rpartition("got '")[2].rstrip("'").split(',')
   if len(measured) != 2:
     raise SystemExit(
       f'the control program must print two numbers, got {outcome}'

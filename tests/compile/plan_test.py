@@ -117,6 +117,7 @@ def compile_output(**changed):
     'config': flatten(load(str(RECIPE)).config),
     'topology': 'v5p:2x4x4',
     'num_slices': 1,
+    'parameters': 19_072,
     'programs': programs,
     **changed,
   }
@@ -155,6 +156,18 @@ def test_uses_the_output_of_compile(tmp_path, capsys):
   [
     ('no JSON', 'must be the output of `covrl compile --json`'),
     ('[]', 'must be the output of `covrl compile --json`'),
+    ('[' * 200_000, 'must be the output of `covrl compile --json`'),
+    (
+      compile_output(parameters=19_073),
+      'must be of a policy with 19,072 parameters, got',
+    ),
+    (
+      compile_output(
+        config=compile_output()['config']
+        | {'entropy.selection_source': 'current'}
+      ),
+      'a recipe with entropy.selection_source = old, got',
+    ),
     (
       compile_output(programs={}),
       'must be the output of `covrl compile --json`',

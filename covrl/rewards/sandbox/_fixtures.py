@@ -44,7 +44,7 @@ class Fixtures:
     suite_globals: globals of the suite.
     instance: the object whose method the test is, or its class; it may have
       fixtures, too.
-    shared: fixtures that all tests share; by default these are they.
+    shared: fixtures that all tests share; this object itself by default.
   """
 
   def __init__(

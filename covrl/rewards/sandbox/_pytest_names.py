@@ -126,6 +126,8 @@ class Failed(BaseException):
 
 def _raises(*arguments: Any, **options: Any) -> Raises:
   """`pytest.raises`: a context or, with a function and its arguments, a call."""
+  if not arguments and 'expected_exception' not in options:
+    raise SuiteError('pytest.raises without an exception is not supported')
   expected, *call = arguments or [options.pop('expected_exception')]
   if not call:
     if options.keys() - {'match'}:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 _SYNTAX_TREE_ONLY = 0x400  # the flag of `compile`, `ast.PyCF_ONLY_AST`
 _STREAMS = ('stdin', 'stdout', 'stderr')
-# Names that a suite must neither import nor use as attributes, modules that it must
-# not use, attributes of `os`, methods of paths, and a function that it must not use.
+# What a suite must not use: functions of `contextlib`, modules, attributes of `os`,
+# methods of paths, and a built-in function.
 _REDIRECTIONS = ('redirect_stdout', 'redirect_stderr')
 _MODULES = ('asyncio', 'shutil', 'tempfile')
 _OS_NAMES = ('chdir', 'environ', 'listdir', 'makedirs', 'mkdir', 'remove')

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import enum
 import os
+from collections.abc import Mapping, Sequence
 from concurrent import futures
+from typing import Any
 
 from covrl.rewards.outcome import Outcome, Status
 from covrl.rewards.sandbox.compare_outputs import one_line, read_json
@@ -20,6 +22,7 @@ from covrl.rewards.sandbox.sandbox import JobResult, Sandbox, SandboxError
 from covrl.rewards.sandbox.scripts import compile_script
 
 _MAX_RESULT_BYTES = 1 << 20
+# Names of the scripts that run a suite, without `_` and `.py`.
 SUITE_SCRIPTS = (
   'json_channel',
   'proxies',
@@ -78,31 +81,19 @@ def run_apart(
   replies_read_end, replies_write_end = os.pipe()
   with futures.ThreadPoolExecutor(1) as executor:
     program_result = executor.submit(
-      program_sandbox.run,
-      {
-        'kind': 'script',
-        'scripts': _compile_scripts('json_channel', 'object_server'),
-        'seed': program_seed,
-      },
-      b'',
-      seconds=seconds,
-      max_output=0,
-      max_result=_MAX_RESULT_BYTES,
+      _run_scripts,
+      program_sandbox,
+      ('json_channel', 'object_server'),
+      {'seed': program_seed},
+      seconds,
       pipes=(requests_read_end, replies_write_end),
       partner=suite_sandbox,
     )
-    suite_result = suite_sandbox.run(
-      {
-        'kind': 'script',
-        'scripts': _compile_scripts(*SUITE_SCRIPTS),
-        'entry': entry,
-        'program': None,
-        'seed': suite_seed,
-      },
-      b'',
-      seconds=seconds,
-      max_output=0,
-      max_result=_MAX_RESULT_BYTES,
+    suite_result = _run_scripts(
+      suite_sandbox,
+      SUITE_SCRIPTS,
+      {'seed': suite_seed, 'entry': entry, 'program': None},
+      seconds,
       pipes=(replies_read_end, requests_write_end),
       partner=program_sandbox,
     )
@@ -124,19 +115,8 @@ def run_together(
     The result, which the program may have forged.
   """
   sandbox, seed = suite
-  return sandbox.run(
-    {
-      'kind': 'script',
-      'scripts': _compile_scripts(*SUITE_SCRIPTS),
-      'entry': entry,
-      'program': program,
-      'seed': seed,
-    },
-    b'',
-    seconds=seconds,
-    max_output=0,
-    max_result=_MAX_RESULT_BYTES,
-  )
+  job = {'seed': seed, 'entry': entry, 'program': program}
+  return _run_scripts(sandbox, SUITE_SCRIPTS, job, seconds)
 
 
 def read_verdict(result: JobResult) -> tuple[Verdict, str]:
@@ -178,6 +158,32 @@ def agreed_outcome(apart: Outcome, together: JobResult) -> Outcome:
   )
 
 
-def _compile_scripts(*names: str) -> list[bytes]:
-  """Returns compiled sandbox scripts, by names without `_` and `.py`."""
-  return [compile_script(f'_{name}.py') for name in names]
+def _run_scripts(
+  sandbox: Sandbox,
+  names: Sequence[str],
+  job: Mapping[str, Any],
+  seconds: float,
+  *,
+  pipes: Sequence[int] = (),
+  partner: Sandbox | None = None,
+) -> JobResult:
+  """Runs sandbox scripts one after the other in a process without output.
+
+  Args:
+    sandbox: the sandbox.
+    names: names of the scripts, without `_` and `.py`.
+    job: what the scripts read in `job`, with a seed.
+    seconds: time limit.
+    pipes: see `Sandbox.run`.
+    partner: see `Sandbox.run`.
+  """
+  scripts = [compile_script(f'_{name}.py') for name in names]
+  return sandbox.run(
+    {'kind': 'script', 'scripts': scripts, **job},
+    b'',
+    seconds=seconds,
+    max_output=0,
+    max_result=_MAX_RESULT_BYTES,
+    pipes=pipes,
+    partner=partner,
+  )

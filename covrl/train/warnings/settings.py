@@ -58,7 +58,7 @@ _CONDITIONS: tuple[
   ),
   (
     ('checkpoint.every_updates',),
-    'more updates per iteration, of which the last one is not saved by it',
+    'an iteration of more updates',
     lambda config: (
       config.checkpoint.every_updates < config.updates_per_iteration
     ),

@@ -22,6 +22,7 @@ from covrl.rewards import Overlong, Reward
 from covrl.run.checkpoint import CheckpointStore
 from covrl.train.algorithm import Algorithm
 from covrl.train.setup import function_fingerprints as fingerprints_module
+from covrl.train.setup.build import build
 from covrl.train.setup.function_fingerprints import (
   check_functions,
   function_fingerprints,
@@ -244,6 +245,21 @@ def test_a_run_that_is_resumed_with_other_functions_is_reported(
     ' reads another field, or something else such as an environment variable: the'
     ' resumed run may differ from an uninterrupted one'
   ]
+
+
+def test_other_scores_on_resume_are_reported(tmp_path):
+  recipe = load(str(process.RECIPES / 'toy_plain.py'))
+  run = build(recipe, None, lambda text: None)
+  run.scoring.close()
+  run.collector.close()
+  (name,) = (n for n in run.function_fingerprints if n.startswith('scores of'))
+  before = run.function_fingerprints[name]
+  store, warnings = CheckpointStore(tmp_path / 'checkpoints', keep=1), []
+  store.save(0, {'x': np.ones(3)}, {'inputs': {name: before}})
+  for scores in (before, 'scores others'):
+    assert warnings == []
+    check_functions({name: scores}, store.latest(), warnings.append)
+  assert warnings[0].startswith(f'{name} has changed since the checkpoint')
 
 
 @pytest.mark.parametrize('is_resumed', [False, True])
