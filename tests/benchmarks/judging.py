@@ -81,7 +81,7 @@ CONTROL = """
 import time
 start = time.perf_counter()
 sum(i * i for i in range(10**6))
-print(time.process_time(), time.perf_counter() - start, sep=',')
+print(f'{time.process_time():.5f}/{time.perf_counter() - start:.5f}')
 """
 
 
@@ -244,7 +244,7 @@ def control_times_until(
 def run_control(judge: Judge) -> tuple[float, float]:
   """Returns CPU and wall time of the control program, measured by itself."""
   outcome = judge.judge(CONTROL, [{'stdin': '', 'stdout': 'seconds'}])
-  measured = outcome.detail.rpartition("got '")[2].rstrip("'").split(',')
+  measured = outcome.detail.rpartition("got '")[2].rstrip("'").split('/')
   if len(measured) != 2:
     raise SystemExit(
       f'the control program must print two numbers, got {outcome}'
